@@ -1,0 +1,49 @@
+"""Neural network compression as a property of a Lightning run; every name loads on first use."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "BNScale": "pruning.scores",
+    "Block": "pruning.patterns",
+    "Channels": "pruning.patterns",
+    "ClassificationModule": "modules.classification",
+    "CompressionCLI": "cli",
+    "CompressionMonitor": "callbacks.monitor",
+    "ERK": "pruning.distributions",
+    "Fixed": "callbacks.pruning",
+    "GraSP": "pruning.scores",
+    "Magnitude": "pruning.scores",
+    "Movement": "pruning.scores",
+    "NM": "pruning.patterns",
+    "Pruning": "callbacks.pruning",
+    "Random": "pruning.scores",
+    "Report": "reporting.sparsity",
+    "RewindLearningRate": "pruning.rewind",
+    "RewindWeights": "pruning.rewind",
+    "RigL": "pruning.growth",
+    "SET": "pruning.growth",
+    "SNIP": "pruning.scores",
+    "Schedule": "schedules",
+    "SynFlow": "pruning.scores",
+    "Targets": "targets",
+    "Taylor": "pruning.scores",
+    "Uniform": "pruning.distributions",
+    "Unstructured": "pruning.patterns",
+    "from_model_pruning": "migration",
+    "load_model_pruning_checkpoint": "migration",
+    "report": "reporting.sparsity",
+}
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,76 @@
+"""Compression as metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import final
+
+from lightning_compress.callbacks.base import techniques
+from lightning_compress.reporting.sparsity import Count, report
+
+_COLUMNS = ["layer", "weights", "zeros", "sparsity"]
+
+
+@final
+class CompressionMonitor(Callback):
+    """Logs sparsity through the Trainer's loggers after each change of a constraint and after each epoch.
+
+    ``compression/sparsity`` is that of all selected weights together, ``compression/sparsity/<layer>`` that of each.
+    A logger that can (W&B) gets a table of the layers at the end of the fit; the progress bar shows the total.
+
+    Args:
+        per_layer: Log each layer too, not only the total.
+    """
+
+    def __init__(self, *, per_layer: bool = True) -> None:
+        self.per_layer = per_layer
+        self._num_changes = 0
+        self._total = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs where the fit begins."""
+        self._num_changes = _num_changes(trainer)
+        self._log(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Logs if a constraint has changed in this batch."""
+        if _num_changes(trainer) != self._num_changes:
+            self._num_changes = _num_changes(trainer)
+            self._log(trainer, pl_module)
+        self.log("sparsity", self._total, prog_bar=True, logger=False)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Logs the epoch's last state."""
+        self._log(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the table of layers."""
+        rows = [[c.name, c.num_weights, c.num_zeros, c.sparsity] for c in _counts(trainer, pl_module)]
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_table"):
+                logger.log_table("compression/layers", columns=_COLUMNS, data=rows, step=trainer.global_step)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        counts = _counts(trainer, pl_module)
+        num_weights = sum(count.num_weights for count in counts)
+        self._total = sum(count.num_zeros for count in counts) / max(num_weights, 1)
+        metrics = {"compression/sparsity": self._total}
+        if self.per_layer:
+            metrics |= {f"compression/sparsity/{count.name}": count.sparsity for count in counts}
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+
+
+def _num_changes(trainer: Trainer) -> int:
+    return sum(technique.num_changes for technique in techniques(trainer))
+
+
+def _counts(trainer: Trainer, pl_module: LightningModule) -> list[Count]:
+    """Zeros of the weights that some technique works on; of all weights if there is none."""
+    layers = report(pl_module).layers
+    selected = {target.name for t in techniques(trainer) for target in t.targets.select(pl_module)}
+    return [count for count in layers if count.name in selected or not selected]

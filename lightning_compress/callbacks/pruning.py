@@ -1,0 +1,304 @@
+"""Pruning: masks that follow a schedule, and masks that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import final
+
+from lightning_compress.callbacks.base import MaskCallback
+from lightning_compress.callbacks.lightning import check_time_fits, progress
+from lightning_compress.callbacks.probe import TrainingProbe
+from lightning_compress.callbacks.recalibration import recalibrate_norms
+from lightning_compress.callbacks.rewinding import Snapshot
+from lightning_compress.constraints.layer import Layer
+from lightning_compress.pruning.distributions import Distribution, Uniform
+from lightning_compress.pruning.growth import Growth
+from lightning_compress.pruning.patterns import NM, Pattern, Unstructured
+from lightning_compress.pruning.pools import make_pools
+from lightning_compress.pruning.pruner import Pruner
+from lightning_compress.pruning.rewind import Rewind
+from lightning_compress.pruning.scores import Magnitude, ProbeScore, Score
+from lightning_compress.schedules import Progress, Schedule
+from lightning_compress.targets import Targets
+
+
+@final
+class Pruning(MaskCallback):
+    """Prunes weights on a schedule while the model trains, and keeps them exactly zero.
+
+    Weights stay plain parameters under their own names. They are projected onto the mask after every completed
+    optimizer step, gradients before clipping, optimizer state and averages of the weights when the mask changes.
+
+    Args:
+        sparsity: Fraction of the targets' weights that is zero in the end, in [0, 1); or a dict from globs over layer
+            names to sparsities, in which the first match counts, each glob's layers are ranked among themselves, and
+            layers without a match stay dense.
+        pattern: Shape of the zeros.
+        score: What ranks the weights; the lowest go.
+        scope: Rank all layers together (``"global"``; no layer loses its last unit) or each by itself (``"layer"``).
+        schedule: When masks are updated, and how sparse they are on the way.
+        targets: Which weights.
+        distribution: Spreads the sparsity over layers that are then ranked each by itself; ``None`` leaves that to
+            ``scope``.
+        growth: Drops and grows weights at every update once masked (dynamic sparse training).
+        rewind: What returns to an earlier state after each update.
+        recalibrate: Number of training batches with which batch-norm statistics are estimated anew after each update.
+        example_inputs: What the deployable part is called with (tensor, tuple or dict), for scores that call it; by
+            default the module's ``example_input_array``, or what a training step shows.
+
+    Raises:
+        ValueError: For a sparsity outside [0, 1) or that the pattern cannot have, and for options that exclude each
+            other; in ``setup`` for targets that match nothing, layers that do not fit, and unsupported strategies.
+
+    >>> callback = Pruning(0.9, schedule=Schedule(begin=0.1, end=0.6))
+    """
+
+    def __init__(
+        self,
+        sparsity: float | dict[str, float],
+        *,
+        pattern: Pattern = Unstructured(),
+        score: Score = Magnitude(),
+        scope: Literal["global", "layer"] = "global",
+        schedule: Schedule = Schedule(),
+        targets: Targets = Targets(),
+        distribution: Distribution | None = None,
+        growth: Growth | None = None,
+        rewind: Rewind | None = None,
+        recalibrate: int | None = None,
+        example_inputs: Any = None,
+    ) -> None:
+        super().__init__(targets)
+        for value in sparsity.values() if isinstance(sparsity, dict) else (sparsity,):
+            _check_sparsity(value, pattern)
+        if isinstance(pattern, NM) and (distribution is not None or growth is not None):
+            raise ValueError("NM fixes the sparsity of every layer: leave distribution and growth out.")
+        if scope not in ("global", "layer"):
+            raise ValueError(f"scope={scope!r} is unknown: write 'global' or 'layer'.")
+        if growth is not None and rewind is not None:
+            raise ValueError("growth and rewind exclude each other: weights that grow have no earlier value.")
+        if recalibrate is not None and recalibrate < 1:
+            raise ValueError(f"recalibrate={recalibrate} must be at least one batch, or None.")
+        self.sparsity = sparsity
+        self.scope = scope
+        self.pattern = pattern
+        self.score = score
+        self.distribution = Uniform() if distribution is None and scope == "layer" else distribution
+        self.schedule = schedule
+        self.growth = growth
+        self.rewind = rewind
+        self.recalibrate = recalibrate
+        self.example_inputs = example_inputs
+        self._pruner: Pruner | None = None
+        self._tick = -1
+        self._landed = False
+        self._snapshot: Snapshot | None = None
+        self._gradients: dict[str, Tensor] = {}
+        self._batch: tuple[Any, int] | None = None
+
+    @property
+    def reached(self) -> bool:
+        """Whether the masks have their final sparsity."""
+        return self._landed
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses early what cannot work."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        for name in ("begin", "end", "every"):
+            check_time_fits(trainer, name, getattr(self.schedule, name))
+        if self.rewind is not None:
+            check_time_fits(trainer, "to", self.rewind.to)
+        if not pl_module.automatic_optimization and (self.recalibrate or isinstance(self.score, ProbeScore)):
+            option = "recalibrate" if self.recalibrate else type(self.score).__name__
+            raise ValueError(
+                f"{option} runs training_step by itself, which manual optimization does not allow: "
+                "score with Magnitude, Taylor or Movement, and set recalibrate to None."
+            )
+
+    def check(self, layers: Sequence[Layer]) -> None:
+        """Refuses layers that do not fit the pattern or that would be emptied."""
+        misfits = self.pattern.misfits(layers)
+        if misfits:
+            raise ValueError(misfits)
+        make_pools(layers, self.sparsity, self.distribution)
+        if any(layer.group is not None for layer in layers) and (self.rewind or isinstance(self.score, ProbeScore)):
+            option = type(self.rewind or self.score).__name__
+            raise ValueError(f"{option} does not work on sharded weights: use DDP, or leave it out.")
+
+    def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
+        """Begins at no sparsity, or where the state left off."""
+        assert self.constraint is not None
+        state = state or {}
+        layers = self.constraint.layers
+        pools = make_pools(layers, self.sparsity, self.distribution)
+        self._pruner = Pruner(self.constraint, pools, pattern=self.pattern, score=self.score, growth=self.growth)
+        self.steps, self._tick, self._landed = state.get("steps", 0), state.get("tick", -1), state.get("landed", False)
+        if "masks" in state:
+            self.constraint.load_state_dict(state["masks"])
+            evidence = state["evidence"]
+            self._pruner.evidence = {la.name: la.part(evidence[la.name]) for la in layers if la.name in evidence}
+        self._snapshot = Snapshot.from_state(state["snapshot"]) if state.get("snapshot") else None
+        self._start: Progress | None = progress(trainer, self.steps, in_step=False)
+        _check_end_comes(trainer, self.schedule)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks, counters, gathered evidence and what is rewound to: tensors and plain values only."""
+        if self.constraint is None or self._pruner is None:
+            return super().state_dict()
+        evidence, layers = self._pruner.evidence, self.constraint.layers
+        return {
+            **super().state_dict(),
+            "tick": self._tick,
+            "landed": self._landed,
+            "evidence": {la.name: la.whole(evidence[la.name]).cpu() for la in layers if la.name in evidence},
+            "snapshot": self._snapshot.state_dict() if self._snapshot else None,
+        }
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keeps the batch for scores that need one, and prunes what is due before the first step."""
+        self._batch = (batch, batch_idx)
+        if self._start is not None:
+            start, self._start = self._start, None
+            self._advance(trainer, start)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Projects gradients of manual optimization, unless they are to be read dense before the step."""
+        if not self._needs_gradients(trainer):
+            super().on_after_backward(trainer, pl_module)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Reads dense gradients where the score or the growth needs them, then projects them."""
+        if self._pruner is not None:
+            held = self.held_by(optimizer)
+            self._pruner.read_gradients(held, _loss_scale(trainer, optimizer))
+            if self._needs_gradients(trainer):
+                self._gradients.update({la.name: la.gradient.clone() for la in held if la.parameter.grad is not None})
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+
+    def after_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
+        """Counts gradients that were read, and updates the masks where that is due."""
+        assert self._pruner is not None
+        self._pruner.step_completed(self.held_by(optimizer))
+        if optimizer is self.clock:
+            self._advance(trainer, progress(trainer, self.steps, in_step=True))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Lands the last update where the run ends without a step that could have done so."""
+        now = progress(trainer, self.steps, in_step=False)
+        if not self._landed and now.fraction == 1.0:
+            self._advance(trainer, now)
+        self._batch = None
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def _is_due(self, now: Progress) -> bool:
+        if not now.reached(self.schedule.begin):
+            return False
+        ticked = self.schedule.tick(now) > self._tick
+        if self._landed:
+            return self.growth is not None and ticked and not now.reached(self.schedule.end)
+        return ticked or self.schedule.landed(now)
+
+    def _needs_gradients(self, trainer: Trainer) -> bool:
+        if self.growth is None or not self.growth.needs_gradient or self._tick < 0:
+            return False
+        return self._is_due(progress(trainer, self.steps + 1, in_step=True))
+
+    def _advance(self, trainer: Trainer, now: Progress) -> None:
+        """Does what is due at this moment of the run."""
+        if self.rewind is not None and self._snapshot is None and now.reached(self.rewind.to):
+            self._snapshot = Snapshot.take(trainer, weights=self.rewind.weights)
+        if self._pruner is None or not self._is_due(now) or not self._pruner.has_evidence:
+            return
+        first = self._tick < 0
+        self._pruner.update(
+            lambda target: self.schedule.sparsity(target, now),
+            step=self.steps,
+            probe=lambda: self._probe(trainer),
+            exchange=self.schedule.ramp(now) if self.growth is not None and not first else None,
+            gradients=self._gradients,
+        )
+        self._gradients = {}
+        self._tick, self._landed = self.schedule.tick(now), self.schedule.landed(now)
+        if self._snapshot is not None:
+            self._snapshot.restore_(trainer)
+            self.constraint.project_weights_()
+        self.update_constraint(trainer)
+        if self.recalibrate is not None:
+            recalibrate_norms(trainer, self._probe(trainer), num_batches=self.recalibrate, seed=self.steps)
+
+    def _probe(self, trainer: Trainer) -> TrainingProbe:
+        assert self._batch is not None, "updates happen inside a training batch"
+        batch, batch_idx = self._batch
+        return TrainingProbe(
+            trainer,
+            trainer.lightning_module,
+            batch,
+            batch_idx,
+            module=self.targets.module,
+            example_inputs=self.example_inputs,
+        )
+
+
+@final
+class Fixed(MaskCallback):
+    """Keeps the zeros that a loaded model has, while it is trained on.
+
+    Args:
+        targets: Which weights.
+
+    Raises:
+        ValueError: When the fit begins, if none of the targets' weights is zero.
+    """
+
+    def __init__(self, targets: Targets = Targets()) -> None:
+        super().__init__(targets)
+
+    @property
+    def reached(self) -> bool:
+        """Always: the zeros are there."""
+        return True
+
+    def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
+        """Takes the masks from the state, else from the zeros of the weights."""
+        assert self.constraint is not None
+        if state:
+            self.steps = state["steps"]
+            self.constraint.load_state_dict(state["masks"])
+            return
+        masks = [layer.weight != 0 for layer in self.constraint.layers]
+        if not any(bool((~layer.whole(mask)).any()) for layer, mask in zip(self.constraint.layers, masks, strict=True)):
+            raise ValueError("Fixed() finds no zeros in its targets: load the sparse checkpoint before the fit.")
+        self.constraint.replace(masks)
+        self.update_constraint(trainer)
+
+
+def _check_sparsity(sparsity: float, pattern: Pattern) -> None:
+    if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity={sparsity} is the fraction of zeros and must lie in [0, 1), such as 0.9.")
+    pattern.check_sparsity(sparsity)
+
+
+def _check_end_comes(trainer: Trainer, schedule: Schedule) -> None:
+    if not trainer.lightning_module.automatic_optimization:
+        return
+    total = trainer.estimated_stepping_batches
+    for name in ("begin", "end"):
+        time = getattr(schedule, name)
+        if isinstance(time, int) and time > total:
+            raise ValueError(f"{name}={time} lies beyond the run's {total} optimizer steps.")
+
+
+def _loss_scale(trainer: Trainer, optimizer: Optimizer) -> float:
+    """The factor that gradients still carry: only fused optimizers unscale them inside their step."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return scaler.get_scale() if scaler is not None and fused else 1.0

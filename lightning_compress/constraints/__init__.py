@@ -1,0 +1,1 @@
+"""Constraints on stored weights and their projections; torch only."""

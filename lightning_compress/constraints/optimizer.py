@@ -1,0 +1,37 @@
+"""What a constraint needs to know of optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.optim import Optimizer
+
+from lightning_compress.constraints.layer import Layer
+
+
+def step_was_skipped(optimizer: Optimizer) -> bool:
+    """Whether the step just taken changed nothing because gradients overflowed.
+
+    A fused optimizer under a GradScaler is called, and calls its hooks, also then; others are not called at all.
+    """
+    found_inf = getattr(optimizer, "found_inf", None)
+    return isinstance(found_inf, torch.Tensor) and bool(found_inf)
+
+
+def owners(optimizers: Sequence[Optimizer], layers: Sequence[Layer]) -> list[Optimizer]:
+    """The optimizers that hold the layers' weights, the one with the most weights first.
+
+    Raises:
+        ValueError: If a weight is in none of them.
+    """
+    shares = {id(optimizer): 0 for optimizer in optimizers}
+    holder = {id(p): id(o) for o in optimizers for group in o.param_groups for p in group["params"]}
+    for layer in layers:
+        if id(layer.parameter) not in holder:
+            raise ValueError(
+                f"No optimizer holds {layer.name!r}: return it from configure_optimizers, freeze it, or exclude it."
+            )
+        shares[holder[id(layer.parameter)]] += layer.parameter.numel()
+    holding = [optimizer for optimizer in optimizers if shares[id(optimizer)]]
+    return sorted(holding, key=lambda optimizer: -shares[id(optimizer)])

@@ -1,0 +1,1 @@
+"""Pure tensor mathematics; torch only."""

@@ -1,0 +1,224 @@
+"""Which weights go together."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lightning_compress.constraints.layer import Layer
+from lightning_compress.functional.masks import keep_n_of_m
+from lightning_compress.functional.select import keep_highest
+from lightning_compress.targets import shorten
+
+
+class Pattern(ABC):
+    """The shape of the zeros."""
+
+    @abstractmethod
+    def misfits(self, layers: Sequence[Layer]) -> str:
+        """A sentence on the layers whose shape does not allow the pattern; empty if there are none."""
+
+    @abstractmethod
+    def choose(self, layers: Sequence[Layer], score: Callable[[Layer], Tensor], num_pruned: int) -> list[Tensor]:
+        """Masks for layers that are ranked together.
+
+        Args:
+            layers: The layers.
+            score: Gives each weight's score, of the shape of the layer's part on this rank; the lowest go.
+            num_pruned: Number of weights to mask in all of them.
+
+        Returns:
+            Bool masks of the shapes of the scores, True where a weight stays.
+        """
+
+    def check_sparsity(self, sparsity: float) -> None:  # noqa: B027  (most patterns allow any)
+        """Refuses a final sparsity the pattern cannot have, with a ``ValueError``."""
+
+
+class _Units(Pattern):
+    """Patterns whose units of equal size are ranked against each other by their mean score."""
+
+    def choose(self, layers: Sequence[Layer], score: Callable[[Layer], Tensor], num_pruned: int) -> list[Tensor]:
+        kept = keep_highest(
+            [partial(self._unit_scores, layer, score) for layer in layers],
+            num_pruned=num_pruned,
+            unit_sizes=[self.unit_size(layer) for layer in layers],
+            group=layers[0].group,
+        )
+        return [self._spread(keep, layer) for keep, layer in zip(kept, layers, strict=True)]
+
+    def _unit_scores(self, layer: Layer, score: Callable[[Layer], Tensor]) -> Tensor:
+        return self._mean(score(layer), layer).flatten().contiguous()
+
+    @abstractmethod
+    def unit_size(self, layer: Layer) -> int:
+        """Number of weights in one unit of the layer."""
+
+    @abstractmethod
+    def _mean(self, scores: Tensor, layer: Layer) -> Tensor:
+        """The mean score of every unit, in the order of :meth:`_spread`."""
+
+    @abstractmethod
+    def _spread(self, keep: Tensor, layer: Layer) -> Tensor:
+        """The weights' mask from the units'."""
+
+
+@dataclass(frozen=True)
+class Unstructured(_Units):
+    """Any weight may go."""
+
+    def misfits(self, layers: Sequence[Layer]) -> str:
+        return ""
+
+    def unit_size(self, layer: Layer) -> int:
+        return 1
+
+    def _mean(self, scores: Tensor, layer: Layer) -> Tensor:
+        return scores
+
+    def _spread(self, keep: Tensor, layer: Layer) -> Tensor:
+        return keep.view(layer.weight.shape)
+
+
+@dataclass(frozen=True)
+class Block(_Units):
+    """Blocks of the weight seen as a matrix of output channels by all the rest.
+
+    Args:
+        shape: Rows (output channels) and columns of a block.
+
+    Raises:
+        ValueError: If a side is below one.
+    """
+
+    shape: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if len(self.shape) != 2 or min(self.shape) < 1:
+            raise ValueError(f"Block(shape={self.shape}) needs two sides of at least one, such as (4, 4).")
+
+    def misfits(self, layers: Sequence[Layer]) -> str:
+        rows, columns = self.shape
+        names = [
+            layer.name
+            for layer in layers
+            if len(layer.weight) % rows or math.prod(layer.shape[1:]) % columns or layer.shape[0] % rows
+        ]
+        return _advice(names, f"cannot be cut into blocks of {rows}x{columns}")
+
+    def unit_size(self, layer: Layer) -> int:
+        return math.prod(self.shape)
+
+    def _mean(self, scores: Tensor, layer: Layer) -> Tensor:
+        rows, columns = self.shape
+        return scores.flatten(1).unflatten(1, (-1, columns)).unflatten(0, (-1, rows)).mean(dim=(1, 3))
+
+    def _spread(self, keep: Tensor, layer: Layer) -> Tensor:
+        weight, (rows, columns) = layer.weight, self.shape
+        blocks = keep.view(len(weight) // rows, -1)
+        return blocks.repeat_interleave(rows, 0).repeat_interleave(columns, 1).view(weight.shape)
+
+
+@dataclass(frozen=True)
+class Channels(_Units):
+    """Whole output channels of a layer's weight.
+
+    Args:
+        round_to: Keep a multiple of this many channels in every layer (as near below the target as that allows).
+
+    Raises:
+        ValueError: If ``round_to`` is below one.
+    """
+
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        if self.round_to < 1:
+            raise ValueError(f"Channels(round_to={self.round_to}) must be at least 1.")
+
+    def misfits(self, layers: Sequence[Layer]) -> str:
+        names = [layer.name for layer in layers if layer.group is not None and _output_dim(layer) != 0]
+        return _advice(names, "is sharded across its output channels' dimension")
+
+    def choose(self, layers: Sequence[Layer], score: Callable[[Layer], Tensor], num_pruned: int) -> list[Tensor]:
+        masks = super().choose(layers, score, num_pruned)
+        if self.round_to == 1:
+            return masks
+        return [self._rounded(layer, score(layer), mask) for layer, mask in zip(layers, masks, strict=True)]
+
+    def _rounded(self, layer: Layer, scores: Tensor, mask: Tensor) -> Tensor:
+        """The mask with the best of the pruned channels back, up to the next multiple."""
+        kept = int(mask.sum()) // self.unit_size(layer)
+        channels = layer.shape[_output_dim(layer)]
+        wanted = min(-(-kept // self.round_to) * self.round_to, channels)
+        best = self._mean(scores, layer).argsort(descending=True, stable=True)[:wanted]
+        return self._spread(torch.zeros(channels, dtype=torch.bool, device=mask.device).index_fill_(0, best, True), layer)
+
+    def unit_size(self, layer: Layer) -> int:
+        return layer.shape.numel() // layer.shape[_output_dim(layer)]
+
+    def _mean(self, scores: Tensor, layer: Layer) -> Tensor:
+        return scores.movedim(_output_dim(layer), 0).flatten(1).mean(dim=1)
+
+    def _spread(self, keep: Tensor, layer: Layer) -> Tensor:
+        weight, dim = layer.weight, _output_dim(layer)
+        return keep.view([-1 if d == dim else 1 for d in range(weight.ndim)]).expand_as(weight).contiguous()
+
+
+@dataclass(frozen=True)
+class NM(Pattern):
+    """At most ``n`` nonzero of every ``m`` consecutive weights along the input dimension; 2:4 is the case that matters.
+
+    The sparsity of every layer is that of the pattern, ``1 - n / m``; on the way there whole steps of ``1 / m`` are
+    taken. Mishra et al. 2021 (arXiv:2104.08378).
+
+    Args:
+        n: Weights kept of each group.
+        m: Size of a group.
+
+    Raises:
+        ValueError: Unless ``0 < n < m``.
+    """
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.n < self.m:
+            raise ValueError(f"NM(n={self.n}, m={self.m}) needs 0 < n < m, such as NM(2, 4).")
+
+    def check_sparsity(self, sparsity: float) -> None:
+        if abs(sparsity - (1 - self.n / self.m)) > 1e-6:
+            raise ValueError(
+                f"Pruning(sparsity={sparsity}) cannot be had with NM({self.n}, {self.m}): "
+                f"its sparsity is {1 - self.n / self.m:g}."
+            )
+
+    def misfits(self, layers: Sequence[Layer]) -> str:
+        names = [
+            layer.name
+            for layer in layers
+            if layer.shape[layer.input_dim] % self.m or (layer.group is not None and layer.input_dim == 0)
+        ]
+        return _advice(names, f"has an input dimension that is no multiple of {self.m}")
+
+    def choose(self, layers: Sequence[Layer], score: Callable[[Layer], Tensor], num_pruned: int) -> list[Tensor]:
+        sparsity = num_pruned / sum(layer.shape.numel() for layer in layers)
+        kept = self.m - math.floor(sparsity * self.m + 1e-6)
+        return [keep_n_of_m(score(layer), n=max(kept, self.n), m=self.m, dim=layer.input_dim) for layer in layers]
+
+
+def _output_dim(layer: Layer) -> int:
+    return 1 - layer.input_dim
+
+
+def _advice(names: list[str], what: str) -> str:
+    globs = ", ".join(repr(name.rpartition(".")[0]) for name in names)
+    return f"{shorten(names)} {what}; leave it out: Targets(exclude=({globs},))." if names else ""
