@@ -1,7 +1,7 @@
 """Neural network compression as a property of a Lightning run; every name loads on first use."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 _HOME = {
     "BNScale": "pruning.scores",
@@ -11,7 +11,7 @@ _HOME = {
     "CompressionCLI": "cli",
     "CompressionMonitor": "callbacks.monitor",
     "ERK": "pruning.distributions",
-    "Fixed": "callbacks.pruning",
+    "Fixed": "callbacks.fixed",
     "GraSP": "pruning.scores",
     "Magnitude": "pruning.scores",
     "Movement": "pruning.scores",
@@ -34,7 +34,7 @@ _HOME = {
     "load_model_pruning_checkpoint": "migration",
     "report": "reporting.sparsity",
 }
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

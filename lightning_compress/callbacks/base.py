@@ -27,11 +27,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.callbacks.lightning import (
     averaged_models,
+    callbacks_of,
     is_built_late,
-    refuse_foreign_checkpoint,
+    refuse_foreign_weights,
     refuse_strategy,
     run_after_averaging,
 )
@@ -55,6 +57,7 @@ class Compression(Callback):
         self.targets = targets
         self.num_changes = 0
         self._selection = Selection()
+        self._guard: RemovableHandle | None = None
 
     @property
     @abstractmethod
@@ -72,7 +75,7 @@ class Compression(Callback):
         if stage != "fit":
             return
         refuse_strategy(trainer, type(self).__name__)
-        refuse_foreign_checkpoint(trainer, pl_module)
+        self._guard = refuse_foreign_weights(pl_module)
         run_after_averaging(trainer, self)
         try:
             self.check(self.layers(pl_module))
@@ -89,6 +92,9 @@ class Compression(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Holds back the choice of a best model; one callback does so for all."""
+        if self._guard is not None:
+            self._guard.remove()
+            self._guard = None
         if techniques(trainer)[0] is self and not _all_reached(trainer):
             self._selection.hold(trainer)
 
@@ -99,14 +105,12 @@ class Compression(Callback):
         if _all_reached(trainer):
             self._selection.release()
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the last checkpoint in place of callbacks that are held back."""
-        if not trainer.sanity_checking:
-            self._selection.save_last(trainer)
-
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leaves the other callbacks as they were."""
+        """Leaves the module and the other callbacks as they were."""
         self._selection.release()
+        if self._guard is not None:
+            self._guard.remove()
+            self._guard = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leaves the other callbacks as they were."""
@@ -192,7 +196,7 @@ class MaskCallback(Compression):
         """Projects the weights in case an average was copied into them."""
         if self.constraint is not None:
             self.constraint.project_weights_()
-        if not self.reached and not trainer.fast_dev_run:
+        if not self.reached and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_warn(f"{type(self).__name__}: the run ended before the target was reached.")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -221,6 +225,7 @@ class MaskCallback(Compression):
         assert self.constraint is not None
         for optimizer in self._optimizers:
             self.constraint.project_state_(optimizer)
+        self._project_averages(trainer)
         self.num_changes += 1
         if self.constraint.layers[0].group is None:
             _check_ranks_agree(trainer, self.constraint.digest(), type(self).__name__)
@@ -242,9 +247,10 @@ class MaskCallback(Compression):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy needs; hooks, weights and what Lightning attached are found anew by the next fit."""
-        fresh = {"_selection": Selection(), "constraint": None, "_optimizers": [], "_hooks": [], "_model": None}
+        fresh: dict[str, Any] = {"_selection": Selection(), "_guard": None, "_optimizers": [], "_hooks": []}
         state = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
-        return {**state, **fresh, "_loaded": self.state_dict() or None, "_kept": None}
+        loaded = self.state_dict() or None
+        return {**state, **fresh, "constraint": None, "_model": None, "_loaded": loaded, "_kept": None}
 
 
 def _input_dim(target: Target) -> int:
@@ -253,7 +259,7 @@ def _input_dim(target: Target) -> int:
 
 def techniques(trainer: Trainer) -> list[Compression]:
     """The compression callbacks of a Trainer."""
-    return [callback for callback in trainer.callbacks if isinstance(callback, Compression)]
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, Compression)]
 
 
 def _all_reached(trainer: Trainer) -> bool:

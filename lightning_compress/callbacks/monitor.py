@@ -41,7 +41,7 @@ class CompressionMonitor(Callback):
         if _num_changes(trainer) != self._num_changes:
             self._num_changes = _num_changes(trainer)
             self._log(trainer, pl_module)
-        self.log("sparsity", self._total, prog_bar=True, logger=False)
+        pl_module.log("sparsity", self._total, prog_bar=True, logger=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Logs the epoch's last state."""

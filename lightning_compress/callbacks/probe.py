@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 
@@ -37,6 +37,8 @@ class TrainingProbe:
     ) -> None:
         self.model: LightningModule = copy.deepcopy(pl_module)  # without the Trainer, which Lightning leaves out
         self.model._trainer = trainer
+        if pl_module._compiler_ctx is not None:
+            _drop_compiled_methods(self.model)
         vars(self.model).update(log=_ignore, log_dict=_ignore)
         self.deployable: nn.Module = self.model.get_submodule(module)
         self._trainer = trainer
@@ -85,6 +87,12 @@ class TrainingProbe:
                 "Targets(module='...'), or give example_inputs."
             )
         return seen[0]
+
+
+def _drop_compiled_methods(model: LightningModule) -> None:
+    """For a compiled module Lightning sets methods on the instance; a copy's still run the original."""
+    for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
+        vars(model).pop(name, None)
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:

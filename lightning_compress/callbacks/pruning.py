@@ -1,4 +1,4 @@
-"""Pruning: masks that follow a schedule, and masks that stay."""
+"""Pruning: masks that follow a schedule."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 from typing_extensions import final
 
 from lightning_compress.callbacks.base import MaskCallback
-from lightning_compress.callbacks.lightning import check_time_fits, progress
 from lightning_compress.callbacks.probe import TrainingProbe
-from lightning_compress.callbacks.recalibration import recalibrate_norms
+from lightning_compress.callbacks.recalibration import check_loader, recalibrate_norms
 from lightning_compress.callbacks.rewinding import Snapshot
+from lightning_compress.callbacks.timing import check_schedule_fits, check_time_fits, progress
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.pruning.distributions import Distribution, Uniform
 from lightning_compress.pruning.growth import Growth
@@ -97,6 +97,7 @@ class Pruning(MaskCallback):
         self._pruner: Pruner | None = None
         self._tick = -1
         self._landed = False
+        self._starting = False
         self._snapshot: Snapshot | None = None
         self._gradients: dict[str, Tensor] = {}
         self._batch: tuple[Any, int] | None = None
@@ -111,10 +112,9 @@ class Pruning(MaskCallback):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        for name in ("begin", "end", "every"):
-            check_time_fits(trainer, name, getattr(self.schedule, name))
-        if self.rewind is not None:
-            check_time_fits(trainer, "to", self.rewind.to)
+        times = {name: getattr(self.schedule, name) for name in ("begin", "end", "every")}
+        for name, time in {**times, **({"to": self.rewind.to} if self.rewind else {})}.items():
+            check_time_fits(trainer, name, time)
         if not pl_module.automatic_optimization and (self.recalibrate or isinstance(self.score, ProbeScore)):
             option = "recalibrate" if self.recalibrate else type(self.score).__name__
             raise ValueError(
@@ -127,7 +127,7 @@ class Pruning(MaskCallback):
         misfits = self.pattern.misfits(layers)
         if misfits:
             raise ValueError(misfits)
-        make_pools(layers, self.sparsity, self.distribution)
+        make_pools(layers, self.sparsity, self.distribution, unit_size=self.pattern.unit_size)
         if any(layer.group is not None for layer in layers) and (self.rewind or isinstance(self.score, ProbeScore)):
             option = type(self.rewind or self.score).__name__
             raise ValueError(f"{option} does not work on sharded weights: use DDP, or leave it out.")
@@ -137,7 +137,7 @@ class Pruning(MaskCallback):
         assert self.constraint is not None
         state = state or {}
         layers = self.constraint.layers
-        pools = make_pools(layers, self.sparsity, self.distribution)
+        pools = make_pools(layers, self.sparsity, self.distribution, unit_size=self.pattern.unit_size)
         self._pruner = Pruner(self.constraint, pools, pattern=self.pattern, score=self.score, growth=self.growth)
         self.steps, self._tick, self._landed = state.get("steps", 0), state.get("tick", -1), state.get("landed", False)
         if "masks" in state:
@@ -145,8 +145,10 @@ class Pruning(MaskCallback):
             evidence = state["evidence"]
             self._pruner.evidence = {la.name: la.part(evidence[la.name]) for la in layers if la.name in evidence}
         self._snapshot = Snapshot.from_state(state["snapshot"]) if state.get("snapshot") else None
-        self._start: Progress | None = progress(trainer, self.steps, in_step=False)
-        _check_end_comes(trainer, self.schedule)
+        self._starting = True
+        check_schedule_fits(trainer, self.schedule)
+        if self.recalibrate is not None:
+            check_loader(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, counters, gathered evidence and what is rewound to: tensors and plain values only."""
@@ -164,9 +166,12 @@ class Pruning(MaskCallback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keeps the batch for scores that need one, and prunes what is due before the first step."""
         self._batch = (batch, batch_idx)
-        if self._start is not None:
-            start, self._start = self._start, None
-            self._advance(trainer, start)
+        if self._starting:
+            self._starting = False
+            if isinstance(self.score, ProbeScore):
+                assert self.constraint is not None
+                self.score.check(self._probe(trainer), [layer.name for layer in self.constraint.layers])
+            self._advance(trainer, progress(trainer, self.steps, in_step=False, in_batch=False))
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Projects gradients of manual optimization, unless they are to be read dense before the step."""
@@ -199,6 +204,15 @@ class Pruning(MaskCallback):
         self._batch = None
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keeps what a next fit needs and lets go of the model."""
+        super().teardown(trainer, pl_module, stage)
+        vars(self).update(_NO_FIT)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy needs, without what belongs to the fit."""
+        return {**super().__getstate__(), **_NO_FIT}
+
     def _is_due(self, now: Progress) -> bool:
         if not now.reached(self.schedule.begin):
             return False
@@ -218,6 +232,7 @@ class Pruning(MaskCallback):
             self._snapshot = Snapshot.take(trainer, weights=self.rewind.weights)
         if self._pruner is None or not self._is_due(now) or not self._pruner.has_evidence:
             return
+        assert self.constraint is not None
         first = self._tick < 0
         self._pruner.update(
             lambda target: self.schedule.sparsity(target, now),
@@ -248,53 +263,14 @@ class Pruning(MaskCallback):
         )
 
 
-@final
-class Fixed(MaskCallback):
-    """Keeps the zeros that a loaded model has, while it is trained on.
-
-    Args:
-        targets: Which weights.
-
-    Raises:
-        ValueError: When the fit begins, if none of the targets' weights is zero.
-    """
-
-    def __init__(self, targets: Targets = Targets()) -> None:
-        super().__init__(targets)
-
-    @property
-    def reached(self) -> bool:
-        """Always: the zeros are there."""
-        return True
-
-    def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
-        """Takes the masks from the state, else from the zeros of the weights."""
-        assert self.constraint is not None
-        if state:
-            self.steps = state["steps"]
-            self.constraint.load_state_dict(state["masks"])
-            return
-        masks = [layer.weight != 0 for layer in self.constraint.layers]
-        if not any(bool((~layer.whole(mask)).any()) for layer, mask in zip(self.constraint.layers, masks, strict=True)):
-            raise ValueError("Fixed() finds no zeros in its targets: load the sparse checkpoint before the fit.")
-        self.constraint.replace(masks)
-        self.update_constraint(trainer)
+# What holds on to the model or to a batch.
+_NO_FIT: dict[str, Any] = {"_pruner": None, "_snapshot": None, "_batch": None, "_gradients": {}}
 
 
 def _check_sparsity(sparsity: float, pattern: Pattern) -> None:
     if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
         raise ValueError(f"sparsity={sparsity} is the fraction of zeros and must lie in [0, 1), such as 0.9.")
     pattern.check_sparsity(sparsity)
-
-
-def _check_end_comes(trainer: Trainer, schedule: Schedule) -> None:
-    if not trainer.lightning_module.automatic_optimization:
-        return
-    total = trainer.estimated_stepping_batches
-    for name in ("begin", "end"):
-        time = getattr(schedule, name)
-        if isinstance(time, int) and time > total:
-            raise ValueError(f"{name}={time} lies beyond the run's {total} optimizer steps.")
 
 
 def _loss_scale(trainer: Trainer, optimizer: Optimizer) -> float:

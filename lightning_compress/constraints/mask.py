@@ -17,6 +17,11 @@ class MaskConstraint:
 
     Args:
         layers: The constrained weights.
+
+    Attributes:
+        layers: The same.
+        zeros: This rank's part of each mask's complement, True where a weight is zero.
+        is_dense: Whether there are none on this rank.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
@@ -27,12 +32,12 @@ class MaskConstraint:
     @property
     def masks(self) -> list[Tensor]:
         """This rank's part of each mask, True where a weight may live."""
-        return [~zeros for zeros in self._zeros]
+        return [~zeros for zeros in self.zeros]
 
     @property
     def num_pruned(self) -> int:
         """Number of masked weights on this rank."""
-        return sum(int(zeros.sum()) for zeros in self._zeros)
+        return sum(int(zeros.sum()) for zeros in self.zeros)
 
     def replace(self, masks: Sequence[Tensor]) -> None:
         """Takes new masks and projects the weights."""
@@ -76,18 +81,18 @@ class MaskConstraint:
     def digest(self) -> bytes:
         """A hash of this rank's masks, equal on all ranks that decided alike."""
         digest = hashlib.blake2b(digest_size=8)
-        for zeros in self._zeros:
+        for zeros in self.zeros:
             digest.update(pack_bits(zeros).cpu().numpy().tobytes())
         return digest.digest()
 
     def _set(self, masks: Sequence[Tensor]) -> None:
-        self._zeros = [~mask for mask in masks]
+        self.zeros: list[Tensor] = [~mask for mask in masks]
         self._factors: dict[torch.dtype, list[Tensor]] = {}
-        self._dense = not any(bool(zeros.any()) for zeros in self._zeros)
+        self.is_dense = not any(bool(zeros.any()) for zeros in self.zeros)
 
     @torch.no_grad()
     def _project_(self, tensors: Mapping[int, Tensor]) -> None:
-        if self._dense or not tensors:
+        if self.is_dense or not tensors:
             return
         parts = [local(tensor) for tensor in tensors.values()]
         if parts[0].is_cuda:
@@ -97,7 +102,7 @@ class MaskConstraint:
             torch._foreach_add_(parts, 0.0)
             return
         for i, part in zip(tensors, parts, strict=True):
-            part.masked_fill_(self._zeros[i], 0.0)
+            part.masked_fill_(self.zeros[i], 0.0)
 
     def _factors_of(self, dtype: torch.dtype) -> list[Tensor]:
         if dtype not in self._factors:

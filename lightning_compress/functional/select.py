@@ -15,6 +15,7 @@ from torch import Tensor
 
 _DIGIT = 16
 _RADIX = 1 << _DIGIT
+_CHUNK = 1 << 19  # the passes over this many scores stay in a processor's cache
 
 
 def keep_highest(
@@ -30,8 +31,8 @@ def keep_highest(
     run decides alike.
 
     Args:
-        scores: For each tensor a function that returns its unit scores, 1-D, float32 or float64; it is called once
-            per pass, so that no more than one tensor's scores need to be in memory.
+        scores: For each tensor a function that returns its unit scores, 1-D, float32 or float64, in memory of their
+            own; it is called once per pass, so that no more than one tensor's scores need to be in memory.
         num_pruned: Number of weights to prune; hit exactly where a unit is one weight, else to half a unit.
         unit_sizes: For each tensor the number of weights in one unit.
         group: Process group over which each tensor is sharded by its first dimension; ``None`` if it is whole.
@@ -40,7 +41,7 @@ def keep_highest(
         A bool mask for each tensor, 1-D, True where the unit is kept.
 
     >>> a, b = torch.tensor([3.0, 1.0]), torch.tensor([2.0, 0.5, 4.0])
-    >>> [mask.tolist() for mask in keep_highest([lambda: a, lambda: b], num_pruned=3, unit_sizes=[1, 1])]
+    >>> [mask.tolist() for mask in keep_highest([a.clone, b.clone], num_pruned=3, unit_sizes=[1, 1])]
     [[True, False], [False, False, True]]
     """
     rescued: set[int] = set()
@@ -77,8 +78,9 @@ def _threshold(
     prefix, rest = None, num_pruned
     for shift in range(scores[0]().element_size() * 8 - _DIGIT, -1, -_DIGIT):
         counts = sum(
-            torch.bincount(_digits(_sortable(score()), shift, prefix), minlength=_RADIX) * size
+            torch.bincount(_digits(_sortable(part), shift, prefix), minlength=_RADIX) * size
             for score, size in zip(scores, unit_sizes, strict=True)
+            for part in score().split(_CHUNK)
         )
         cumulated = _total(torch.as_tensor(counts), group).cumsum(0).cpu()
         digit = int(torch.searchsorted(cumulated, rest))
@@ -89,17 +91,16 @@ def _threshold(
 
 
 def _digits(key: Tensor, shift: int, prefix: int | None) -> Tensor:
-    """The digits at ``shift`` of the keys that begin with ``prefix``; the first digit, which has the sign, from 0 up."""
+    """The digits at ``shift`` of keys that begin with ``prefix``; the first digit, which has the sign, from 0 up."""
     if prefix is None:
-        return (key >> shift) + _RADIX // 2
-    return (key[(key >> (shift + _DIGIT)) == prefix] >> shift) & (_RADIX - 1)
+        return (key >> shift).add_(_RADIX // 2)
+    return (key[(key >> (shift + _DIGIT)) == prefix] >> shift).bitwise_and_(_RADIX - 1)
 
 
 def _sortable(scores: Tensor) -> Tensor:
-    """Signed integers that sort as the scores do; a zero of either sign is the same."""
-    integer = torch.int64 if scores.dtype == torch.float64 else torch.int32
-    key = (scores + 0.0).view(integer)
-    highest = torch.iinfo(integer).max
+    """Signed integers that sort as the scores do, in the scores' memory; -0.0 comes just before 0.0."""
+    key = scores.view(torch.int64 if scores.dtype == torch.float64 else torch.int32)
+    highest = torch.iinfo(key.dtype).max
     return key.bitwise_xor_((key >> (key.element_size() * 8 - 1)).bitwise_and_(highest))
 
 
@@ -115,7 +116,8 @@ def _share_ties(
     drops = []
     for tensor, size in enumerate(unit_sizes):
         for holder, counts in enumerate(everywhere):
-            drop = min(counts[tensor], (excess + size // 2) // size)
+            # Not below zero: a large unit may have gone too far already.
+            drop = max(0, min(counts[tensor], (excess + size // 2) // size))
             excess -= drop * size
             if holder == rank:
                 drops.append(drop)
@@ -133,12 +135,12 @@ def _with_top(score: Callable[[], Tensor], group: dist.ProcessGroup | None) -> C
     """The same scores with the highest of the tensor, the first of them, raised above every other tensor's."""
 
     def raised() -> Tensor:
-        values = score().clone()
+        values = score()
         best = float(values.max()) if len(values) else -torch.inf
         everywhere, rank = _gather([best], group, values.device, torch.float64)
         tops = [top for (top,) in everywhere]
         if tops.index(max(tops)) == rank:
-            values[values.argmax()] = torch.inf
+            values[values.argmax()] = torch.nan  # sorts above infinity, which a score may be
         return values
 
     return raised

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from typing_extensions import override
 
 from lightning_compress.functional.allocation import apportion, erdos_renyi_kernel
 
@@ -29,6 +30,7 @@ class Distribution(ABC):
 class Uniform(Distribution):
     """The same sparsity in every layer."""
 
+    @override
     def densities(self, shapes: Sequence[torch.Size], density: float) -> list[float]:
         return [density] * len(shapes)
 
@@ -37,5 +39,6 @@ class Uniform(Distribution):
 class ERK(Distribution):
     """Erdos-Renyi-Kernel: larger layers sparser. Evci et al. 2020 (arXiv:1911.11134)."""
 
+    @override
     def densities(self, shapes: Sequence[torch.Size], density: float) -> list[float]:
         return erdos_renyi_kernel(shapes, density)

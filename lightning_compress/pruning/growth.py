@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.functional.scores import uniform_noise
@@ -46,6 +47,7 @@ class RigL(Growth):
 
     needs_gradient = True
 
+    @override
     def priority(self, layer: Layer, gradient: Tensor | None, step: int) -> Tensor:
         assert gradient is not None, "dense gradients are read before every update"
         return gradient.abs().float()
@@ -61,5 +63,6 @@ class SET(Growth):
 
     seed: int = 0
 
+    @override
     def priority(self, layer: Layer, gradient: Tensor | None, step: int) -> Tensor:
         return layer.part(uniform_noise(layer.shape, seed=(self.seed, step, layer.name)))

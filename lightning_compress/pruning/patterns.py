@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.functional.masks import keep_n_of_m
@@ -37,6 +38,10 @@ class Pattern(ABC):
             Bool masks of the shapes of the scores, True where a weight stays.
         """
 
+    def unit_size(self, layer: Layer) -> int:
+        """Number of weights of the layer that go together."""
+        return 1
+
     def check_sparsity(self, sparsity: float) -> None:  # noqa: B027  (most patterns allow any)
         """Refuses a final sparsity the pattern cannot have, with a ``ValueError``."""
 
@@ -57,10 +62,6 @@ class _Units(Pattern):
         return self._mean(score(layer), layer).flatten().contiguous()
 
     @abstractmethod
-    def unit_size(self, layer: Layer) -> int:
-        """Number of weights in one unit of the layer."""
-
-    @abstractmethod
     def _mean(self, scores: Tensor, layer: Layer) -> Tensor:
         """The mean score of every unit, in the order of :meth:`_spread`."""
 
@@ -73,11 +74,9 @@ class _Units(Pattern):
 class Unstructured(_Units):
     """Any weight may go."""
 
+    @override
     def misfits(self, layers: Sequence[Layer]) -> str:
         return ""
-
-    def unit_size(self, layer: Layer) -> int:
-        return 1
 
     def _mean(self, scores: Tensor, layer: Layer) -> Tensor:
         return scores
@@ -104,6 +103,7 @@ class Block(_Units):
         if len(self.shape) != 2 or min(self.shape) < 1:
             raise ValueError(f"Block(shape={self.shape}) needs two sides of at least one, such as (4, 4).")
 
+    @override
     def misfits(self, layers: Sequence[Layer]) -> str:
         rows, columns = self.shape
         names = [
@@ -113,6 +113,7 @@ class Block(_Units):
         ]
         return _advice(names, f"cannot be cut into blocks of {rows}x{columns}")
 
+    @override
     def unit_size(self, layer: Layer) -> int:
         return math.prod(self.shape)
 
@@ -143,10 +144,12 @@ class Channels(_Units):
         if self.round_to < 1:
             raise ValueError(f"Channels(round_to={self.round_to}) must be at least 1.")
 
+    @override
     def misfits(self, layers: Sequence[Layer]) -> str:
         names = [layer.name for layer in layers if layer.group is not None and _output_dim(layer) != 0]
         return _advice(names, "is sharded across its output channels' dimension")
 
+    @override
     def choose(self, layers: Sequence[Layer], score: Callable[[Layer], Tensor], num_pruned: int) -> list[Tensor]:
         masks = super().choose(layers, score, num_pruned)
         if self.round_to == 1:
@@ -159,8 +162,11 @@ class Channels(_Units):
         channels = layer.shape[_output_dim(layer)]
         wanted = min(-(-kept // self.round_to) * self.round_to, channels)
         best = self._mean(scores, layer).argsort(descending=True, stable=True)[:wanted]
-        return self._spread(torch.zeros(channels, dtype=torch.bool, device=mask.device).index_fill_(0, best, True), layer)
+        return self._spread(
+            torch.zeros(channels, dtype=torch.bool, device=mask.device).index_fill_(0, best, True), layer
+        )
 
+    @override
     def unit_size(self, layer: Layer) -> int:
         return layer.shape.numel() // layer.shape[_output_dim(layer)]
 
@@ -194,6 +200,7 @@ class NM(Pattern):
         if not 0 < self.n < self.m:
             raise ValueError(f"NM(n={self.n}, m={self.m}) needs 0 < n < m, such as NM(2, 4).")
 
+    @override
     def check_sparsity(self, sparsity: float) -> None:
         if abs(sparsity - (1 - self.n / self.m)) > 1e-6:
             raise ValueError(
@@ -201,6 +208,7 @@ class NM(Pattern):
                 f"its sparsity is {1 - self.n / self.m:g}."
             )
 
+    @override
     def misfits(self, layers: Sequence[Layer]) -> str:
         names = [
             layer.name
@@ -209,6 +217,7 @@ class NM(Pattern):
         ]
         return _advice(names, f"has an input dimension that is no multiple of {self.m}")
 
+    @override
     def choose(self, layers: Sequence[Layer], score: Callable[[Layer], Tensor], num_pruned: int) -> list[Tensor]:
         sparsity = num_pruned / sum(layer.shape.numel() for layer in layers)
         kept = self.m - math.floor(sparsity * self.m + 1e-6)

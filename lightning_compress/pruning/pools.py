@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_compress.constraints.layer import Layer
@@ -31,7 +31,11 @@ class Pool:
 
 
 def make_pools(
-    layers: Sequence[Layer], sparsity: float | Mapping[str, float], distribution: Distribution | None
+    layers: Sequence[Layer],
+    sparsity: float | Mapping[str, float],
+    distribution: Distribution | None = None,
+    *,
+    unit_size: Callable[[Layer], int] = lambda layer: 1,
 ) -> list[Pool]:
     """One pool for all layers or for each glob, or one for each layer if a distribution spreads the sparsity.
 
@@ -48,11 +52,12 @@ def make_pools(
             pruned = distribution.num_pruned([layers[i].shape for i in indices], part)
             pools += [Pool((i,), num, size) for i, num, size in zip(indices, pruned, sizes, strict=True)]
     for pool in pools:
-        if pool.num_weights - pool.num_pruned < len(pool.layers):
-            names = [layers[i].name for i in pool.layers]
+        members = [layers[i] for i in pool.layers]
+        kept = pool.num_weights - pool.num_pruned
+        if kept < sum(unit_size(layer) for layer in members):
             raise ValueError(
-                f"A sparsity of {pool.sparsity:g} leaves {pool.num_weights - pool.num_pruned} weights for "
-                f"{shorten(names)}: lower it, or leave the layer out with Targets(exclude=...)."
+                f"A sparsity of {pool.sparsity:g} leaves {kept} weights for {shorten([m.name for m in members])}, "
+                "too few for one unit of each: lower it, or leave layers out with Targets(exclude=...)."
             )
     return pools
 

@@ -97,12 +97,13 @@ class Pruner:
         def importance(i: int) -> Tensor:
             layer = self.constraint.layers[i]
             scores = self.score.importance(layer, self.evidence.get(layer.name), step)
-            return scores.masked_fill(~masks[i], -torch.inf)
+            return scores if self.constraint.is_dense else scores.masked_fill_(self.constraint.zeros[i], -torch.inf)
 
-        masks = self.constraint.masks
         chosen = self._choose(due, importance)
         # What is pruned stays so, also where a lower sparsity is due than the masks have.
-        self.constraint.replace([new & old for new, old in zip(chosen, masks, strict=True)])
+        self.constraint.replace(
+            [new.logical_and_(~old) for new, old in zip(chosen, self.constraint.zeros, strict=True)]
+        )
 
     def _probe(self, score: ProbeScore, due: Sequence[int], probe: Probe, step: int) -> None:
         names = [layer.name for layer in self.constraint.layers]
@@ -119,21 +120,19 @@ class Pruner:
     def _exchange(self, due: Sequence[int], done: float, gradients: Mapping[str, Tensor], step: int) -> None:
         growth = self.growth
         assert growth is not None
-        old = self.constraint.masks
+        dead = self.constraint.zeros
         layers = self.constraint.layers
 
         def magnitude(i: int) -> Tensor:
-            return layers[i].weight.abs().float().masked_fill_(~old[i], -torch.inf)
+            return layers[i].weight.abs().float().masked_fill_(dead[i], -torch.inf)
 
         def priority(i: int) -> Tensor:
             ranked = growth.priority(layers[i], gradients.get(layers[i].name), step)
-            return ranked.masked_fill(live[i], torch.inf)
+            return ranked.masked_fill_(live[i], torch.inf)
 
-        extra = [
-            growth.exchanged(pool.num_weights - num, done) for pool, num in zip(self.pools, due, strict=True)
-        ]
+        extra = [growth.exchanged(pool.num_weights - num, done) for pool, num in zip(self.pools, due, strict=True)]
         live = self._choose([num + more for num, more in zip(due, extra, strict=True)], magnitude)
-        live = [new & before for new, before in zip(live, old, strict=True)]
+        live = [new.logical_and_(~old) for new, old in zip(live, dead, strict=True)]
         grown = self._choose(due, priority)
         # Grown weights begin at zero, also those that were dropped just now.
         self.constraint.replace(live)
@@ -150,8 +149,7 @@ class Pruner:
         return [masks[i] for i in range(len(layers))]
 
     def _num_masked(self, pool: Pool) -> int:
-        zeros = [~self.constraint.layers[i].whole(self.constraint.masks[i]) for i in pool.layers]
-        return sum(int(z.sum()) for z in zeros)
+        return sum(int(self.constraint.layers[i].whole(self.constraint.zeros[i]).sum()) for i in pool.layers)
 
 
 def _exponential(pool: Pool, before: int, after: int, part: float) -> int:

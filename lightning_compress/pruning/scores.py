@@ -10,9 +10,11 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
+from typing_extensions import override
 
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.functional.scores import filled, gradient_flow, uniform_noise
+from lightning_compress.targets import shorten
 
 
 class Score(ABC):
@@ -20,7 +22,7 @@ class Score(ABC):
 
     @abstractmethod
     def importance(self, layer: Layer, evidence: Tensor | None, step: int) -> Tensor:
-        """Scores of the shape of the layer's part on this rank, float32 or float64.
+        """Scores of the shape of the layer's part on this rank, float32 or float64, in memory of their own.
 
         Args:
             layer: The layer.
@@ -46,6 +48,7 @@ class Magnitude(Score):
         if self.p not in (1, 2):
             raise ValueError(f"Magnitude(p={self.p}) must be 1 (L1) or 2 (L2).")
 
+    @override
     def importance(self, layer: Layer, evidence: Tensor | None, step: int) -> Tensor:
         magnitude = layer.weight.abs().float()
         return magnitude if self.p == 1 else magnitude.square_()
@@ -61,6 +64,7 @@ class Random(Score):
 
     seed: int = 0
 
+    @override
     def importance(self, layer: Layer, evidence: Tensor | None, step: int) -> Tensor:
         return layer.part(uniform_noise(layer.shape, seed=(self.seed, step, layer.name)))
 
@@ -75,9 +79,10 @@ class GradientScore(Score):
     def contribution(self, weight: Tensor, gradient: Tensor) -> Tensor:
         """What one step adds; dense gradient, unscaled and before clipping, both float32."""
 
+    @override
     def importance(self, layer: Layer, evidence: Tensor | None, step: int) -> Tensor:
         assert evidence is not None, "a gradient score is asked after at least one step"
-        return evidence
+        return evidence.clone()
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class Taylor(GradientScore):
 
     restarts: ClassVar[bool] = True
 
+    @override
     def contribution(self, weight: Tensor, gradient: Tensor) -> Tensor:
         return (weight * gradient).square_()
 
@@ -96,6 +102,7 @@ class Movement(GradientScore):
 
     restarts: ClassVar[bool] = False
 
+    @override
     def contribution(self, weight: Tensor, gradient: Tensor) -> Tensor:
         return (weight * gradient).neg_()
 
@@ -103,8 +110,13 @@ class Movement(GradientScore):
 class Probe(Protocol):
     """A disposable copy of the model in training, on one batch."""
 
-    model: nn.Module
-    deployable: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """The copy."""
+
+    @property
+    def deployable(self) -> nn.Module:
+        """Its part that is deployed."""
 
     def loss(self) -> Tensor:
         """The loss of the batch, with a graph."""
@@ -122,19 +134,24 @@ class ProbeScore(Score):
     rounds: int = 1
     """Number of times to score and prune on the way to each new sparsity."""
 
+    def check(self, probe: Probe, names: Sequence[str]) -> None:
+        """Refuses layers that cannot be scored, with a ``ValueError``, in the first batch of the fit."""
+
     @abstractmethod
     def evidence(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
         """A score of every weight of the named parameters."""
 
+    @override
     def importance(self, layer: Layer, evidence: Tensor | None, step: int) -> Tensor:
         assert evidence is not None, "a probe score is asked after its probe"
-        return evidence
+        return evidence.clone()
 
 
 @dataclass(frozen=True)
 class SNIP(ProbeScore):
     """Sensitivity of the loss, ``|w g|``, on one batch before training. Lee et al. 2019 (arXiv:1810.02340)."""
 
+    @override
     def evidence(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
         weights = _weights(probe.model, names)
         gradients = filled(torch.autograd.grad(probe.loss(), weights, allow_unused=True), weights)
@@ -148,6 +165,7 @@ class GraSP(ProbeScore):
     The loss is the training step's own; the paper's softmax temperature is not applied.
     """
 
+    @override
     def evidence(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
         weights = _weights(probe.model, names)
         products = probe.reduce(gradient_flow(probe.loss(), weights))
@@ -171,12 +189,14 @@ class SynFlow(ProbeScore):
         if self.rounds < 1:
             raise ValueError(f"SynFlow(rounds={self.rounds}) must be at least 1.")
 
+    @override
     def evidence(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
         args, kwargs = probe.inputs()
         model = probe.model.double().eval()  # products over many layers leave float32's range
         with torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):
-                tensor.abs_()
+                if tensor.is_floating_point():
+                    tensor.abs_()
         ones = tree_map_only(Tensor, _ones, (args, kwargs))
         output = probe.deployable(*ones[0], **ones[1])
         flow = torch.stack([t.sum() for t in tree_leaves(output) if isinstance(t, Tensor)]).sum()
@@ -192,13 +212,20 @@ class BNScale(ProbeScore):
     Which norm follows a layer is seen in one pass over a batch.
     """
 
+    @override
+    def check(self, probe: Probe, names: Sequence[str]) -> None:
+        norms = _following_norms(probe)
+        alone = [name.rpartition(".")[0] for name in names if name.rpartition(".")[0] not in norms]
+        if alone:
+            advice = ", ".join(map(repr, alone))
+            raise ValueError(f"BNScale: no batch norm follows {shorten(alone)}; leave it out: exclude=({advice},).")
+
+    @override
     def evidence(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
         norms = _following_norms(probe)
         scores = []
         for name, weight in zip(names, _weights(probe.model, names), strict=True):
             layer = name.rpartition(".")[0]
-            if layer not in norms:
-                raise ValueError(f"BNScale: no batch norm follows {layer!r}; leave it out: Targets(exclude=({layer!r},)).")
             transposed = isinstance(probe.model.get_submodule(layer), _TRANSPOSED)
             sides = [-1 if d == int(transposed) else 1 for d in range(weight.ndim)]
             scores.append(norms[layer].weight.detach().abs().float().view(sides).expand_as(weight))
@@ -216,17 +243,21 @@ def _ones(tensor: Tensor) -> Tensor:
     return torch.ones_like(tensor, dtype=torch.float64 if tensor.is_floating_point() else None)[:1]
 
 
-def _following_norms(probe: Probe) -> dict[str, nn.Module]:
+def _following_norms(probe: Probe) -> dict[str, nn.modules.batchnorm._NormBase]:
     """The affine batch norm that reads each module's output, by the module's name, as one pass shows it."""
     makers: dict[int, tuple[str, Tensor]] = {}  # holds the outputs, so that no id is used twice
-    norms: dict[str, nn.Module] = {}
+    norms: dict[str, nn.modules.batchnorm._NormBase] = {}
     handles = []
 
     def remember(name: str) -> Callable[..., None]:
-        return lambda module, args, output: makers.__setitem__(id(output), (name, output))
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            # Containers and identities return what another module has made: the first to show it is its maker.
+            makers.setdefault(id(output), (name, output))
+
+        return hook
 
     def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if id(args[0]) in makers:
+        if id(args[0]) in makers and isinstance(module, nn.modules.batchnorm._NormBase):
             norms[makers[id(args[0])][0]] = module
 
     for name, module in probe.model.named_modules():

@@ -64,7 +64,7 @@ class Report:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table(title="Sparsity")
-        table.add_column("layer")
+        table.add_column("layer", overflow="fold")
         for column in ("weights", "zeros", "sparsity"):
             table.add_column(column, justify="right")
         for count in self.layers:
@@ -91,9 +91,7 @@ def report(model: nn.Module, example_inputs: Any = None) -> Report:
     """
     counts = [(p.ndim, Count(name, p.numel(), _num_zeros(p))) for name, p in model.named_parameters()]
     layers = [count for ndim, count in counts if ndim >= 2]
-    return Report(
-        tuple(layers), _sum("all weights", layers), _sum("all parameters", [count for _, count in counts])
-    )
+    return Report(tuple(layers), _sum("all weights", layers), _sum("all parameters", [count for _, count in counts]))
 
 
 def _num_zeros(tensor: Tensor) -> int:

@@ -1,0 +1,78 @@
+"""Where a fit stands, and whether a time can come in it."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Trainer
+from typing_extensions import TypeGuard
+
+from lightning_compress.schedules import Progress, Schedule, amount
+
+
+def progress(trainer: Trainer, steps: int, *, in_step: bool, in_batch: bool = True) -> Progress:
+    """How far the fit has come.
+
+    Args:
+        trainer: The Trainer.
+        steps: Completed steps of the optimizer that owns the targets.
+        in_step: Whether an optimizer step is being made, so that ``global_step`` does not have it yet.
+        in_batch: Whether the batch at hand counts as done. (Between batches a resumed Trainer does not yet know that an
+            epoch is over, so ask within one.)
+    """
+    num_batches: float = trainer.num_training_batches
+    started = trainer.fit_loop.epoch_loop.batch_progress.current.ready - int(not in_batch)
+    epochs = trainer.current_epoch + (min(started / num_batches, 1.0) if num_batches else 0.0)
+    parts = []
+    if is_bounded(trainer.max_epochs) and num_batches != float("inf"):
+        parts.append(epochs / trainer.max_epochs)
+    if is_bounded(trainer.max_steps):
+        parts.append((trainer.global_step + int(in_step)) / trainer.max_steps)
+    return Progress(steps=steps, fraction=min(max(parts), 1.0) if parts else None, epochs=epochs)
+
+
+def is_bounded(limit: float | None) -> TypeGuard[float]:
+    """Whether a Trainer's ``max_epochs`` or ``max_steps`` is a limit."""
+    return limit is not None and limit > 0
+
+
+def check_time_fits(trainer: Trainer, name: str, time: int | float | str) -> None:
+    """Refuses a time that this run has not got.
+
+    Raises:
+        ValueError: For a fraction of an unbounded run, and for epochs or steps past its end.
+    """
+    if isinstance(time, float) and not is_bounded(trainer.max_epochs) and not is_bounded(trainer.max_steps):
+        raise ValueError(
+            f"{name}={time} is a fraction of the run, which has no end: set the Trainer's max_epochs or max_steps, "
+            "or write an int (optimizer steps) or a string such as '12ep' (epochs)."
+        )
+    if isinstance(time, str) and is_bounded(trainer.max_epochs) and amount(time) > trainer.max_epochs:
+        raise ValueError(f"{name}={time!r} lies beyond the run's {trainer.max_epochs} epochs.")
+    if isinstance(time, int) and is_bounded(trainer.max_steps) and time > trainer.max_steps:
+        raise ValueError(f"{name}={time} lies beyond the run's {trainer.max_steps} steps.")
+
+
+def check_schedule_fits(trainer: Trainer, schedule: Schedule) -> None:
+    """Refuses a schedule that would not land in this run, now that its data is known.
+
+    Raises:
+        ValueError: For steps past its end, and for what cannot be told of data that has no length.
+    """
+    if trainer.num_training_batches == float("inf") and not is_bounded(trainer.max_steps):
+        _check_needs_no_length(trainer, schedule)
+    total = trainer.estimated_stepping_batches if trainer.lightning_module.automatic_optimization else -1
+    for name in ("begin", "end"):
+        time = getattr(schedule, name)
+        if isinstance(time, int) and is_bounded(total) and time > total:
+            raise ValueError(f"{name}={time} lies beyond the run's {total} optimizer steps.")
+
+
+def _check_needs_no_length(trainer: Trainer, schedule: Schedule) -> None:
+    """Only epochs that are over are known where the training data has no length, so nothing can land in the last."""
+    for name in ("begin", "end", "every"):
+        time = getattr(schedule, name)
+        late = isinstance(time, str) and is_bounded(trainer.max_epochs) and amount(time) >= trainer.max_epochs
+        if isinstance(time, float) or (name == "end" and late):
+            raise ValueError(
+                f"{name}={time!r} cannot be told in training data of no length: set the Trainer's max_steps, "
+                "or write an int (optimizer steps) or epochs before the last, such as '1ep'."
+            )

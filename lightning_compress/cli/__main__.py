@@ -1,0 +1,5 @@
+"""``python -m lightning_compress.cli``."""
+
+from lightning_compress.cli.command import main
+
+main()

@@ -1,0 +1,173 @@
+"""The main job: fit, test, report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from rich.console import Console
+from rich.table import Table
+
+import lightning_compress as lc
+from lightning_compress.cli.compression import TECHNIQUES, CompressionCLI
+from lightning_compress.cli.directory import write_new
+from lightning_compress.cli.errors import fail
+from lightning_compress.cli.recipes import find, title
+
+Metrics = dict[str, float]
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Fits and tests a recipe, tests the same without techniques, and prints and writes a report.
+
+    The compressed run comes first, so that a mistake in its configuration does not wait for a whole baseline; it is
+    bit by bit what ``fit`` makes of the recipe.
+
+    Args:
+        arguments: The recipe, then overrides as ``--key=value``.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        if arguments and arguments[0] in ("-h", "--help"):
+            RunCLI(args=["--help"], run=False)
+        fail("run needs a recipe: lightning-compress run RECIPE [--key=value ...]; 'recipes' lists what there is.")
+    recipe = find(arguments[0])
+    cli = RunCLI(args=[f"--config={recipe}", *arguments[1:]], run=False, run_name=title(recipe))
+    compressed = cli.fit_and_test()
+    report = lc.report(cli.model)
+    dense = Baseline(cli).metrics() if cli.config.baseline != "skip" else {}
+    if cli.trainer.is_global_zero:
+        _conclude(cli.directory, report, compressed, dense)
+
+
+class RunCLI(CompressionCLI):
+    """CompressionCLI that fits, then tests."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the arguments of ``Trainer.fit``, so that a configuration written by ``fit`` can be run."""
+        super().add_arguments_to_parser(parser)
+        skip = {"model", "train_dataloaders", "val_dataloaders", "datamodule"}
+        self.fit_arguments = parser.add_method_arguments(Trainer, "fit", skip=skip)
+
+    def adapt_logger(self, logger: Namespace) -> None:
+        """Puts the baseline's W&B run and this one into one group."""
+        super().adapt_logger(logger)
+        if logger.class_path.endswith(".WandbLogger"):
+            logger.init_args.name = logger.init_args.get("name") or self.label
+            given = logger.get("dict_kwargs") or {}
+            logger["dict_kwargs"] = {"group": self.group, **given}
+
+    @property
+    def label(self) -> str:
+        """What W&B calls the run."""
+        return f"{self.run_name} compressed"
+
+    @property
+    def group(self) -> str:
+        """What W&B calls the runs of one job."""
+        return f"{self.run_name} {self.directory.name}"
+
+    def fit_and_test(self) -> Metrics:
+        """Fits the model and tests the best of it; closes the loggers' runs."""
+        with self.refusals():
+            given = {name: self.config_init.get(name) for name in self.fit_arguments}
+            self.trainer.fit(self.model, datamodule=self.datamodule, **given)
+        return self.test(ckpt_path=_best(self.trainer))
+
+    def test(self, ckpt_path: str | None = None) -> Metrics:
+        """Tests the model as it is, or as in a checkpoint."""
+        metrics: Metrics = {}
+        with self.refusals():
+            if is_overridden("test_step", self.model):
+                found = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=ckpt_path, verbose=False)
+                metrics = {name: value for part in found for name, value in part.items()}
+        _finish(self.trainer)
+        return metrics
+
+
+class Baseline(RunCLI):
+    """The same run without techniques.
+
+    Args:
+        compressed: The run to compare with.
+    """
+
+    def __init__(self, compressed: RunCLI) -> None:
+        self.compressed = compressed
+        config = compressed.config.clone()
+        self.what = config.baseline
+        config.pop("config", None)
+        for key in (*TECHNIQUES, "ckpt_path"):
+            config[key] = None
+        config["baseline"] = "skip"
+        super().__init__(args=config, run=False, run_name=compressed.run_name)
+
+    @property
+    def label(self) -> str:
+        """What W&B calls the run."""
+        return f"{self.run_name} baseline"
+
+    @property
+    def group(self) -> str:
+        """That of the compressed run."""
+        return self.compressed.group
+
+    def make_directory(self) -> Path:
+        """A directory inside that of the compressed run."""
+        return self.compressed.directory / "baseline"
+
+    @property
+    def log_directory(self) -> Path:
+        """That of the compressed run, so that one ``wandb sync`` has both."""
+        return self.compressed.log_directory
+
+    def own_callbacks(self) -> list[Callback]:
+        """None but the record."""
+        return [self.record]
+
+    def metrics(self) -> Metrics:
+        """Test metrics of the model fitted alike, or as it starts."""
+        return self.fit_and_test() if self.what == "fit" else self.test()
+
+
+def _best(trainer: Trainer) -> str | None:
+    """The best model that a monitored checkpoint has kept; without one, the model as it is counts."""
+    kept = (c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor)
+    return next((path for path in kept if path), None)
+
+
+def _finish(trainer: Trainer) -> None:
+    """Ends the runs of loggers that have one open per process, so that the next run gets its own."""
+    for logger in trainer.loggers:
+        experiment: Any = getattr(logger, "_experiment", None)
+        if trainer.is_global_zero and hasattr(experiment, "finish"):
+            experiment.finish()
+
+
+def _conclude(directory: Path, report: lc.Report, compressed: Metrics, dense: Metrics) -> None:
+    """Prints the tables and writes them into the run's directory."""
+    console = Console(record=True)
+    console.print(report)
+    console.print(_comparison(compressed, dense))
+    console.print(f"Everything of this run is in {directory}.", soft_wrap=True)
+    write_new(directory / "report.txt", console.export_text())
+    write_new(directory / "report.json", report.to_json())
+
+
+def _comparison(compressed: Metrics, dense: Metrics) -> Table:
+    table = Table(title="Test")
+    table.add_column("metric")
+    for column in ["dense", "compressed", "change"] if dense else ["compressed"]:
+        table.add_column(column, justify="right")
+    for name, value in compressed.items():
+        if dense:
+            before = dense.get(name, float("nan"))
+            table.add_row(name, f"{before:.4f}", f"{value:.4f}", f"{value - before:+.4f}")
+        else:
+            table.add_row(name, f"{value:.4f}")
+    return table

@@ -1,0 +1,72 @@
+"""Weights from a file into a network, strictly."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+
+def load_weights_(model: nn.Module, path: str | Path) -> None:
+    """Loads a network's weights in place.
+
+    Args:
+        model: The network.
+        path: A ``.safetensors`` file, or a ``.pt``, ``.pth`` or ``.ckpt`` file that holds a state dict or a Lightning
+            checkpoint. Names may carry the prefix under which a LightningModule holds the network (``model.``).
+
+    Raises:
+        ValueError: If the file is missing, holds no weights, or its names or shapes are not those of the network.
+    """
+    try:
+        model.load_state_dict(_without_prefix(_read(Path(path)), model))
+    except RuntimeError as error:
+        raise ValueError(f"checkpoint={str(path)!r} is of another network: {mismatch(error)}.") from error
+
+
+def mismatch(error: RuntimeError) -> str:
+    """The first difference that ``load_state_dict`` complains about, in a few words.
+
+    >>> mismatch(RuntimeError('Error(s) in loading ...: Missing key(s) in state_dict: "a.weight", "b.weight".'))
+    "it lacks 'a.weight'"
+    """
+    text = " ".join(str(error).split())
+    for pattern, words in _MISMATCHES.items():
+        if found := re.search(pattern, text):
+            return words.format(*found.groups())
+    return text
+
+
+_MISMATCHES = {
+    r'Missing key\(s\) in state_dict: "([^"]+)"': "it lacks {0!r}",
+    r'Unexpected key\(s\) in state_dict: "([^"]+)"': "it has {0!r}, which the model lacks",
+    r"size mismatch for (\S+): .*?Size\((.*?)\).*?Size\((.*?)\)": "{0!r} is {1} in the file and {2} in the model",
+}
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"checkpoint={str(path)!r} does not exist: give the path of a file with weights.")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        stored: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"checkpoint={str(path)!r} cannot be read as weights: {reason}") from error
+    stored = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
+    tensors = {name: value for name, value in stored.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"checkpoint={str(path)!r} holds no weights: give a state dict or a Lightning checkpoint.")
+    return tensors
+
+
+def _without_prefix(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Only what a LightningModule holds under ``model.``, if that is where the file has the network."""
+    inner = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
+    names = set(model.state_dict())
+    return inner if inner and not names & set(weights) else weights

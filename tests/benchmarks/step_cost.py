@@ -1,0 +1,105 @@
+"""Cost of a training step under Pruning over the plain step: ResNet-20, 32x32 images, batch 128, SGD.
+
+    python tests/benchmarks/step_cost.py [--rounds 15] [--steps 12] [--accelerator cpu|gpu]
+
+Both arms are real fits of Lightning's Trainer, run in turns; a step is timed from one batch start to the next.
+``steady`` has a fixed mask of 90 %; ``updating`` recomputes the mask at every step, a hundred times more often than by
+default, to show what an update costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+import warnings
+
+import timm
+import torch
+from interleaved import medians, ratio
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import lightning_compress as lc
+import lightning_compress.networks  # noqa: F401  (registers resnet20_cifar)
+
+
+class Plain(LightningModule):
+    """A LightningModule that knows nothing of compression."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = timm.create_model("resnet20_cifar", num_classes=10)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+
+
+class Stopwatch(Callback):
+    """Times from batch start to batch start."""
+
+    def __init__(self) -> None:
+        self.marks: list[float] = []
+
+    def on_train_batch_start(self, trainer: Trainer, *args: object) -> None:
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()
+        self.marks.append(time.perf_counter())
+
+    @property
+    def times(self) -> list[float]:
+        """Seconds of every step but the first, which allocates."""
+        return [b - a for a, b in zip(self.marks[1:], self.marks[2:], strict=False)]
+
+
+def fit(callbacks: list[Callback], data: DataLoader, accelerator: str) -> list[float]:
+    """Step times of one fit."""
+    torch.manual_seed(0)
+    watch = Stopwatch()
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator=accelerator,
+        devices=1,
+        callbacks=[*callbacks, watch],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Plain(), data)
+    return watch.times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--accelerator", default="cpu")
+    args = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+
+    images = torch.randn(128 * (args.steps + 2), 3, 32, 32)
+    data = DataLoader(TensorDataset(images, torch.randint(0, 10, (len(images),))), batch_size=128)
+    steady = lc.Schedule(begin=0.0, curve="one_shot")
+    updating = lc.Schedule(begin=0.0, end=1.0, every=1)
+    results = medians(
+        {
+            "plain": lambda: fit([], data, args.accelerator),
+            "steady": lambda: fit([lc.Pruning(0.9, schedule=steady)], data, args.accelerator),
+            "updating": lambda: fit([lc.Pruning(0.9, schedule=updating)], data, args.accelerator),
+        },
+        rounds=args.rounds,
+    )
+    print(f"torch {torch.__version__}, {args.accelerator}, {torch.get_num_threads()} threads")
+    print(f"plain step: {1e3 * sorted(results['plain'])[len(results['plain']) // 2]:.2f} ms")
+    print(f"pruned step / plain step, fixed mask:             {ratio(results, 'steady', 'plain')}")
+    print(f"pruned step / plain step, new mask at every step: {ratio(results, 'updating', 'plain')}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""The registry: one line in ``CASES`` buys the contracts of every suite. Beside it the small things they all train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import lightning_compress as lc
+from lightning_compress.callbacks.base import MaskCallback
+
+NUM_STEPS = 10  # two epochs of five batches
+RAMP = lc.Schedule(begin=0.1, end=0.7, every=2)  # updates after steps 1, 2, 4, 6 and 7
+AT_START = lc.Schedule(begin=0.0, curve="one_shot")
+DYNAMIC = lc.Schedule(begin=0.0, end=0.7, every=2, curve="one_shot")
+BODY = lc.Targets(exclude=("fc",))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A technique or a combination, and what is to be expected of it.
+
+    Attributes:
+        name: How the tests call it.
+        callbacks: Makes the callbacks of one run.
+        zeros: Masked weights in the end, of the 384 of :class:`Net` (conv1 288, conv2 64, fc 32).
+        within: How far from that a pattern of larger units may end.
+        grows: Whether weights may come back.
+        prepare: What is done to a model before its first fit.
+        refused: Suites in which a ``ValueError`` is what is wanted, and words of it.
+        differs: Suites whose equality mathematics does not promise, and why.
+    """
+
+    name: str
+    callbacks: Callable[[], list[Callback]]
+    zeros: int
+    within: int = 0
+    grows: bool = False
+    prepare: Callable[[nn.Module], None] = lambda model: None
+    refused: Mapping[str, str] = field(default_factory=dict)
+    differs: Mapping[str, str] = field(default_factory=dict)
+
+
+def halve(model: nn.Module) -> None:
+    """Writes zeros into every second weight."""
+    for target in lc.Targets().select(model):
+        target.parameter.data.flatten()[::2] = 0.0
+
+
+PROBES = "runs training_step by itself"
+SHARDED = "does not work on sharded weights"
+
+CASES = [
+    Case("cubic", lambda: [lc.Pruning(0.9, schedule=RAMP)], zeros=346),
+    Case("layer", lambda: [lc.Pruning(0.9, scope="layer", schedule=RAMP)], zeros=346),
+    Case("taylor", lambda: [lc.Pruning(0.9, score=lc.Taylor(), schedule=RAMP)], zeros=346),
+    Case("movement", lambda: [lc.Pruning(0.9, score=lc.Movement(), schedule=RAMP)], zeros=346),
+    Case(
+        "snip",
+        lambda: [lc.Pruning(0.8, score=lc.SNIP(), schedule=AT_START)],
+        zeros=307,
+        refused={"manual": PROBES, "fsdp2": SHARDED},
+    ),
+    Case(
+        "synflow",
+        lambda: [lc.Pruning(0.8, score=lc.SynFlow(rounds=3), schedule=RAMP)],
+        zeros=307,
+        refused={"manual": PROBES, "fsdp2": SHARDED},
+    ),
+    Case(
+        "grasp",
+        lambda: [lc.Pruning(0.8, score=lc.GraSP(), schedule=AT_START)],
+        zeros=307,
+        refused={"manual": PROBES, "fsdp2": SHARDED},
+    ),
+    Case(
+        "bn_scale",
+        lambda: [lc.Pruning(0.5, score=lc.BNScale(), pattern=lc.Channels(), targets=BODY, schedule=RAMP)],
+        zeros=176,
+        within=18,
+        refused={"manual": PROBES, "fsdp2": SHARDED},
+    ),
+    Case(
+        "rigl",
+        lambda: [lc.Pruning(0.8, growth=lc.RigL(), distribution=lc.ERK(), schedule=DYNAMIC)],
+        zeros=307,
+        grows=True,
+    ),
+    Case("set", lambda: [lc.Pruning(0.8, growth=lc.SET(), schedule=DYNAMIC)], zeros=307, grows=True),
+    Case("two_of_four", lambda: [lc.Pruning(0.5, pattern=lc.NM(2, 4), schedule=RAMP)], zeros=192),
+    Case(
+        "block",
+        lambda: [lc.Pruning(0.5, pattern=lc.Block((4, 4)), schedule=RAMP)],
+        zeros=192,
+        refused={"fsdp2": "cannot be cut into blocks of 4x4"},
+    ),
+    Case("channels", lambda: [lc.Pruning(0.5, pattern=lc.Channels(), schedule=RAMP)], zeros=192, within=18),
+    Case(
+        "rewind_weights",
+        lambda: [lc.Pruning(0.9, rewind=lc.RewindWeights(1), schedule=RAMP)],
+        zeros=346,
+        refused={"fsdp2": SHARDED},
+    ),
+    Case(
+        "rewind_rate",
+        lambda: [lc.Pruning(0.9, rewind=lc.RewindLearningRate(1), schedule=RAMP)],
+        zeros=346,
+        refused={"fsdp2": SHARDED},
+    ),
+    Case(
+        "recalibrate",
+        lambda: [lc.Pruning(0.9, recalibrate=2, schedule=RAMP)],
+        zeros=346,
+        refused={"manual": PROBES},
+        differs={"union": "each rank estimates statistics on batches of its own"},
+    ),
+    Case("per_glob", lambda: [lc.Pruning({"conv*": 0.75, "fc": 0.5}, schedule=RAMP)], zeros=280),
+    Case(
+        "two_callbacks",
+        lambda: [
+            lc.Pruning(0.9, targets=lc.Targets(include=("conv1",)), schedule=RAMP),
+            lc.Pruning(0.5, targets=lc.Targets(exclude=("conv1",)), schedule=lc.Schedule(end=6, every=3)),
+        ],
+        zeros=307,
+    ),
+    Case("fixed", lambda: [lc.Fixed()], zeros=192, prepare=halve),
+]
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def case(name: str) -> Case:
+    """The case of that name."""
+    return next(case for case in CASES if case.name == name)
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01, weight_decay=0.01),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1),
+}
+
+
+class Net(LightningModule):
+    """A LightningModule that knows nothing of compression: two convolutions with norms, a linear layer, 384 weights.
+
+    Args:
+        optimizer: A key of ``OPTIMIZERS``.
+        frozen_norms: Use the norms' running statistics in training, so that samples do not see each other.
+    """
+
+    def __init__(self, optimizer: str = "sgd", *, frozen_norms: bool = False) -> None:
+        super().__init__()
+        self.optimizer = optimizer
+        self.frozen_norms = frozen_norms
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.conv1 = nn.Conv2d(4, 8, 3, padding=1, bias=False)
+            self.norm1 = nn.BatchNorm2d(8)
+            self.conv2 = nn.Conv2d(8, 8, 1, bias=False)
+            self.norm2 = nn.BatchNorm2d(8)
+            self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(self.conv1(x)).relu()
+        return self.fc(self.norm2(self.conv2(x)).relu().mean(dim=(2, 3)))
+
+    def train(self, mode: bool = True) -> Net:
+        super().train(mode)
+        self.norm1.train(mode and not self.frozen_norms)
+        self.norm2.train(mode and not self.frozen_norms)
+        return self
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self.loss(batch)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("val_loss", self.loss(batch), sync_dist=True)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("test_loss", self.loss(batch))
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return self(batch[0])
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = OPTIMIZERS[self.optimizer](self.parameters())
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.8)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def dataset(num_samples: int = 40, seed: int = 0) -> TensorDataset:
+    """Images whose class is the channel that is brightest on average."""
+    images = torch.randn(num_samples, 4, 5, 5, generator=torch.Generator().manual_seed(seed))
+    return TensorDataset(images, images.mean(dim=(2, 3)).argmax(dim=1))
+
+
+class Loader(DataLoader):
+    """Five batches of eight in an order of each epoch's own; its state is where it stands, so that runs resume."""
+
+    def __init__(self, data: TensorDataset | None = None, batch_size: int = 8) -> None:
+        super().__init__(data or dataset(), batch_size=batch_size)
+        self.epoch = self.position = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.position == len(self):
+            self.epoch, self.position = self.epoch + 1, 0
+        order = torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(self.epoch))
+        for indices in order.split(self.batch_size)[self.position :]:
+            self.position += 1
+            yield self.collate_fn([self.dataset[i] for i in indices.tolist()])
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.position = state["epoch"], state["position"]
+
+
+def val_loader() -> DataLoader:
+    """Two batches that are never trained on."""
+    return DataLoader(dataset(16, seed=1), batch_size=8)
+
+
+def trainer(callbacks: list[Callback], **options: Any) -> Trainer:
+    """A silent Trainer of two epochs on one CPU; a callback that saves is kept, none is added."""
+    saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    defaults = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 2,
+        "logger": False,
+        "enable_checkpointing": saves,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(callbacks=callbacks, **{**defaults, **options})
+
+
+def save_every_step(folder: Path) -> ModelCheckpoint:
+    """Writes ``step=1.ckpt``, ``step=2.ckpt`` and so on."""
+    return ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+
+
+def run(case: Case, model: LightningModule | None = None, *watchers: Callback, **options: Any) -> LightningModule:
+    """Fits a model with the case's callbacks; watchers stand before them."""
+    model = model or Net()
+    case.prepare(model)
+    trainer([*watchers, *case.callbacks()], **options).fit(model, Loader(), val_loader())
+    return model
+
+
+def masks_of(trainer: Trainer) -> dict[str, Tensor]:
+    """The masks in force, by the names of the weights."""
+    constraints = [c.constraint for c in trainer.callbacks if isinstance(c, MaskCallback) and c.constraint is not None]
+    return {la.name: mask for c in constraints for la, mask in zip(c.layers, c.masks, strict=True)}
+
+
+def num_masked(masks: Mapping[str, Tensor]) -> int:
+    """Number of masked weights."""
+    return sum(int((~mask).sum()) for mask in masks.values())
+
+
+def num_zeros(model: nn.Module) -> int:
+    """Number of zeros in the weights of the model's default targets."""
+    return sum(int((target.parameter == 0).sum()) for target in lc.Targets().select(model))
+
+
+def is_positive_zero(values: Tensor) -> bool:
+    """Whether all values are zero to the last bit: -0.0 is not."""
+    return bool((values == 0).all()) and not bool(values.signbit().any())
+
+
+def assert_zeros(tensors: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> None:
+    """Every masked entry is +0.0."""
+    for name, mask in masks.items():
+        assert is_positive_zero(tensors[name].detach()[~mask]), name
+
+
+def assert_same(ours: Any, theirs: Any, path: str = "") -> None:
+    """Nested containers are the same, tensors to the last bit."""
+    assert type(ours) is type(theirs), path
+    if isinstance(ours, Tensor):
+        assert torch.equal(ours, theirs), path
+    elif isinstance(ours, Mapping):
+        assert list(ours) == list(theirs), path
+        for key in ours:
+            assert_same(ours[key], theirs[key], f"{path}/{key}")
+    elif isinstance(ours, (list, tuple)):
+        assert len(ours) == len(theirs), path
+        for i, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_same(*pair, f"{path}/{i}")
+    else:
+        assert ours == theirs, path
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint, read as strictly as torch can."""
+    return torch.load(path, weights_only=True)

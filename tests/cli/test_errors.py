@@ -1,0 +1,124 @@
+"""Wrong configuration: one sentence with the key and the fix, exit code 2, no traceback, nothing left behind."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_compress.cli import main
+
+ON_THE_COMMAND_LINE = [
+    (["--pruning.sparsiti=0.5"], ["pruning.sparsiti is no key of Pruning", "did you mean 'sparsity'"]),
+    (["--pruning.schedule.ende=0.5"], ["pruning.schedule.ende is no key", "did you mean 'end'"]),
+    (["--pruning.sparsity=lots"], ["pruning.sparsity=lots must be a number"]),
+    (["--pruning.scope=globl"], ["pruning.scope=globl", "'global', 'layer'"]),
+    (["--pruning.pattern=NMM"], ["pruning.pattern=NMM", "did you mean 'NM'", "Block, Channels, NM, Unstructured"]),
+    (["--pruning.pattern=NM"], ["pruning.pattern", "NM lacks n, m", "--pruning.pattern.n="]),
+    (["--pruning.score=lightning_compress.NM"], ["pruning.score=lightning_compress.NM is no Score", "Magnitude"]),
+    (["--trainer.max_epochz=3"], ["trainer.max_epochz is no key", "did you mean 'trainer.max_epochs'"]),
+    (["--trainer.max_epochs=three"], ["trainer.max_epochs=three must be an integer or null"]),
+    (["--modell.num_classes=3"], ["modell.num_classes is no key", "did you mean 'model'"]),
+    (["--model.num_class=3"], ["model.num_class is no key of ClassificationModule", "did you mean 'num_classes'"]),
+    (["--model.num_classes=ten"], ["model.num_classes=ten must be an integer"]),
+    (["--model.optimizer=torch.optim.Adamm"], ["torch.optim.Adamm does not exist", "did you mean 'Adam'"]),
+    (["--data=Digits"], ["data=Digits is no class", "DigitsDataModule"]),
+    (["--config=nothere.yaml"], ["nothere.yaml does not exist"]),
+    (["stray"], ["'stray' is not understood"]),
+    (["--baseline=dense"], ["baseline=dense", "'fit', 'test', 'skip'"]),
+]
+
+IN_A_FILE = [
+    ("prunning: {sparsity: 0.5}", ["prunning", "did you mean 'pruning'"]),
+    ("pruning: {sparsty: 0.5}", ["pruning.sparsty is no key of Pruning", "did you mean 'sparsity'"]),
+    ("pruning: {sparsity: 0.5, pattern: Tailored}", ["pruning.pattern=Tailored", "Block, Channels, NM, Unstructured"]),
+    (
+        "pruning: {sparsity: 0.5, pattern: {class_path: lightning_compress.NMN}}",
+        ["lightning_compress.NMN does not exist", "did you mean 'NM'"],
+    ),
+    (
+        "pruning: {sparsity: 0.5, pattern: {class_path: lightning_compress.NM, init_args: {n: 2, k: 4}}}",
+        ["pruning.pattern.k is no key of NM", "n, m"],
+    ),
+    ("pruning: 0.9", ["pruning=0.9 is not understood", "Pruning's arguments"]),
+    ("pruning: {sparsity: [0.5", ["YAML cannot be read", "line 1"]),
+    ("trainer: {max_epochz: 3}", ["trainer.max_epochz is no key", "trainer.max_epochs"]),
+    (
+        "trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.ModelCheckpoin}]}",
+        ["ModelCheckpoin does not exist", "did you mean 'ModelCheckpoint'"],
+    ),
+]
+
+FROM_CONSTRUCTORS = [
+    (["--pruning.sparsity=1.5"], ["sparsity=1.5", "[0, 1)"]),
+    (["--pruning.schedule.end=2.5"], ["end=2.5", "'2.5ep'"]),
+    (["--pruning.pattern=NM", "--pruning.pattern.n=1", "--pruning.pattern.m=4"], ["NM(1, 4)", "0.75"]),
+    (["--model.model=conv44"], ["model='conv44'", "'conv4'"]),
+    (["--model.checkpoint=nothere.pt"], ["checkpoint='nothere.pt' does not exist"]),
+    (["--model.label_smoothing=2"], ["label_smoothing=2", "[0, 1)"]),
+    (["--trainer.accelerator=gpuu"], ["gpuu"]),
+]
+
+FROM_SETUP = [
+    (["--pruning.targets.include=[classifer]"], ["'classifer' matches no layer", "model.classifier.0"]),
+    (["--data=CIFAR10DataModule", "--data.root=nowhere"], ["data.root='nowhere'", "--data.download=true"]),
+    (["--ckpt_path=nothere.ckpt"], ["nothere.ckpt"]),
+]
+
+
+def check(sentence: str, parts: list[str]) -> None:
+    for part in parts:
+        assert part in sentence, sentence
+    assert not Path("runs", "fit").exists() or not any(Path("runs", "fit").iterdir())
+
+
+@pytest.mark.parametrize(("arguments", "parts"), ON_THE_COMMAND_LINE, ids=lambda value: str(value)[:40])
+def test_on_the_command_line(arguments, parts, refusal):
+    check(refusal("fit", "--config=small.yaml", *arguments), parts)
+
+
+@pytest.mark.parametrize(("text", "parts"), IN_A_FILE, ids=lambda value: str(value)[:40])
+def test_in_a_file(text, parts, refusal):
+    Path("wrong.yaml").write_text(text)
+    check(refusal("fit", "--config=small.yaml", "--config=wrong.yaml"), parts)
+
+
+@pytest.mark.parametrize(("arguments", "parts"), FROM_CONSTRUCTORS, ids=lambda value: str(value)[:40])
+def test_from_constructors(arguments, parts, refusal):
+    check(refusal("fit", "--config=small.yaml", *arguments), parts)
+
+
+@pytest.mark.parametrize(("arguments", "parts"), FROM_SETUP, ids=lambda value: str(value)[:40])
+def test_from_setup(arguments, parts, refusal):
+    check(refusal("fit", "--config=small.yaml", *arguments), parts)
+
+
+def test_run_refuses_alike(refusal):
+    assert "did you mean 'sparsity'" in refusal("run", "small.yaml", "--pruning.sparsiti=0.5")
+    assert "'x' matches no layer" in refusal("run", "small.yaml", "--pruning.targets.include=[x]")
+
+
+def test_checkpoint_of_another_model(refusal):
+    main(["fit", "--config=small.yaml"])
+    (checkpoint,) = Path("runs/fit").glob("*/checkpoints/*.ckpt")
+    other = ["--model.model=resnet20_cifar", "--model.model_kwargs={in_chans: 1}", f"--ckpt_path={checkpoint}"]
+    assert "of another model" in refusal("fit", "--config=small.yaml", *other)
+    stored = torch.load(checkpoint, weights_only=True)
+    stored["hyper_parameters"] = {}
+    torch.save(stored, "bare.ckpt")
+    sentence = refusal("test", "--config=small.yaml", *other[:2], "--ckpt_path=bare.ckpt")
+    assert "of another model: it lacks 'model.conv1.weight'" in sentence
+
+
+BROKEN = """
+from lightning_compress.modules.classification import ClassificationModule
+
+class Broken(ClassificationModule):
+    def training_step(self, batch, batch_idx):
+        raise ValueError("a bug")
+"""
+
+
+def test_errors_in_training_keep_their_traceback(recipe):
+    Path("broken.py").write_text(BROKEN)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["fit", "--config=small.yaml", "--model.class_path=broken.Broken"])

@@ -1,0 +1,26 @@
+"""One thread per process, nothing sent anywhere, and nothing written outside the test's directory."""
+
+import os
+
+# Before PyTorch is imported: processes of parallel tests must not compete for cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", WANDB_ERROR_REPORTING="false")
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+import sys
+from pathlib import Path
+
+import lightning.pytorch  # noqa: F401  (its log handler keeps the stderr of its import, which a test may close)
+import pytest
+import torch
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.delenv("LIGHTNING_COMPRESS_RUN_DIRECTORY", raising=False)
+    return tmp_path

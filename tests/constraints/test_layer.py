@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lightning_compress.constraints.layer import Layer
+
+
+def test_weight_is_detached_and_on_the_same_storage() -> None:
+    linear = nn.Linear(3, 2)
+    layer = Layer("net.weight", linear.weight)
+    assert not layer.weight.requires_grad
+    layer.weight[0, 0] = 9.0
+    assert linear.weight[0, 0] == 9.0
+    assert layer.shape == (2, 3)
+    assert layer.group is None
+
+
+def test_layer_is_named_as_users_write_it() -> None:
+    parameter = nn.Linear(1, 1).weight
+    assert Layer("net._orig_mod.conv.weight", parameter).layer == "net.conv"
+    assert Layer("weight", parameter).layer == ""
+
+
+def test_a_whole_weight_is_its_own_part() -> None:
+    layer = Layer("weight", nn.Linear(3, 2).weight)
+    noise = torch.rand(2, 3)
+    assert torch.equal(layer.part(noise), noise)
+    assert layer.whole(noise) is noise
+
+
+def test_gradient() -> None:
+    linear = nn.Linear(3, 2)
+    linear.weight.grad = torch.ones(2, 3)
+    assert Layer("weight", linear.weight).gradient is linear.weight.grad

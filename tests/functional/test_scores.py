@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import torch
+
+from lightning_compress.functional.scores import filled, gradient_flow, uniform_noise
+
+
+def test_noise_depends_on_the_seed_alone() -> None:
+    shape = torch.Size([3, 5])
+    torch.manual_seed(0)
+    first = uniform_noise(shape, seed=(0, 7, "net.weight"))
+    torch.manual_seed(1)
+    torch.rand(3)
+    assert torch.equal(uniform_noise(shape, seed=(0, 7, "net.weight")), first)
+    assert first.min() >= 0
+    assert first.max() < 1
+
+
+def test_noise_leaves_the_global_generator_alone() -> None:
+    state = torch.get_rng_state()
+    uniform_noise(torch.Size([4]), seed=(0,))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_noise_differs_with_every_part_of_the_seed() -> None:
+    seeds = [(0, 7, "a"), (1, 7, "a"), (0, 8, "a"), (0, 7, "b"), (0, 7, "ab"), (7, 0, "a")]
+    draws = {tuple(uniform_noise(torch.Size([4]), seed=seed).tolist()) for seed in seeds}
+    assert len(draws) == len(seeds)
+
+
+def test_noise_is_the_same_for_good() -> None:
+    # Masks of a seed are reproduced by later versions: a change here changes users' results.
+    noise = uniform_noise(torch.Size([3]), seed=(0, 0, "weight"))
+    torch.testing.assert_close(noise, torch.tensor([0.3805, 0.1735, 0.8158]), rtol=0, atol=1e-4)
+
+
+def test_gradient_flow_of_a_quadratic() -> None:
+    # loss = w A w / 2: g = A w, H = A, so H g = A A w.
+    matrix = torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
+    weight = torch.tensor([1.0, -1.0], dtype=torch.float64, requires_grad=True)
+    (product,) = gradient_flow(weight @ matrix @ weight / 2, [weight])
+    torch.testing.assert_close(product, matrix @ matrix @ weight.detach())
+
+
+def test_gradient_flow_is_zero_where_the_loss_does_not_look() -> None:
+    used, unused = (torch.ones(2, requires_grad=True) for _ in range(2))
+    products = gradient_flow((used**2).sum(), [used, unused])
+    assert products[0].tolist() == [4.0, 4.0]
+    assert products[1].tolist() == [0.0, 0.0]
+
+
+def test_gradient_flow_is_zero_where_the_loss_is_linear() -> None:
+    curved, straight = (torch.ones(2, requires_grad=True) for _ in range(2))
+    products = gradient_flow((curved**2).sum() + 3 * straight.sum(), [curved, straight])
+    assert products[1].tolist() == [0.0, 0.0]
+
+
+def test_filled_puts_zeros_in_gaps() -> None:
+    weights = [torch.ones(2), torch.ones(3)]
+    assert [g.tolist() for g in filled([None, torch.full((3,), 2.0)], weights)] == [[0, 0], [2, 2, 2]]

@@ -1,0 +1,226 @@
+"""Contract 6: copies, pickles and compiled modules."""
+
+import copy
+import io
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+
+import lightning_compress as lc
+from lightning_compress.callbacks.base import MaskCallback
+from tests.cases import (
+    RAMP,
+    Case,
+    Loader,
+    Net,
+    assert_same,
+    assert_zeros,
+    case,
+    every_case,
+    masks_of,
+    num_masked,
+    num_zeros,
+    trainer,
+    val_loader,
+)
+
+
+def ours(run: Trainer) -> list[MaskCallback]:
+    return [callback for callback in run.callbacks if isinstance(callback, MaskCallback)]
+
+
+class Copies(Callback):
+    """Copies model and callbacks at every moment of the fit."""
+
+    def __init__(self) -> None:
+        self.copies: list[tuple[dict[str, Tensor], LightningModule, list[Callback]]] = []
+
+    def take(self, run: Trainer, model: LightningModule, *args: Any) -> None:
+        for one, other in [(copy.deepcopy, copy.deepcopy), (reloaded, reloaded)]:
+            self.copies.append((masks_of(run), one(model), [other(callback) for callback in ours(run)]))
+
+    on_fit_start = on_train_start = on_train_batch_start = on_after_backward = on_before_optimizer_step = take
+    on_train_batch_end = on_validation_batch_end = on_train_epoch_end = on_train_end = on_fit_end = take
+
+
+def reloaded(thing: Any) -> Any:
+    return pickle.loads(pickle.dumps(thing))
+
+
+@every_case
+def test_copies_at_any_moment(case: Case) -> None:
+    model, copies = Net(), Copies()
+    case.prepare(model)
+    trainer([copies, *case.callbacks()]).fit(model, Loader(), val_loader())
+    assert len(copies.copies) > 100
+    for masks, twin, callbacks in copies.copies:
+        assert_zeros(dict(twin.named_parameters()), masks)
+        assert [type(callback) for callback in callbacks] == [type(callback) for callback in case.callbacks()]
+    masks, twin, _ = copies.copies[-1]
+    assert_same(dict(twin.state_dict()), dict(model.state_dict()))
+
+
+@every_case
+def test_a_copy_trains_on_where_the_original_stood(case: Case) -> None:
+    class Half(Callback):
+        def on_train_batch_end(self, run: Trainer, model: LightningModule, *args: Any) -> None:
+            if run.global_step == 8:
+                self.masks = masks_of(run)
+                self.twin = copy.deepcopy(model)
+                self.callbacks = [reloaded(callback) for callback in ours(run)]
+
+    class Begin(Callback):
+        def on_train_start(self, run: Trainer, *args: Any) -> None:
+            self.masks = masks_of(run)
+
+    half, begin, model = Half(), Begin(), Net()
+    case.prepare(model)
+    trainer([half, *case.callbacks()]).fit(model, Loader())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer([*half.callbacks, begin]).fit(half.twin, Loader())
+    assert_same(begin.masks, half.masks)
+    assert_same(dict(model.state_dict()), before)
+
+
+def test_a_pickled_callback_holds_no_weights() -> None:
+    class Wide(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide = nn.Linear(100, 1000)  # 400 KB of weights, 12.5 KB of packed mask
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 0 * self.wide.weight.sum()
+
+    class Size(Callback):
+        sizes: list[int] = []
+
+        def on_train_batch_end(self, run: Trainer, *args: Any) -> None:
+            self.sizes.append(len(pickle.dumps(ours(run)[0])))
+
+    trainer([size := Size(), lc.Pruning(0.9, schedule=RAMP)]).fit(Wide(), Loader())
+    assert max(size.sizes) < 50_000
+
+
+def test_a_module_trained_with_pruning_is_saved_whole() -> None:
+    model = Net()
+    trainer([lc.Pruning(0.9, schedule=RAMP)]).fit(model, Loader())
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    assert_same(dict(torch.load(file, weights_only=False).state_dict()), dict(model.state_dict()))
+
+
+def test_callbacks_do_not_keep_the_model_alive() -> None:
+    import gc
+    import weakref
+
+    model, pruning = Net(), lc.Pruning(0.9, schedule=RAMP)
+    trainer([pruning]).fit(model, Loader())
+    weight = weakref.ref(model.conv1.weight)
+    del model
+    gc.collect()
+    assert weight() is None
+    assert pruning.state_dict()["masks"]["conv1.weight"].dtype == torch.uint8
+
+
+@pytest.fixture
+def counter() -> Iterator[CompileCounter]:
+    torch._dynamo.reset()
+    yield CompileCounter()
+    torch._dynamo.reset()
+
+
+class Dirty(Callback):
+    """Asserts zeros after each batch, counts graphs."""
+
+    def __init__(self, counter: CompileCounter) -> None:
+        self.counter = counter
+        self.num_graphs: list[int] = []
+
+    def on_train_batch_end(self, run: Trainer, model: LightningModule, *args: Any) -> None:
+        assert_zeros(dict(model.named_parameters()), masks_of(run))
+        self.num_graphs.append(self.counter.frame_count)
+
+
+@every_case
+def test_compiled_module(case: Case, counter: CompileCounter) -> None:
+    model, watch = Net(), Dirty(counter)
+    case.prepare(model)
+    run = trainer([*case.callbacks(), watch], enable_progress_bar=False, num_sanity_val_steps=0)
+    run.fit(torch.compile(model, backend=counter), Loader())
+    assert watch.num_graphs[0] > 0
+    assert watch.num_graphs[0] == watch.num_graphs[-1], "a change of the masks compiled anew"
+    assert num_zeros(model) >= case.zeros - case.within
+
+
+@every_case
+def test_compiled_module_trains_like_a_plain_one(case: Case, counter: CompileCounter) -> None:
+    compiled, plain = Net(), Net()
+    for model in (compiled, plain):
+        case.prepare(model)
+    trainer(case.callbacks()).fit(torch.compile(compiled, backend=counter), Loader())
+    trainer(case.callbacks()).fit(plain, Loader())
+    assert counter.frame_count > 0
+    for theirs, mine in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+class Inside(Net):
+    """Its network is a compiled submodule."""
+
+    def __init__(self, backend: Any = None) -> None:
+        super().__init__()
+        network = Net()
+        self.network = network if backend is None else torch.compile(network, backend=backend)
+        del self.conv1, self.conv2, self.fc, self.norm1, self.norm2
+
+    def train(self, mode: bool = True) -> Any:
+        return LightningModule.train(self, mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+def test_compiled_submodule_goes_by_its_plain_names(counter: CompileCounter) -> None:
+    model, watch = Inside(counter), Dirty(counter)
+    pruning = lc.Pruning(
+        {"network.conv*": 0.75, "network.fc": 0.5},
+        targets=lc.Targets(include=("network.conv1", "network.conv2", "*.fc"), module="network"),
+        schedule=RAMP,
+    )
+    trainer([pruning, watch]).fit(model, Loader())
+    assert num_zeros(model) == 280
+    assert set(pruning.state_dict()["masks"]) == {
+        "network._orig_mod.conv1.weight", "network._orig_mod.conv2.weight", "network._orig_mod.fc.weight",
+    }  # fmt: skip
+    assert watch.num_graphs[0] == watch.num_graphs[-1] > 0
+
+
+@pytest.mark.parametrize("name", ["snip", "synflow", "bn_scale", "recalibrate"])
+def test_probes_of_a_compiled_submodule(name: str, counter: CompileCounter) -> None:
+    model = Inside(counter)
+    callbacks = case(name).callbacks()
+    if name == "bn_scale":
+        callbacks[0].targets = lc.Targets(exclude=("network.fc",))
+    trainer(callbacks).fit(model, Loader())
+    assert abs(num_zeros(model) - case(name).zeros) <= case(name).within
+
+
+def test_masks_of_a_plain_run_resume_in_a_compiled_one(tmp_path: Any, counter: CompileCounter) -> None:
+    from tests.cases import save_every_step
+
+    class Begin(Callback):
+        def on_train_start(self, run: Trainer, *args: Any) -> None:
+            self.num_masked = num_masked(masks_of(run))
+
+    trainer([lc.Pruning(0.9, schedule=RAMP), save_every_step(tmp_path)]).fit(Net(), Loader())
+    begin = Begin()
+    compiled = torch.compile(Net(), backend=counter)
+    trainer([lc.Pruning(0.9, schedule=RAMP), begin]).fit(compiled, Loader(), ckpt_path=tmp_path / "step=8.ckpt")
+    assert begin.num_masked == 346

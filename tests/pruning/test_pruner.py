@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.mask import MaskConstraint
+from lightning_compress.pruning.distributions import ERK, Distribution, Uniform
+from lightning_compress.pruning.growth import SET, Growth, RigL
+from lightning_compress.pruning.patterns import Block, Channels, Pattern, Unstructured
+from lightning_compress.pruning.pools import make_pools
+from lightning_compress.pruning.pruner import Pruner
+from lightning_compress.pruning.scores import Magnitude, Movement, Probe, ProbeScore, Random, Score, Taylor
+
+SHAPES = [(8, 6), (4, 8), (12, 4)]
+
+
+def make(
+    sparsity: float = 0.75,
+    *,
+    shapes: Sequence[tuple[int, ...]] = SHAPES,
+    pattern: Pattern = Unstructured(),
+    score: Score = Magnitude(),
+    growth: Growth | None = None,
+    distribution: Distribution | None = None,
+    seed: int = 0,
+) -> tuple[MaskConstraint, Pruner]:
+    generator = torch.Generator().manual_seed(seed)
+    layers = [
+        Layer(f"{i}.weight", nn.Parameter(torch.randn(shape, generator=generator))) for i, shape in enumerate(shapes)
+    ]
+    constraint = MaskConstraint(layers)
+    pools = make_pools(layers, sparsity, distribution)
+    return constraint, Pruner(constraint, pools, pattern=pattern, score=score, growth=growth)
+
+
+def num_zeros(constraint: MaskConstraint) -> int:
+    return sum(int((layer.weight == 0).sum()) for layer in constraint.layers)
+
+
+def test_the_smallest_weights_of_all_layers_go() -> None:
+    constraint, pruner = make(0.5)
+    before = torch.cat([layer.weight.flatten() for layer in constraint.layers])
+    pruner.update(lambda target: target, step=0)
+    after = torch.cat([layer.weight.flatten() for layer in constraint.layers])
+    assert num_zeros(constraint) == constraint.num_pruned == 64
+    assert torch.equal(after != 0, before.abs() > before.abs().sort().values[63])
+    assert torch.equal(after[after != 0], before[after != 0])
+
+
+@given(
+    steps=st.lists(st.floats(0, 1), min_size=1, max_size=6),
+    sparsity=st.floats(0, 0.95),
+    distribution=st.sampled_from([None, Uniform(), ERK()]),
+    score=st.sampled_from([Magnitude(), Random()]),
+    seed=st.integers(0, 50),
+)
+@settings(max_examples=40, deadline=None)
+def test_masks_only_grow_and_every_sparsity_is_exact(
+    steps: list[float], sparsity: float, distribution: Distribution | None, score: Score, seed: int
+) -> None:
+    constraint, pruner = make(sparsity, distribution=distribution, score=score, seed=seed)
+    old = constraint.masks
+    for step, part in enumerate(sorted(steps)):
+        pruner.update(lambda target, part=part: target * part, step=step)
+        assert all((new & ~was).sum() == 0 for new, was in zip(constraint.masks, old, strict=True))
+        expected = [round(pool.num_weights * pool.sparsity * part) for pool in pruner.pools]
+        pruned = [sum(int((~constraint.masks[i]).sum()) for i in pool.layers) for pool in pruner.pools]
+        assert pruned == expected
+        old = constraint.masks
+        for layer in constraint.layers:
+            layer.weight.add_(1.0)
+        constraint.project_weights_()
+
+
+def test_a_lower_sparsity_revives_nothing() -> None:
+    constraint, pruner = make(0.75)
+    pruner.update(lambda target: target, step=0)
+    masks = constraint.masks
+    pruner.update(lambda target: 0.1, step=1)
+    assert all(torch.equal(a, b) for a, b in zip(constraint.masks, masks, strict=True))
+
+
+@pytest.mark.parametrize("pattern", [Block((2, 2)), Channels()])
+def test_units_stay_whole_over_several_updates(pattern: Pattern) -> None:
+    constraint, pruner = make(0.5, pattern=pattern)
+    for step, part in enumerate((0.3, 0.6, 1.0)):
+        pruner.update(lambda target, part=part: target * part, step=step)
+    assert abs(constraint.num_pruned - 64) <= 4
+    for mask in constraint.masks:
+        rows = 2 if isinstance(pattern, Block) else 1
+        columns = 2 if isinstance(pattern, Block) else mask.shape[1]
+        units = mask.unflatten(1, (-1, columns)).unflatten(0, (-1, rows)).float().mean(dim=(1, 3))
+        assert set(units.flatten().tolist()) <= {0.0, 1.0}
+
+
+# Gradient scores.
+
+
+def set_gradients(constraint: MaskConstraint, scale: float = 1.0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(9)
+    gradients = [torch.randn(layer.shape, generator=generator) for layer in constraint.layers]
+    for layer, gradient in zip(constraint.layers, gradients, strict=True):
+        layer.parameter.grad = gradient * scale
+    return gradients
+
+
+def test_gradients_count_only_once_their_step_is_made() -> None:
+    constraint, pruner = make(score=Taylor())
+    set_gradients(constraint)
+    pruner.read_gradients(constraint.layers)
+    assert not pruner.has_evidence
+    pruner.read_gradients(constraint.layers)  # the first step was skipped
+    pruner.step_completed(constraint.layers)
+    pruner.step_completed(constraint.layers)
+    weight, gradient = constraint.layers[0].weight, constraint.layers[0].gradient
+    assert torch.equal(pruner.evidence["0.weight"], (weight * gradient) ** 2)
+
+
+def test_a_loss_scale_is_taken_out() -> None:
+    (_, plain), (_, scaled) = make(score=Movement()), make(score=Movement())
+    set_gradients(plain.constraint)
+    set_gradients(scaled.constraint, scale=1024.0)
+    plain.read_gradients(plain.constraint.layers)
+    scaled.read_gradients(scaled.constraint.layers, 1024.0)
+    for pruner in (plain, scaled):
+        pruner.step_completed(pruner.constraint.layers)
+    assert all(torch.equal(plain.evidence[name], scaled.evidence[name]) for name in plain.evidence)
+
+
+@pytest.mark.parametrize(("score", "kept"), [(Taylor(), False), (Movement(), True)])
+def test_evidence_after_an_update(score: Score, kept: bool) -> None:
+    constraint, pruner = make(score=score)
+    set_gradients(constraint)
+    for _ in range(2):
+        pruner.read_gradients(constraint.layers)
+        pruner.step_completed(constraint.layers)
+    evidence = {name: value.clone() for name, value in pruner.evidence.items()}
+    ranked = torch.cat([value.flatten() for value in evidence.values()])
+    pruner.update(lambda target: target, step=2)
+    masks = torch.cat([mask.flatten() for mask in constraint.masks])
+    assert ranked[masks].min() >= ranked[~masks].max()
+    assert bool(pruner.evidence) is kept
+    assert all(torch.equal(pruner.evidence[name], evidence[name]) for name in pruner.evidence)
+
+
+def test_layers_without_a_gradient_contribute_nothing() -> None:
+    constraint, pruner = make(score=Taylor())
+    pruner.read_gradients(constraint.layers)
+    pruner.step_completed(constraint.layers)
+    assert all((evidence == 0).all() for evidence in pruner.evidence.values())
+
+
+# Probe scores.
+
+
+@dataclass(frozen=True)
+class Recorded(ProbeScore):
+    """Magnitude, by way of a probe."""
+
+    rounds: int = 1
+
+    def evidence(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
+        weights = [probe.model.get_parameter(name).detach() for name in names]
+        probe.seen.append(sum(int((w == 0).sum()) for w in weights))
+        return [w.abs() for w in weights]
+
+
+class FakeProbe:
+    def __init__(self, constraint: MaskConstraint) -> None:
+        modules = [nn.Linear(*reversed(layer.shape), bias=False) for layer in constraint.layers]
+        for module, layer in zip(modules, constraint.layers, strict=True):
+            module.weight.data.copy_(layer.weight)
+        self.model = nn.Sequential(*modules)
+        self.seen: list[int] = []
+
+
+def test_rounds_go_along_an_exponential_curve_on_pruned_copies() -> None:
+    constraint, pruner = make(0.75, score=Recorded(rounds=4))
+    probe = FakeProbe(constraint)
+    pruner.update(lambda target: target, step=0, probe=lambda: probe)
+    # A quarter of 128 stays; each round keeps the same part of what the last one left.
+    assert probe.seen == [0, *(128 - round(128 * 0.25 ** (done / 4)) for done in (1, 2, 3))]
+    assert num_zeros(constraint) == 96
+    assert pruner.evidence == {}
+
+
+def test_later_rounds_go_on_from_the_masks_there_are() -> None:
+    constraint, pruner = make(0.75, score=Recorded(rounds=2))
+    probe = FakeProbe(constraint)
+    pruner.update(lambda target: 0.5, step=0, probe=lambda: probe)
+    pruner.update(lambda target: target, step=1, probe=lambda: probe)
+    assert probe.seen == [0, 128 - round(128 * 0.5**0.5), 64, 128 - round(64 * 0.5**0.5)]
+
+
+# Growth.
+
+
+@pytest.mark.parametrize("distribution", [None, ERK(), Uniform()])
+@pytest.mark.parametrize("growth", [RigL(fraction=0.4), SET(fraction=0.4)])
+def test_growth_keeps_the_sparsity_and_begins_at_zero(growth: Growth, distribution: Distribution | None) -> None:
+    constraint, pruner = make(0.75, growth=growth, distribution=distribution)
+    pruner.update(lambda target: target, step=0)
+    sizes = [sum(constraint.layers[i].shape.numel() for i in pool.layers) for pool in pruner.pools]
+    for step, done in enumerate((0.0, 0.3, 0.6, 0.9)):
+        before, weights = constraint.masks, [layer.weight.clone() for layer in constraint.layers]
+        gradients = {layer.name: torch.randn(layer.shape) for layer in constraint.layers}
+        pruner.update(lambda target: target, step=step, exchange=done, gradients=gradients)
+        after = constraint.masks
+        for pool, size in zip(pruner.pools, sizes, strict=True):
+            live = sum(int(after[i].sum()) for i in pool.layers)
+            assert live == size - pool.num_pruned
+        assert num_zeros(constraint) >= constraint.num_pruned == 96
+        for was, now, old, layer in zip(before, after, weights, constraint.layers, strict=True):
+            grown, stayed = now & ~was, now & was
+            assert (layer.weight[grown] == 0).all()
+            # What stayed and was not exchanged for itself is as it was.
+            kept = stayed & (layer.weight != 0)
+            assert torch.equal(layer.weight[kept], old[kept])
+        for layer, mask in zip(constraint.layers, after, strict=True):
+            layer.weight.copy_(torch.where(mask, torch.randn(layer.shape), 0.0))
+
+
+def test_rigl_drops_the_smallest_and_grows_the_steepest() -> None:
+    layer = Layer("0.weight", nn.Parameter(torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.5, 0.4, 0.3, 0.2]])))
+    constraint = MaskConstraint([layer])
+    pruner = Pruner(
+        constraint, make_pools([layer], 0.5, None), pattern=Unstructured(), score=Magnitude(), growth=RigL(0.5)
+    )
+    pruner.update(lambda target: target, step=0)
+    assert layer.weight.tolist() == [[4.0, 3.0, 2.0, 1.0, 0, 0, 0, 0]]
+    steep = torch.tensor([[0.0, 0.0, 0.0, 0.1, 0.2, -9.0, 8.0, 0.3]])
+    pruner.update(lambda target: target, step=1, exchange=0.0, gradients={"0.weight": steep})
+    assert constraint.masks[0].int().tolist() == [[1, 1, 0, 0, 0, 1, 1, 0]]
+    assert layer.weight.tolist() == [[4.0, 3.0, 0, 0, 0, 0, 0, 0]]
+
+
+def test_a_dropped_weight_that_grows_again_begins_at_zero() -> None:
+    layer = Layer("0.weight", nn.Parameter(torch.tensor([[4.0, 3.0, 0.2, 0.1]])))
+    constraint = MaskConstraint([layer])
+    pruner = Pruner(
+        constraint, make_pools([layer], 0.5, None), pattern=Unstructured(), score=Magnitude(), growth=RigL(0.5)
+    )
+    pruner.update(lambda target: target, step=0)
+    steep = torch.tensor([[0.0, 9.0, 0.1, 0.2]])
+    pruner.update(lambda target: target, step=1, exchange=0.0, gradients={"0.weight": steep})
+    assert constraint.masks[0].int().tolist() == [[1, 1, 0, 0]]
+    assert layer.weight.tolist() == [[4.0, 0.0, 0.0, 0.0]]
+
+
+def test_growth_leaves_no_layer_empty_and_its_gradients_alone() -> None:
+    constraint, pruner = make(0.9, growth=RigL(0.9), shapes=[(2, 2), (40, 10)])
+    constraint.layers[0].weight.mul_(1e-3)
+    pruner.update(lambda target: target, step=0)
+    gradients = {"0.weight": torch.full((2, 2), 1e-6), "1.weight": torch.full((40, 10), -5.0)}
+    for step in range(3):
+        pruner.update(lambda target: target, step=step, exchange=0.0, gradients=gradients)
+        assert all(mask.any() for mask in constraint.masks)
+        assert constraint.num_pruned == round(404 * 0.9)
+    assert (gradients["0.weight"] == 1e-6).all()
+    assert (gradients["1.weight"] == -5.0).all()
+
+
+def test_growth_follows_a_sparsity_that_still_rises() -> None:
+    constraint, pruner = make(0.75, growth=SET(fraction=0.3))
+    for step, part in enumerate((0.2, 0.5, 0.8, 1.0)):
+        pruner.update(
+            lambda target, part=part: target * part, step=step, exchange=None if step == 0 else part
+        )
+        assert constraint.num_pruned == round(128 * 0.75 * part)
+        assert not math.isnan(sum(float(layer.weight.sum()) for layer in constraint.layers))
