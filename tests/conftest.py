@@ -10,6 +10,11 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 import sys
 from pathlib import Path
 
+# Processes that tests start find the package from wherever they are.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")])
+)
+
 import lightning.pytorch  # noqa: F401  (its log handler keeps the stderr of its import, which a test may close)
 import pytest
 import torch

@@ -171,7 +171,8 @@ class Pruning(MaskCallback):
             if isinstance(self.score, ProbeScore):
                 assert self.constraint is not None
                 self.score.check(self._probe(trainer), [layer.name for layer in self.constraint.layers])
-            self._advance(trainer, progress(trainer, self.steps, in_step=False, in_batch=False))
+            if self._tick < 0:
+                self._advance(trainer, progress(trainer, self.steps, in_step=False, in_batch=False))
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Projects gradients of manual optimization, unless they are to be read dense before the step."""
@@ -207,11 +208,11 @@ class Pruning(MaskCallback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keeps what a next fit needs and lets go of the model."""
         super().teardown(trainer, pl_module, stage)
-        vars(self).update(_NO_FIT)
+        vars(self).update(_outside_fits())
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy needs, without what belongs to the fit."""
-        return {**super().__getstate__(), **_NO_FIT}
+        return {**super().__getstate__(), **_outside_fits()}
 
     def _is_due(self, now: Progress) -> bool:
         if not now.reached(self.schedule.begin):
@@ -263,8 +264,9 @@ class Pruning(MaskCallback):
         )
 
 
-# What holds on to the model or to a batch.
-_NO_FIT: dict[str, Any] = {"_pruner": None, "_snapshot": None, "_batch": None, "_gradients": {}}
+def _outside_fits() -> dict[str, Any]:
+    """Attributes that hold on to the model or to a batch, as they are outside of fits."""
+    return {"_pruner": None, "_snapshot": None, "_batch": None, "_gradients": {}}
 
 
 def _check_sparsity(sparsity: float, pattern: Pattern) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning.pytorch import Trainer
 from typing_extensions import TypeGuard
 
+from lightning_compress.callbacks.lightning import callbacks_of, is_a
 from lightning_compress.schedules import Progress, Schedule, amount
 
 
@@ -22,11 +23,18 @@ def progress(trainer: Trainer, steps: int, *, in_step: bool, in_batch: bool = Tr
     started = trainer.fit_loop.epoch_loop.batch_progress.current.ready - int(not in_batch)
     epochs = trainer.current_epoch + (min(started / num_batches, 1.0) if num_batches else 0.0)
     parts = []
-    if is_bounded(trainer.max_epochs) and num_batches != float("inf"):
-        parts.append(epochs / trainer.max_epochs)
+    max_epochs = _planned_epochs(trainer)
+    if is_bounded(max_epochs) and num_batches != float("inf"):
+        parts.append(epochs / max_epochs)
     if is_bounded(trainer.max_steps):
         parts.append((trainer.global_step + int(in_step)) / trainer.max_steps)
     return Progress(steps=steps, fraction=min(max(parts), 1.0) if parts else None, epochs=epochs)
+
+
+def _planned_epochs(trainer: Trainer) -> int | None:
+    """Epochs of training: SWA adds one to the Trainer's limit, in which no step is made."""
+    swa = (getattr(c, "_max_epochs", None) for c in callbacks_of(trainer) if is_a(c, "StochasticWeightAveraging"))
+    return next((limit for limit in swa if limit is not None), trainer.max_epochs)
 
 
 def is_bounded(limit: float | None) -> TypeGuard[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,9 @@ from lightning_compress.cli.parser import OneSentenceParser
 
 TECHNIQUES = {"pruning": "Pruning", "monitor": "CompressionMonitor"}
 """Key in a recipe: public name of the callback that it adds. A technique needs one line here."""
+
+# What Lightning takes for a checkpoint besides a path.
+_KEYWORDS = re.compile(r"best$|last$|hpc$|registry")
 
 
 class CompressionCLI(LightningCLI):
@@ -80,6 +84,15 @@ class CompressionCLI(LightningCLI):
             self.config = parser.parse_object(args)
         else:
             self.config = parser.parse_args(args if args is not None else sys.argv[1:])
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: Lightning would let a checkpoint's hyperparameters silently override the configuration's."""
+
+    def before_instantiate_classes(self) -> None:
+        """Looks for the checkpoint before anything is built or written."""
+        path = self._get(self.config, "ckpt_path")
+        if path and not _KEYWORDS.match(str(path)) and "://" not in str(path) and not Path(path).exists():
+            raise ValueError(f"ckpt_path={path} does not exist: give the path of a checkpoint.")
 
     def instantiate_classes(self) -> None:
         """Builds the objects, with loggers that write into the run's directory.

@@ -1,0 +1,78 @@
+"""The main job: fit, test, report, and the dense numbers beside it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_compress.cli import main
+
+WANDB = "--trainer.logger={class_path: WandbLogger, init_args: {project: tests, offline: true}}"
+BEST = "--trainer.callbacks=[{class_path: ModelCheckpoint, init_args: {monitor: val/acc, mode: max}}]"
+
+
+def the_run(name: str = "small") -> Path:
+    (run,) = Path("runs", name).iterdir()
+    return run
+
+
+def test_fits_tests_and_reports(recipe, capsys):
+    main(["run", "small.yaml", WANDB, BEST, "--baseline=fit", "--monitor={}"])
+    printed = capsys.readouterr().out
+    run = the_run()
+    assert str(run.absolute()) in printed
+    for part in ("model.features.2.weight", "50.00%", "dense", "compressed", "test/acc"):
+        assert part in printed
+        assert part in (run / "report.txt").read_text()
+    assert json.loads((run / "report.json").read_text())["weights"]["num_zeros"] == 457_792 // 2
+    compressed, dense = (torch.load(next(d.glob("checkpoints/*")), weights_only=True) for d in (run, run / "baseline"))
+    assert sum(int((w == 0).sum()) for w in compressed["state_dict"].values() if w.ndim > 1) == 457_792 // 2
+    assert sum(int((w == 0).sum()) for w in dense["state_dict"].values() if w.ndim > 1) == 0
+    assert len(list(run.glob("wandb/offline-run-*/*.wandb"))) == 2
+    assert not Path("wandb").exists()
+    assert [path.name for path in Path().iterdir() if path.name != "small.yaml"] == ["runs"]
+
+
+def test_the_compressed_run_is_what_fit_makes(recipe):
+    main(["run", "small.yaml", "--baseline=fit"])
+    main(["fit", "--config=small.yaml"])
+    ours, plain = (torch.load(next(the_run(n).glob("checkpoints/*")), weights_only=True) for n in ("small", "fit"))
+    assert all(map(torch.equal, ours["state_dict"].values(), plain["state_dict"].values()))
+
+
+def test_baseline_can_be_the_start(recipe, capsys):
+    main(["run", "small.yaml", "--baseline=test", "--trainer.limit_train_batches=0"])
+    accuracy = next(line for line in capsys.readouterr().out.splitlines() if "test/acc" in line)
+    assert accuracy.count("0.") == 3
+    assert "+0.0000" in accuracy
+    assert not (the_run() / "baseline/checkpoints").exists()
+
+
+def test_without_a_baseline_there_is_one_column(recipe, capsys):
+    main(["run", "small.yaml"])
+    assert "dense" not in (the_run() / "report.txt").read_text().partition("Test")[2]
+    assert not (the_run() / "baseline").exists()
+
+
+def test_a_written_configuration_can_be_run(recipe):
+    main(["fit", "--config=small.yaml"])
+    main(["run", str(the_run("fit") / "config.yaml")])
+    assert (the_run("config") / "report.txt").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "fit"])
+def test_two_processes_share_one_directory(command, recipe):
+    recipe.write_text(recipe.read_text().replace("accelerator: cpu", "accelerator: cpu\n  devices: 2\n  strategy: ddp"))
+    arguments = ["small.yaml", "--baseline=fit"] if command == "run" else ["--config=small.yaml"]
+    command_line = [sys.executable, "-W", "ignore", "-m", "lightning_compress.cli", command, *arguments]
+    done = subprocess.run(command_line, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    run = the_run("small" if command == "run" else "fit")
+    assert len(list(run.glob("checkpoints/*.ckpt"))) == 1
+    assert len(list(run.glob("config*.yaml"))) == 1
+    if command == "run":
+        assert len(list(run.glob("baseline/checkpoints/*.ckpt"))) == 1
+        assert done.stdout.count("Everything of this run is in") == 1

@@ -1,0 +1,75 @@
+"""Shipped recipes: they parse, survive a round trip, explain themselves, and ship."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lightning_compress.cli import main
+from lightning_compress.cli.compression import TECHNIQUES
+from lightning_compress.cli.run import RunCLI
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [path.relative_to(ROOT / "recipes").as_posix() for path in paths]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
+def test_round_trip(path, workdir):
+    def build(file: Path) -> RunCLI:
+        return RunCLI(args=[f"--config={file}", "--trainer.accelerator=cpu"], run=False)
+
+    cli = build(path)
+    (workdir / "saved.yaml").write_text(cli.parser.dump(cli.config, skip_none=False))
+    again = build(workdir / "saved.yaml")
+    assert again.parser.dump(again.config) == cli.parser.dump(cli.config)
+    assert [type(c) for c in again.trainer.callbacks] == [type(c) for c in cli.trainer.callbacks]
+    for key in TECHNIQUES:
+        assert repr(again.config_init[key]).partition(" at ")[0] == repr(cli.config_init[key]).partition(" at ")[0]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
+def test_header_and_comments(path):
+    text = path.read_text()
+    name = path.relative_to(ROOT).as_posix()
+    headline, _, rest = text.partition("\n")
+    assert re.match(r"# [A-Z].*\.$", headline)
+    assert f"#   lightning-compress run {name}" in rest.partition("\n\n")[0]
+    assert "offline: true" in text
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
+def test_an_agent_can_sweep_over_it(path, workdir):
+    """``${args}`` of a W&B sweep are flags with dotted keys."""
+    flags = [
+        "--pruning.sparsity=0.75",
+        "--pruning.schedule.end=0.25",
+        "--model.optimizer.lr=0.5",
+        "--seed_everything=3",
+    ]
+    cli = RunCLI(args=[f"--config={path}", "--trainer.accelerator=cpu", *flags], run=False)
+    assert cli.config_init.pruning.sparsity == 0.75
+    assert cli.config_init.pruning.schedule.end == 0.25
+    assert cli.config.model.init_args.optimizer.init_args.lr == 0.5
+    assert cli.config.seed_everything == 3
+
+
+def test_digits_runs_as_it_is(workdir, capsys):
+    """All of the main job but its length."""
+    main(["run", "recipes/digits/prune.yaml", "--trainer.max_epochs=2", "--trainer.limit_train_batches=4"])
+    (run,) = (workdir / "runs/digits-prune").iterdir()
+    assert "90.00%" in (run / "report.txt").read_text()
+    assert len(list(run.glob("wandb/offline-run-*"))) == 2
+    assert (run / "checkpoints/last.ckpt").is_file()
+
+
+@pytest.mark.slow
+def test_digits_is_good(workdir, capsys):
+    main(["run", "recipes/digits/prune.yaml"])
+    line = next(line for line in capsys.readouterr().out.splitlines() if "test/acc" in line)
+    dense, pruned, _ = map(float, re.findall(r"[+-]?\d\.\d+", line))
+    assert dense > 0.97
+    assert pruned > dense - 0.015
