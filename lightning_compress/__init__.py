@@ -13,6 +13,7 @@ _HOME = {
     "ERK": "pruning.distributions",
     "Fixed": "callbacks.fixed",
     "GraSP": "pruning.scores",
+    "LAMP": "pruning.scores",
     "Magnitude": "pruning.scores",
     "Movement": "pruning.scores",
     "NM": "pruning.patterns",

@@ -128,7 +128,9 @@ def _method(old: Any) -> tuple[Pattern, Score]:
     if function.__name__ == "ln_structured" and options["n"] in (1, 2):
         scores["ln_structured"] = Magnitude(options["n"])
     if function.__name__ not in scores or function.__module__ != "torch.nn.utils.prune":
-        raise ValueError(f"ModelPruning's {function.__name__}({_spell(options)}) has no counterpart: choose a lc.Score.")
+        raise ValueError(
+            f"ModelPruning's {function.__name__}({_spell(options)}) has no counterpart: choose a lc.Score."
+        )
     if options.get("dim", 0) != 0:
         raise ValueError(f"pruning_dim={options['dim']} has no counterpart: only output channels (0) can be pruned.")
     return Channels() if "dim" in options else Unstructured(), scores[function.__name__]

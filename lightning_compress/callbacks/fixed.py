@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from typing_extensions import final
 
-from lightning_compress.callbacks.base import MaskCallback
+from lightning_compress.callbacks.masking import MaskCallback
 from lightning_compress.targets import Targets
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import final
 
-from lightning_compress.callbacks.base import MaskCallback
+from lightning_compress.callbacks.masking import MaskCallback
 from lightning_compress.callbacks.probe import TrainingProbe
 from lightning_compress.callbacks.recalibration import check_loader, recalibrate_norms
 from lightning_compress.callbacks.rewinding import Snapshot
@@ -128,8 +128,10 @@ class Pruning(MaskCallback):
         if misfits:
             raise ValueError(misfits)
         make_pools(layers, self.sparsity, self.distribution, unit_size=self.pattern.unit_size)
-        if any(layer.group is not None for layer in layers) and (self.rewind or isinstance(self.score, ProbeScore)):
-            option = type(self.rewind or self.score).__name__
+        whole_only = {"recalibrate": self.recalibrate is not None, type(self.rewind).__name__: self.rewind is not None}
+        whole_only[type(self.score).__name__] = isinstance(self.score, ProbeScore)
+        option = next((name for name, used in whole_only.items() if used), None)
+        if option is not None and any(layer.group is not None for layer in layers):
             raise ValueError(f"{option} does not work on sharded weights: use DDP, or leave it out.")
 
     def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 from lightning.pytorch import Trainer
-from typing_extensions import TypeGuard
 
 from lightning_compress.callbacks.lightning import callbacks_of, is_a
 from lightning_compress.schedules import Progress, Schedule, amount

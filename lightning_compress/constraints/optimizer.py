@@ -35,3 +35,9 @@ def owners(optimizers: Sequence[Optimizer], layers: Sequence[Layer]) -> list[Opt
         shares[holder[id(layer.parameter)]] += layer.parameter.numel()
     holding = [optimizer for optimizer in optimizers if shares[id(optimizer)]]
     return sorted(holding, key=lambda optimizer: -shares[id(optimizer)])
+
+
+def held_layers(optimizer: Optimizer, layers: Sequence[Layer]) -> list[Layer]:
+    """Those of the layers whose weights an optimizer holds."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [layer for layer in layers if id(layer.parameter) in held]

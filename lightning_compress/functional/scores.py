@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,16 +17,38 @@ def uniform_noise(shape: torch.Size, *, seed: Sequence[int | str]) -> Tensor:
     return torch.rand(shape, generator=generator)
 
 
-def gradient_flow(loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+def layer_adaptive(weight: Tensor) -> Tensor:
+    """Each squared weight as a part of the sum of those that are no smaller: what the layer would lose with it.
+
+    Args:
+        weight: A whole weight tensor.
+
+    Returns:
+        float32 of the same shape, in [0, 1]; of equal weights the later one counts as the smaller.
+
+    >>> layer_adaptive(torch.tensor([3.0, -1.0, 4.0]))
+    tensor([0.3600, 0.0385, 1.0000])
+    """
+    squares = weight.detach().flatten().double().square()
+    order = squares.argsort(descending=True, stable=True)
+    sums = squares[order].cumsum(0).clamp_min(torch.finfo(torch.float64).tiny)
+    parts = torch.empty_like(squares).index_copy_(0, order, squares[order] / sums)
+    return parts.float().view(weight.shape)
+
+
+def gradient_flow(
+    loss: Tensor, weights: Sequence[Tensor], reduce: Callable[[list[Tensor]], list[Tensor]] = list
+) -> list[Tensor]:
     """Hessian-gradient products ``H g`` of a loss, for each weight.
 
     Args:
         loss: Scalar with a graph.
         weights: Tensors of the graph.
+        reduce: Makes the gradient of a mean of losses from this one's, where ``g`` is to be that.
     """
-    gradients = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
-    pairs = [(g, g.detach()) for g in gradients if g is not None]
-    product = torch.stack([(g * fixed).sum() for g, fixed in pairs]).sum()
+    gradients = filled(torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True), weights)
+    directions = reduce([g.detach().clone() for g in gradients])
+    product = torch.stack([(g * d).sum() for g, d in zip(gradients, directions, strict=True)]).sum()
     return filled(torch.autograd.grad(product, weights, allow_unused=True), weights)
 
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from typing_extensions import override
 
 from lightning_compress.constraints.layer import Layer
-from lightning_compress.functional.scores import filled, gradient_flow, uniform_noise
+from lightning_compress.functional.scores import filled, gradient_flow, layer_adaptive, uniform_noise
 from lightning_compress.targets import shorten
 
 
@@ -52,6 +52,18 @@ class Magnitude(Score):
     def importance(self, layer: Layer, evidence: Tensor | None, step: int) -> Tensor:
         magnitude = layer.weight.abs().float()
         return magnitude if self.p == 1 else magnitude.square_()
+
+
+@dataclass(frozen=True)
+class LAMP(Score):
+    """Magnitudes that can be compared between layers: ``w^2`` over the sum of the layer's no smaller squares.
+
+    Ranked over all layers it finds each layer's sparsity by itself. Lee et al. 2021 (arXiv:2010.07611).
+    """
+
+    @override
+    def importance(self, layer: Layer, evidence: Tensor | None, step: int) -> Tensor:
+        return layer.part(layer_adaptive(layer.whole(layer.weight)))
 
 
 @dataclass(frozen=True)
@@ -168,7 +180,7 @@ class GraSP(ProbeScore):
     @override
     def evidence(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
         weights = _weights(probe.model, names)
-        products = probe.reduce(gradient_flow(probe.loss(), weights))
+        products = probe.reduce(gradient_flow(probe.loss(), weights, probe.reduce))
         return [(w * hg).float() for w, hg in zip(weights, products, strict=True)]
 
 

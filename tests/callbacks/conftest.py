@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -67,10 +68,20 @@ class Run:
         return [(row["trainer/global_step"], row[name]) for row in self.rows if name in row]
 
 
+def finished_records(file: Path) -> list[Record]:
+    """The records of a run that ends with one of its exit: it may be written a moment after ``finish`` returns."""
+    for _ in range(200):
+        records = list(read_records(file))
+        if records and records[-1].HasField("exit"):
+            return records
+        time.sleep(0.05)
+    raise AssertionError(f"{file} has no exit record")
+
+
 def read_run(directory: Path) -> Run:
     (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
     run = Run(file)
-    for record in read_records(file):
+    for record in finished_records(file):
         if record.HasField("history"):
             items = record.history.item
             run.rows.append({i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items})

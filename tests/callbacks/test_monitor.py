@@ -14,6 +14,7 @@ import pytest
 import pytorch_lightning
 import torch
 import wandb
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -211,15 +212,11 @@ def test_a_resumed_run_goes_on_along_the_axis(
     def pruning() -> lc.Pruning:
         return lc.Pruning(0.8, schedule=lc.Schedule(end="3ep", every="1ep"))
 
-    class Save(pl.Callback):
-        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            if trainer.current_epoch == 1:
-                trainer.save_checkpoint(tmp_path / "first.ckpt")
-
-    trainer(pruning(), Save(), max_epochs=3).fit(small(), loader)
+    save = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    trainer(pruning(), save, max_epochs=3, enable_checkpointing=True).fit(small(), loader)
     logger = WandbLogger(offline=True, save_dir=tmp_path)
     trainer(pruning(), lc.CompressionMonitor(), max_epochs=3, logger=logger).fit(
-        small(), loader, ckpt_path=tmp_path / "first.ckpt"
+        small(), loader, ckpt_path=tmp_path / "epoch=0.ckpt"
     )
     wandb.finish()
     series = wandb_run(tmp_path).series("compression/sparsity")

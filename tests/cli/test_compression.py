@@ -75,8 +75,8 @@ def test_class_paths_in_callbacks_work_too(recipe):
     [
         [],
         ["--pruning.sparsity={'*.features': 0.5, '*': 0.25}", "--pruning.score=Movement", "--pruning.scope=layer"],
-        ["--pruning.pattern=NM", "--pruning.pattern.n=2", "--pruning.pattern.m=4", "--pruning.schedule.begin=3ep"]
-        + ["--pruning.schedule.end=5ep", "--trainer.max_epochs=9"],
+        ["--pruning.pattern=NM", "--pruning.pattern.n=2", "--pruning.pattern.m=4"],
+        ["--pruning.schedule.begin=3ep", "--pruning.schedule.end=5ep", "--trainer.max_epochs=9"],
         ["--pruning.growth=RigL", "--pruning.distribution=ERK", "--pruning.targets.exclude=[a, b]"],
         ["--pruning.rewind=RewindWeights", "--pruning.rewind.to=1", "--monitor.per_layer=false"],
     ],

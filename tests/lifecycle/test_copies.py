@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 import lightning_compress as lc
-from lightning_compress.callbacks.base import MaskCallback
+from lightning_compress.callbacks.masking import MaskCallback
 from tests.cases import (
     RAMP,
     Case,

@@ -146,13 +146,6 @@ def test_weights_alone_and_fixed_keep_the_zeros(case: Case, tmp_path: Path) -> N
     assert_zeros(dict(plain.named_parameters()), masks.last)
 
 
-def test_fine_tuning_from_weights_alone_by_ckpt_path(tmp_path: Path) -> None:
-    saver = ModelCheckpoint(tmp_path, filename="weights", save_weights_only=True)
-    trainer([saver, lc.Pruning(0.9, schedule=RAMP)]).fit(Net(), Loader())
-    with pytest.raises(KeyError, match="weights-only"):
-        trainer([lc.Fixed()]).fit(Net(), Loader(), ckpt_path=tmp_path / "weights.ckpt")
-
-
 class Raises(Callback):
     def __init__(self, at: int) -> None:
         self.at = at

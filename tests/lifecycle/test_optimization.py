@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import lightning_compress as lc
-from lightning_compress.callbacks.base import MaskCallback
+from lightning_compress.callbacks.masking import MaskCallback
 from tests.cases import (
     CASES,
     DYNAMIC,

@@ -1,0 +1,165 @@
+"""What each of the two processes does; one process does the same on the union of their data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.data import TensorDataset
+
+import lightning_compress as lc
+from lightning_compress.callbacks.masking import MaskCallback
+from tests.cases import RAMP, Case, Loader, Net, assert_zeros, case, dataset, is_positive_zero, save_every_step, trainer
+
+PATIENCE = timedelta(seconds=30)
+
+
+class Share(Loader):
+    """This rank's share of every batch, in double precision; all of it where there is one process."""
+
+    def __init__(self) -> None:
+        images, classes = dataset().tensors
+        super().__init__(TensorDataset(images.double(), classes))
+
+    def __iter__(self) -> Iterator[Any]:
+        rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        for images, classes in super().__iter__():
+            yield images[rank::size], classes[rank::size]
+
+
+class ShardedNet(Net):
+    """Net whose weights are sharded over the data-parallel ranks by FSDP2."""
+
+    def configure_model(self) -> None:
+        if isinstance(self.fc.weight, DTensor):
+            return
+        for module in (self.conv1, self.conv2, self.fc, self):
+            fully_shard(module, mesh=self.device_mesh["data_parallel"])
+
+
+class Watch(Callback):
+    """The whole masks after each batch; asserts that all ranks hold zeros there."""
+
+    def __init__(self) -> None:
+        self.masks: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(self, run: Trainer, model: LightningModule, *args: Any) -> None:
+        self.masks.append(whole_masks(run))
+        assert_zeros(whole(dict(model.named_parameters())), self.masks[-1])
+        for optimizer in run.optimizers:
+            for name, mask in self.masks[-1].items():
+                for value in optimizer.state[model.get_parameter(name)].values():
+                    if isinstance(value, Tensor) and value.shape == mask.shape:
+                        assert is_positive_zero(whole({name: value})[name][~mask])
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+        for name, tensor in tensors.items()
+    }
+
+
+def whole_masks(run: Trainer) -> dict[str, Tensor]:
+    constraints = [c.constraint for c in run.callbacks if isinstance(c, MaskCallback) and c.constraint is not None]
+    return {la.name: la.whole(mask).clone() for c in constraints for la, mask in zip(c.layers, c.masks, strict=True)}
+
+
+@dataclass
+class Result:
+    """What a fit ended with, on one rank."""
+
+    state: dict[str, Tensor]
+    masks: list[dict[str, Tensor]]
+    momenta: dict[str, Tensor] = field(default_factory=dict)
+
+
+def strategy(kind: str) -> Strategy | str:
+    if kind == "ddp":
+        return DDPStrategy(process_group_backend="gloo", timeout=PATIENCE)
+    if kind == "fsdp2":
+        return ModelParallelStrategy(
+            data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo", timeout=PATIENCE,
+            save_distributed_checkpoint=False,
+        )  # fmt: skip
+    return "auto"
+
+
+def make(case: Case, kind: str, seed: int = 0) -> Net:
+    torch.manual_seed(seed + (dist.get_rank() if dist.is_initialized() else 0))
+    model = (ShardedNet if kind == "fsdp2" else Net)("adam", frozen_norms=True).double()
+    case.prepare(model)
+    return model
+
+
+def fit_model(model: Net, kind: str, callbacks: list[Callback], ckpt_path: Path | None = None, **options: Any) -> Result:
+    watch = Watch()
+    placed = {} if kind == "one" else {"devices": 2, "strategy": strategy(kind), "use_distributed_sampler": False}
+    run = trainer([watch, *callbacks], **placed, **options)
+    run.fit(model, Share(), ckpt_path=ckpt_path)
+    return Result({name: t.clone() for name, t in whole(model.state_dict()).items()}, watch.masks)
+
+
+def fit(name: str, kind: str, seed: int = 0, folder: Path | None = None, ckpt_path: Path | None = None) -> Result:
+    """Fits a case; ``kind`` is "one", "ddp" or "fsdp2"."""
+    callbacks = case(name).callbacks()
+    if folder is not None:
+        callbacks.append(save_every_step(folder))
+    return fit_model(make(case(name), kind, seed), kind, callbacks, ckpt_path)
+
+
+def accumulate(name: str, kind: str) -> Result:
+    return fit_model(make(case(name), kind), kind, case(name).callbacks(), accumulate_grad_batches=2)
+
+
+def average(kind: str) -> Result:
+    return fit_model(make(case("cubic"), kind), kind, [lc.Pruning(0.9, schedule=RAMP), EMAWeightAveraging(decay=0.5)])
+
+
+class Tamper(Callback):
+    """Changes the weights of one rank alone."""
+
+    def on_train_batch_start(self, run: Trainer, model: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2 and run.global_rank == 1:
+            model.conv1.weight.data.mul_(torch.rand_like(model.conv1.weight))
+
+
+def tamper(kind: str) -> str:
+    """What is said when one rank has other weights."""
+    try:
+        fit_model(make(case("cubic"), kind), kind, [Tamper(), lc.Pruning(0.9, schedule=RAMP)])
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def refusal(name: str, kind: str) -> str:
+    """What is said when a case is refused, which must be before the first step."""
+    model = make(case(name), kind)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    try:
+        fit_model(model, kind, case(name).callbacks())
+    except ValueError as error:
+        after = whole(model.state_dict())
+        assert all(torch.equal(after[key], before[key]) for key in before)
+        return str(error)
+    return ""
+
+
+def evaluate(kind: str, path: Path) -> float:
+    """The validation loss of a checkpoint."""
+    model = make(case("cubic"), kind)
+    placed = {"devices": 2, "strategy": strategy(kind), "use_distributed_sampler": False}
+    run = trainer([lc.Pruning(0.9, schedule=RAMP)], **placed)
+    return run.validate(model, Share(), ckpt_path=path)[0]["val_loss"]
