@@ -43,8 +43,8 @@ class Progress:
         return self.fraction
 
     def reached(self, time: int | float | str) -> bool:
-        """Whether ``time`` has come."""
-        return self.at(time) >= amount(time) - _EPSILON
+        """Whether ``time`` has come; the beginning of a run always has, also of one without bound."""
+        return amount(time) == 0 or self.at(time) >= amount(time) - _EPSILON
 
 
 def amount(time: int | float | str) -> float:

@@ -63,6 +63,8 @@ CASES = [
     Case("layer", lambda: [lc.Pruning(0.9, scope="layer", schedule=RAMP)], zeros=346),
     Case("taylor", lambda: [lc.Pruning(0.9, score=lc.Taylor(), schedule=RAMP)], zeros=346),
     Case("movement", lambda: [lc.Pruning(0.9, score=lc.Movement(), schedule=RAMP)], zeros=346),
+    Case("lamp", lambda: [lc.Pruning(0.9, score=lc.LAMP(), schedule=RAMP)], zeros=346),
+    Case("random", lambda: [lc.Pruning(0.9, score=lc.Random(), schedule=RAMP)], zeros=346),
     Case(
         "snip",
         lambda: [lc.Pruning(0.8, score=lc.SNIP(), schedule=AT_START)],
@@ -199,6 +201,49 @@ class Net(LightningModule):
         optimizer = OPTIMIZERS[self.optimizer](self.parameters())
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=3, gamma=0.8)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class TwoPlayers(Net):
+    """Steps by hand: a discriminator twice for each step of the model; the owner of the targets steps second."""
+
+    def __init__(self, *, raw: bool = False, clip: float | None = None) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.discriminator = nn.Linear(4, 1)
+        self.raw, self.clip = raw, clip
+
+    def configure_optimizers(self) -> Any:
+        mine = [p for name, p in self.named_parameters() if not name.startswith("discriminator")]
+        theirs = torch.optim.SGD(self.discriminator.parameters(), lr=0.1, momentum=0.9)
+        return [theirs, torch.optim.SGD(mine, lr=0.1, momentum=0.9, weight_decay=0.01)]
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        theirs, mine = self.optimizers()
+        for _ in range(2):
+            theirs.zero_grad()
+            self.back(self.discriminator(self(batch[0]).detach()).square().mean())
+            theirs.step()
+        mine.zero_grad()
+        self.back(self.loss(batch) - 0.1 * self.discriminator(self(batch[0])).mean())
+        if self.clip is not None:
+            self.clip_gradients(mine, self.clip, "norm")
+            mine_too = [p for n, p in self.named_parameters() if not n.startswith("discriminator")]
+            live = torch.cat([p.grad.flatten() for p in mine_too])
+            assert_zeros({n: p.grad for n, p in self.named_parameters()}, masks_of(self.trainer))
+            torch.testing.assert_close(live.norm(), torch.tensor(self.clip))
+        mine.step()
+
+    def back(self, loss: Tensor) -> None:
+        loss.backward() if self.raw else self.manual_backward(loss)
+
+
+def mine_only(case: Case) -> list[Callback]:
+    """The case's callbacks, kept off the discriminator."""
+    callbacks = case.callbacks()
+    for callback in callbacks:
+        old = callback.targets
+        callback.targets = lc.Targets(old.include, (*old.exclude, "discriminator"), old.types, old.module)
+    return callbacks
 
 
 def dataset(num_samples: int = 40, seed: int = 0) -> TensorDataset:

@@ -45,9 +45,7 @@ SIZES = {"stem": 72, "body.0": 1152, "body.3": 640, "head": 30}
 
 def fit(module: pl.LightningModule, callback: pl.Callback, *, epochs: int = EPOCHS) -> pl.Trainer:
     generator = torch.Generator().manual_seed(1)
-    data = TensorDataset(
-        torch.randn(12, 1, 4, 4, generator=generator), torch.randint(0, 3, (12,), generator=generator)
-    )
+    data = TensorDataset(torch.randn(12, 1, 4, 4, generator=generator), torch.randint(0, 3, (12,), generator=generator))
     trainer = pl.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -184,7 +182,9 @@ def test_classes_of_torch_are_known_and_others_are_refused() -> None:
 
 def test_everything_by_default_but_biases_and_norms_stay_dense_with_a_warning() -> None:
     module = Module()
-    with pytest.warns(UserWarning, match=r"biases, norms or frozen weights, which stay dense: 'norm\.weight', 'stem\.b"):
+    with pytest.warns(
+        UserWarning, match=r"biases, norms or frozen weights, which stay dense: 'norm\.weight', 'stem\.b"
+    ):
         new = lc.from_model_pruning(ModelPruning("l1_unstructured", amount=0.1), module, num_epochs=2)
     assert tuple(target.layer for target in new.targets.select(module)) == LAYERS
     assert new.targets == lc.Targets()

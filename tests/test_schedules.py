@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -78,7 +79,7 @@ def test_the_target_is_met_exactly_at_the_end(curve: Any, target: float) -> None
 def test_exponential_removes_the_same_part_of_what_is_left_each_time() -> None:
     schedule = Schedule(begin=0, end="5ep", every="1ep", curve="exponential")
     left = [1 - schedule.sparsity(1 - 0.8**5, at(10 * epoch)) for epoch in range(6)]
-    assert [b / a for a, b in zip(left, left[1:], strict=False)] == pytest.approx([0.8] * 5)
+    assert [b / a for a, b in itertools.pairwise(left)] == pytest.approx([0.8] * 5)
 
 
 def test_units_agree() -> None:

@@ -157,7 +157,13 @@ def test_subclasses_and_all_kinds_of_convolutions() -> None:
         pass
 
     model = nn.ModuleList(
-        [nn.Conv1d(1, 1, 1), nn.Conv3d(1, 1, 1), nn.ConvTranspose1d(1, 1, 1), nn.ConvTranspose3d(1, 1, 1), MyConv(1, 1, 1)]
+        [
+            nn.Conv1d(1, 1, 1),
+            nn.Conv3d(1, 1, 1),
+            nn.ConvTranspose1d(1, 1, 1),
+            nn.ConvTranspose3d(1, 1, 1),
+            MyConv(1, 1, 1),
+        ]
     )
     assert len(Targets().select(model)) == 5
 
@@ -183,14 +189,14 @@ def test_recurrent_layers_by_type() -> None:
 def test_a_parametrized_layer_is_refused_by_name(wrap: Any) -> None:
     net = Net()
     wrap(net.head)
-    with pytest.raises(ValueError, match="'head' is parametrized.*remove_parametrizations.*or exclude it"):
+    with pytest.raises(ValueError, match=r"'head' is parametrized.*remove_parametrizations.*or exclude it"):
         Targets().select(net)
     assert "head.weight" not in names(Targets(exclude=("head",)), net)
 
 
 def test_a_lazy_layer_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(3))
-    with pytest.raises(ValueError, match="'1' is lazy.*run the model once"):
+    with pytest.raises(ValueError, match=r"'1' is lazy.*run the model once"):
         Targets().select(model)
     assert names(Targets(exclude=("1",)), model) == ["0.weight"]
     model(torch.ones(1, 2))

@@ -47,8 +47,9 @@ def refuse_foreign_weights(pl_module: LightningModule) -> RemovableHandle:
     return pl_module.register_load_state_dict_pre_hook(_check_same_model)
 
 
-def _check_same_model(pl_module: LightningModule, stored: Mapping[str, Tensor], *_: object) -> None:
-    if not pl_module.strict_loading:
+def _check_same_model(pl_module: LightningModule, stored: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+    # With a prefix it is a copy inside an average of the weights, which took this hook along.
+    if prefix or not pl_module.strict_loading:
         return
     ours = pl_module.state_dict()
     for name in (*ours, *stored):

@@ -14,7 +14,7 @@ from lightning_compress.callbacks.masking import MaskCallback
 from lightning_compress.callbacks.probe import TrainingProbe
 from lightning_compress.callbacks.recalibration import check_loader, recalibrate_norms
 from lightning_compress.callbacks.rewinding import Snapshot
-from lightning_compress.callbacks.timing import check_schedule_fits, check_time_fits, progress
+from lightning_compress.callbacks.timing import check_time_fits, check_times_come, progress
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.pruning.distributions import Distribution, Uniform
 from lightning_compress.pruning.growth import Growth
@@ -112,8 +112,7 @@ class Pruning(MaskCallback):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        times = {name: getattr(self.schedule, name) for name in ("begin", "end", "every")}
-        for name, time in {**times, **({"to": self.rewind.to} if self.rewind else {})}.items():
+        for name, time in {**self._times, **({"to": self.rewind.to} if self.rewind else {})}.items():
             check_time_fits(trainer, name, time)
         if not pl_module.automatic_optimization and (self.recalibrate or isinstance(self.score, ProbeScore)):
             option = "recalibrate" if self.recalibrate else type(self.score).__name__
@@ -148,7 +147,7 @@ class Pruning(MaskCallback):
             self._pruner.evidence = {la.name: la.part(evidence[la.name]) for la in layers if la.name in evidence}
         self._snapshot = Snapshot.from_state(state["snapshot"]) if state.get("snapshot") else None
         self._starting = True
-        check_schedule_fits(trainer, self.schedule)
+        check_times_come(trainer, self._times)
         if self.recalibrate is not None:
             check_loader(trainer)
 
@@ -216,9 +215,21 @@ class Pruning(MaskCallback):
         """What a copy needs, without what belongs to the fit."""
         return {**super().__getstate__(), **_outside_fits()}
 
+    @property
+    def _times(self) -> dict[str, int | float | str]:
+        """The times of the schedule that matter: pruning at one stroke has no more than a beginning."""
+        names = ("begin",) if self._is_single else ("begin", "end", "every")
+        return {name: getattr(self.schedule, name) for name in names}
+
+    @property
+    def _is_single(self) -> bool:
+        return self.schedule.curve == "one_shot" and self.growth is None
+
     def _is_due(self, now: Progress) -> bool:
-        if not now.reached(self.schedule.begin):
+        if not now.reached(self.schedule.begin) or (self._is_single and self._landed):
             return False
+        if self._is_single:
+            return True
         ticked = self.schedule.tick(now) > self._tick
         if self._landed:
             return self.growth is not None and ticked and not now.reached(self.schedule.end)
@@ -245,7 +256,7 @@ class Pruning(MaskCallback):
             gradients=self._gradients,
         )
         self._gradients = {}
-        self._tick, self._landed = self.schedule.tick(now), self.schedule.landed(now)
+        self._tick, self._landed = 0 if self._is_single else self.schedule.tick(now), self.schedule.landed(now)
         if self._snapshot is not None:
             self._snapshot.restore_(trainer)
             self.constraint.project_weights_()

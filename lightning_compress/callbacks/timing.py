@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeGuard
 
 from lightning.pytorch import Trainer
 
 from lightning_compress.callbacks.lightning import callbacks_of, is_a
-from lightning_compress.schedules import Progress, Schedule, amount
+from lightning_compress.schedules import Progress, amount
 
 
 def progress(trainer: Trainer, steps: int, *, in_step: bool, in_batch: bool = True) -> Progress:
@@ -49,7 +50,12 @@ def check_time_fits(trainer: Trainer, name: str, time: int | float | str) -> Non
     Raises:
         ValueError: For a fraction of an unbounded run, and for epochs or steps past its end.
     """
-    if isinstance(time, float) and not is_bounded(trainer.max_epochs) and not is_bounded(trainer.max_steps):
+    if (
+        isinstance(time, float)
+        and time > 0
+        and not is_bounded(trainer.max_epochs)
+        and not is_bounded(trainer.max_steps)
+    ):
         raise ValueError(
             f"{name}={time} is a fraction of the run, which has no end: set the Trainer's max_epochs or max_steps, "
             "or write an int (optimizer steps) or a string such as '12ep' (epochs)."
@@ -60,28 +66,26 @@ def check_time_fits(trainer: Trainer, name: str, time: int | float | str) -> Non
         raise ValueError(f"{name}={time} lies beyond the run's {trainer.max_steps} steps.")
 
 
-def check_schedule_fits(trainer: Trainer, schedule: Schedule) -> None:
-    """Refuses a schedule that would not land in this run, now that its data is known.
+def check_times_come(trainer: Trainer, times: Mapping[str, int | float | str]) -> None:
+    """Refuses times of a schedule that would not come in this run, now that its data is known.
 
     Raises:
         ValueError: For steps past its end, and for what cannot be told of data that has no length.
     """
-    if trainer.num_training_batches == float("inf") and not is_bounded(trainer.max_steps):
-        _check_needs_no_length(trainer, schedule)
+    has_length = trainer.num_training_batches != float("inf") or is_bounded(trainer.max_steps)
     total = trainer.estimated_stepping_batches if trainer.lightning_module.automatic_optimization else -1
-    for name in ("begin", "end"):
-        time = getattr(schedule, name)
-        if isinstance(time, int) and is_bounded(total) and time > total:
-            raise ValueError(f"{name}={time} lies beyond the run's {total} optimizer steps.")
-
-
-def _check_needs_no_length(trainer: Trainer, schedule: Schedule) -> None:
-    """Only epochs that are over are known where the training data has no length, so nothing can land in the last."""
-    for name in ("begin", "end", "every"):
-        time = getattr(schedule, name)
-        late = isinstance(time, str) and is_bounded(trainer.max_epochs) and amount(time) >= trainer.max_epochs
-        if isinstance(time, float) or (name == "end" and late):
+    for name, time in times.items():
+        if not has_length and _needs_length(trainer, name, time):
             raise ValueError(
                 f"{name}={time!r} cannot be told in training data of no length: set the Trainer's max_steps, "
                 "or write an int (optimizer steps) or epochs before the last, such as '1ep'."
             )
+        if isinstance(time, int) and name != "every" and is_bounded(total) and time > total:
+            raise ValueError(f"{name}={time} lies beyond the run's {total} optimizer steps.")
+
+
+def _needs_length(trainer: Trainer, name: str, time: int | float | str) -> bool:
+    """Without a length only epochs that are over are known, so nothing can land in the last."""
+    if isinstance(time, str):
+        return name == "end" and is_bounded(trainer.max_epochs) and amount(time) >= trainer.max_epochs
+    return isinstance(time, float) and time > 0

@@ -74,9 +74,7 @@ def test_an_offline_run_is_read_back(
 ) -> None:
     pruning = lc.Pruning(0.8, schedule=lc.Schedule(begin=3, end=10, every=2))
     watch = Watch(pruning)
-    fit = trainer(
-        pruning, watch, lc.CompressionMonitor(), logger=wandb_logger, max_epochs=3, log_every_n_steps=1
-    )
+    fit = trainer(pruning, watch, lc.CompressionMonitor(), logger=wandb_logger, max_epochs=3, log_every_n_steps=1)
 
     class Validated(small):
         def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
@@ -126,9 +124,7 @@ def test_the_table_at_the_end(
     assert table["columns"] == ["layer", "weights", "zeros", "sparsity"]
     zeros = [int((p == 0).sum()) for name, p in module.named_parameters() if name in NAMES]
     assert sum(zeros) == 88
-    assert table["data"] == [
-        [name, size, num, num / size] for name, size, num in zip(NAMES, SIZES, zeros, strict=True)
-    ]
+    assert table["data"] == [[name, size, num, num / size] for name, size, num in zip(NAMES, SIZES, zeros, strict=True)]
 
 
 def test_wandb_itself_accepts_the_run(
@@ -206,6 +202,7 @@ def test_there_would_be_a_warning(loud_wandb: None, capfd: pytest.CaptureFixture
     assert "Steps must be monotonically increasing" in spoken(capfd)
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
 def test_a_resumed_run_goes_on_along_the_axis(
     small: type, loader: DataLoader, trainer: Callable, quiet_wandb: None, wandb_run: Callable, tmp_path: Path
 ) -> None:
@@ -215,9 +212,9 @@ def test_a_resumed_run_goes_on_along_the_axis(
     save = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
     trainer(pruning(), save, max_epochs=3, enable_checkpointing=True).fit(small(), loader)
     logger = WandbLogger(offline=True, save_dir=tmp_path)
-    trainer(pruning(), lc.CompressionMonitor(), max_epochs=3, logger=logger).fit(
-        small(), loader, ckpt_path=tmp_path / "epoch=0.ckpt"
-    )
+    monitor = lc.CompressionMonitor()
+    resumed = trainer(pruning(), monitor, save, max_epochs=3, logger=logger, enable_checkpointing=True)
+    resumed.fit(small(), loader, ckpt_path=tmp_path / "epoch=0.ckpt")
     wandb.finish()
     series = wandb_run(tmp_path).series("compression/sparsity")
     assert [step for step, _ in series] == [6, 12, 12, 18, 18]

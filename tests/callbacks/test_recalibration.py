@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -25,9 +26,9 @@ class Spy(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if trainer.global_step != 3:
             return
-        norm = pl_module.net[1]
+        norm, before = pl_module.net[1], copy.deepcopy(pl_module.net[0]).eval()
         self.found = norm.running_mean.clone(), norm.running_var.clone()
-        batches = torch.stack([pl_module.net[0](x) for x, _ in self._batches(trainer)])
+        batches = torch.stack([before(x) for x, _ in self._batches(trainer)])
         self.expected = batches.mean(1).mean(0), batches.var(1).mean(0)
 
     def _batches(self, trainer: Trainer) -> list[Any]:
@@ -46,6 +47,18 @@ def fit(small: type, trainer: Callable, loader: Any, recalibrate: int | None, *c
 def test_statistics_are_the_plain_mean_over_the_batches(small: type, trainer: Callable, loader: DataLoader) -> None:
     spy = Spy(num_batches=4)
     fit(small, trainer, loader, 4, spy)
+    for found, expected in zip(spy.found, spy.expected, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_dropout_before_a_norm_is_as_it_is_in_use(small: type, trainer: Callable, loader: DataLoader) -> None:
+    class Dropped(small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net[0] = nn.Sequential(self.net[0], nn.Dropout(0.5))
+
+    spy = Spy(num_batches=4)
+    fit(Dropped, trainer, loader, 4, spy)
     for found, expected in zip(spy.found, spy.expected, strict=True):
         torch.testing.assert_close(found, expected)
 

@@ -40,6 +40,16 @@ def test_to_hold_twice_is_to_hold_once() -> None:
     assert vars(best) == before
 
 
+def test_what_stood_in_the_way_before_is_put_back() -> None:
+    stopping = EarlyStopping("loss")
+    stopping._should_skip_check = mine = lambda trainer: False
+    selection = Selection()
+    selection.hold(SimpleNamespace(callbacks=[stopping]))
+    assert stopping._should_skip_check(None)
+    selection.release()
+    assert stopping._should_skip_check is mine
+
+
 def test_callbacks_of_the_other_namespace_are_held_too() -> None:
     best = pytorch_lightning.callbacks.ModelCheckpoint(monitor="loss")
     stopping = pytorch_lightning.callbacks.EarlyStopping("loss")

@@ -134,6 +134,8 @@ def test_log_model_is_dropped_offline(recipe):
     with pytest.warns(UserWarning, match="log_model is dropped"):
         cli = build(f"--trainer.logger={logger}")
     assert cli.trainer.logger.save_dir == str(cli.directory)
+    assert cli.trainer.checkpoint_callback.dirpath == str(cli.directory / "checkpoints")
+    assert cli.config.trainer.logger.init_args.save_dir == "."  # what is kept can be run elsewhere
     assert cli.directory.is_dir()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from lightning_compress.cli import main
 
@@ -31,7 +32,11 @@ def test_fits_tests_and_reports(recipe, capsys):
     compressed, dense = (torch.load(next(d.glob("checkpoints/*")), weights_only=True) for d in (run, run / "baseline"))
     assert sum(int((w == 0).sum()) for w in compressed["state_dict"].values() if w.ndim > 1) == 457_792 // 2
     assert sum(int((w == 0).sum()) for w in dense["state_dict"].values() if w.ndim > 1) == 0
-    assert len(list(run.glob("wandb/offline-run-*/*.wandb"))) == 2
+    records = [path.read_bytes() for path in run.glob("wandb/offline-run-*/*.wandb")]
+    assert len(records) == 2
+    assert all(f"small {run.name}".encode() in record for record in records)  # their group
+    assert yaml.safe_load((run / "config.yaml").read_text())["pruning"]["sparsity"] == 0.5
+    assert yaml.safe_load((run / "baseline/config.yaml").read_text())["pruning"] is None
     assert not Path("wandb").exists()
     assert [path.name for path in Path().iterdir() if path.name != "small.yaml"] == ["runs"]
 

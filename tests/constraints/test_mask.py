@@ -163,7 +163,7 @@ def test_state_dict_round_trip_through_a_safe_file(tmp_path) -> None:
 
 def test_masks_of_other_weights_are_refused_by_name() -> None:
     _, constraint = make()
-    with pytest.raises(ValueError, match="no mask for 'weight'.*another model or other targets"):
+    with pytest.raises(ValueError, match=r"no mask for 'weight'.*another model or other targets"):
         constraint.load_state_dict({"other.weight": torch.zeros(1, dtype=torch.uint8)})
     with pytest.raises(ValueError, match=r"'weight' does not fit its shape \(2, 3\)"):
         constraint.load_state_dict({"weight": torch.zeros(9, dtype=torch.uint8)})

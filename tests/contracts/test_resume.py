@@ -1,16 +1,29 @@
 """Contract 1: a run resumed at any step ends as the uninterrupted one, to the last bit."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
-import lightning_compress as lc
-from tests.cases import NUM_STEPS, RAMP, Case, Loader, Net, assert_same, every_case, load, save_every_step, trainer
-from tests.cases import val_loader
+from tests.cases import (
+    NUM_STEPS,
+    Case,
+    Loader,
+    Net,
+    TwoPlayers,
+    assert_same,
+    every_case,
+    load,
+    mine_only,
+    save_every_step,
+    trainer,
+    val_loader,
+)
 
+LAST = f"step={NUM_STEPS}.ckpt"
 STATE = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
 
 
@@ -20,9 +33,9 @@ def fit(folder: Path, callbacks: list[Callback], model: LightningModule, ckpt_pa
     return run
 
 
-def end_of(folder: Path) -> dict:
-    """What the last checkpoint of a run holds of model, optimizer and our callbacks."""
-    checkpoint = load(folder / f"step={NUM_STEPS}.ckpt")
+def state_of(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds of model, optimizer and our callbacks."""
+    checkpoint = load(path)
     callbacks = {key: state for key, state in checkpoint["callbacks"].items() if not key.startswith("ModelCheckpoint")}
     extra = {key: checkpoint[key] for key in ("current_model_state", "averaging_state") if key in checkpoint}
     return {**{key: checkpoint[key] for key in STATE}, **extra, "callbacks": callbacks}
@@ -34,9 +47,37 @@ def test_resumed_run_equals_uninterrupted(case: Case, optimizer: str, tmp_path: 
     model = Net(optimizer)
     case.prepare(model)
     fit(tmp_path / "whole", case.callbacks(), model)
-    whole = end_of(tmp_path / "whole")
-    # Each resumed run has seeds of its own, since nothing may hang on the global generator.
+    # Each resumed run has a seed of its own, since nothing may hang on the global generator.
     for step in range(1, NUM_STEPS) if optimizer == "sgd" else (3,):
         torch.manual_seed(step)
         fit(tmp_path / f"{step}", case.callbacks(), Net(optimizer), tmp_path / "whole" / f"step={step}.ckpt")
-        assert_same(end_of(tmp_path / f"{step}"), whole, f"resumed after step {step}: ")
+        for later in {step + 1, NUM_STEPS}:
+            ours, theirs = (state_of(tmp_path / name / f"step={later}.ckpt") for name in (f"{step}", "whole"))
+            assert_same(ours, theirs, f"resumed after step {step}, now at {later}: ")
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["before", "after"])
+@every_case
+def test_with_an_average_of_the_weights(case: Case, order: int, tmp_path: Path) -> None:
+    def callbacks() -> list[Callback]:
+        return [EMAWeightAveraging(decay=0.5), *case.callbacks()][::order]
+
+    model = Net()
+    case.prepare(model)
+    fit(tmp_path / "whole", callbacks(), model)
+    for step in (2, 5, 8):
+        fit(tmp_path / f"{step}", callbacks(), Net(), tmp_path / "whole" / f"step={step}.ckpt")
+        assert_same(state_of(tmp_path / f"{step}" / LAST), state_of(tmp_path / "whole" / LAST), f"after step {step}: ")
+
+
+@every_case
+def test_with_manual_optimization(case: Case, tmp_path: Path) -> None:
+    if "manual" in case.refused:
+        pytest.skip(case.refused["manual"])
+    model = TwoPlayers()
+    case.prepare(model)
+    fit(tmp_path / "whole", mine_only(case), model)
+    for step in (6, 15, 21):  # the Trainer counts three steps a batch
+        fit(tmp_path / f"{step}", mine_only(case), TwoPlayers(), tmp_path / "whole" / f"step={step}.ckpt")
+        ours, theirs = (state_of(tmp_path / name / "step=30.ckpt") for name in (f"{step}", "whole"))
+        assert_same(ours, theirs, f"after step {step}: ")

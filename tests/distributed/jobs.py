@@ -103,7 +103,9 @@ def make(case: Case, kind: str, seed: int = 0) -> Net:
     return model
 
 
-def fit_model(model: Net, kind: str, callbacks: list[Callback], ckpt_path: Path | None = None, **options: Any) -> Result:
+def fit_model(
+    model: Net, kind: str, callbacks: list[Callback], ckpt_path: Path | None = None, **options: Any
+) -> Result:
     watch = Watch()
     placed = {} if kind == "one" else {"devices": 2, "strategy": strategy(kind), "use_distributed_sampler": False}
     run = trainer([watch, *callbacks], **placed, **options)

@@ -20,9 +20,7 @@ SCORES = st.lists(st.lists(VALUES, min_size=1, max_size=8), min_size=1, max_size
 
 
 def keep(scores: list[Tensor], num_pruned: int, unit_sizes: list[int] | None = None) -> list[list[bool]]:
-    masks = keep_highest(
-        [s.clone for s in scores], num_pruned=num_pruned, unit_sizes=unit_sizes or [1] * len(scores)
-    )
+    masks = keep_highest([s.clone for s in scores], num_pruned=num_pruned, unit_sizes=unit_sizes or [1] * len(scores))
     return [mask.tolist() for mask in masks]
 
 
@@ -85,7 +83,7 @@ def test_the_saved_unit_stands_above_infinite_scores_elsewhere() -> None:
 
 
 @given(scores=SCORES, dtype=st.sampled_from([torch.float32, torch.float64]), data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_equals_a_sort(scores: list[list[float]], dtype: torch.dtype, data: st.DataObject) -> None:
     total = sum(map(len, scores))
     num_pruned = data.draw(st.integers(0, total - len(scores)))
@@ -114,7 +112,7 @@ def test_count_is_exact_and_nothing_pruned_scores_above_what_stays(seed: int, sp
     ),
     data=st.data(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_units_of_several_sizes_hit_the_number_within_half_a_unit(
     tensors: list[tuple[list[int], int]], data: st.DataObject
 ) -> None:

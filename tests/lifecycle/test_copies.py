@@ -101,7 +101,8 @@ def test_a_pickled_callback_holds_no_weights() -> None:
             return super().forward(x) + 0 * self.wide.weight.sum()
 
     class Size(Callback):
-        sizes: list[int] = []
+        def __init__(self) -> None:
+            self.sizes: list[int] = []
 
         def on_train_batch_end(self, run: Trainer, *args: Any) -> None:
             self.sizes.append(len(pickle.dumps(ours(run)[0])))

@@ -6,22 +6,23 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.precision import MixedPrecision
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 import lightning_compress as lc
 from lightning_compress.callbacks.masking import MaskCallback
 from tests.cases import (
-    CASES,
     DYNAMIC,
     RAMP,
     Case,
     Loader,
     Net,
+    TwoPlayers,
     assert_zeros,
     dataset,
     every_case,
     masks_of,
+    mine_only,
     num_masked,
     num_zeros,
     trainer,
@@ -195,48 +196,6 @@ def test_clipping_sees_projected_gradients(case: Case) -> None:
     assert model.num_clips > 5
 
 
-class TwoPlayers(Net):
-    """Steps by hand: a discriminator twice for each step of the model; the owner of the targets steps second."""
-
-    def __init__(self, *, raw: bool = False, clip: float | None = None) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.discriminator = nn.Linear(4, 1)
-        self.raw, self.clip = raw, clip
-
-    def configure_optimizers(self) -> Any:
-        mine = [p for name, p in self.named_parameters() if not name.startswith("discriminator")]
-        theirs = torch.optim.SGD(self.discriminator.parameters(), lr=0.1, momentum=0.9)
-        return [theirs, torch.optim.SGD(mine, lr=0.1, momentum=0.9, weight_decay=0.01)]
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        theirs, mine = self.optimizers()
-        for _ in range(2):
-            theirs.zero_grad()
-            self.back(self.discriminator(self(batch[0]).detach()).square().mean())
-            theirs.step()
-        mine.zero_grad()
-        self.back(self.loss(batch) - 0.1 * self.discriminator(self(batch[0])).mean())
-        if self.clip is not None:
-            self.clip_gradients(mine, self.clip, "norm")
-            live = torch.cat([p.grad.flatten() for n, p in self.named_parameters() if not n.startswith("discriminator")])
-            assert_zeros({n: p.grad for n, p in self.named_parameters()}, masks_of(self.trainer))
-            torch.testing.assert_close(live.norm(), torch.tensor(self.clip))
-        mine.step()
-
-    def back(self, loss: Tensor) -> None:
-        loss.backward() if self.raw else self.manual_backward(loss)
-
-
-def mine_only(case: Case) -> list[Callback]:
-    """The case's callbacks, kept off the discriminator."""
-    callbacks = case.callbacks()
-    for callback in callbacks:
-        old = callback.targets
-        callback.targets = lc.Targets(old.include, (*old.exclude, "discriminator"), old.types, old.module)
-    return callbacks
-
-
 @pytest.mark.parametrize("raw", [False, True], ids=["manual_backward", "backward"])
 @every_case
 def test_manual_optimization_with_two_optimizers(case: Case, raw: bool) -> None:
@@ -308,7 +267,7 @@ class Scaled(MixedPrecision):
     """Mixed precision whose arithmetic stays float32, since what is tested is the scaler."""
 
     def __init__(self) -> None:
-        super().__init__("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
+        super().__init__("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2, growth_factor=4.0))
 
     def autocast_context_manager(self) -> torch.autocast:
         return torch.autocast("cpu", enabled=False)
@@ -375,9 +334,3 @@ def test_an_optimizer_that_calls_its_closure_again() -> None:
             return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
 
     assert events([lc.Pruning(0.9, schedule=BY_STEPS)], Quasi()) == CUBIC
-
-
-def test_all_techniques_are_in_the_registry() -> None:
-    names = {name for name in ("SNIP", "SynFlow", "GraSP", "Taylor", "Movement", "BNScale")}
-    used = {type(callback.score).__name__ for case in CASES for callback in case.callbacks() if hasattr(callback, "score")}
-    assert names <= used

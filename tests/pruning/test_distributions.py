@@ -30,9 +30,7 @@ def test_erk_makes_larger_layers_sparser() -> None:
     shapes=st.lists(st.lists(st.integers(1, 20), min_size=2, max_size=4), min_size=1, max_size=6),
 )
 @settings(max_examples=150, deadline=None)
-def test_the_sum_is_the_sparsity_of_all(
-    distribution: Distribution, sparsity: float, shapes: list[list[int]]
-) -> None:
+def test_the_sum_is_the_sparsity_of_all(distribution: Distribution, sparsity: float, shapes: list[list[int]]) -> None:
     sizes = [torch.Size(shape) for shape in shapes]
     pruned = distribution.num_pruned(sizes, sparsity)
     assert sum(pruned) == round(sum(s.numel() for s in sizes) * sparsity)

@@ -140,9 +140,7 @@ def test_two_of_four_of_a_transposed_convolution_runs_over_its_first_dimension()
     assert (mask.unflatten(0, (2, 4)).sum(dim=1) == 2).all()
 
 
-@pytest.mark.parametrize(
-    ("num_pruned", "kept"), [(0, 4), (3, 4), (4, 3), (7, 3), (8, 2), (12, 2)]
-)
+@pytest.mark.parametrize(("num_pruned", "kept"), [(0, 4), (3, 4), (4, 3), (7, 3), (8, 2), (12, 2)])
 def test_on_the_way_whole_steps_are_taken(num_pruned: int, kept: int) -> None:
     (mask,) = NM(2, 4).choose([random_layer(2, 8)], magnitude, num_pruned)
     assert (mask.unflatten(1, (2, 4)).sum(dim=2) == kept).all()

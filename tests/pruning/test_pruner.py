@@ -271,8 +271,6 @@ def test_growth_leaves_no_layer_empty_and_its_gradients_alone() -> None:
 def test_growth_follows_a_sparsity_that_still_rises() -> None:
     constraint, pruner = make(0.75, growth=SET(fraction=0.3))
     for step, part in enumerate((0.2, 0.5, 0.8, 1.0)):
-        pruner.update(
-            lambda target, part=part: target * part, step=step, exchange=None if step == 0 else part
-        )
+        pruner.update(lambda target, part=part: target * part, step=step, exchange=None if step == 0 else part)
         assert constraint.num_pruned == round(128 * 0.75 * part)
         assert not math.isnan(sum(float(layer.weight.sum()) for layer in constraint.layers))

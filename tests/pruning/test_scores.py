@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.pruning.scores import (
+    LAMP,
     SNIP,
     BNScale,
     GraSP,
@@ -92,6 +93,14 @@ def test_magnitude_of_half_precision_is_squared_in_single() -> None:
     assert (scores > 0).all()
 
 
+def test_lamp_compares_layers_by_what_they_would_lose() -> None:
+    # Lee et al. 2021, eq. 6, on weights sorted by size: 1/14, 4/13, 9/9.
+    layer = Layer("weight", nn.Parameter(torch.tensor([[2.0, -3.0, 1.0]])))
+    torch.testing.assert_close(LAMP().importance(layer, None, 0), torch.tensor([[4 / 13, 1.0, 1 / 14]]))
+    large = Layer("weight", nn.Parameter(torch.tensor([[2.0, -3.0, 1.0]]) * 1e6))
+    torch.testing.assert_close(LAMP().importance(large, None, 0), LAMP().importance(layer, None, 0))
+
+
 def test_random_depends_on_seed_step_and_name() -> None:
     layer, other = (Layer(name, nn.Parameter(torch.ones(4, 4))) for name in ("a.weight", "b.weight"))
     first = Random(seed=1).importance(layer, None, 10)
@@ -130,9 +139,10 @@ def test_taylor_restarts_and_movement_goes_on() -> None:
 def test_scores_do_not_hand_out_what_they_were_given() -> None:
     evidence = torch.tensor([[1.0, 2.0]])
     layer = Layer("weight", nn.Parameter(torch.ones(1, 2)))
-    for score in (Taylor(), Movement(), SNIP(), SynFlow()):
+    for score in (Taylor(), Movement(), SNIP(), SynFlow(), Magnitude(), Magnitude(2), LAMP()):
         score.importance(layer, evidence, 1).fill_(-torch.inf)
     assert evidence.tolist() == [[1.0, 2.0]]
+    assert layer.weight.tolist() == [[1.0, 1.0]]
 
 
 def test_snip_is_weight_times_gradient() -> None:
@@ -298,8 +308,19 @@ def test_bn_scale_finds_the_norm_that_follows() -> None:
 
 def test_bn_scale_names_a_layer_that_no_norm_follows() -> None:
     _, probe = pairs()
-    with pytest.raises(ValueError, match=r"no batch norm follows 'last'.*Targets\(exclude=\('last',\)\)"):
-        BNScale().evidence(probe, ["conv.weight", "last.weight"])
+    BNScale().check(probe, ["conv.weight", "up.weight", "head.weight"])
+    with pytest.raises(ValueError, match=r"no batch norm follows 'last'; leave it out: exclude=\('last',\)"):
+        BNScale().check(probe, ["conv.weight", "last.weight"])
+
+
+def test_bn_scale_takes_the_layer_and_not_the_container_or_identity_that_hands_its_output_on() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.Identity()), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    net[1].weight.data = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    probe = Probe(net, torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1]))
+    BNScale().check(probe, ["0.0.weight"])
+    (scores,) = BNScale().evidence(probe, ["0.0.weight"])
+    assert scores[:, 0].tolist() == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_bn_scale_leaves_no_hooks() -> None:
@@ -321,7 +342,7 @@ def test_weights_that_take_no_part_score_zero(score: ProbeScore) -> None:
 
 
 @pytest.mark.parametrize(
-    "score", [Magnitude(2), Random(3), Taylor(), Movement(), SNIP(), GraSP(), SynFlow(5), BNScale()]
+    "score", [Magnitude(2), LAMP(), Random(3), Taylor(), Movement(), SNIP(), GraSP(), SynFlow(5), BNScale()]
 )
 def test_specifications_are_frozen_equal_and_hashable(score: Score) -> None:
     assert score == eval(repr(score))
