@@ -10,7 +10,8 @@ One training step of Lightning, with what a constraint does in it::
     optimizer.step
         step post-hook                     if the step was made: weights are projected, the step is counted,
                                            and where an update is due the constraint is replaced
-    on_train_batch_end                     averages of the weights are projected; choosing the best may begin
+                                           (optimizer state and averages of the weights are projected then, too)
+    on_train_batch_end                     choosing the best may begin
     validation, checkpoints                see all of this
 """
 
@@ -29,7 +30,6 @@ from lightning_compress.callbacks.lightning import (
     is_built_late,
     refuse_foreign_weights,
     refuse_strategy,
-    run_after_averaging,
 )
 from lightning_compress.callbacks.selection import Selection
 from lightning_compress.constraints.layer import Layer
@@ -68,7 +68,6 @@ class Compression(Callback):
             return
         refuse_strategy(trainer, type(self).__name__)
         self._guard = refuse_foreign_weights(pl_module)
-        run_after_averaging(trainer, self)
         try:
             self.check(self.layers(pl_module))
         except ValueError:

@@ -70,11 +70,3 @@ def averaged_models(trainer: Trainer) -> Iterator[nn.Module]:
             yield average.module
         elif isinstance(average, nn.Module):
             yield average
-
-
-def run_after_averaging(trainer: Trainer, callback: Callback) -> None:
-    """Moves callbacks that average weights before ``callback``, so that it sees each average after its update."""
-    averaging = [c for c in callbacks_of(trainer) if is_a(c, "WeightAveraging", "StochasticWeightAveraging")]
-    others = [c for c in callbacks_of(trainer) if c not in averaging]
-    place = others.index(callback)
-    trainer.callbacks = [*others[:place], *averaging, *others[place:]]  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from lightning_compress.callbacks.lightning import averaged_models
 from lightning_compress.callbacks.selection import Selection
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
-from lightning_compress.constraints.optimizer import held_layers, owners, step_was_skipped
+from lightning_compress.constraints.optimizer import CompletedSteps, held_layers, owners
 from lightning_compress.targets import Targets
 
 
@@ -53,7 +54,7 @@ class MaskCallback(Compression):
         self._model = weakref.ref(pl_module)
         self.prepare(trainer, self._loaded or kept)
         self._loaded = self._kept = None
-        self._hooks = [o.register_step_post_hook(self._step_hook(trainer)) for o in self._optimizers]
+        self._hooks = [CompletedSteps(o, partial(self._step_completed, trainer)) for o in self._optimizers]
         super().on_train_start(trainer, pl_module)
 
     @abstractmethod
@@ -82,27 +83,8 @@ class MaskCallback(Compression):
         if self.constraint is not None:
             self.constraint.project_gradients_()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Projects averages after their update."""
-        self._project_averages(trainer)
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Projects averages after their update, and the weights in case an average was copied into them."""
-        self._project_averages(trainer)
-        if self.constraint is not None:
-            self.constraint.project_weights_()
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Projects averages after their update."""
-        self._project_averages(trainer)
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Projects the weights in case an average was copied into them."""
-        if self.constraint is not None:
-            self.constraint.project_weights_()
+        """Says so if the run was too short."""
         if not self.reached and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_warn(f"{type(self).__name__}: the run ended before the target was reached.")
 
@@ -132,25 +114,18 @@ class MaskCallback(Compression):
         assert self.constraint is not None
         for optimizer in self._optimizers:
             self.constraint.project_state_(optimizer)
-        self._project_averages(trainer)
+        # From here on averages stay on the mask: they are made of weights that are on it.
+        for average in averaged_models(trainer):
+            self.constraint.project_copy_(average)
         self.num_changes += 1
         if self.constraint.layers[0].group is None:
             _check_ranks_agree(trainer, self.constraint.digest(), type(self).__name__)
 
-    def _step_hook(self, trainer: Trainer) -> Any:
-        def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            if self.constraint is None or step_was_skipped(optimizer):
-                return
-            self.constraint.project_weights_()
-            self.steps += optimizer is self.clock
-            self.after_step(trainer, optimizer)
-
-        return hook
-
-    def _project_averages(self, trainer: Trainer) -> None:
-        for average in averaged_models(trainer):
-            if self.constraint is not None:
-                self.constraint.project_copy_(average)
+    def _step_completed(self, trainer: Trainer, optimizer: Optimizer) -> None:
+        assert self.constraint is not None
+        self.constraint.project_weights_()
+        self.steps += optimizer is self.clock
+        self.after_step(trainer, optimizer)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy needs; hooks, weights and what Lightning attached are found anew by the next fit."""

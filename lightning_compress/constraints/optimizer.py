@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -17,6 +18,35 @@ def step_was_skipped(optimizer: Optimizer) -> bool:
     """
     found_inf = getattr(optimizer, "found_inf", None)
     return isinstance(found_inf, torch.Tensor) and bool(found_inf)
+
+
+class CompletedSteps:
+    """Calls a function after every completed step of an optimizer.
+
+    An overridden ``step`` that calls its parent class's runs torch's hooks twice; only the outer call counts.
+
+    Args:
+        optimizer: The optimizer.
+        call: Called with the optimizer.
+    """
+
+    def __init__(self, optimizer: Optimizer, call: Callable[[Optimizer], None]) -> None:
+        self._call = call
+        self._depth = 0
+        self._handles = [optimizer.register_step_pre_hook(self._enter), optimizer.register_step_post_hook(self._leave)]
+
+    def remove(self) -> None:
+        """Takes the hooks off the optimizer."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth += 1
+
+    def _leave(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._depth -= 1
+        if self._depth == 0 and not step_was_skipped(optimizer):
+            self._call(optimizer)
 
 
 def owners(optimizers: Sequence[Optimizer], layers: Sequence[Layer]) -> list[Optimizer]:

@@ -3,7 +3,8 @@
     python tests/benchmarks/cifar10_pruning.py --root DATA --weights cifar10_resnet20.safetensors
         [--sparsity 0.9 0.95] [--seeds 0 1 2] [--score LAMP] [--compile]
 
-All layers are ranked together on the cubic schedule, over the first 60 % of the run.
+All layers are ranked together on the cubic schedule, over the first quarter of the run: after that the learning rate
+is still high enough for the rest to recover.
 SGD with momentum 0.9, weight decay 1e-4, learning rate 0.01 to 0 along a cosine per step, batch 128, shifts of up to
 4 pixels and mirror images, all 50,000 training images; accuracy on the 10,000 test images, once, at the end.
 """
@@ -67,18 +68,13 @@ def main() -> None:
         for seed in args.seeds:
             seed_everything(seed, verbose=False)
             start = time.perf_counter()
-            result, counted = accuracy(
-                lc.Pruning(sparsity, score=getattr(lc, args.score)(), schedule=lc.Schedule(end=0.6)), data, args
-            )
+            pruning = lc.Pruning(sparsity, score=getattr(lc, args.score)(), schedule=lc.Schedule(end=0.25))
+            result, counted = accuracy(pruning, data, args)
             results.append(result)
-            print(
-                f"{sparsity:.0%} seed {seed}: {result:.2f} % ({counted:.4%} zeros, {time.perf_counter() - start:.0f} s)",
-                flush=True,
-            )
-        spread = statistics.stdev(results) if len(results) > 1 else 0.0
-        print(
-            f"{sparsity:.0%}: mean {statistics.mean(results):.2f} %, standard deviation {spread:.2f}, seeds {args.seeds}"
-        )
+            seconds = time.perf_counter() - start
+            print(f"{sparsity:.0%} seed {seed}: {result:.2f} % ({counted:.4%} zeros, {seconds:.0f} s)", flush=True)
+        mean, spread = statistics.mean(results), statistics.stdev(results) if len(results) > 1 else 0.0
+        print(f"{sparsity:.0%}: mean {mean:.2f} %, standard deviation {spread:.2f}, seeds {args.seeds}")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
+import lightning_compress as lc
 from tests.cases import (
     NUM_STEPS,
+    RAMP,
     Case,
     Loader,
     Net,
@@ -81,3 +83,17 @@ def test_with_manual_optimization(case: Case, tmp_path: Path) -> None:
         fit(tmp_path / f"{step}", mine_only(case), TwoPlayers(), tmp_path / "whole" / f"step={step}.ckpt")
         ours, theirs = (state_of(tmp_path / name / "step=30.ckpt") for name in (f"{step}", "whole"))
         assert_same(ours, theirs, f"after step {step}: ")
+
+
+@pytest.mark.parametrize("step", [3, 5, 7])
+def test_pruning_begins_in_a_run_that_was_dense(step: int, tmp_path: Path) -> None:
+    fit(tmp_path, [], Net())
+    model = Net()
+    fit(tmp_path / "pruned", [lc.Pruning(0.9, schedule=RAMP)], model, tmp_path / f"step={step}.ckpt")
+    zeros = [num_zeros_in(tmp_path / "pruned" / f"step={later}.ckpt") for later in range(step + 1, NUM_STEPS + 1)]
+    # 346 (1 - (1 - x)^3): at once what is due then (x = 1/3, 2/3, 1), and again after every two steps
+    assert zeros == {3: [243, 333, 333, 346, 346, 346, 346], 5: [333, 346, 346, 346, 346], 7: [346, 346, 346]}[step]
+
+
+def num_zeros_in(path: Path) -> int:
+    return sum(int((tensor == 0).sum()) for tensor in load(path)["state_dict"].values() if tensor.ndim > 1)

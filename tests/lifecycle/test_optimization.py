@@ -219,6 +219,31 @@ def test_manual_schedule_in_steps_counts_the_owners_steps() -> None:
     assert events([pruning], TwoPlayers()) == CUBIC
 
 
+class TwoOwners(Net):
+    """Its weights are in two optimizers, of which the one with fewer steps twice as often."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self) -> Any:
+        few = [*self.conv2.parameters(), *self.fc.parameters()]
+        return [torch.optim.Adam(few, lr=0.01), torch.optim.SGD(self.conv1.parameters(), lr=0.1, momentum=0.9)]
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        few, many = self.optimizers()
+        for optimizers in ((few,), (few, many)):
+            self.zero_grad()
+            self.manual_backward(self.loss(batch))
+            for optimizer in optimizers:
+                optimizer.step()
+
+
+@pytest.mark.parametrize("score", [lc.Magnitude(), lc.Taylor()], ids=lambda score: type(score).__name__)
+def test_steps_of_the_optimizer_with_most_weights_count(score: Any) -> None:
+    assert events([lc.Pruning(0.9, score=score, schedule=BY_STEPS)], TwoOwners()) == CUBIC
+
+
 def test_manual_clipping_sees_projected_gradients() -> None:
     pruning = lc.Pruning(0.9, schedule=BY_STEPS, targets=lc.Targets(exclude=("discriminator",)))
     trainer([pruning]).fit(TwoPlayers(clip=0.01), Loader())
@@ -334,3 +359,31 @@ def test_an_optimizer_that_calls_its_closure_again() -> None:
             return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
 
     assert events([lc.Pruning(0.9, schedule=BY_STEPS)], Quasi()) == CUBIC
+
+
+class Langevin(torch.optim.SGD):
+    """Moves every weight at random, whatever its gradient."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.add_(torch.randn_like(parameter), alpha=0.01)
+        return loss
+
+
+@every_case
+def test_an_optimizer_that_moves_weights_without_a_gradient(case: Case) -> None:
+    class Noisy(Net):
+        def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            super().optimizer_step(*args, **kwargs)
+            assert_zeros(dict(self.named_parameters()), masks_of(self.trainer))
+
+        def configure_optimizers(self) -> Any:
+            return Langevin(self.parameters(), lr=0.1)
+
+    model, log = Noisy(), Events()
+    case.prepare(model)
+    trainer([Sparse(), log, *case.callbacks()]).fit(model, Loader(), val_loader())
+    assert max(log.after_step) == 10, "the step of the parent class counts no step of its own"
