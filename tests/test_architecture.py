@@ -25,7 +25,7 @@ LAYERS = [
     ("functional", "schedules", "targets"),
     ("constraints", "packing"),
     ("pruning", "quantization", "structure"),
-    ("backbones", "reporting"),
+    ("networks", "reporting"),
     ("callbacks", "data", "export", "modules"),
     ("migration",),
     ("cli",),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_compress import backbones  # noqa: F401  (registers its networks with timm)
+from lightning_compress import networks  # noqa: F401  (registers its networks with timm)
 from lightning_compress.modules.weights import load_weights_
 
 
@@ -30,7 +30,7 @@ class ClassificationModule(LightningModule):
     The network is ``self.model``, so that pruning, reports and exporters find it under one name.
 
     Args:
-        model: A timm name (those of :mod:`lightning_compress.backbones` included), or a network of your own that maps
+        model: A timm name (those of :mod:`lightning_compress.networks` included), or a network of your own that maps
             images ``(N, C, H, W)`` to logits ``(N, num_classes)``.
         num_classes: Number of classes.
         optimizer: Makes the optimizer from parameters.
@@ -65,8 +65,8 @@ class ClassificationModule(LightningModule):
             raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1).")
         # No functions and no networks, which checkpoints must not hold; nor a file of starting weights, since a
         # checkpoint has its own.
-        networks = ["model"] if isinstance(model, nn.Module) else []
-        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "checkpoint", *networks])
+        own_network = ["model"] if isinstance(model, nn.Module) else []
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "checkpoint", *own_network])
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.label_smoothing = label_smoothing

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_compress as lc
-import lightning_compress.networks  # noqa: F401  (registers resnet20_cifar)
+import lightning_compress.networks  # registers resnet20_cifar with timm
 
 
 class Plain(LightningModule):

@@ -48,6 +48,14 @@ def test_the_compressed_run_is_what_fit_makes(recipe):
     assert all(map(torch.equal, ours["state_dict"].values(), plain["state_dict"].values()))
 
 
+def test_the_best_is_tested(recipe, caplog):
+    worst = "--trainer.callbacks=[{class_path: ModelCheckpoint, init_args: {monitor: val/loss, mode: max}}]"
+    main(["run", "small.yaml", worst, "--trainer.max_epochs=4", "--trainer.limit_train_batches=8"])
+    (kept,) = the_run().glob("checkpoints/*.ckpt")
+    assert kept.name != "epoch=3-step=32.ckpt"  # else the test shows nothing
+    assert f"Loaded model weights from the checkpoint at {kept.absolute()}" in caplog.text
+
+
 def test_baseline_can_be_the_start(recipe, capsys):
     main(["run", "small.yaml", "--baseline=test", "--trainer.limit_train_batches=0"])
     accuracy = next(line for line in capsys.readouterr().out.splitlines() if "test/acc" in line)

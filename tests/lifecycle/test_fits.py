@@ -431,3 +431,16 @@ def test_a_step_without_loss_is_skipped() -> None:
     model, masks = Skips(), Masks()
     trainer([masks, lc.Pruning(0.9, schedule=lc.Schedule(end=1.0, every=1))]).fit(model, Loader())
     assert num_masked(masks.last) == 346
+
+
+def test_one_stroke_needs_no_more_than_a_beginning() -> None:
+    """Its unused end and interval are no reason to refuse a run without bound."""
+
+    class Stop(Callback):
+        def on_train_batch_end(self, run: Trainer, *args: Any) -> None:
+            run.should_stop = run.global_step == 5
+
+    for begin in (0.0, 3):
+        model, pruning = Net(), lc.Pruning(0.9, schedule=lc.Schedule(begin=begin, curve="one_shot"))
+        trainer([pruning, Stop()], max_epochs=-1).fit(model, Loader())
+        assert (num_zeros(model), pruning.steps) == (346, 5)

@@ -292,7 +292,9 @@ class Scaled(MixedPrecision):
     """Mixed precision whose arithmetic stays float32, since what is tested is the scaler."""
 
     def __init__(self) -> None:
-        super().__init__("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2, growth_factor=4.0))
+        super().__init__(
+            "16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2, growth_factor=4.0)
+        )
 
     def autocast_context_manager(self) -> torch.autocast:
         return torch.autocast("cpu", enabled=False)

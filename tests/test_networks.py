@@ -8,7 +8,7 @@ import safetensors.torch
 import timm
 import torch
 
-from lightning_compress import backbones
+from lightning_compress import networks
 from lightning_compress.data import CIFAR10DataModule
 
 KEYS = {"conv1", "bn1", "layer1", "layer2", "layer3", "linear"}
@@ -25,7 +25,7 @@ def test_cifar_resnets(name, num_parameters):
 
 
 def test_shortcut_subsamples_and_pads_both_sides():
-    block = backbones.CifarBlock(16, 32).eval()
+    block = networks.CifarBlock(16, 32).eval()
     torch.nn.init.zeros_(block.conv2.weight)  # leaves the shortcut alone
     x = torch.rand(2, 16, 8, 8)
     out = block(x)
@@ -51,7 +51,7 @@ def test_conv4():
 
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="6n \\+ 2"):
-        backbones.CifarResNet(21)
+        networks.CifarResNet(21)
     with pytest.raises(ValueError, match="img_size=2"):
         timm.create_model("conv4", img_size=2)
     with pytest.raises(ValueError, match="conv4 has no pretrained weights"):
