@@ -37,7 +37,7 @@ class MaskCallback(Compression):
         self.constraint: MaskConstraint | None = None
         self._optimizers: list[Optimizer] = []
         self._held: dict[int, list[Layer]] = {}
-        self._hooks: list[Any] = []
+        self._hooks: list[CompletedSteps] = []
         self._loaded: dict[str, Any] | None = None  # from a checkpoint, for whatever model is fitted next
         self._kept: dict[str, Any] | None = None  # from the last fit, for the model it was of
         self._model: weakref.ref[nn.Module] | None = None
@@ -72,6 +72,11 @@ class MaskCallback(Compression):
 
     def after_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
         """Called after each completed step of an optimizer that holds masked weights."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Forgets a step that raised, which manual optimization may have caught."""
+        for hook in self._hooks:
+            hook.begin()
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Projects gradients where the user clips and steps by hand."""

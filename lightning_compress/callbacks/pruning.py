@@ -166,6 +166,7 @@ class Pruning(MaskCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keeps the batch for scores that need one, and prunes what is due before the first step."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._batch = (batch, batch_idx)
         if self._starting:
             self._starting = False

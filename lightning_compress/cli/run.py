@@ -77,7 +77,7 @@ class RunCLI(CompressionCLI):
         with self.refusals():
             given = {name: self.config_init.get(name) for name in self.fit_arguments}
             self.trainer.fit(self.model, datamodule=self.datamodule, **given)
-        return self.test(ckpt_path=None)
+        return self.test(ckpt_path=_best(self.trainer))
 
     def test(self, ckpt_path: str | None = None) -> Metrics:
         """Tests the model as it is, or as in a checkpoint."""

@@ -35,6 +35,10 @@ class CompletedSteps:
         self._depth = 0
         self._handles = [optimizer.register_step_pre_hook(self._enter), optimizer.register_step_post_hook(self._leave)]
 
+    def begin(self) -> None:
+        """Forgets a call that never returned; to be called where no step is being made."""
+        self._depth = 0
+
     def remove(self) -> None:
         """Takes the hooks off the optimizer."""
         for handle in self._handles:

@@ -1,5 +1,6 @@
 """Contract 5: completed steps are counted once, however they come about."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -389,3 +390,34 @@ def test_an_optimizer_that_moves_weights_without_a_gradient(case: Case) -> None:
     case.prepare(model)
     trainer([Sparse(), log, *case.callbacks()]).fit(model, Loader(), val_loader())
     assert max(log.after_step) == 10, "the step of the parent class counts no step of its own"
+
+
+def test_a_step_that_raised_does_not_stop_the_others() -> None:
+    class Stumbling(Langevin):
+        calls = 0
+
+        def step(self, closure: Any = None) -> Any:
+            Stumbling.calls += 1
+            if Stumbling.calls == 3:
+                raise RuntimeError("out of memory")
+            return super().step(closure)
+
+    class Patient(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def configure_optimizers(self) -> Any:
+            return Stumbling(self.parameters(), lr=0.1)
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()
+            self.zero_grad()
+            self.manual_backward(self.loss(batch))
+            with contextlib.suppress(RuntimeError):
+                optimizer.step()
+
+    model, log = Patient(), Events()
+    trainer([Sparse(), log, lc.Pruning(0.9, schedule=BY_STEPS)]).fit(model, Loader())
+    assert max(log.after_step) == 9
+    assert num_zeros(model) == 346
