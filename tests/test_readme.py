@@ -46,4 +46,4 @@ def test_two_command_lines_open_it() -> None:
     lines = [line for line in README.read_text().splitlines() if line.startswith("python3 -m venv")]
     assert len(lines) == 2
     assert lines[0].endswith("lightning-compress run recipes/digits/prune.yaml")
-    assert lines[1].endswith("-m pytest")
+    assert lines[1].endswith("-m pytest -n 2")
