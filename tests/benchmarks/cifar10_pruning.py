@@ -1,10 +1,10 @@
 """Accuracy of a pruned ResNet-20 on CIFAR-10 after two epochs of fine-tuning, over seeds.
 
     python tests/benchmarks/cifar10_pruning.py --root DATA --weights cifar10_resnet20.safetensors
-        [--sparsity 0.9 0.95] [--seeds 0 1 2] [--score LAMP] [--compile]
+        [--sparsity 0.9 0.95] [--seeds 0 1 2] [--score LAMP] [--end 0.25] [--compile]
 
-All layers are ranked together on the cubic schedule, over the first quarter of the run: after that the learning rate
-is still high enough for the rest to recover.
+All layers are ranked together on the cubic schedule over the first part of the run, up to --end: after that the
+learning rate is still high enough for the rest to recover.
 SGD with momentum 0.9, weight decay 1e-4, learning rate 0.01 to 0 along a cosine per step, batch 128, shifts of up to
 4 pixels and mirror images, all 50,000 training images; accuracy on the 10,000 test images, once, at the end.
 """
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.9, 0.95])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--score", default="LAMP")
+    parser.add_argument("--end", type=float, default=0.25, help="fraction of the run in which weights are pruned")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network, which is faster on a CPU")
     args = parser.parse_args()
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -68,7 +69,7 @@ def main() -> None:
         for seed in args.seeds:
             seed_everything(seed, verbose=False)
             start = time.perf_counter()
-            pruning = lc.Pruning(sparsity, score=getattr(lc, args.score)(), schedule=lc.Schedule(end=0.25))
+            pruning = lc.Pruning(sparsity, score=getattr(lc, args.score)(), schedule=lc.Schedule(end=args.end))
             result, counted = accuracy(pruning, data, args)
             results.append(result)
             seconds = time.perf_counter() - start
