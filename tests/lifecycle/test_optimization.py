@@ -384,6 +384,7 @@ def test_an_optimizer_that_moves_weights_without_a_gradient(case: Case) -> None:
             assert_zeros(dict(self.named_parameters()), masks_of(self.trainer))
 
         def configure_optimizers(self) -> Any:
+            torch.optim.SGD(self.parameters())  # PyTorch hooks into the step of a class with its first instance
             return Langevin(self.parameters(), lr=0.1)
 
     model, log = Noisy(), Events()
