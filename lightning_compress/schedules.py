@@ -158,3 +158,32 @@ class Schedule:
         begin = amount(self.begin) if _same_unit(self.begin, self.end) else 0.0
         part = (progress.at(self.end) - begin) / (amount(self.end) - begin)
         return min(max(part, 0.0), 1.0)
+
+
+@dataclass(frozen=True)
+class QATSchedule:
+    """When what happens in quantization-aware training.
+
+    Args:
+        observe: From here on ranges are looked for.
+        fake_quantize: From here on weights and activations are rounded.
+        freeze_observers: From here on ranges stay. Learned scales are parameters and go on.
+        freeze_batch_norm: From here on batch norms use their running statistics, and leave them as they are.
+
+    Raises:
+        ValueError: For what is no time, and for rounding before observing.
+    """
+
+    observe: int | float | str = 0.0
+    fake_quantize: int | float | str = 0.0
+    freeze_observers: int | float | str = 0.5
+    freeze_batch_norm: int | float | str = 0.75
+
+    def __post_init__(self) -> None:
+        for name in ("observe", "fake_quantize", "freeze_observers", "freeze_batch_norm"):
+            check_time(name, getattr(self, name))
+        for later in ("fake_quantize", "freeze_observers"):
+            first, then = self.observe, getattr(self, later)
+            too_late = amount(first) >= amount(then) if later == "freeze_observers" else amount(first) > amount(then)
+            if _same_unit(first, then) and too_late:
+                raise ValueError(f"{later}={then!r} must come after observe={first!r}: ranges have to be seen first.")

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
@@ -17,6 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_compress.callbacks.base import Compression, techniques
 from lightning_compress.callbacks.lightning import averaged_models
+from lightning_compress.callbacks.ranks import check_ranks_agree
 from lightning_compress.callbacks.selection import Selection
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
@@ -124,7 +123,7 @@ class MaskCallback(Compression):
             self.constraint.project_copy_(average)
         self.num_changes += 1
         if self.constraint.layers[0].group is None:
-            _check_ranks_agree(trainer, self.constraint.digest(), type(self).__name__)
+            check_ranks_agree(trainer, self.constraint.digest(), f"{type(self).__name__}: masks")
 
     def _step_completed(self, trainer: Trainer, optimizer: Optimizer) -> None:
         assert self.constraint is not None
@@ -156,13 +155,3 @@ def _refuse_overlap(trainer: Trainer, callback: MaskCallback, layers: Sequence[L
                 raise ValueError(
                     f"{layer.name!r} is masked by two callbacks: separate them with Targets(include=...) and exclude."
                 )
-
-
-def _check_ranks_agree(trainer: Trainer, digest: bytes, technique: str) -> None:
-    if trainer.world_size == 1:
-        return
-    mine = torch.tensor(list(digest), dtype=torch.uint8, device=trainer.strategy.root_device)
-    everywhere = [torch.empty_like(mine) for _ in range(trainer.world_size)]
-    dist.all_gather(everywhere, mine)
-    if any(not torch.equal(mine, other) for other in everywhere):
-        raise RuntimeError(f"{technique}: masks differ between ranks; do all ranks hold the same weights?")

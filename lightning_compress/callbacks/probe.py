@@ -55,6 +55,12 @@ class TrainingProbe:
             raise ValueError("training_step returned no loss for this batch, and a loss is needed to score weights.")
         return loss
 
+    def run(self) -> Any:
+        """What the deployable part returns for its inputs."""
+        args, kwargs = self.inputs()
+        with isolate_rng(), self._trainer.precision_plugin.forward_context():
+            return self.deployable(*args, **kwargs)
+
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments of the deployable part, as given or as one training step shows them."""
         if self._seen is None and self._example_inputs is None:

@@ -1,0 +1,374 @@
+"""Quantization-aware training: simulated integers with milestones."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import final
+
+from lightning_compress.callbacks.base import Compression
+from lightning_compress.callbacks.example import training_batch
+from lightning_compress.callbacks.lightning import averaged_models, callbacks_of, is_a
+from lightning_compress.callbacks.probe import TrainingProbe
+from lightning_compress.callbacks.ranks import check_ranks_agree
+from lightning_compress.callbacks.timing import check_time_fits, check_times_come, progress
+from lightning_compress.constraints.optimizer import CompletedSteps, owners
+from lightning_compress.quantization.calibration import update
+from lightning_compress.quantization.integers import Int
+from lightning_compress.quantization.observers import Seen
+from lightning_compress.quantization.quantizer import PREFIX
+from lightning_compress.quantization.simulation import (
+    Attached,
+    Numbers,
+    Plan,
+    is_quantized,
+    quantizers_of,
+    remove_quantizers,
+)
+from lightning_compress.quantization.trace import Graph, recording
+from lightning_compress.schedules import Progress, QATSchedule
+from lightning_compress.targets import Targets, shorten
+
+_PART_OBSERVED = 8  # one part in so many of each batch: what looking costs, and what range finding can spare
+_PLAN = "_quantization_plan"
+
+
+@final
+class QuantizationAwareTraining(Compression):
+    """Trains a model while its weights and activations are rounded to integers, straight-through for gradients.
+
+    Class, methods and parameter names of the model stay; scales are added as buffers whose names begin with
+    ``quant_``. Where quantizers belong is found in one run of the model: such that an integer runtime, after batch
+    norms have been folded, finds no island of floats. Jacob et al. 2018 (arXiv:1712.05877); with
+    ``observer=Learned()`` Esser et al. 2020 (arXiv:1902.08153).
+
+    Args:
+        weights: Of the targets' weights; one for all, by globs, or ``None`` for floats.
+        activations: Of what the targets read and make, by the names of the modules that make it.
+        schedule: When ranges are observed and numbers are rounded.
+        targets: Which layers.
+        example_inputs: What ``targets.module`` is called with: a tensor, a tuple, or a dict of keyword arguments. By
+            default the module's ``example_input_array``, or what one training step shows.
+
+    Raises:
+        ValueError: If there is nothing to quantize.
+    """
+
+    def __init__(
+        self,
+        *,
+        weights: Int | dict[str, Int | None] | None = Int(8),
+        activations: Int | dict[str, Int | None] | None = Int(8),
+        schedule: QATSchedule = QATSchedule(),
+        targets: Targets = Targets(),
+        example_inputs: Any = None,
+    ) -> None:
+        super().__init__(targets)
+        if not _has_some(weights) and not _has_some(activations):
+            raise ValueError("weights and activations are both None: there is nothing to quantize; give an Int.")
+        self.weights: Numbers = weights
+        self.activations: Numbers = activations
+        self.schedule = schedule
+        self.example_inputs = example_inputs
+        self.left_in_float: list[str] = []
+        self.steps = 0
+        Plan(weights, activations, {})
+        self._known: dict[str, dict[str, Tensor]] = {}
+        self._stage: tuple[int, bool, bool] | None = None
+        self._failure: ValueError | None = None
+        self._hooks: list[CompletedSteps] = []
+        self._frozen: list[RemovableHandle] = []
+        self._loading: RemovableHandle | None = None
+
+    @property
+    def reached(self) -> bool:
+        """Whether the model computes with rounded numbers."""
+        return self._stage is not None and self._stage[1]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hangs the quantizers into the model, or waits for a checkpoint that has them."""
+        super().setup(trainer, pl_module, stage)
+        plan = Plan(self.weights, self.activations, self._is_target(pl_module))
+        if stage == "fit":
+            self._refuse(trainer)
+            self.layers(pl_module)
+        vars(pl_module)[_PLAN] = plan
+        self._loading = pl_module.register_load_state_dict_pre_hook(_attach_stored)
+        pl_module._load_state_dict_pre_hooks.move_to_end(self._loading.id, last=False)  # type: ignore[attr-defined]
+        if stage != "fit" or is_quantized(pl_module):
+            return
+        try:
+            graph = self._trace(trainer, pl_module)
+        except ValueError as error:
+            self._failure = error  # a checkpoint may yet bring the quantizers along
+            return
+        placement = plan.attach_traced(pl_module, graph)
+        self.left_in_float = [f"{n.module}.{n.call.function}".lstrip(".") for n in placement.left_in_float()]
+        if self.left_in_float:
+            rank_zero_info(f"QuantizationAwareTraining leaves in float: {shorten(self.left_in_float)}.")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuses a model in which no place could be found."""
+        if not is_quantized(pl_module):
+            raise self._failure or ValueError("QuantizationAwareTraining: the model has nothing that is quantized.")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restores what observers know, and starts counting steps."""
+        self._stop_loading(pl_module)
+        for name in _TIMES:
+            check_time_fits(trainer, name, getattr(self.schedule, name))
+        check_times_come(trainer, {name: getattr(self.schedule, name) for name in _TIMES})
+        _check_learned(trainer, pl_module)
+        for attached in quantizers_of(pl_module):
+            attached.quantizer.seen = None
+            if attached.name in self._known:
+                known = self._known[attached.name]
+                device = attached.quantizer.scale(attached.module).device
+                attached.quantizer.known = Seen(known["extremes"].to(device), known["counts"].to(device))
+        self._known = {}
+        clock, *_ = owners(trainer.optimizers, self.layers(pl_module))
+        self._hooks = [CompletedSteps(clock, self._count)]
+        self._stage = None
+        super().on_train_start(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Enters the stage that is due; the first batch is looked at before it is trained on."""
+        for hook in self._hooks:
+            hook.begin()
+        now = progress(trainer, self.steps, in_step=False, in_batch=False)
+        stage = self._stage_at(now)
+        found = list(quantizers_of(pl_module))
+        if stage[0] and not all(attached.quantizer.ready for attached in found):
+            self._look_first(trainer, pl_module, found, batch, batch_idx)
+        for model in (pl_module, *averaged_models(trainer)):
+            _enter_stage(model, found, quantizing=stage[1])
+        for attached in found:
+            attached.quantizer.observing = stage[0]
+        if stage != self._stage:
+            if stage[2] and not self._frozen:
+                self._frozen = [
+                    norm.register_forward_pre_hook(_use_running_statistics)
+                    for norm in pl_module.get_submodule(self.targets.module).modules()
+                    if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+                ]
+            self._stage = stage
+            self.num_changes += 1
+            check_ranks_agree(trainer, _digest(found), "QuantizationAwareTraining: scales")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Turns what was seen into scales for the next batch; observers rest until then."""
+        found = list(quantizers_of(pl_module))
+        self._update(trainer, found)
+        for attached in found:
+            attached.quantizer.observing = 0
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes sure that all ranks have the same scales."""
+        check_ranks_agree(trainer, _digest(quantizers_of(pl_module)), "QuantizationAwareTraining: scales")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Takes off what belongs to the fit; the quantizers stay, as the model is now one of integers."""
+        super().teardown(trainer, pl_module, stage)
+        self._stop_loading(pl_module)
+        for handle in (*self._hooks, *self._frozen):
+            handle.remove()
+        self._hooks, self._frozen = [], []
+        for attached in quantizers_of(pl_module):
+            attached.quantizer.observing, attached.quantizer.seen = 0, None
+        if stage == "fit" and self._stage is not None:
+            self._known = _known(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Completed steps, and what observers know by the names of the places."""
+        return {"steps": self.steps, "known": self._known}
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Writes what observers know now."""
+        states = checkpoint.get("callbacks", {})
+        if self.state_key in states and self._stage is not None:
+            states[self.state_key] = {"steps": self.steps, "known": _known(pl_module)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps a state until the fit begins."""
+        self.steps, self._known = state_dict["steps"], state_dict["known"]
+
+    def _count(self, optimizer: Optimizer) -> None:
+        self.steps += 1
+
+    def _stage_at(self, now: Progress) -> tuple[int, bool, bool]:
+        """What part of batches is observed, whether numbers are rounded, and whether batch norms are frozen."""
+        schedule = self.schedule
+        observes = now.reached(schedule.observe) and not now.reached(schedule.freeze_observers)
+        part = _PART_OBSERVED if observes else 0
+        return part, now.reached(schedule.fake_quantize), now.reached(schedule.freeze_batch_norm)
+
+    def _is_target(self, pl_module: LightningModule) -> Mapping[str, bool]:
+        return {target.layer: True for target in self.targets.select(pl_module)}
+
+    def _refuse(self, trainer: Trainer) -> None:
+        if is_a(trainer.strategy, "ModelParallelStrategy"):
+            raise ValueError(
+                "QuantizationAwareTraining does not work under ModelParallelStrategy, which shards what is quantized: "
+                "use 'ddp'."
+            )
+        if getattr(trainer.strategy, "_layer_sync", None) is not None:
+            raise ValueError(
+                "QuantizationAwareTraining does not work with sync_batchnorm=True, which replaces batch norms after "
+                "quantizers were placed: set it to False; statistics are frozen later in the run anyway."
+            )
+        for callback in callbacks_of(trainer):
+            if callback is self:
+                break
+            if getattr(callback, "_average_model", None) is not None:
+                raise ValueError(
+                    f"{type(callback).__name__} has copied the model before it was quantized: put "
+                    "QuantizationAwareTraining before it in callbacks=[...]."
+                )
+
+    def _trace(self, trainer: Trainer, pl_module: LightningModule) -> Graph:
+        given = self.example_inputs is not None or pl_module.example_input_array is not None
+        batch = None if given else training_batch(trainer, pl_module)
+        if not given and not pl_module.automatic_optimization:
+            raise ValueError(
+                "With manual optimization a training step cannot be tried: give example_inputs, or set the "
+                "LightningModule's example_input_array."
+            )
+        probe = TrainingProbe(
+            trainer, pl_module, batch, 0, module=self.targets.module, example_inputs=self.example_inputs
+        )
+        probe.model.eval()
+        with torch.compiler.set_stance("force_eager"), recording(probe.model) as graph, torch.no_grad():
+            try:
+                probe.run() if given else probe.loss()
+            except Exception as error:
+                how = "on example inputs" if given else "in a training step before the fit"
+                raise ValueError(
+                    f"QuantizationAwareTraining could not run the model {how} ({type(error).__name__}: {error}): "
+                    "give example_inputs that it runs on."
+                ) from error
+        return graph.within(_deployed(graph, self.targets.module, list(self._is_target(pl_module))))
+
+    def _look_first(
+        self, trainer: Trainer, pl_module: LightningModule, found: Sequence[Attached], batch: Any, batch_idx: int
+    ) -> None:
+        """Looks at a batch in a copy of the model, so that the first step is made with ranges, the same on all ranks."""
+        given = self.example_inputs is not None or pl_module.example_input_array is not None
+        if not pl_module.automatic_optimization and not given:
+            return
+        probe = TrainingProbe(
+            trainer, pl_module, batch, batch_idx, module=self.targets.module, example_inputs=self.example_inputs
+        )
+        copies = list(quantizers_of(probe.model))
+        for copy in copies:
+            copy.quantizer.observing, copy.quantizer.quantizing = _PART_OBSERVED, False
+        with torch.compiler.set_stance("force_eager"), torch.no_grad():
+            probe.loss() if pl_module.automatic_optimization else probe.run()
+        for attached, copy in zip(found, copies, strict=True):
+            if attached.quantizer.is_weight:
+                attached.quantizer.take(attached.module, copy.module, copy.quantizer)
+            else:
+                attached.quantizer.seen = copy.quantizer.seen
+        self._update(trainer, found)
+
+    def _update(self, trainer: Trainer, found: Sequence[Attached]) -> None:
+        several = trainer.world_size > 1
+        update(found, *((partial(_reduce, dist.ReduceOp.MAX), partial(_reduce, dist.ReduceOp.SUM)) if several else ()))
+
+    def _stop_loading(self, pl_module: LightningModule) -> None:
+        vars(pl_module).pop(_PLAN, None)
+        if self._loading is not None:
+            self._loading.remove()
+            self._loading = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy needs; hooks and what Lightning attached are found anew by the next fit."""
+        state = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
+        return {**state, "_hooks": [], "_frozen": [], "_loading": None, "_guard": None, "_stage": None}
+
+
+_TIMES = ("observe", "fake_quantize", "freeze_observers", "freeze_batch_norm")
+
+
+def _has_some(numbers: Numbers) -> bool:
+    return any(numbers.values()) if isinstance(numbers, Mapping) else numbers is not None
+
+
+def _attach_stored(pl_module: LightningModule, stored: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+    """Before a checkpoint's weights are loaded: hangs quantizers in where it has them."""
+    names = {key.rpartition(".")[2] for key in stored if key.rpartition(".")[2].startswith(PREFIX)}
+    if prefix or not names or _PLAN not in vars(pl_module):
+        return
+    theirs = {key for key in stored if key.rpartition(".")[2].startswith(PREFIX)}
+    ours = {key for key in pl_module.state_dict() if key.rpartition(".")[2].startswith(PREFIX)}
+    if theirs != ours:
+        remove_quantizers(pl_module)
+        vars(pl_module)[_PLAN].attach_stored(pl_module, stored)
+
+
+def _deployed(graph: Graph, module: str, layers: Sequence[str]) -> list[str]:
+    """The modules that are deployed: the smallest that was called and has all targets, else those that have some."""
+    if module:
+        return [module]
+    name = ".".join(os.path.commonprefix([layer.split(".")[:-1] for layer in layers]))
+    while name and name not in graph.called:
+        name = name.rpartition(".")[0]
+    if name in graph.called:
+        return [name]
+    return sorted({layer.split(".")[0] for layer in layers})
+
+
+def _enter_stage(model: nn.Module, found: Sequence[Attached], *, quantizing: bool) -> None:
+    """Makes a model, or an average of it, round or not; an average gets scales that it has none of yet."""
+    for attached, ours in zip(quantizers_of(model), found, strict=True):
+        attached.quantizer.quantizing = quantizing
+        if ours.quantizer.ready and not attached.quantizer.ready:
+            attached.quantizer.take(attached.module, ours.module, ours.quantizer)
+
+
+def _use_running_statistics(norm: nn.Module, args: Any) -> None:
+    norm.training = False
+
+
+def _check_learned(trainer: Trainer, pl_module: LightningModule) -> None:
+    held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+    for attached in quantizers_of(pl_module):
+        if attached.quantizer.is_learned and id(attached.quantizer.scale(attached.module)) not in held:
+            raise ValueError(
+                f"No optimizer holds the learned scale of {attached.name!r}: configure_optimizers must pass "
+                "self.parameters(), or those whose names begin with 'quant_' too."
+            )
+
+
+def _known(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    return {
+        attached.name: {"extremes": known.extremes.cpu(), "counts": known.counts.cpu()}
+        for attached in quantizers_of(model)
+        if (known := attached.quantizer.known) is not None and not attached.quantizer.is_weight
+    }
+
+
+def _digest(found: Any) -> bytes:
+    digest = hashlib.blake2b(digest_size=8)
+    for attached in found:
+        for tensor in attached.quantizer.grid(attached.module):
+            digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.digest()
+
+
+def _reduce(operation: Any, tensor: Tensor) -> Tensor:
+    dist.all_reduce(tensor, operation)
+    return tensor

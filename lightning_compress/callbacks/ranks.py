@@ -1,0 +1,22 @@
+"""Agreement between the processes of a fit."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Trainer
+
+
+def check_ranks_agree(trainer: Trainer, digest: bytes, what: str) -> None:
+    """Compares a hash over all ranks.
+
+    Raises:
+        RuntimeError: On every rank, if it differs anywhere.
+    """
+    if trainer.world_size == 1:
+        return
+    mine = torch.tensor(list(digest), dtype=torch.uint8, device=trainer.strategy.root_device)
+    everywhere = [torch.empty_like(mine) for _ in range(trainer.world_size)]
+    dist.all_gather(everywhere, mine)
+    if any(not torch.equal(mine, other) for other in everywhere):
+        raise RuntimeError(f"{what} differ between ranks; do all ranks hold the same weights?")

@@ -1,0 +1,134 @@
+"""Rounding to a grid of integers and back, with straight-through gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """``clamp(round(x / s), low, high) * s`` with a fixed step; the gradient passes where nothing was clamped."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
+        ctx.low, ctx.high = low, high
+        if scale.numel() == 1 and scale.device.type == "cpu" and not torch.compiler.is_compiling():
+            # As Python numbers the limits cost nothing, and the backward pass needs no byte mask.
+            s, z = scale.item(), zero_point.item()
+            ctx.limits = ((low - z - 0.5) * s, (high - z + 0.5) * s)
+            ctx.save_for_backward(x)
+            return (x * (1 / s)).round_().clamp_(low - z, high - z).mul_(s)
+        ctx.limits = None
+        ctx.save_for_backward(x, scale, zero_point)
+        lowest, highest = low - zero_point, high - zero_point
+        return torch.minimum(torch.maximum(torch.round(x / scale), lowest), highest) * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (grad,) = grads
+        if ctx.limits is not None:
+            (x,) = ctx.saved_tensors
+            return torch.ops.aten.hardtanh_backward(grad, x, *ctx.limits), None, None, None, None
+        x, scale, zero_point = ctx.saved_tensors
+        inside = (x >= (ctx.low - zero_point - 0.5) * scale) & (x <= (ctx.high - zero_point + 0.5) * scale)
+        return grad * inside, None, None, None, None
+
+
+class _LearnedStep(torch.autograd.Function):
+    """As above, with gradients for the step and the zero point: LSQ (arXiv:1902.08153), LSQ+ (arXiv:2004.09576)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, factor: float) -> Tensor:
+        ctx.low, ctx.high, ctx.factor = low, high, factor
+        ctx.save_for_backward(x, scale, zero_point)
+        whole = torch.round(zero_point)
+        return torch.minimum(torch.maximum(torch.round(x / scale), low - whole), high - whole) * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (grad,) = grads
+        x, scale, zero_point = ctx.saved_tensors
+        whole = torch.round(zero_point)
+        ratio = x / scale
+        rounded = torch.minimum(torch.maximum(torch.round(ratio), ctx.low - whole), ctx.high - whole)
+        inside = (ratio >= ctx.low - whole - 0.5) & (ratio <= ctx.high - whole + 0.5)
+        to_scale = grad * torch.where(inside, rounded - ratio, rounded)
+        to_zero = torch.where(inside, 0.0, -grad * scale)
+        return (
+            grad * inside,
+            _sum_to(to_scale, scale) * ctx.factor,
+            _sum_to(to_zero, zero_point) * ctx.factor if ctx.needs_input_grad[2] else None,
+            None,
+            None,
+            None,
+        )
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, *, low: int, high: int) -> Tensor:
+    """Rounds to integers in ``[low, high]`` and back; of ``x``'s dtype, computed in float32 or wider.
+
+    Args:
+        x: Any shape.
+        scale: Step, positive, of a shape that broadcasts against ``x``.
+        zero_point: The integer that stands for 0.0, as a floating tensor of ``scale``'s shape.
+        low: Smallest integer.
+        high: Largest integer.
+
+    >>> fake_quantize(torch.tensor([0.26, -3.0]), torch.tensor(0.5), torch.tensor(0.0), low=-2, high=1).tolist()
+    [0.5, -1.0]
+    """
+    return _FakeQuantize.apply(_wide(x), scale, zero_point, low, high).to(x.dtype)
+
+
+def fake_quantize_learned(x: Tensor, scale: Tensor, zero_point: Tensor, *, low: int, high: int) -> Tensor:
+    """As :func:`fake_quantize`, with gradients for scale and zero point, scaled by ``1 / sqrt(weights * high)``.
+
+    Esser et al. 2020 (arXiv:1902.08153); with an offset Bhalgat et al. 2020 (arXiv:2004.09576).
+    """
+    factor = (x.numel() / scale.numel() * max(high, 1)) ** -0.5
+    return _LearnedStep.apply(_wide(x), scale, zero_point, low, high, factor).to(x.dtype)
+
+
+def to_integers(x: Tensor, scale: Tensor, zero_point: Tensor, *, low: int, high: int) -> Tensor:
+    """The integers, as int32, that stand for ``x``; shapes as in :func:`fake_quantize`.
+
+    >>> to_integers(torch.tensor([0.26, -3.0]), torch.tensor(0.5), torch.tensor(128.0), low=0, high=255).tolist()
+    [129, 122]
+    """
+    return (torch.round(_wide(x) / scale) + zero_point).clamp(low, high).to(torch.int32)
+
+
+def scale_of_range(lowest: Tensor, highest: Tensor, *, low: int, high: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of a grid on which ``[lowest, highest]`` and 0.0 lie.
+
+    A scale is never below 1e-4 of the largest beside it, and never zero: constant tensors and empty channels stay
+    finite, and so do integer biases.
+
+    Args:
+        lowest: Smallest values, any shape.
+        highest: Largest values, of the same shape.
+        low: Smallest integer.
+        high: Largest integer.
+        symmetric: Whether the zero point is zero; ``low`` is then expected to be ``-high``.
+
+    >>> scale_of_range(torch.tensor(-1.0), torch.tensor(3.0), low=0, high=255, symmetric=False)
+    (tensor(0.0157), tensor(64.))
+    """
+    lowest, highest = lowest.clamp(max=0), highest.clamp(min=0)
+    span = torch.maximum(-lowest, highest) / high if symmetric else (highest - lowest) / (high - low)
+    largest = span.max() if span.numel() else span.sum()
+    scale = span.clamp(min=torch.finfo(torch.float32).tiny * 2**24).maximum(largest * 1e-4)
+    scale = torch.where(largest > 0, scale, torch.ones_like(scale) / high)
+    if symmetric:
+        return scale, torch.zeros_like(scale)
+    return scale, torch.round(low - lowest / scale).clamp(low, high)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _sum_to(values: Tensor, like: Tensor) -> Tensor:
+    return values.sum_to_size(like.shape) if like.ndim else values.sum()

@@ -1,0 +1,1 @@
+"""Simulated integers: numbers, observers, places, and the lowering to real ones; torch only."""

@@ -1,0 +1,119 @@
+"""What quantizers learn from looking: reduced over ranks, and post-training quantization, which is nothing else."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.functional.histograms import widened
+from lightning_compress.quantization.integers import Int
+from lightning_compress.quantization.observers import Seen
+from lightning_compress.quantization.simulation import Attached, Numbers, Plan, quantizers_of
+from lightning_compress.quantization.trace import Graph, recording
+from lightning_compress.targets import Targets
+
+Reduce = Callable[[Tensor], Tensor]
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    weights: Numbers = Int(8),
+    activations: Numbers = Int(8),
+    targets: Targets = Targets(),
+) -> nn.Module:
+    """Post-training quantization: a copy of a model that simulates integers, with ranges from a few batches.
+
+    Args:
+        model: The float model, which stays as it is. It is run in eval mode.
+        batches: What it is called with: tensors, tuples of positional or dicts of keyword arguments.
+        weights: Of the targets' weights.
+        activations: Of what the targets read and make.
+        targets: Which layers.
+
+    Returns:
+        The copy, in eval mode.
+
+    Raises:
+        ValueError: If there is no batch, if no target is called in the first one, or if NaN is seen.
+    """
+    remaining = iter(batches)
+    try:
+        first = next(remaining)
+    except StopIteration:
+        raise ValueError("calibrate: there is no batch; ranges of activations come from at least one.") from None
+    prepared = copy.deepcopy(model).eval()
+    frozen = [parameter for parameter in prepared.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)  # nothing is trained: a frozen model is quantized like any other
+    is_target = {target.layer: True for target in targets.select(prepared)}
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    graph = trace(prepared, first)
+    Plan(weights, activations, is_target).attach_traced(prepared, graph)
+    found = list(quantizers_of(prepared))
+    for attached in found:
+        attached.quantizer.observing, attached.quantizer.quantizing = 1, False
+    with torch.no_grad():
+        for batch in (first, *remaining):
+            call(prepared, batch)
+    update(found)
+    for attached in found:
+        attached.quantizer.observing, attached.quantizer.quantizing = 0, True
+    return prepared
+
+
+def trace(model: nn.Module, inputs: Any) -> Graph:
+    """The calls that a model without quantizers makes in eval mode; the model stays as it is."""
+    probe = copy.deepcopy(model).eval()
+    with recording(probe) as graph, torch.no_grad():
+        call(probe, inputs)
+    return graph
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Calls a model with a tensor, a tuple of positional or a dict of keyword arguments."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def update(found: Sequence[Attached], largest: Reduce | None = None, total: Reduce | None = None) -> None:
+    """Turns what quantizers have seen into their scales.
+
+    Args:
+        found: The quantizers.
+        largest: Reduces a tensor to its maximum over ranks; ``None`` for one process.
+        total: Reduces a tensor to its sum over ranks.
+
+    Raises:
+        ValueError: If NaN or infinity was seen.
+    """
+    fresh = [(attached, attached.quantizer.seen) for attached in found if attached.quantizer.seen is not None]
+    if largest is not None and total is not None:
+        _reduce([seen for _, seen in fresh], largest, total)
+    for attached, _ in fresh:
+        attached.quantizer.update(attached.module, attached.name)
+
+
+def _reduce(seen: Sequence[Seen], largest: Reduce, total: Reduce) -> None:
+    """In place, with two collectives for all."""
+    if not seen:
+        return
+    # Maxima of NaN are not the same everywhere.
+    extremes = largest(torch.cat([s.extremes.nan_to_num(nan=torch.inf) for s in seen]))
+    counts = []
+    for s, everywhere in zip(seen, extremes.split([len(s.extremes) for s in seen]), strict=True):
+        if bool(torch.isfinite(everywhere).all()):
+            s.counts = widened(s.counts, s.extremes, everywhere)
+        s.extremes = everywhere
+        counts.append(s.counts)
+    if any(c.numel() for c in counts):
+        flat = total(torch.cat([c.flatten() for c in counts]))
+        for s, part in zip(seen, flat.split([c.numel() for c in counts]), strict=True):
+            s.counts = part.view_as(s.counts)

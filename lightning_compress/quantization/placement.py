@@ -1,0 +1,212 @@
+"""Where quantizers go, so that an integer runtime finds no island of floats."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from lightning_compress.quantization.sites import Call
+from lightning_compress.quantization.trace import Graph, Node
+
+# Functions that read a weight, and the dimension of the weight's output channels.
+CHANNEL_AXIS = {
+    "conv1d": 0,
+    "conv2d": 0,
+    "conv3d": 0,
+    "linear": 0,
+    "conv_transpose1d": 1,
+    "conv_transpose2d": 1,
+    "conv_transpose3d": 1,
+}
+# Functions of several tensors.
+_JOINING = {"add", "sub", "mul", "cat"}
+_AVERAGING = {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean"}
+# Activations that integer runtimes clip for: they take no quantized input, and need none.
+_CLIPPING = {"relu", "relu6", "hardtanh", "clamp"}
+_CURVED = {"hardswish", "silu", "sigmoid", "hardsigmoid", "leaky_relu", "elu", "prelu"}
+# What passes values through and leaves them as they are, so that a scale goes through as well.
+_PASSING = {
+    "max_pool1d", "max_pool2d", "max_pool1d_with_indices", "max_pool2d_with_indices", "adaptive_max_pool2d",
+    "flatten", "reshape", "view", "view_as", "permute", "transpose", "swapaxes", "movedim", "squeeze", "unsqueeze",
+    "chunk", "split", "unbind", "tensor_split", "narrow", "getitem", "expand", "expand_as", "contiguous", "clone",
+    "dropout", "dropout1d", "dropout2d", "feature_dropout", "pad", "pixel_shuffle", "pixel_unshuffle", "unflatten",
+    "channel_shuffle", "roll", "to", "float", "type_as", "select", "index_select", "repeat", "t", "detach", "stack",
+}  # fmt: skip
+# Looks at a tensor's form, not at its values.
+_FORMAL = {"dim", "size", "get", "numel", "is_floating_point", "data_ptr", "stride", "is_contiguous", "type", "len"}
+_NORMS = {"batch_norm"}
+
+_NAME = re.compile(
+    r"(?P<function>[a-z]\w*?)(?:_(?P<occurrence>\d+))?(?:_call_(?P<repeat>\d+))?(?:_(?P<role>input_\d+|weight|inner))?"
+)
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """A tensor that is quantized.
+
+    Attributes:
+        module: Name of the module in which it is.
+        call: The function call that makes or reads it.
+        role: ``"output"``, ``"input_<operand>"``, ``"weight"``, or ``"inner"``: what a function makes on its way, such
+            as SiLU's sigmoid. A layer's own weight belongs to all its calls.
+    """
+
+    module: str
+    call: Call
+    role: str = "output"
+
+    @property
+    def name(self) -> str:
+        """Of the quantizer in its module: ``"weight"``, ``"relu"``, ``"add_1"``, ``"relu_call_1"``, ``"cat_input_0"``.
+
+        >>> Place("layer1", Call("add", 1), "input_0").name
+        'add_1_input_0'
+        """
+        if self.call.function == "":
+            return self.role
+        occurrence = f"_{self.call.occurrence}" if self.call.occurrence else ""
+        repeat = f"_call_{self.call.repeat}" if self.call.repeat else ""
+        role = "" if self.role == "output" else f"_{self.role}"
+        return f"{self.call.function}{occurrence}{repeat}{role}"
+
+    @classmethod
+    def named(cls, module: str, name: str) -> Place:
+        """The place of a name.
+
+        >>> Place.named("", "conv2d_1_weight")
+        Place(module='', call=Call(function='conv2d', occurrence=1, repeat=0), role='weight')
+        """
+        if name == "weight":
+            return cls(module, Call(""), "weight")
+        found = _NAME.fullmatch(name)
+        assert found is not None, name
+        call = Call(found["function"], int(found["occurrence"] or 0), int(found["repeat"] or 0))
+        return cls(module, call, found["role"] or "output")
+
+
+def weight_place(node: Node) -> Place:
+    """The place of the weight that a call reads."""
+    return Place(node.module, Call("") if node.weight == "weight" else node.call, "weight")
+
+
+class Placement:
+    """Finds the places of a graph.
+
+    Args:
+        graph: One run of the model.
+        is_target: Whether the weight of a module is to be quantized.
+    """
+
+    def __init__(self, graph: Graph, is_target: dict[str, bool]) -> None:
+        self.graph = graph
+        self.users = {
+            value: [n for n in nodes if n.call.function not in _FORMAL] for value, nodes in graph.users().items()
+        }
+        self._is_target = is_target
+        self._wanted: dict[int, bool] = {}
+
+    def weights(self) -> list[Node]:
+        """The calls that read a weight that is a target."""
+        return [node for node in self.graph.nodes if self._reads_target(node)]
+
+    def activations(self) -> list[Place]:
+        """Places of activations, each once, in the order of the run."""
+        places: dict[Place, None] = {}
+        for node in self.graph.nodes:
+            if not self.is_integer(node):
+                self._place_output(node, places)
+                continue
+            if node.call.function not in _CLIPPING:
+                for k, value in enumerate(self.data_operands(node)):
+                    origin = self.origin(value)
+                    if origin not in self.graph.maker:
+                        places[Place(node.module, node.call, f"input_{k}")] = None
+            if node.call.function == "silu":
+                places[Place(node.module, node.call, "inner")] = None
+            self._place_output(node, places)
+        return list(places)
+
+    def left_in_float(self) -> list[Node]:
+        """Calls that compute in floats: what is not a target, and functions that integers are not made for."""
+        return [
+            node
+            for node in self.graph.nodes
+            if not self.is_integer(node)
+            and node.call.function not in _PASSING | _FORMAL
+            and not self.is_folded(node)
+            and any(len(shape) > 0 for shape in node.shapes)
+        ]
+
+    def is_integer(self, node: Node) -> bool:
+        """Whether a call is to compute with integers."""
+        name = node.call.function
+        if name in CHANNEL_AXIS:
+            return self._reads_target(node)
+        if name in _JOINING:
+            return len(self.data_operands(node)) > 1 or name == "cat"
+        return name in _AVERAGING or name in _CURVED or name in _CLIPPING
+
+    def is_folded(self, node: Node) -> bool:
+        """Whether a call is a batch norm right behind a target, into which it will be folded."""
+        maker = self.graph.maker.get(node.operands[0]) if node.operands else None
+        return node.call.function in _NORMS and maker is not None and self.folds_into(maker) is node
+
+    def folds_into(self, node: Node) -> Node | None:
+        """The batch norm that is all that reads a target's output."""
+        if node.call.function not in CHANNEL_AXIS or not self._reads_target(node):
+            return None
+        users = self.users.get(node.outputs[0], [])
+        return users[0] if len(users) == 1 and users[0].call.function in _NORMS else None
+
+    def data_operands(self, node: Node) -> list[int]:
+        """Operands that are activations or take part like one, not weights; numbers (tensors of no dimension) are none."""
+        if node.call.function in _JOINING:
+            return [v for v, shape in zip(node.operands, node.shapes, strict=True) if len(shape) > 0]
+        return list(node.operands[:1])
+
+    def origin(self, value: int) -> int:
+        """The value from which another comes unchanged."""
+        while (maker := self.graph.maker.get(value)) is not None and maker.call.function in _PASSING and maker.operands:
+            value = maker.operands[0]
+        return value
+
+    def _place_output(self, node: Node, places: dict[Place, None]) -> None:
+        if node.call.function in _PASSING | _FORMAL or len(node.outputs) != 1:
+            return
+        value = node.outputs[0]
+        if not self._is_clipped_or_folded(value, node) and (self._computes_integers(node) or self._is_wanted(value)):
+            places[Place(node.module, node.call)] = None
+
+    def _computes_integers(self, node: Node) -> bool:
+        """Whether a call's inputs are integers, so that its output should be."""
+        if node.call.function in _CLIPPING or self.is_folded(node):
+            maker = self.graph.maker.get(node.operands[0])
+            return maker is not None and (self.is_folded(maker) or self.is_integer(maker)) and self._computes_integers(maker)
+        return self.is_integer(node)
+
+    def _is_clipped_or_folded(self, value: int, node: Node) -> bool:
+        users = self.users.get(value, [])
+        if len(users) != 1:
+            return False
+        if users[0].call.function in _CLIPPING:
+            # A float function before a clip needs none in between either.
+            return node.call.function not in _CLIPPING
+        return self.is_folded(users[0])
+
+    def _is_wanted(self, value: int) -> bool:
+        """Whether some reader of a value computes with integers."""
+        if value not in self._wanted:
+            self._wanted[value] = False
+            self._wanted[value] = any(self._wants(node, value) for node in self.users.get(value, []))
+        return self._wanted[value]
+
+    def _wants(self, node: Node, value: int) -> bool:
+        if node.call.function in _PASSING:
+            return any(self._is_wanted(output) for output in node.outputs)
+        if node.call.function in _CLIPPING:
+            return False
+        return self.is_integer(node) and value in self.data_operands(node)
+
+    def _reads_target(self, node: Node) -> bool:
+        return node.call.function in CHANNEL_AXIS and self._is_target.get(node.module, False)

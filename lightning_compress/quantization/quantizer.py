@@ -1,0 +1,197 @@
+"""One tensor's simulated integers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.functional.quantize import fake_quantize, fake_quantize_learned, scale_of_range, to_integers
+from lightning_compress.quantization.integers import Int
+from lightning_compress.quantization.observers import Learned, Seen
+
+PREFIX = "quant_"
+"""Begins the names of buffers and parameters that belong to a quantizer."""
+
+_SMALLEST = torch.finfo(torch.float32).tiny * 2**24
+_AT_LEAST = 16  # samples of a batch, where only a part of it is looked at
+
+
+class Quantizer:
+    """Rounds a tensor to integers and back, on its way through a module.
+
+    Scale and zero point are buffers of that module (parameters if they are learned), so that they travel with it; a
+    scale of zero means that no batch has been seen, and leaves the tensor as it is.
+
+    Args:
+        name: Of the place in the module, such as ``"weight"`` or ``"relu"``.
+        integers: What stands for the tensor.
+        axis: Dimension of the channels, for scales of channels.
+        is_weight: Whether the tensor is looked at anew in every pass, and at once.
+
+    Attributes:
+        observing: Look at one part in so many of each batch; 0: do not look.
+        quantizing: Whether to round.
+        ready: Whether there is a scale.
+        seen: What was seen since the last update.
+        known: What the observer knows.
+    """
+
+    def __init__(self, name: str, integers: Int, *, axis: int = 0, is_weight: bool = False) -> None:
+        self.name = name
+        self.integers = integers
+        self.axis = axis
+        self.is_weight = is_weight
+        self.observing = 0
+        self.quantizing = True
+        self.ready = False
+        self.seen: Seen | None = None
+        self.known: Seen | None = None
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether the scale is a parameter."""
+        return isinstance(self.integers.observer, Learned)
+
+    def attach(self, module: nn.Module, shape: torch.Size) -> None:
+        """Registers scale and zero point with a module; ``shape`` is that of a scale, see :meth:`scale_shape`."""
+        for suffix in ("scale",) if self.integers.symmetric else ("scale", "zero_point"):
+            value = torch.zeros(shape, dtype=torch.float32, device=_device(module))
+            if self.is_learned:
+                module.register_parameter(f"{PREFIX}{self.name}_{suffix}", nn.Parameter(value))
+            else:
+                module.register_buffer(f"{PREFIX}{self.name}_{suffix}", value)
+
+    def detach(self, module: nn.Module) -> None:
+        """Takes scale and zero point out of the module."""
+        for suffix in ("scale",) if self.integers.symmetric else ("scale", "zero_point"):
+            delattr(module, f"{PREFIX}{self.name}_{suffix}")
+
+    def take(self, module: nn.Module, other_module: nn.Module, other: Quantizer) -> None:
+        """Takes scale and zero point of the same quantizer in another module."""
+        if other.ready:
+            self._set(module, other.scale(other_module).detach(), other.zero_point(other_module).detach())
+
+    def scale_shape(self, shape: torch.Size) -> torch.Size:
+        """Shape of the scale for a tensor of a shape."""
+        match self.integers.granularity:
+            case "tensor":
+                return torch.Size()
+            case "channel":
+                return torch.Size([shape[self.axis]])
+            case group:
+                assert isinstance(group, int)
+                return torch.Size([shape[0], shape[1] // group])
+
+    def scale(self, module: nn.Module) -> Tensor:
+        """The scale, positive, as it is registered."""
+        return getattr(module, f"{PREFIX}{self.name}_scale")
+
+    def zero_point(self, module: nn.Module) -> Tensor:
+        """The zero point, as it is registered."""
+        if self.integers.symmetric:
+            return torch.zeros_like(self.scale(module))
+        return getattr(module, f"{PREFIX}{self.name}_zero_point")
+
+    def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Looks at ``x`` if that is due, and rounds it if that is due."""
+        if self.observing:
+            self._look(module, x)
+        if not (self.quantizing and self.ready):
+            return x
+        grouped = self._grouped(x)
+        fake = fake_quantize_learned if self.is_learned else fake_quantize
+        scale, zero_point = (self._against(t, grouped) for t in (self.scale(module), self.zero_point(module)))
+        if self.is_learned:
+            # An optimizer may step across zero; the gradient turns round with the sign.
+            scale = scale.abs() + _SMALLEST
+        else:
+            # Rounded, as averages of models are not whole; a copy, as a second call of a layer sets its scale anew.
+            scale, zero_point = scale.clone(), torch.round(zero_point)
+        return fake(grouped, scale, zero_point, low=self.integers.low, high=self.integers.high).view_as(x)
+
+    def to_integers(self, module: nn.Module, x: Tensor) -> Tensor:
+        """The integers, as int32, that stand for ``x``."""
+        grouped = self._grouped(x)
+        scale, zero_point = (self._against(t.detach(), grouped) for t in self.grid(module))
+        low, high = self.integers.low, self.integers.high
+        return to_integers(grouped, scale, zero_point, low=low, high=high).view_as(x)
+
+    def grid(self, module: nn.Module) -> tuple[Tensor, Tensor]:
+        """Scale and zero point as they are applied: positive, and whole."""
+        scale = self.scale(module)
+        return scale.abs() + _SMALLEST if self.is_learned else scale, torch.round(self.zero_point(module))
+
+    def update(self, module: nn.Module, where: str = "") -> None:
+        """Turns what was seen since the last update, reduced over ranks by then, into scale and zero point.
+
+        Args:
+            module: Where the quantizer is.
+            where: Its name in the model, for messages.
+
+        Raises:
+            ValueError: If NaN or infinity was seen.
+        """
+        if self.seen is None:
+            return
+        new, self.seen = self.seen, None
+        if not bool(torch.isfinite(new.extremes).all()):
+            raise ValueError(f"NaN or infinity at {where!r}: training has diverged there before it was quantized.")
+        observer = self.integers.observer
+        assert observer is not None
+        self.known = observer.updated(None if self.is_weight else self.known, new)
+        if self.is_learned and self.ready:
+            return
+        low, high = self.integers.low, self.integers.high
+        ends = observer.span(self.known, num_levels=high - low + 1, symmetric=bool(self.integers.symmetric))
+        values = scale_of_range(*ends, low=low, high=high, symmetric=bool(self.integers.symmetric))
+        self._set(module, *values)
+
+    @torch.no_grad()
+    def _set(self, module: nn.Module, scale: Tensor, zero_point: Tensor) -> None:
+        self.scale(module).copy_(scale.view_as(self.scale(module)))
+        if not self.integers.symmetric:
+            self.zero_point(module).copy_(zero_point.view_as(self.scale(module)))
+        self.ready = True
+
+    @torch.no_grad()
+    def _look(self, module: nn.Module, x: Tensor) -> None:
+        assert self.integers.observer is not None
+        if self.is_learned and self.ready:
+            return
+        if not self.is_weight and x.ndim > 1 and self.observing > 1:
+            # Values at the front of memory: strides would cost more than they save.
+            x = x[: max(_AT_LEAST, len(x) // self.observing)]
+        new = self.integers.observer.look(self._rows(x.detach()))
+        self.seen = new if self.is_weight or self.seen is None else self.seen.merged(new)
+        if self.is_weight:
+            self.update(module)
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        group = self.integers.granularity
+        return x.unflatten(1, (-1, group)) if isinstance(group, int) else x
+
+    def _against(self, values: Tensor, grouped: Tensor) -> Tensor:
+        """Scales in a shape that broadcasts against the tensor."""
+        match self.integers.granularity:
+            case "tensor":
+                return values
+            case "channel":
+                return values.view([-1 if dim == self.axis else 1 for dim in range(grouped.ndim)])
+            case _:
+                return values.unsqueeze(2)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """One row for each scale, float32 or wider."""
+        x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        match self.integers.granularity:
+            case "tensor":
+                return x.reshape(1, -1)
+            case "channel":
+                return x.movedim(self.axis, 0).flatten(1)
+            case _:
+                return self._grouped(x).flatten(0, 1)
+
+
+def _device(module: nn.Module) -> torch.device | None:
+    tensors = [*module.parameters(), *module.buffers()]
+    return tensors[0].device if tensors else None

@@ -1,0 +1,269 @@
+"""Hanging quantizers into a model, and finding them there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.quantization.integers import Int
+from lightning_compress.quantization.placement import CHANNEL_AXIS, Place, Placement, weight_place
+from lightning_compress.quantization.quantizer import PREFIX, Quantizer
+from lightning_compress.quantization.sites import Action, Call, Sites, install_all, sites_of, uninstall
+from lightning_compress.quantization.trace import Graph
+from lightning_compress.targets import matches, shorten
+
+Numbers = Int | Mapping[str, Int | None] | None
+"""One specification for all, or the first glob's that matches the name of the module; ``None`` is float."""
+
+
+class Simulated:
+    """A function call with quantizers around it."""
+
+    def __init__(self) -> None:
+        self.operands: dict[int, Quantizer] = {}
+        self.weight: Quantizer | None = None
+        self.inner: Quantizer | None = None
+        self.output: Quantizer | None = None
+
+    def put(self, role: str, quantizer: Quantizer) -> None:
+        """Puts a quantizer where a place's role says."""
+        if role.startswith("input_"):
+            self.operands[int(role.removeprefix("input_"))] = quantizer
+        else:
+            setattr(self, role, quantizer)
+
+    def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The quantized result of the call on quantized arguments."""
+        if self.operands:
+            args = self._with_operands(module, args)
+        if self.weight is not None:
+            args, kwargs = with_argument(args, kwargs, 1, "weight", lambda w: self._weight(module, w))
+        result = self._silu(module, args[0]) if self.inner is not None else function(*args, **kwargs)
+        return result if self.output is None else self.output(module, result)
+
+    def _weight(self, module: nn.Module, weight: Tensor) -> Tensor:
+        assert self.weight is not None
+        return self.weight(module, weight)
+
+    def _silu(self, module: nn.Module, x: Tensor) -> Tensor:
+        assert self.inner is not None
+        return x * self.inner(module, torch.sigmoid(x))
+
+    def _with_operands(self, module: nn.Module, args: Any) -> tuple[Any, ...]:
+        if isinstance(args[0], (list, tuple)):
+            parts = list(args[0])
+            for k, quantizer in self.operands.items():
+                parts[k] = quantizer(module, parts[k])
+            return parts, *args[1:]
+        given = list(args)
+        for k, quantizer in self.operands.items():
+            given[k] = quantizer(module, given[k])
+        return tuple(given)
+
+
+class QuantizedSites(Sites):
+    """Sites whose actions are simulated integers.
+
+    Attributes:
+        quantizers: By name, those of the module.
+    """
+
+    def __init__(self, quantizers: Mapping[Place, Quantizer]) -> None:
+        actions: dict[Call, Simulated] = {}
+        defaults: dict[str, Simulated] = {}
+        for place, quantizer in quantizers.items():
+            if place.call.function:
+                actions.setdefault(place.call, Simulated()).put(place.role, quantizer)
+        for place, quantizer in quantizers.items():
+            if not place.call.function:
+                for call, action in actions.items():
+                    if call.function in CHANNEL_AXIS:
+                        action.weight = quantizer
+                for function in CHANNEL_AXIS:
+                    defaults.setdefault(function, Simulated()).weight = quantizer
+        kinds: tuple[dict[Call, Action], dict[str, Action]] = ({**actions}, {**defaults})
+        super().__init__(*kinds)
+        self.quantizers = {place.name: quantizer for place, quantizer in quantizers.items()}
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A quantizer in its module.
+
+    Attributes:
+        layer: Name of the module.
+        module: The module.
+        quantizer: The quantizer.
+    """
+
+    layer: str
+    module: nn.Module
+    quantizer: Quantizer
+
+    @property
+    def name(self) -> str:
+        """Of the place in the model, such as ``"net.conv1.weight"``."""
+        return f"{self.layer}.{self.quantizer.name}".lstrip(".")
+
+
+def quantizers_of(model: nn.Module) -> Iterator[Attached]:
+    """The quantizers in a model, in the order of its modules."""
+    for layer, module in model.named_modules():
+        sites = sites_of(module)
+        if isinstance(sites, QuantizedSites):
+            for quantizer in sites.quantizers.values():
+                yield Attached(layer.replace("_orig_mod.", ""), module, quantizer)
+
+
+def remove_quantizers(model: nn.Module) -> None:
+    """Makes a model a plain one again: takes out quantizers, their buffers and parameters."""
+    for module in model.modules():
+        sites = sites_of(module)
+        if isinstance(sites, QuantizedSites):
+            for quantizer in sites.quantizers.values():
+                quantizer.detach(module)
+            hooks = module._load_state_dict_pre_hooks
+            for key in [key for key, hook in hooks.items() if hook.hook is _take_stock]:
+                del hooks[key]
+        uninstall(module)
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether a model simulates integers."""
+    return next(quantizers_of(model), None) is not None
+
+
+class Plan:
+    """Which places get which integers.
+
+    Args:
+        weights: Of the targets' weights.
+        activations: Of what the targets read and make.
+        is_target: Whether a module's weight is a target.
+
+    Raises:
+        ValueError: For activations that do not share one scale per tensor.
+    """
+
+    def __init__(self, weights: Numbers, activations: Numbers, is_target: Mapping[str, bool]) -> None:
+        self.weights = _each(weights, Int.for_weights)
+        self.activations = _each(activations, Int.for_activations)
+        self.is_target = {
+            name: chosen and (weights is None or _first(self.weights, name) is not None)
+            for name, chosen in is_target.items()
+        }
+
+    def attach_traced(self, model: nn.Module, graph: Graph) -> Placement:
+        """Hangs quantizers into a model that has none, where one run of it shows that they belong.
+
+        Args:
+            model: The model.
+            graph: What a run of it, or of a copy, has shown; names are relative to it.
+
+        Raises:
+            ValueError: For globs that match no place.
+        """
+        placement = Placement(graph, dict(self.is_target))
+        shapes: dict[Place, torch.Size] = {}
+        functions: dict[Place, str] = {}
+        for node in placement.weights():
+            functions[weight_place(node)] = node.call.function
+            shapes[weight_place(node)] = node.shapes[1]
+        table: dict[str, dict[Place, Quantizer]] = {}
+        for place, function in functions.items():
+            self._add_weight(table, place, CHANNEL_AXIS[function])
+        for place in placement.activations():
+            self._add_activation(table, place)
+        _check_globs(self.weights, [place.module for place in functions], "weights")
+        _check_globs(self.activations, [place.module for place in placement.activations()], "activations")
+        self._install(model, table, lambda place, quantizer: quantizer.scale_shape(shapes.get(place, torch.Size())))
+        return placement
+
+    def attach_stored(self, model: nn.Module, stored: Mapping[str, Tensor]) -> None:
+        """Hangs quantizers into a model that has none, where a state dict of such a model has them."""
+        table: dict[str, dict[Place, Quantizer]] = {}
+        shapes: dict[Place, torch.Size] = {}
+        for key, tensor in stored.items():
+            module, _, name = key.rpartition(".")
+            if name.startswith(PREFIX) and name.endswith("_scale"):
+                place = Place.named(module, name.removeprefix(PREFIX).removesuffix("_scale"))
+                shapes[place] = tensor.shape
+                if place.role == "weight":
+                    self._add_weight(table, place, _axis(model.get_submodule(module), place))
+                else:
+                    self._add_activation(table, place)
+                if place in table.get(module, {}):
+                    table[module][place].ready = bool((tensor != 0).all())
+        self._install(model, table, lambda place, quantizer: shapes[place])
+
+    def _add_weight(self, table: dict[str, dict[Place, Quantizer]], place: Place, axis: int) -> None:
+        integers = _first(self.weights, place.module)
+        if integers is not None:
+            quantizer = Quantizer(place.name, integers, axis=axis, is_weight=True)
+            table.setdefault(place.module, {})[place] = quantizer
+
+    def _add_activation(self, table: dict[str, dict[Place, Quantizer]], place: Place) -> None:
+        integers = _first(self.activations, place.module)
+        if integers is not None:
+            table.setdefault(place.module, {})[place] = Quantizer(place.name, integers)
+
+    def _install(
+        self,
+        model: nn.Module,
+        table: Mapping[str, Mapping[Place, Quantizer]],
+        shape: Callable[[Place, Quantizer], torch.Size],
+    ) -> None:
+        for layer, quantizers in table.items():
+            module = model.get_submodule(layer)
+            for place, quantizer in quantizers.items():
+                quantizer.attach(module, shape(place, quantizer))
+            module.register_load_state_dict_pre_hook(_take_stock)
+        install_all(model, {layer: QuantizedSites(quantizers) for layer, quantizers in table.items()})
+
+
+def with_argument(
+    args: Sequence[Any], kwargs: Mapping[str, Any], index: int, name: str, change: Callable[[Any], Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with one of them changed, however it was given."""
+    if len(args) > index:
+        return (*args[:index], change(args[index]), *args[index + 1 :]), dict(kwargs)
+    return tuple(args), {**kwargs, name: change(kwargs[name])}
+
+
+def _take_stock(module: nn.Module, stored: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before weights are loaded: knows which scales come along; a float model's checkpoint brings none."""
+    sites = sites_of(module)
+    assert isinstance(sites, QuantizedSites)
+    for quantizer in sites.quantizers.values():
+        for suffix in ("scale",) if quantizer.integers.symmetric else ("scale", "zero_point"):
+            key = f"{PREFIX}{quantizer.name}_{suffix}"
+            if prefix + key not in stored:
+                stored[prefix + key] = torch.zeros_like(getattr(module, key)).detach()
+        quantizer.ready = bool((stored[f"{prefix}{PREFIX}{quantizer.name}_scale"] != 0).all())
+
+
+def _axis(module: nn.Module, place: Place) -> int:
+    if place.call.function:
+        return CHANNEL_AXIS[place.call.function]
+    return int(isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)))
+
+
+def _each(numbers: Numbers, complete: Callable[[Int], Int]) -> dict[str, Int | None]:
+    given = numbers if isinstance(numbers, Mapping) else {"*": numbers}
+    return {glob: None if integers is None else complete(integers) for glob, integers in given.items()}
+
+
+def _first(numbers: Mapping[str, Int | None], name: str) -> Int | None:
+    return next((integers for glob, integers in numbers.items() if glob == "*" or matches(glob, name)), None)
+
+
+def _check_globs(numbers: Mapping[str, Int | None], names: Sequence[str], what: str) -> None:
+    for glob in numbers:
+        if glob != "*" and not any(matches(glob, name) for name in names):
+            raise ValueError(
+                f"{what}: {glob!r} matches nothing that is quantized; the places are {shorten(sorted(set(names)))}."
+            )
