@@ -35,15 +35,20 @@ _HOME = {
     "SET": "pruning.growth",
     "SNIP": "pruning.scores",
     "Schedule": "schedules",
+    "Sensitivity": "reporting.sensitivity",
     "SynFlow": "pruning.scores",
     "Targets": "targets",
     "Taylor": "pruning.scores",
     "Uniform": "pruning.distributions",
     "Unstructured": "pruning.patterns",
     "calibrate": "quantization.calibration",
+    "export_onnx": "export.onnx",
+    "finalize": "export.plain",
+    "float_copy": "export.plain",
     "from_model_pruning": "migration",
     "load_model_pruning_checkpoint": "migration",
     "report": "reporting.sparsity",
+    "sensitivity": "reporting.sensitivity",
 }
 __all__ = sorted(_HOME)
 

@@ -78,9 +78,25 @@ def trace(model: nn.Module, inputs: Any) -> Graph:
 
 def call(model: nn.Module, inputs: Any) -> Any:
     """Calls a model with a tensor, a tuple of positional or a dict of keyword arguments."""
-    if isinstance(inputs, dict):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+    args, kwargs = as_arguments(inputs)
+    return model(*args, **kwargs)
+
+
+def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a tensor, a tuple, a dict, or a pair of a tuple and a dict.
+
+    >>> as_arguments({"x": 1})
+    ((), {'x': 1})
+    """
+    match inputs:
+        case dict():
+            return (), inputs
+        case (tuple() as args, dict() as kwargs):
+            return args, kwargs
+        case tuple() | list():
+            return tuple(inputs), {}
+        case _:
+            return (inputs,), {}
 
 
 def update(found: Sequence[Attached], largest: Reduce | None = None, total: Reduce | None = None) -> None:

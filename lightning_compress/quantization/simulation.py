@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -117,6 +118,19 @@ def quantizers_of(model: nn.Module) -> Iterator[Attached]:
         if isinstance(sites, QuantizedSites):
             for quantizer in sites.quantizers.values():
                 yield Attached(layer.replace("_orig_mod.", ""), module, quantizer)
+
+
+def with_weight_bits(model: nn.Module, bits: int) -> nn.Module:
+    """A copy of a model with quantizers in which weights of more bits have so many, over the same ranges."""
+    reduced = copy.deepcopy(model)
+    for attached in quantizers_of(reduced):
+        quantizer = attached.quantizer
+        if quantizer.is_weight and quantizer.integers.bits > bits:
+            coarser = replace(quantizer.integers, bits=bits)
+            with torch.no_grad():
+                quantizer.scale(attached.module).mul_(quantizer.integers.high / coarser.high)
+            quantizer.integers = coarser
+    return reduced
 
 
 def remove_quantizers(model: nn.Module) -> None:

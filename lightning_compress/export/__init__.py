@@ -1,0 +1,1 @@
+"""Files that other runtimes run; each is run and measured once it has been written."""

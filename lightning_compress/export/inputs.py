@@ -1,0 +1,35 @@
+"""What exporters want to know of example inputs and outputs."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def batched(example_inputs: Any) -> Any:
+    """Inputs with at least two samples: of one, an exporter takes the batch size for a constant."""
+    return tree_map_only(Tensor, lambda t: torch.cat([t, t]) if t.ndim and len(t) == 1 else t, example_inputs)
+
+
+def dynamic_batch_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What ``torch.export`` wants to hear of inputs whose first dimension is the batch."""
+    batch = torch.export.Dim("batch", min=1)
+
+    def shape(tensor: Tensor) -> Any:
+        return {0: batch} if tensor.ndim else None
+
+    shapes = tuple(tree_map_only(Tensor, shape, list(args)))
+    return (*shapes,) if not kwargs else {**dict(enumerate(shapes)), **tree_map_only(Tensor, shape, kwargs)}
+
+
+def names_of_outputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str] | None:
+    """The keys of a model that returns a dict."""
+    with torch.no_grad():
+        output = copy.deepcopy(model)(*args, **kwargs)
+    return list(output) if isinstance(output, dict) else None

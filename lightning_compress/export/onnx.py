@@ -1,0 +1,219 @@
+"""ONNX files for ONNX Runtime: weights, biases and activations as integers between QuantizeLinear and DequantizeLinear."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.export.files import written
+from lightning_compress.export.inputs import batched, dynamic_batch_shapes, names_of_outputs
+from lightning_compress.export.ort import Integers, Parity, check_integers, check_layers, latency, outputs_of
+from lightning_compress.export.plain import finalize
+from lightning_compress.export.requirements import require
+from lightning_compress.quantization.calibration import as_arguments
+from lightning_compress.quantization.lowering import Bias, Grid, Lowered, Weight, lower
+from lightning_compress.quantization.recording import record
+from lightning_compress.quantization.simulation import is_quantized, with_weight_bits
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """What was written, and what was measured of it.
+
+    Attributes:
+        path: The file.
+        num_bytes: Its size.
+        latency: Median seconds of a run on the example inputs, one thread, ONNX Runtime on this CPU.
+        integers: Operators that ONNX Runtime computes with integers, and with floats; ``None`` for a float file.
+        parity: How far each layer is from the model's; ``None`` for a float file.
+        difference: Largest difference of the outputs from the model's, over their largest value.
+        left_in_float: Calls that compute with floats as they were not to be quantized.
+    """
+
+    path: Path
+    num_bytes: int
+    latency: float
+    integers: Integers | None
+    parity: Parity | None
+    difference: float
+    left_in_float: tuple[str, ...]
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    example_inputs: Any,
+    *,
+    unsigned: bool = True,
+    reduce_range: bool = False,
+    dynamic_batch: bool = True,
+    opset: int = 21,
+) -> OnnxFile:
+    """Writes a model as ONNX, runs the file and compares it with the model layer by layer.
+
+    A model without quantizers is written with floats; :func:`float_copy` makes one of a model that has them.
+
+    Args:
+        model: The model, which stays as it is.
+        path: Where to write; what is there is replaced when the new file is complete.
+        example_inputs: What it is called with: a tensor, a tuple, or a dict of keyword arguments.
+        unsigned: Activations are uint8, with which ONNX Runtime has its fast kernels on x86; else int8.
+        reduce_range: Weights in 7 bits, for x86 without VNNI, whose 16-bit sums of two products overflow with 8.
+        dynamic_batch: The first dimension of inputs may have any size.
+        opset: Version of ONNX's operators.
+
+    Raises:
+        ImportError: Without the extra ``export``.
+        ValueError: If a quantizer has never seen a batch, if the model cannot be exported, or if in the file a layer
+            that was to be quantized computes with floats or differs from the model by more than a step.
+    """
+    require("onnx", "onnxruntime", "onnxscript")
+    args, kwargs = as_arguments(batched(example_inputs) if dynamic_batch else example_inputs)
+    dialect = OnnxDialect(opset, unsigned=unsigned)
+    quantized = is_quantized(model)
+    if quantized:
+        model = with_weight_bits(model, 7 if reduce_range else 8)
+        lowered = lower(model, (args, kwargs), dialect, unsigned=unsigned)
+    else:
+        lowered = Lowered(finalize(model))
+    with written(path) as partial:
+        _write(lowered.model, args, kwargs, partial, dynamic_batch=dynamic_batch, opset=opset)
+        parity, integers = None, None
+        if quantized:
+            integers = check_integers(partial, lowered)
+            _, simulated = record(model, (args, kwargs))
+            parity = check_layers(partial, lowered, simulated, (args, kwargs), unsigned=unsigned)
+            _warn_of_overflow(parity)
+        difference = _difference(partial, model, args, kwargs)
+        seconds = latency(partial, *as_arguments(example_inputs))
+    return OnnxFile(
+        Path(path), Path(path).stat().st_size, seconds, integers, parity, difference, tuple(lowered.left_in_float)
+    )
+
+
+class OnnxDialect:
+    """Writes integers as nodes of ONNX.
+
+    Args:
+        opset: Version of the operators.
+        unsigned: Activations are uint8, else int8.
+    """
+
+    def __init__(self, opset: int, *, unsigned: bool) -> None:
+        self.opset = opset
+        self.dtype = torch.uint8 if unsigned else torch.int8
+
+    def activation(self, x: Tensor, grid: Grid) -> Tensor:
+        """QuantizeLinear and DequantizeLinear; fewer bits than the type has are clipped in between."""
+        scale, zero = torch.tensor(grid.scale), torch.tensor(grid.zero_point, dtype=self.dtype)
+        q = self._op("QuantizeLinear", (x, scale, zero), {}, dtype=self.dtype, shape=x.shape)
+        if grid.high - grid.low < 254:
+            ends = (torch.tensor(end, dtype=self.dtype) for end in (grid.low, grid.high))
+            q = self._op("Clip", (q, *ends), {}, dtype=self.dtype, shape=x.shape)
+        return self._op("DequantizeLinear", (q, scale, zero), {}, dtype=x.dtype, shape=x.shape)
+
+    def weight(self, weight: Weight) -> Tensor:
+        """DequantizeLinear of an int8 constant, per channel."""
+        return self._constant(weight.integers, weight.scale, weight.axis)
+
+    def bias(self, bias: Bias) -> Tensor:
+        """DequantizeLinear of an int32 constant, per channel."""
+        return self._constant(bias.integers, bias.scale, 0)
+
+    def _constant(self, integers: Tensor, scale: Tensor, axis: int) -> Tensor:
+        zeros = torch.zeros(scale.shape, dtype=integers.dtype)
+        inputs, shape = (integers, scale, zeros), integers.shape
+        return self._op("DequantizeLinear", inputs, {"axis": axis}, dtype=scale.dtype, shape=shape)
+
+    def _op(self, name: str, inputs: Any, attributes: Any, *, dtype: torch.dtype, shape: Any) -> Tensor:
+        return torch.onnx.ops.symbolic(name, inputs, attributes, dtype=dtype, shape=shape, version=self.opset)
+
+
+def _write(model: nn.Module, args: Any, kwargs: Any, path: Path, *, dynamic_batch: bool, opset: int) -> None:
+    shapes = dynamic_batch_shapes(args, kwargs) if dynamic_batch else None
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            # The program and not the module: handed a module, the exporter may trace around the integers.
+            onnx_program = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                output_names=names_of_outputs(model, args, kwargs),
+                verbose=False,
+            )
+    except Exception as error:
+        hint = "; try dynamic_batch=False" if dynamic_batch else ""
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{type(model).__name__} could not be exported to ONNX ({first}){hint}.") from error
+    assert onnx_program is not None
+    onnx_program.save(str(path), external_data=False)
+    _tidy(path)
+
+
+def _tidy(path: Path) -> None:
+    """Leaves out the exporter's notes, a third of a small file, and gives each constant a zero point of its own.
+
+    ONNX Runtime needs the latter to rewrite weights for its precise kernels.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, model.graph):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    constants = {initializer.name: initializer for initializer in model.graph.initializer}
+    used: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants:
+            if node.input[2] in used:
+                own = onnx.TensorProto()
+                own.CopyFrom(constants[node.input[2]])
+                own.name = f"{node.output[0]}_zero_point"
+                model.graph.initializer.append(own)
+                node.input[2] = own.name
+            used.add(node.input[2])
+    onnx.save(model, path)
+
+
+def _warn_of_overflow(parity: Parity) -> None:
+    if parity.overflowing:
+        warnings.warn(
+            f"On this CPU, which has no VNNI, {len(parity.overflowing)} of {len(parity.steps)} layers overflow in ONNX "
+            "Runtime: export with reduce_range=True, or run with the session option session.x64quantprecision=1.",
+            stacklevel=3,
+        )
+
+
+def _difference(path: Path, model: nn.Module, args: Any, kwargs: Any) -> float:
+    from torch.utils._pytree import tree_leaves
+
+    with torch.no_grad():
+        expected = [t for t in tree_leaves(finalize(model)(*args, **kwargs)) if isinstance(t, Tensor)]
+    actual = outputs_of(path, args, kwargs)
+    return max(
+        float((a - torch.from_numpy(b)).abs().max() / a.abs().max().clamp(min=1e-12))
+        for a, b in zip(expected, actual, strict=True)
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' notes to their own developers."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

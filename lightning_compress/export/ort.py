@@ -1,0 +1,225 @@
+"""What ONNX Runtime makes of a file: which operators compute with integers, whether they are right, and how fast."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lightning_compress.export.inputs import Arguments
+from lightning_compress.quantization.lowering import Grid, Lowered
+
+_INTEGER = {
+    "QLinearConv": "conv", "ConvInteger": "conv",
+    "QGemm": "linear", "QLinearMatMul": "linear", "MatMulIntegerToFloat": "linear", "MatMulInteger": "linear",
+    "DynamicQuantizeMatMul": "linear",
+    "QLinearAdd": "add", "QLinearMul": "mul", "QLinearConcat": "concat",
+    "QLinearAveragePool": "pool", "QLinearGlobalAveragePool": "pool", "QLinearReduceMean": "pool",
+    "QLinearSigmoid": "sigmoid", "QLinearLeakyRelu": "leaky_relu", "QLinearSoftmax": "softmax",
+}  # fmt: skip
+_FLOAT = {"Conv": "conv", "FusedConv": "conv", "Gemm": "linear", "FusedGemm": "linear", "MatMul": "matmul", "Add": "add",
+          "ConvTranspose": "conv_transpose", "Mul": "mul", "Concat": "concat"}  # fmt: skip
+_NO_WORK = {"QuantizeLinear", "DequantizeLinear", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Shape",
+            "Constant", "ReorderInput", "ReorderOutput", "Cast", "Gather", "Slice", "Split", "Identity", "Clip", "Pad", "Expand", "MaxPool"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Integers:
+    """Operators of a file as ONNX Runtime runs it.
+
+    Attributes:
+        integer: Numbers of operators on integers, by kind.
+        float: Numbers of operators on floats, by kind.
+    """
+
+    integer: dict[str, int]
+    float: dict[str, int]
+
+    def __str__(self) -> str:
+        def listed(counts: dict[str, int]) -> str:
+            return ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())) or "none"
+
+        return f"integer: {listed(self.integer)}; float: {listed(self.float)}"
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a file is from the model it was made of.
+
+    Attributes:
+        steps: Largest difference of each activation's integers on identical inputs, in steps of its scale, by place.
+        overflowing: Places that differ by more than a step in the kernels that ONNX Runtime uses on this CPU: without
+            VNNI, its 16-bit sums of two products overflow where weights have 8 bits.
+    """
+
+    steps: dict[str, int]
+    overflowing: tuple[str, ...]
+
+
+def check_integers(path: Path, lowered: Lowered) -> Integers:
+    """Counts operators in the graph that ONNX Runtime makes of the file.
+
+    Raises:
+        ValueError: If fewer convolutions or linear layers compute with integers than were to.
+    """
+    counts = operators(path)
+    integer, floats = Counter[str](), Counter[str]()
+    for kind, number in counts.items():
+        if kind in _INTEGER:
+            integer[_INTEGER[kind]] += number
+        elif kind not in _NO_WORK:
+            floats[_FLOAT.get(kind, kind)] += number
+    with_inputs = [layer for layer in lowered.layers if layer.input is not None]
+    for kind, functions in {"conv": ("conv1d", "conv2d", "conv3d"), "linear": ("linear",)}.items():
+        wanted = [layer.name for layer in with_inputs if layer.function in functions]
+        if integer[kind] < len(wanted):
+            raise ValueError(
+                f"ONNX Runtime computes {len(wanted) - integer[kind]} of {len(wanted)} {kind} layers with floats in "
+                f"spite of their quantizers ({Integers(dict(integer), dict(floats))})."
+            )
+    return Integers(dict(integer), dict(floats))
+
+
+def operators(path: Path) -> Counter[str]:
+    """Kinds of the operators that ONNX Runtime runs for a file on this CPU."""
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = _options()
+        options.optimized_model_filepath = f"{folder}/optimized.onnx"
+        _session(path, options)
+        return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+
+
+def check_layers(
+    path: Path, lowered: Lowered, simulated: Sequence[tuple[str, Tensor]], inputs: Arguments, *, unsigned: bool
+) -> Parity:
+    """Compares every activation's integers with the simulation's, each computed from the simulation's own inputs.
+
+    Args:
+        path: The file.
+        lowered: What it was made of.
+        simulated: Integers of every activation, in the order of the run.
+        inputs: What the simulation was run on.
+        unsigned: Whether the file's activations are uint8.
+
+    Raises:
+        ValueError: If one differs by more than a step in ONNX Runtime's precise kernels, which do not overflow.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    grids = [grid for grid in lowered.grids if not grid.is_again]
+    assert [name for name, _ in simulated] == [grid.name for grid in grids], "one run is like the other"
+    places = _cut(model, lowered.grids)
+    feeds = _feeds(model, inputs)
+    expected = []
+    for (_, integers), grid, place in zip(simulated, grids, places, strict=True):
+        expected.append((integers + grid.offset).numpy().astype(np.uint8 if unsigned else np.int8))
+        feeds[place.fed] = expected[-1]
+    serialized, made = model.SerializeToString(), [place.made for place in places]
+
+    def steps(*, precise: bool) -> dict[str, int]:
+        got = _session(serialized, _options(precise=precise)).run(made, feeds)
+        worst: dict[str, int] = {}
+        for grid, ours, theirs in zip(grids, expected, got, strict=True):
+            difference = int(np.abs(ours.astype(np.int32) - theirs.astype(np.int32)).max(initial=0))
+            worst[grid.name] = max(difference, worst.get(grid.name, 0))
+        return worst
+
+    parity, here = steps(precise=True), steps(precise=False)
+    if wrong := {name: number for name, number in parity.items() if number > 1}:
+        worst = max(wrong, key=lambda name: wrong[name])
+        raise ValueError(
+            f"The file differs from the model at {len(wrong)} of {len(parity)} places, at {worst!r} by {wrong[worst]} "
+            "steps of its scale."
+        )
+    return Parity(parity, tuple(name for name, number in here.items() if number > 1))
+
+
+def outputs_of(path: Path, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[np.ndarray]:
+    """What the file computes of the arguments."""
+    import onnx
+
+    return _session(path, _options()).run(None, _feeds(onnx.load(path), (args, kwargs)))
+
+
+def latency(path: Path, args: tuple[Any, ...], kwargs: dict[str, Any], *, repeats: int = 20) -> float:
+    """Median seconds of a run with one thread, after a warm-up."""
+    import onnx
+
+    session, feeds = _session(path, _options()), _feeds(onnx.load(path), (args, kwargs))
+    times = []
+    for _ in range(repeats + 3):
+        start = time.perf_counter()
+        session.run(None, feeds)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[3:])
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A quantized tensor where the graph is cut."""
+
+    made: str
+    fed: str
+
+
+def _cut(model: Any, grids: Sequence[Grid]) -> list[_Place]:
+    """Cuts a graph at each quantized tensor: what is made there is given out, and what is read there is fed in."""
+    import onnx
+
+    graph = model.graph
+    places = []
+    nodes = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert len(nodes) == len(grids), f"{len(nodes)} quantized tensors in the file, {len(grids)} in the model"
+    for node, grid in zip(nodes, grids, strict=True):
+        if grid.is_again:
+            continue
+        made = node.output[0]
+        clip = next((n for n in graph.node if n.op_type == "Clip" and n.input[0] == made), None)
+        made = clip.output[0] if clip is not None else made
+        place = _Place(made, f"{made}_fed")
+        for reader in graph.node:
+            for i, name in enumerate(reader.input):
+                if name == made:
+                    reader.input[i] = place.fed
+        kind = next(i.data_type for i in graph.initializer if i.name == node.input[2])
+        graph.input.append(onnx.helper.make_tensor_value_info(place.fed, kind, None))
+        graph.output.append(onnx.helper.make_tensor_value_info(place.made, kind, None))
+        places.append(place)
+    del graph.value_info[:]
+    return places
+
+
+def _feeds(model: Any, inputs: Arguments) -> dict[str, np.ndarray]:
+    tensors = [t.detach().cpu().numpy() for t in tree_leaves(inputs) if isinstance(t, Tensor)]
+    names = [value.name for value in model.graph.input if not value.name.endswith("_fed")]
+    return dict(zip(names, tensors, strict=True))
+
+
+def _options(*, precise: bool = False) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if precise:
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+def _session(model: Path | bytes, options: Any) -> Any:
+    import onnxruntime
+
+    given = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])

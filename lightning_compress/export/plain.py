@@ -1,0 +1,37 @@
+"""Plain copies of models, to be written to files."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from lightning_compress.quantization.simulation import remove_quantizers
+
+
+def finalize(model: nn.Module, *, module: str = "") -> nn.Module:
+    """A copy of a model as it is deployed: in eval mode, with nothing to train and no hooks of a fit.
+
+    Zeros and clusters are in the weights. Quantizers stay, frozen: their ranges are part of the model.
+
+    Args:
+        model: The model, which stays as it is.
+        module: Name of its deployable part.
+
+    Raises:
+        ValueError: If it has no such part.
+
+    >>> finalize(nn.Sequential(nn.Linear(2, 1)), module="0").weight.requires_grad
+    False
+    """
+    if module and module not in dict(model.named_modules()):
+        raise ValueError(f"finalize: the model has no module {module!r}.")
+    plain = copy.deepcopy(model.get_submodule(module)).eval()
+    return plain.requires_grad_(False)
+
+
+def float_copy(model: nn.Module) -> nn.Module:
+    """As :func:`finalize`, without quantizers, so that integers can be compared with floats on equal terms."""
+    plain = finalize(model)
+    remove_quantizers(plain)
+    return plain

@@ -1,0 +1,379 @@
+"""From simulated integers to real ones: one lowering, in terms of a dialect, for all targets.
+
+Batch norms are folded into the convolutions before them, which only rescales each channel's weight scale: the integers
+of the weights are those of training (Jacob et al. 2018, arXiv:1712.05877, with per-channel scales).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.quantization.calibration import call, trace
+from lightning_compress.quantization.placement import CHANNEL_AXIS, Place, Placement, weight_place
+from lightning_compress.quantization.quantizer import Quantizer
+from lightning_compress.quantization.simulation import (
+    Attached,
+    Simulated,
+    quantizers_of,
+    remove_quantizers,
+    with_argument,
+)
+from lightning_compress.quantization.sites import Call, Sites, install_all
+from lightning_compress.quantization.trace import Graph, Node
+
+# Moves numbers in a way that runtimes do not see through: written as integers to integers.
+_MOVING = {"pad"}
+_MAX_BIAS = 2**30  # of the integers of a bias, so that sums with it stay below 2**31
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Integers of an activation.
+
+    Attributes:
+        name: Of the place in the model.
+        scale: Step.
+        zero_point: Integer that stands for 0.0.
+        low: Smallest integer.
+        high: Largest integer.
+        offset: What was added to the integers of the simulation.
+        is_again: Whether the same numbers were on this grid before, and have only been moved.
+    """
+
+    name: str
+    scale: float
+    zero_point: int
+    low: int
+    high: int
+    offset: int = 0
+    is_again: bool = False
+
+    def shifted(self, by: int) -> Grid:
+        """The same numbers, with integers that are larger by ``by``."""
+        moved = {name: getattr(self, name) + by for name in ("zero_point", "low", "high", "offset")}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Integers of a layer's weight, after folding.
+
+    Attributes:
+        name: Of the layer.
+        integers: int8, of the weight's shape.
+        scale: Positive, ``(channels,)``.
+        axis: Dimension of the channels.
+    """
+
+    name: str
+    integers: Tensor
+    scale: Tensor
+    axis: int
+
+    def value(self) -> Tensor:
+        """The weight as floats."""
+        sides = [-1 if dim == self.axis else 1 for dim in range(self.integers.ndim)]
+        return self.integers * self.scale.view(sides)
+
+
+@dataclass(frozen=True)
+class Bias:
+    """Integers of a layer's bias: int32 and ``(channels,)`` scales, the products of input's and weight's scales."""
+
+    name: str
+    integers: Tensor
+    scale: Tensor
+
+
+class Dialect(Protocol):
+    """How a target writes integers."""
+
+    def activation(self, x: Tensor, grid: Grid) -> Tensor:
+        """Quantizes and dequantizes."""
+
+    def weight(self, weight: Weight) -> Tensor:
+        """Dequantizes a constant."""
+
+    def bias(self, bias: Bias) -> Tensor:
+        """Dequantizes a constant, or gives its value."""
+
+
+@dataclass
+class Layer:
+    """A call whose weight is integers now.
+
+    Attributes:
+        name: Name of the module.
+        function: Name of the function.
+        weight: The weight.
+        bias: The bias as floats, if there is one.
+        input: Grid of the input, unless that is float.
+    """
+
+    name: str
+    function: str
+    weight: Weight
+    bias: Tensor | None
+    input: Grid | None
+
+
+@dataclass
+class Lowered:
+    """A plain copy of a model that computes in a dialect.
+
+    Attributes:
+        model: The copy, in eval mode.
+        layers: Its layers with integer weights, in the order of the run.
+        grids: Its activations' grids, in the order of the run.
+        left_in_float: Calls that compute in floats, ``"<module>.<function>"``.
+    """
+
+    model: nn.Module
+    layers: list[Layer] = field(default_factory=list)
+    grids: list[Grid] = field(default_factory=list)
+    left_in_float: list[str] = field(default_factory=list)
+
+
+def lower(model: nn.Module, example_inputs: Any, dialect: Dialect, *, unsigned: bool = True) -> Lowered:
+    """Lowers a model with quantizers.
+
+    Args:
+        model: The model, which stays as it is.
+        example_inputs: What it is called with: a tensor, a tuple, or a dict of keyword arguments.
+        dialect: How integers are written.
+        unsigned: Activations are uint8, else int8.
+
+    Raises:
+        ValueError: If there are no quantizers, or one has never seen a batch; for weights whose integers no kernel
+            takes: affine ones, and scales for groups of inputs.
+    """
+    found = {Place.named(attached.layer, attached.quantizer.name): attached for attached in quantizers_of(model)}
+    _check(found)
+    plain = copy.deepcopy(model).eval()
+    remove_quantizers(plain)
+    graph = trace(plain, example_inputs)
+    lowering = _Lowering(graph, found, dialect, unsigned=unsigned)
+    arguments = _arguments(plain, graph, example_inputs)
+    return lowering.run(plain, arguments)
+
+
+class _Lowering:
+    """Builds the table of what is done at each call."""
+
+    def __init__(self, graph: Graph, found: Mapping[Place, Attached], dialect: Dialect, *, unsigned: bool) -> None:
+        self.graph = graph
+        self.found = found
+        self.dialect = dialect
+        self.unsigned = unsigned
+        is_target = {node.module: weight_place(node) in found for node in graph.nodes if node.call.function in CHANNEL_AXIS}
+        has_weights = any(place.role == "weight" for place in found)
+        self.placement = Placement(graph, is_target if has_weights else dict.fromkeys(is_target, True))
+
+    def run(self, model: nn.Module, arguments: Mapping[Node, tuple[Any, Any]]) -> Lowered:
+        lowered = Lowered(model)
+        table: dict[str, dict[Call, Any]] = {}
+        for node in self.graph.nodes:
+            action = self._simulated(node, lowered)
+            if weight_place(node) in self.found and node.call.function in CHANNEL_AXIS:
+                layer = self._layer(node, arguments)
+                lowered.layers.append(layer)
+                action = _Folded.of(action, layer, self.dialect)
+            elif self.placement.is_folded(node):
+                maker = self.graph.maker[node.operands[0]]
+                if weight_place(maker) in self.found:
+                    action = _Bypassed.of(action)
+            if action is not None:
+                table.setdefault(node.module, {})[node.call] = action
+        lowered.left_in_float = [f"{n.module}.{n.call.function}".lstrip(".") for n in self.placement.left_in_float()]
+        install_all(model, {name: Sites(actions) for name, actions in table.items()})
+        return lowered
+
+    def _simulated(self, node: Node, lowered: Lowered) -> Simulated | None:
+        roles = [f"input_{k}" for k in range(len(node.operands))] + ["inner", "output"]
+        places = {role: Place(node.module, node.call, role) for role in roles}
+        action = Simulated()
+        for role, place in places.items():
+            if place in self.found:
+                grid = self._grid(self.found[place])
+                lowered.grids.append(grid)
+                action.put(role, _Written(grid, self.dialect))  # type: ignore[arg-type]
+        if node.call.function in _MOVING and (grid := self._input(node)) is not None:
+            lowered.grids.append(replace(grid, is_again=True))
+            action.output = _Written(lowered.grids[-1], self.dialect)  # type: ignore[assignment]
+            return action
+        return action if any(place in self.found for place in places.values()) else None
+
+    def _grid(self, attached: Attached) -> Grid:
+        scale, zero_point = attached.quantizer.grid(attached.module)
+        integers = attached.quantizer.integers
+        grid = Grid(attached.name, float(scale), int(zero_point), integers.low, integers.high)
+        if integers.symmetric and self.unsigned:
+            return grid.shifted(128)
+        return grid if self.unsigned or integers.symmetric else grid.shifted(-(2 ** (integers.bits - 1)))
+
+    def _layer(self, node: Node, arguments: Mapping[Node, tuple[Any, Any]]) -> Layer:
+        attached = self.found[weight_place(node)]
+        args, kwargs = arguments[node]
+        weight, bias = _argument(args, kwargs, 1, "weight"), _argument(args, kwargs, 2, "bias")
+        integers = attached.quantizer.to_integers(attached.module, weight)
+        scale, _ = attached.quantizer.grid(attached.module)
+        axis = CHANNEL_AXIS[node.call.function]
+        scale = scale.detach().double().expand(weight.shape[axis])
+        norm = self.placement.folds_into(node)
+        if norm is not None:
+            factor, shift = _norm(*arguments[norm])
+            bias = shift if bias is None else shift + factor * bias.detach().double()
+            scale = scale * factor
+        grid = self._input(node)
+        folded = _fold(node.module, integers, scale, axis, bias=bias, input_scale=grid and grid.scale)
+        return Layer(node.module, node.call.function, folded, None if bias is None else bias.detach().double(), grid)
+
+    def _input(self, node: Node) -> Grid | None:
+        """The grid of what a call reads: its own, or that of the call that made it."""
+        own = Place(node.module, node.call, "input_0")
+        if own in self.found:
+            return self._grid(self.found[own])
+        maker = self.graph.maker.get(self.placement.origin(node.operands[0]))
+        made = Place(maker.module, maker.call) if maker is not None else None
+        return self._grid(self.found[made]) if made in self.found else None
+
+
+class _Written:
+    """Stands for a quantizer, and writes its grid in a dialect."""
+
+    def __init__(self, grid: Grid, dialect: Dialect) -> None:
+        self.grid = grid
+        self.dialect = dialect
+
+    def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
+        return self.dialect.activation(x, self.grid)
+
+
+class _Folded(Simulated):
+    """A call whose weight and bias are constants of integers."""
+
+    layer: Layer
+    dialect: Dialect
+
+    @classmethod
+    def of(cls, action: Simulated | None, layer: Layer, dialect: Dialect) -> _Folded:
+        folded = cls()
+        vars(folded).update(vars(action) if action is not None else {}, layer=layer, dialect=dialect)
+        return folded
+
+    def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        args, kwargs = with_argument(args, kwargs, 1, "weight", lambda _: self.dialect.weight(self.layer.weight))
+        bias = self._bias()
+        if len(args) > 2:
+            args = (*args[:2], bias, *args[3:])
+        else:
+            kwargs = {**kwargs, "bias": bias}
+        return super().__call__(module, function, args, kwargs)
+
+    def _bias(self) -> Tensor | None:
+        layer = self.layer
+        if layer.bias is None:
+            return None
+        if layer.input is None:
+            return layer.bias.float()
+        scale = layer.weight.scale.double() * layer.input.scale
+        return self.dialect.bias(Bias(layer.name, torch.round(layer.bias / scale).to(torch.int32), scale.float()))
+
+
+class _Bypassed(Simulated):
+    """A batch norm that has been folded away."""
+
+    @classmethod
+    def of(cls, action: Simulated | None) -> _Bypassed:
+        bypassed = cls()
+        vars(bypassed).update(vars(action) if action is not None else {})
+        return bypassed
+
+    def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        return super().__call__(module, _first_argument, args, kwargs)
+
+
+def _first_argument(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return x
+
+
+class _Collecting:
+    """Keeps the arguments of a call."""
+
+    def __init__(self, kept: dict[Node, tuple[Any, Any]], node: Node) -> None:
+        self.kept = kept
+        self.node = node
+
+    def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self.kept[self.node] = (None, *args[1:]), kwargs
+        return function(*args, **kwargs)
+
+
+def _arguments(model: nn.Module, graph: Graph, example_inputs: Any) -> dict[Node, tuple[Any, Any]]:
+    """What layers and norms are called with, but for the activation."""
+    kept: dict[Node, tuple[Any, Any]] = {}
+    table: dict[str, dict[Call, Any]] = {}
+    for node in graph.nodes:
+        if node.call.function in CHANNEL_AXIS or node.call.function == "batch_norm":
+            table.setdefault(node.module, {})[node.call] = _Collecting(kept, node)
+    probe = copy.deepcopy(model)
+    install_all(probe, {name: Sites(actions) for name, actions in table.items()})
+    with torch.no_grad():
+        call(probe, example_inputs)
+    return kept
+
+
+def _fold(
+    name: str, integers: Tensor, scale: Tensor, axis: int, *, bias: Tensor | None, input_scale: float | None
+) -> Weight:
+    """Integers and positive scales of a folded weight.
+
+    A scale so small that the integer bias would overflow, as a tiny gamma makes it, is raised; the integers shrink.
+    """
+    sides = [-1 if dim == axis else 1 for dim in range(integers.ndim)]
+    positive = scale.abs()
+    least = positive.max() * 1e-7 if float(positive.max()) > 0 else torch.ones((), dtype=torch.float64)
+    enough = positive.maximum(least)
+    if bias is not None and input_scale:
+        enough = enough.maximum(bias.detach().double().abs() / (input_scale * _MAX_BIAS))
+    signed = integers.double() * torch.sign(scale).view(sides)
+    return Weight(name, torch.round(signed * (positive / enough).view(sides)).to(torch.int8), enough.float(), axis)
+
+
+def _norm(args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
+    """A batch norm in eval mode as a factor and a shift, float64."""
+    mean, var = (_argument(args, kwargs, i, n).double() for i, n in ((1, "running_mean"), (2, "running_var")))
+    gamma, beta = (_argument(args, kwargs, i, n) for i, n in ((3, "weight"), (4, "bias")))
+    eps = _argument(args, kwargs, 7, "eps")
+    factor = torch.rsqrt(var + (1e-5 if eps is None else eps))
+    factor = factor if gamma is None else factor * gamma.detach().double()
+    shift = -mean * factor
+    return factor, shift if beta is None else shift + beta.detach().double()
+
+
+def _argument(args: Any, kwargs: Any, index: int, name: str) -> Any:
+    return args[index] if len(args) > index else kwargs.get(name)
+
+
+def _check(found: Mapping[Place, Attached]) -> None:
+    if not found:
+        raise ValueError("The model has no quantizers: train it with QuantizationAwareTraining, or calibrate() it.")
+    for place, attached in found.items():
+        integers = attached.quantizer.integers
+        if not attached.quantizer.ready:
+            raise ValueError(
+                f"The observer of {attached.name!r} has never seen a batch: train or calibrate before exporting."
+            )
+        if place.role == "weight" and not integers.symmetric:
+            raise ValueError(f"The weights of {attached.layer!r} are affine, which integer kernels do not take.")
+        if place.role == "weight" and isinstance(integers.granularity, int):
+            raise ValueError(
+                f"The weights of {attached.layer!r} have a scale for each group of {integers.granularity} inputs, which "
+                "integer kernels do not take: use granularity='channel'."
+            )

@@ -1,0 +1,58 @@
+"""The integers of a simulation, place by place."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.quantization.calibration import call
+from lightning_compress.quantization.quantizer import Quantizer
+from lightning_compress.quantization.simulation import QuantizedSites, Simulated
+from lightning_compress.quantization.sites import sites_of
+
+
+class _Recorded:
+    """A quantizer that keeps the integers it makes."""
+
+    def __init__(self, quantizer: Quantizer, name: str, kept: list[tuple[str, Tensor]]) -> None:
+        self.quantizer = quantizer
+        self.name = name
+        self.kept = kept
+
+    def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
+        self.kept.append((self.name, self.quantizer.to_integers(module, x)))
+        return self.quantizer(module, x)
+
+
+def record(model: nn.Module, inputs: Any) -> tuple[Any, list[tuple[str, Tensor]]]:
+    """Runs a copy of a model with quantizers in eval mode.
+
+    Args:
+        model: The model.
+        inputs: A tensor, a tuple, or a dict of keyword arguments.
+
+    Returns:
+        What it returns, and the integers (int32) of each activation that was quantized, in the order of the run.
+    """
+    kept: list[tuple[str, Tensor]] = []
+    probe = copy.deepcopy(model).eval()
+    for layer, module in probe.named_modules():
+        sites = sites_of(module)
+        if isinstance(sites, QuantizedSites):
+            for action in {id(a): a for a in (*sites.actions.values(), *sites.defaults.values())}.values():
+                assert isinstance(action, Simulated)
+                _replace(action, layer, kept)
+    with torch.no_grad():
+        output = call(probe, inputs)
+    return output, kept
+
+
+def _replace(action: Simulated, layer: str, kept: list[tuple[str, Tensor]]) -> None:
+    def recorded(quantizer: Any) -> Any:
+        return quantizer and _Recorded(quantizer, f"{layer}.{quantizer.name}".lstrip("."), kept)
+
+    action.operands = {k: recorded(quantizer) for k, quantizer in action.operands.items()}
+    action.inner, action.output = recorded(action.inner), recorded(action.output)
