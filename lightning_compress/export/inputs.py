@@ -1,12 +1,11 @@
-"""What exporters want to know of example inputs and outputs."""
+"""What exporters want to know of example inputs."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -26,10 +25,3 @@ def dynamic_batch_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
     shapes = tuple(tree_map_only(Tensor, shape, list(args)))
     return (*shapes,) if not kwargs else {**dict(enumerate(shapes)), **tree_map_only(Tensor, shape, kwargs)}
-
-
-def names_of_outputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str] | None:
-    """The keys of a model that returns a dict."""
-    with torch.no_grad():
-        output = copy.deepcopy(model)(*args, **kwargs)
-    return list(output) if isinstance(output, dict) else None

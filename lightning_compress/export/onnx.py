@@ -1,11 +1,8 @@
-"""ONNX files for ONNX Runtime: weights, biases and activations as integers between QuantizeLinear and DequantizeLinear."""
+"""ONNX files for ONNX Runtime: weights, biases, activations as integers, with QuantizeLinear and DequantizeLinear."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.export.capture import captured, exporting, lowered_or_float
 from lightning_compress.export.files import written
-from lightning_compress.export.inputs import batched, dynamic_batch_shapes, names_of_outputs
+from lightning_compress.export.inputs import Arguments, batched
 from lightning_compress.export.ort import Integers, Parity, check_integers, check_layers, latency, outputs_of
-from lightning_compress.export.plain import finalize
+from lightning_compress.export.outputs import difference, names_of_outputs, outputs_of_model
 from lightning_compress.export.requirements import require
 from lightning_compress.quantization.calibration import as_arguments
-from lightning_compress.quantization.lowering import Bias, Grid, Lowered, Weight, lower
+from lightning_compress.quantization.lowering import Bias, Grid, Weight
 from lightning_compress.quantization.recording import record
 from lightning_compress.quantization.simulation import is_quantized, with_weight_bits
 
@@ -79,23 +77,20 @@ def export_onnx(
     args, kwargs = as_arguments(batched(example_inputs) if dynamic_batch else example_inputs)
     dialect = OnnxDialect(opset, unsigned=unsigned)
     quantized = is_quantized(model)
-    if quantized:
-        model = with_weight_bits(model, 7 if reduce_range else 8)
-        lowered = lower(model, (args, kwargs), dialect, unsigned=unsigned)
-    else:
-        lowered = Lowered(finalize(model))
+    model = with_weight_bits(model, 7) if reduce_range else model
+    lowered = lowered_or_float(model, (args, kwargs), dialect, unsigned=unsigned)
     with written(path) as partial:
-        _write(lowered.model, args, kwargs, partial, dynamic_batch=dynamic_batch, opset=opset)
+        _write(lowered.model, (args, kwargs), partial, dynamic_batch=dynamic_batch, opset=opset)
         parity, integers = None, None
         if quantized:
             integers = check_integers(partial, lowered)
             _, simulated = record(model, (args, kwargs))
             parity = check_layers(partial, lowered, simulated, (args, kwargs), unsigned=unsigned)
             _warn_of_overflow(parity)
-        difference = _difference(partial, model, args, kwargs)
+        apart = difference(outputs_of_model(model, (args, kwargs)), outputs_of(partial, args, kwargs))
         seconds = latency(partial, *as_arguments(example_inputs))
     return OnnxFile(
-        Path(path), Path(path).stat().st_size, seconds, integers, parity, difference, tuple(lowered.left_in_float)
+        Path(path), Path(path).stat().st_size, seconds, integers, parity, apart, tuple(lowered.left_in_float)
     )
 
 
@@ -106,6 +101,8 @@ class OnnxDialect:
         opset: Version of the operators.
         unsigned: Activations are uint8, else int8.
     """
+
+    opaque = frozenset({"pad"})
 
     def __init__(self, opset: int, *, unsigned: bool) -> None:
         self.opset = opset
@@ -137,23 +134,16 @@ class OnnxDialect:
         return torch.onnx.ops.symbolic(name, inputs, attributes, dtype=dtype, shape=shape, version=self.opset)
 
 
-def _write(model: nn.Module, args: Any, kwargs: Any, path: Path, *, dynamic_batch: bool, opset: int) -> None:
-    shapes = dynamic_batch_shapes(args, kwargs) if dynamic_batch else None
-    try:
-        with torch.no_grad(), _quiet():
-            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-            # The program and not the module: handed a module, the exporter may trace around the integers.
-            onnx_program = torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=opset,
-                output_names=names_of_outputs(model, args, kwargs),
-                verbose=False,
-            )
-    except Exception as error:
-        hint = "; try dynamic_batch=False" if dynamic_batch else ""
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{type(model).__name__} could not be exported to ONNX ({first}){hint}.") from error
+def _write(model: nn.Module, inputs: Arguments, path: Path, *, dynamic_batch: bool, opset: int) -> None:
+    with exporting(model, "ONNX", dynamic_batch=dynamic_batch):
+        # The program and not the module: handed a module, the exporter may trace around the integers.
+        onnx_program = torch.onnx.export(
+            captured(model, inputs, dynamic_batch=dynamic_batch),
+            dynamo=True,
+            opset_version=opset,
+            output_names=names_of_outputs(model, inputs),
+            verbose=False,
+        )
     assert onnx_program is not None
     onnx_program.save(str(path), external_data=False)
     _tidy(path)
@@ -191,29 +181,3 @@ def _warn_of_overflow(parity: Parity) -> None:
             "Runtime: export with reduce_range=True, or run with the session option session.x64quantprecision=1.",
             stacklevel=3,
         )
-
-
-def _difference(path: Path, model: nn.Module, args: Any, kwargs: Any) -> float:
-    from torch.utils._pytree import tree_leaves
-
-    with torch.no_grad():
-        expected = [t for t in tree_leaves(finalize(model)(*args, **kwargs)) if isinstance(t, Tensor)]
-    actual = outputs_of(path, args, kwargs)
-    return max(
-        float((a - torch.from_numpy(b)).abs().max() / a.abs().max().clamp(min=1e-12))
-        for a, b in zip(expected, actual, strict=True)
-    )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' notes to their own developers."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

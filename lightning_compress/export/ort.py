@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lightning_compress.export.inputs import Arguments
+from lightning_compress.export.outputs import median_seconds, tensors
+from lightning_compress.export.parity import checked, steps_apart
 from lightning_compress.quantization.lowering import Grid, Lowered
 
 _INTEGER = {
@@ -26,10 +26,15 @@ _INTEGER = {
     "QLinearAveragePool": "pool", "QLinearGlobalAveragePool": "pool", "QLinearReduceMean": "pool",
     "QLinearSigmoid": "sigmoid", "QLinearLeakyRelu": "leaky_relu", "QLinearSoftmax": "softmax",
 }  # fmt: skip
-_FLOAT = {"Conv": "conv", "FusedConv": "conv", "Gemm": "linear", "FusedGemm": "linear", "MatMul": "matmul", "Add": "add",
-          "ConvTranspose": "conv_transpose", "Mul": "mul", "Concat": "concat"}  # fmt: skip
-_NO_WORK = {"QuantizeLinear", "DequantizeLinear", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Shape",
-            "Constant", "ReorderInput", "ReorderOutput", "Cast", "Gather", "Slice", "Split", "Identity", "Clip", "Pad", "Expand", "MaxPool"}  # fmt: skip
+_FLOAT = {
+    "Conv": "conv", "FusedConv": "conv", "ConvTranspose": "conv_transpose", "Gemm": "linear", "FusedGemm": "linear",
+    "MatMul": "matmul", "Add": "add", "Mul": "mul", "Concat": "concat",
+}  # fmt: skip
+_NO_WORK = {
+    "QuantizeLinear", "DequantizeLinear", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Shape",
+    "Constant", "ReorderInput", "ReorderOutput", "Cast", "Gather", "Slice", "Split", "Identity", "Clip", "Pad", "Expand",
+    "MaxPool",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,44 +131,30 @@ def check_layers(
     for (_, integers), grid, place in zip(simulated, grids, places, strict=True):
         expected.append((integers + grid.offset).numpy().astype(np.uint8 if unsigned else np.int8))
         feeds[place.fed] = expected[-1]
-    serialized, made = model.SerializeToString(), [place.made for place in places]
+    serialized, made, names = model.SerializeToString(), [place.made for place in places], [grid.name for grid in grids]
 
     def steps(*, precise: bool) -> dict[str, int]:
         got = _session(serialized, _options(precise=precise)).run(made, feeds)
-        worst: dict[str, int] = {}
-        for grid, ours, theirs in zip(grids, expected, got, strict=True):
-            difference = int(np.abs(ours.astype(np.int32) - theirs.astype(np.int32)).max(initial=0))
-            worst[grid.name] = max(difference, worst.get(grid.name, 0))
-        return worst
+        return steps_apart(names, *([torch.from_numpy(array) for array in arrays] for arrays in (expected, got)))
 
-    parity, here = steps(precise=True), steps(precise=False)
-    if wrong := {name: number for name, number in parity.items() if number > 1}:
-        worst = max(wrong, key=lambda name: wrong[name])
-        raise ValueError(
-            f"The file differs from the model at {len(wrong)} of {len(parity)} places, at {worst!r} by {wrong[worst]} "
-            "steps of its scale."
-        )
-    return Parity(parity, tuple(name for name, number in here.items() if number > 1))
+    overflowing = (name for name, number in steps(precise=False).items() if number > 1)
+    return Parity(checked(steps(precise=True)), tuple(overflowing))
 
 
-def outputs_of(path: Path, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[np.ndarray]:
+def outputs_of(path: Path, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """What the file computes of the arguments."""
     import onnx
 
-    return _session(path, _options()).run(None, _feeds(onnx.load(path), (args, kwargs)))
+    arrays = _session(path, _options()).run(None, _feeds(onnx.load(path), (args, kwargs)))
+    return [torch.from_numpy(array) for array in arrays]
 
 
-def latency(path: Path, args: tuple[Any, ...], kwargs: dict[str, Any], *, repeats: int = 20) -> float:
+def latency(path: Path, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
     """Median seconds of a run with one thread, after a warm-up."""
     import onnx
 
     session, feeds = _session(path, _options()), _feeds(onnx.load(path), (args, kwargs))
-    times = []
-    for _ in range(repeats + 3):
-        start = time.perf_counter()
-        session.run(None, feeds)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[3:])
+    return median_seconds(lambda: session.run(None, feeds))
 
 
 @dataclass(frozen=True)
@@ -202,9 +193,9 @@ def _cut(model: Any, grids: Sequence[Grid]) -> list[_Place]:
 
 
 def _feeds(model: Any, inputs: Arguments) -> dict[str, np.ndarray]:
-    tensors = [t.detach().cpu().numpy() for t in tree_leaves(inputs) if isinstance(t, Tensor)]
+    arrays = [tensor.detach().cpu().numpy() for tensor in tensors(inputs)]
     names = [value.name for value in model.graph.input if not value.name.endswith("_fed")]
-    return dict(zip(names, tensors, strict=True))
+    return dict(zip(names, arrays, strict=True))
 
 
 def _options(*, precise: bool = False) -> Any:
@@ -216,6 +207,11 @@ def _options(*, precise: bool = False) -> Any:
     if precise:
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
+
+
+def session(path: Path, *, precise: bool = False) -> Any:
+    """ONNX Runtime's session of a file: one thread, and kernels that do not overflow if they are asked for."""
+    return _session(path, _options(precise=precise))
 
 
 def _session(model: Path | bytes, options: Any) -> Any:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from lightning_compress.quantization.calibration import call, trace
 from lightning_compress.quantization.placement import CHANNEL_AXIS, Place, Placement, weight_place
-from lightning_compress.quantization.quantizer import Quantizer
 from lightning_compress.quantization.simulation import (
     Attached,
     Simulated,
@@ -27,8 +26,6 @@ from lightning_compress.quantization.simulation import (
 from lightning_compress.quantization.sites import Call, Sites, install_all
 from lightning_compress.quantization.trace import Graph, Node
 
-# Moves numbers in a way that runtimes do not see through: written as integers to integers.
-_MOVING = {"pad"}
 _MAX_BIAS = 2**30  # of the integers of a bias, so that sums with it stay below 2**31
 
 
@@ -69,12 +66,14 @@ class Weight:
         integers: int8, of the weight's shape.
         scale: Positive, ``(channels,)``.
         axis: Dimension of the channels.
+        zero_point: Zeros, int64, ``(channels,)``: made here, so that exporters find a constant.
     """
 
     name: str
     integers: Tensor
     scale: Tensor
     axis: int
+    zero_point: Tensor
 
     def value(self) -> Tensor:
         """The weight as floats."""
@@ -84,15 +83,30 @@ class Weight:
 
 @dataclass(frozen=True)
 class Bias:
-    """Integers of a layer's bias: int32 and ``(channels,)`` scales, the products of input's and weight's scales."""
+    """Integers of a layer's bias.
+
+    Attributes:
+        name: Of the layer.
+        integers: int32, ``(channels,)``.
+        scale: Products of the input's and the weight's scales, ``(channels,)``.
+        value: The bias as floats, rounded to the integers: float32, ``(channels,)``.
+    """
 
     name: str
     integers: Tensor
     scale: Tensor
+    value: Tensor
 
 
 class Dialect(Protocol):
-    """How a target writes integers."""
+    """How a target writes integers.
+
+    Attributes:
+        opaque: Functions that only move numbers, but through which the target does not see that they are on a grid:
+            what they make is quantized again.
+    """
+
+    opaque: frozenset[str]
 
     def activation(self, x: Tensor, grid: Grid) -> Tensor:
         """Quantizes and dequantizes."""
@@ -112,14 +126,14 @@ class Layer:
         name: Name of the module.
         function: Name of the function.
         weight: The weight.
-        bias: The bias as floats, if there is one.
+        bias: The bias, if there is one: float32 where the input is float.
         input: Grid of the input, unless that is float.
     """
 
     name: str
     function: str
     weight: Weight
-    bias: Tensor | None
+    bias: Bias | Tensor | None
     input: Grid | None
 
 
@@ -171,7 +185,8 @@ class _Lowering:
         self.found = found
         self.dialect = dialect
         self.unsigned = unsigned
-        is_target = {node.module: weight_place(node) in found for node in graph.nodes if node.call.function in CHANNEL_AXIS}
+        layers = [node for node in graph.nodes if node.call.function in CHANNEL_AXIS]
+        is_target = {node.module: weight_place(node) in found for node in layers}
         has_weights = any(place.role == "weight" for place in found)
         self.placement = Placement(graph, is_target if has_weights else dict.fromkeys(is_target, True))
 
@@ -203,7 +218,7 @@ class _Lowering:
                 grid = self._grid(self.found[place])
                 lowered.grids.append(grid)
                 action.put(role, _Written(grid, self.dialect))  # type: ignore[arg-type]
-        if node.call.function in _MOVING and (grid := self._input(node)) is not None:
+        if node.call.function in self.dialect.opaque and (grid := self._input(node)) is not None:
             lowered.grids.append(replace(grid, is_again=True))
             action.output = _Written(lowered.grids[-1], self.dialect)  # type: ignore[assignment]
             return action
@@ -231,8 +246,10 @@ class _Lowering:
             bias = shift if bias is None else shift + factor * bias.detach().double()
             scale = scale * factor
         grid = self._input(node)
-        folded = _fold(node.module, integers, scale, axis, bias=bias, input_scale=grid and grid.scale)
-        return Layer(node.module, node.call.function, folded, None if bias is None else bias.detach().double(), grid)
+        folded = _fold(
+            node.module, integers, scale, axis, bias=bias, input_scale=grid.scale if grid is not None else None
+        )
+        return Layer(node.module, node.call.function, folded, _bias(folded, bias, grid), grid)
 
     def _input(self, node: Node) -> Grid | None:
         """The grid of what a call reads: its own, or that of the call that made it."""
@@ -240,8 +257,8 @@ class _Lowering:
         if own in self.found:
             return self._grid(self.found[own])
         maker = self.graph.maker.get(self.placement.origin(node.operands[0]))
-        made = Place(maker.module, maker.call) if maker is not None else None
-        return self._grid(self.found[made]) if made in self.found else None
+        made = self.found.get(Place(maker.module, maker.call)) if maker is not None else None
+        return self._grid(made) if made is not None else None
 
 
 class _Written:
@@ -269,21 +286,12 @@ class _Folded(Simulated):
 
     def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         args, kwargs = with_argument(args, kwargs, 1, "weight", lambda _: self.dialect.weight(self.layer.weight))
-        bias = self._bias()
+        bias = self.dialect.bias(self.layer.bias) if isinstance(self.layer.bias, Bias) else self.layer.bias
         if len(args) > 2:
             args = (*args[:2], bias, *args[3:])
         else:
             kwargs = {**kwargs, "bias": bias}
         return super().__call__(module, function, args, kwargs)
-
-    def _bias(self) -> Tensor | None:
-        layer = self.layer
-        if layer.bias is None:
-            return None
-        if layer.input is None:
-            return layer.bias.float()
-        scale = layer.weight.scale.double() * layer.input.scale
-        return self.dialect.bias(Bias(layer.name, torch.round(layer.bias / scale).to(torch.int32), scale.float()))
 
 
 class _Bypassed(Simulated):
@@ -343,7 +351,20 @@ def _fold(
     if bias is not None and input_scale:
         enough = enough.maximum(bias.detach().double().abs() / (input_scale * _MAX_BIAS))
     signed = integers.double() * torch.sign(scale).view(sides)
-    return Weight(name, torch.round(signed * (positive / enough).view(sides)).to(torch.int8), enough.float(), axis)
+    shrunk = torch.round(signed * (positive / enough).view(sides)).to(torch.int8)
+    return Weight(name, shrunk, enough.float(), axis, torch.zeros(len(enough), dtype=torch.int64))
+
+
+def _bias(weight: Weight, bias: Tensor | None, grid: Grid | None) -> Bias | Tensor | None:
+    """Integers of a folded bias, or floats behind a float input."""
+    if bias is None:
+        return None
+    exact = bias.detach().double()
+    if grid is None:
+        return exact.float()
+    scale = weight.scale.double() * grid.scale
+    integers = torch.round(exact / scale).to(torch.int32)
+    return Bias(weight.name, integers, scale.float(), (integers * scale).float())
 
 
 def _norm(args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -374,6 +395,6 @@ def _check(found: Mapping[Place, Attached]) -> None:
             raise ValueError(f"The weights of {attached.layer!r} are affine, which integer kernels do not take.")
         if place.role == "weight" and isinstance(integers.granularity, int):
             raise ValueError(
-                f"The weights of {attached.layer!r} have a scale for each group of {integers.granularity} inputs, which "
-                "integer kernels do not take: use granularity='channel'."
+                f"The weights of {attached.layer!r} have a scale for each group of {integers.granularity} inputs, "
+                "which integer kernels do not take: use granularity='channel'."
             )
