@@ -53,6 +53,12 @@ def _lightning(subcommand: str) -> Callable[[Sequence[str]], None]:
     return command
 
 
+def _sensitivity(arguments: Sequence[str]) -> None:
+    from lightning_compress.cli.sensitivity import sensitivity
+
+    sensitivity(arguments)
+
+
 def _recipes(arguments: Sequence[str]) -> None:
     from lightning_compress.cli.recipes import recipes
 
@@ -65,5 +71,6 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "validate": ("--config=FILE --ckpt_path=FILE: evaluate on the validation data", _lightning("validate")),
     "test": ("--config=FILE --ckpt_path=FILE: evaluate on the test data", _lightning("test")),
     "predict": ("--config=FILE --ckpt_path=FILE: predict", _lightning("predict")),
+    "sensitivity": ("--config=FILE [--mean_bits=4]: what fewer bits cost, layer by layer", _sensitivity),
     "recipes": ("list the recipes, or copy NAME [DEST]", _recipes),
 }

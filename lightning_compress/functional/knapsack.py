@@ -39,7 +39,9 @@ def cheapest(sizes: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], 
     extras = [[size - options[0] for size in options] for options in sizes]
     spare = min(budget - smallest, sum(max(options) for options in extras))
     unit = max(math.gcd(*(extra for options in extras for extra in options)), -(-spare // _MOST_UNITS), 1)
-    return _solve([[-(-extra // unit) for extra in options] for options in extras], losses, spare // unit)
+    units = [[-(-extra // unit) for extra in options] for options in extras]
+    # No more than all of the largest can be spent; rounded up, they may come to more than ``spare``.
+    return _solve(units, losses, min((budget - smallest) // unit, sum(map(max, units))))
 
 
 def _solve(units: Sequence[Sequence[int]], losses: Sequence[Sequence[float]], spare: int) -> list[int]:

@@ -28,7 +28,7 @@ def draw_rises(path: str | Path, layers: Sequence[str], rises: Mapping[int, Sequ
     figure, axes = _axes(layers)
     ends = _ends([*(value for values in rises.values() for value in values), loss])
     for index, (bits, values) in enumerate(sorted(rises.items())):
-        _draw(axes, values, ends, bits=bits, shade=index / len(rises), marker=_MARKERS[index])
+        _draw(axes, values, ends[0], label=f"{bits} bits", shade=0.9 * index / len(rises), marker=_MARKERS[index])
     if loss > 0:
         axes.axhline(loss, color="0.4", linestyle="--", linewidth=1, label=f"the loss in float, {loss:.3g}")
     axes.set_ylim(ends[0] / 2, ends[1])
@@ -58,18 +58,14 @@ def _ends(values: Sequence[float]) -> tuple[float, float]:
     return max(min(positive), max(positive) * _DECADES) / 2, max(positive) * 2
 
 
-def _draw(
-    axes: Any, values: Sequence[float], ends: tuple[float, float], *, bits: int, shade: float, marker: str
-) -> None:
+def _draw(axes: Any, values: Sequence[float], floor: float, *, label: str, shade: float, marker: str) -> None:
     from matplotlib import colormaps
 
-    colour = colormaps["plasma"](0.9 * shade)
-    floor, _ = ends
-    axes.plot([max(value, floor) for value in values], color=colour, linewidth=1, alpha=0.6)
-    for rose, face in ((True, colour), (False, "white")):
-        shown = [(x, max(value, floor)) for x, value in enumerate(values) if (value > floor) == rose]
-        label = f"{bits} bits" if rose else None
-        axes.plot(*zip(*shown), marker, color=colour, markerfacecolor=face, markersize=4, label=label)
+    heights = [max(value, floor) for value in values]
+    hollow = [x for x, height in enumerate(heights) if height == floor]
+    line = {"color": colormaps["plasma"](shade), "marker": marker, "markersize": 4, "linewidth": 1}
+    axes.plot(heights, **line, label=label)
+    axes.plot(hollow, [floor] * len(hollow), **{**line, "linewidth": 0}, markerfacecolor="white")
 
 
 def _write(figure: Any, path: Path) -> None:

@@ -41,7 +41,7 @@ def by_layer(effects: Iterable[Effect]) -> dict[str, list[Effect]]:
     return layers
 
 
-def choose(effects: Iterable[Effect], *, max_bytes: int | None, mean_bits: float | None) -> list[Effect]:
+def choose(effects: Iterable[Effect], *, max_bytes: int | None = None, mean_bits: float | None = None) -> list[Effect]:
     """One effect of every layer, of the smallest total rise within a budget.
 
     Args:
@@ -84,5 +84,5 @@ def _finite(layer: Sequence[Effect]) -> list[Effect]:
 def _smallest(effects: Sequence[Effect]) -> str:
     num_bytes, num_weights = sum(e.num_bytes for e in effects), sum(e.num_weights for e in effects)
     mean_bits = sum(e.num_weights * e.bits for e in effects) / num_weights
-    # Rounded up, so that what the message says is possible.
-    return f"with the fewest bits of each layer it is {num_bytes} bytes, {math.ceil(mean_bits * 1000) / 1000:g} bits on average"
+    rounded = math.ceil(mean_bits * 1000) / 1000  # up, so that what the message says is possible
+    return f"with the fewest bits of each layer it is {num_bytes} bytes, or {rounded:g} bits on average"

@@ -1,0 +1,139 @@
+"""What fewer bits cost, from a recipe, and the choice as a recipe of its own."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonargparse import ArgumentParser
+
+import lightning_compress as lc
+from lightning_compress.cli import main
+
+MEASURE = ("sensitivity", "--config=small.yaml", "--num_batches=1", "--bits=2,8", "--out=out")
+
+
+def rises(folder: str = "out") -> list[dict[str, str]]:
+    return list(csv.DictReader(Path(folder, "sensitivity.csv").read_text().splitlines()))
+
+
+def test_measures_and_writes(recipe, capsys):
+    pytest.importorskip("matplotlib")
+    main(MEASURE)
+    printed = capsys.readouterr().out
+    assert "model.classifier.4" in printed
+    assert "Everything of this run is in out." in printed
+    assert sorted(path.name for path in Path("out").iterdir()) == ["sensitivity.csv", "sensitivity.png"]
+    assert [path.name for path in Path().iterdir() if path.name != "small.yaml"] == ["out"]
+    assert [(row["layer"], row["bits"]) for row in rises()][:2] == [
+        ("model.features.0", "2"),
+        ("model.features.0", "8"),
+    ]
+
+
+WATCHING = """
+import lightning_compress as lc
+import torch
+
+class Watching(lc.ClassificationModule):
+    seen = []
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch[0] * 0 + 3, batch[1]
+
+    def training_step(self, batch, batch_idx):
+        image = batch[0].unique().tolist()
+        self.seen.append((self.training, torch.is_grad_enabled(), self.trainer.num_devices, *image))
+        self.log("watched", 1.0)
+        return super().training_step(batch, batch_idx)
+"""
+
+
+@pytest.mark.filterwarnings("ignore:You have overridden `on_after_batch_transfer`")
+def test_the_training_step_is_run_without_training(recipe):
+    Path("watching.py").write_text(WATCHING)
+    main([*MEASURE, "--num_batches=2", "--model.class_path=watching.Watching", "--trainer.devices=2"])
+    seen = sys.modules["watching"].Watching.seen
+    assert set(seen) == {(False, False, 1, 3.0)}
+    # In float and with each number of bits of each of seven layers; once more to see what is called.
+    assert len(seen) == 2 * (1 + 2 * 7) + 1
+
+
+def test_a_checkpoint_is_what_is_measured(recipe):
+    main(["fit", "--config=small.yaml", "--pruning=null", "--trainer.default_root_dir=fit"])
+    (path,) = Path("fit/checkpoints").glob("*.ckpt")
+    main(MEASURE)
+    start = rises()
+    main([*MEASURE[:-1], "--out=trained", f"--ckpt_path={path}"])
+    assert [row["layer"] for row in rises("trained")] == [row["layer"] for row in start]
+    assert rises("trained") != start
+
+
+def test_a_choice_is_a_recipe_for_training(recipe, capsys):
+    main([*MEASURE, "--mean_bits=5"])
+    printed = capsys.readouterr().out
+    written = Path("out/quantization.yaml").read_text()
+    assert "--config=out/quantization.yaml" in printed
+    assert written.startswith("# ")
+    sizes = {row["layer"]: int(row["num_weights"]) for row in rises()}
+    parser = ArgumentParser()
+    parser.add_argument("--quantization", type=lc.QuantizationAwareTraining | None, default=None)
+    callback = parser.instantiate(parser.parse_object(yaml.safe_load(written))).quantization
+    assert callback.weights.keys() == sizes.keys()
+    assert set(callback.weights.values()) == {lc.Int(2), lc.Int(8)}
+    taken = sum(size * callback.weights[layer].bits for layer, size in sizes.items())
+    assert taken <= 5 * sum(sizes.values())
+    assert f"{taken // 8:,} bytes" in written
+
+
+def test_files_that_are_there_are_kept(recipe):
+    for _ in range(2):
+        main([*MEASURE, "--max_bytes=1000000"])
+    names = {path.stem for path in Path("out").iterdir()}
+    assert names == {"sensitivity", "sensitivity-2", "quantization", "quantization-2"}
+
+
+def test_targets_can_be_named(recipe):
+    main([*MEASURE, "--targets.include=[model.classifier]"])
+    assert {row["layer"] for row in rises()} == {f"model.classifier.{i}" for i in (0, 2, 4)}
+
+
+def test_without_matplotlib_the_rest_is_written(recipe, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    main(MEASURE)
+    assert 'pip install "lightning-compress[export]"' in capsys.readouterr().out
+    assert [path.name for path in Path("out").iterdir()] == ["sensitivity.csv"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--bits=2,x"], "--bits=2,x must be numbers with commas"),
+        (["--bits=9"], "Int(bits=9) must be a whole number from 2 to 8"),
+        (["--num_batches=0"], "there is no batch"),
+        (["--num_batches=many"], "num_batches=many must be an integer"),
+        (["--mean_bits=4", "--max_bytes=10"], "either --max_bytes or --mean_bits"),
+        (["--mean_bits=1"], "mean_bits=1.0 is impossible: with the fewest bits of each layer it is 114448 bytes"),
+        (["--targets.include=[encoder]"], "'encoder' matches no layer"),
+        (["--ckpt_path=none.ckpt"], "ckpt_path=none.ckpt does not exist"),
+        (["--model.class_path=by_hand.ByHand"], "ByHand optimizes by hand"),
+    ],
+)
+def test_refusals(refusal, arguments, words):
+    Path("by_hand.py").write_text(
+        "import lightning_compress as lc\n\nclass ByHand(lc.ClassificationModule):\n"
+        "    @property\n    def automatic_optimization(self):\n        return False\n"
+    )
+    assert words in refusal(*MEASURE, *arguments)
+
+
+def test_errors_of_the_users_code_keep_their_traceback(recipe):
+    Path("broken.py").write_text(
+        "import lightning_compress as lc\n\nclass Broken(lc.ClassificationModule):\n"
+        "    def training_step(self, batch, batch_idx):\n        raise ValueError('mine')\n"
+    )
+    with pytest.raises(ValueError, match="mine"):
+        main([*MEASURE, "--model.class_path=broken.Broken"])
