@@ -32,8 +32,8 @@ _FLOAT = {
 }  # fmt: skip
 _NO_WORK = {
     "QuantizeLinear", "DequantizeLinear", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Shape",
-    "Constant", "ReorderInput", "ReorderOutput", "Cast", "Gather", "Slice", "Split", "Identity", "Clip", "Pad", "Expand",
-    "MaxPool",
+    "Constant", "ReorderInput", "ReorderOutput", "Cast", "Gather", "Slice", "Split", "Identity", "Clip", "Pad",
+    "Expand", "MaxPool",
 }  # fmt: skip
 
 

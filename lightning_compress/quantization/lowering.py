@@ -218,8 +218,9 @@ class _Lowering:
                 grid = self._grid(self.found[place])
                 lowered.grids.append(grid)
                 action.put(role, _Written(grid, self.dialect))  # type: ignore[arg-type]
-        if node.call.function in self.dialect.opaque and (grid := self._input(node)) is not None:
-            lowered.grids.append(replace(grid, is_again=True))
+        is_opaque = node.call.function in self.dialect.opaque and len(node.outputs) == 1
+        if is_opaque and (read := self._input(node)) is not None:
+            lowered.grids.append(replace(read, is_again=True))
             action.output = _Written(lowered.grids[-1], self.dialect)  # type: ignore[assignment]
             return action
         return action if any(place in self.found for place in places.values()) else None

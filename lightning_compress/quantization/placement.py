@@ -25,7 +25,7 @@ _AVERAGING = {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_p
 _CLIPPING = {"relu", "relu6", "hardtanh", "clamp"}
 _CURVED = {"hardswish", "silu", "sigmoid", "hardsigmoid", "leaky_relu", "elu", "prelu"}
 # What passes values through and leaves them as they are, so that a scale goes through as well.
-_PASSING = {
+PASSING = {
     "max_pool1d", "max_pool2d", "max_pool1d_with_indices", "max_pool2d_with_indices", "adaptive_max_pool2d",
     "flatten", "reshape", "view", "view_as", "permute", "transpose", "swapaxes", "movedim", "squeeze", "unsqueeze",
     "chunk", "split", "unbind", "tensor_split", "narrow", "getitem", "expand", "expand_as", "contiguous", "clone",
@@ -133,7 +133,7 @@ class Placement:
             node
             for node in self.graph.nodes
             if not self.is_integer(node)
-            and node.call.function not in _PASSING | _FORMAL
+            and node.call.function not in PASSING | _FORMAL
             and not self.is_folded(node)
             and any(len(shape) > 0 for shape in node.shapes)
         ]
@@ -167,12 +167,12 @@ class Placement:
 
     def origin(self, value: int) -> int:
         """The value from which another comes unchanged."""
-        while (maker := self.graph.maker.get(value)) is not None and maker.call.function in _PASSING and maker.operands:
+        while (maker := self.graph.maker.get(value)) is not None and maker.call.function in PASSING and maker.operands:
             value = maker.operands[0]
         return value
 
     def _place_output(self, node: Node, places: dict[Place, None]) -> None:
-        if node.call.function in _PASSING | _FORMAL or len(node.outputs) != 1:
+        if node.call.function in PASSING | _FORMAL or len(node.outputs) != 1:
             return
         value = node.outputs[0]
         if not self._is_clipped_or_folded(value, node) and (self._computes_integers(node) or self._is_wanted(value)):
@@ -202,7 +202,7 @@ class Placement:
         return self._wanted[value]
 
     def _wants(self, node: Node, value: int) -> bool:
-        if node.call.function in _PASSING:
+        if node.call.function in PASSING:
             return any(self._is_wanted(output) for output in node.outputs)
         if node.call.function in _CLIPPING:
             return False
