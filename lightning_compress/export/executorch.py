@@ -68,9 +68,9 @@ def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -
 
     Raises:
         ImportError: Without the extra ``executorch``.
-        ValueError: If a quantizer has never seen a batch, if only weights are integers, if the model cannot be exported,
-            or if in the file a layer that was to be quantized stays outside of XNNPACK or differs from the model by
-            more than a step.
+        ValueError: If a quantizer has never seen a batch, if only weights are integers, if the model cannot be
+            exported, or if in the file a layer that was to be quantized stays outside of XNNPACK or differs from the
+            model by more than a step.
     """
     require("executorch", "torchao", extra="executorch")
     inputs = as_arguments(example_inputs)
@@ -81,7 +81,7 @@ def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -
     outside = tuple(_name(node) for node in _outside(graph))
     _check_delegated(graph, lowered)
     with written(path) as partial:
-        partial.write_bytes(_binary(edge))
+        partial.write_bytes(_binary(model, edge))
         steps = _steps(model, inputs) if is_quantized(model) else None
         expected, run = outputs_of_model(model, inputs), _runner(partial.read_bytes(), inputs)
         actual = run()
@@ -182,16 +182,16 @@ def _name(node: Node) -> str:
     return f"{module}.{function}".lstrip(".")
 
 
-def _binary(edge: Any) -> bytes:
-    with contextlib.redirect_stderr(None):
+def _binary(model: nn.Module, edge: Any) -> bytes:
+    with exporting(model, "ExecuTorch", dynamic_batch=False):
         return edge.to_executorch().buffer
 
 
 def _steps(model: nn.Module, inputs: Arguments) -> dict[str, int]:
     """How far each place is from the simulation in XNNPACK's kernels: a second file, of the model in pieces."""
     cut = Cut(model, inputs, ExecutorchDialect(), unsigned=False)
-    pieces = (*inputs, cut.feeds), {}
-    return cut.steps(_runner(_binary(_delegated(cut, pieces)), pieces)())
+    pieces: Arguments = (*inputs, cut.feeds), {}
+    return cut.steps(_runner(_binary(cut, _delegated(cut, pieces)), pieces)())
 
 
 def _runner(program: bytes, inputs: Arguments) -> Callable[[], list[Tensor]]:

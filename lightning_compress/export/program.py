@@ -46,8 +46,8 @@ class ProgramFile:
         num_bytes: Its size.
         latency: Median seconds of a run on the example inputs, one thread, this CPU. Integers only make the file small:
             PyTorch computes with floats, and rounding them costs time.
-        steps: Largest difference of each activation from the model's on identical inputs, in steps of its scale; ``None``
-            for a float file.
+        steps: Largest difference of each activation from the model's on identical inputs, in steps of its scale;
+            ``None`` for a float file.
         difference: Largest difference of the outputs from the model's, over their largest value, in another process.
         left_in_float: Calls whose numbers are on no grid, as they were not to be quantized.
     """
@@ -112,7 +112,7 @@ class ProgramDialect:
 
 
 def _save(program: ExportedProgram, path: Path) -> None:
-    """Writes a program without what it tells of the Python code that it came from, zipped: most of a small file is text."""
+    """Writes a program without what it tells of its Python code, zipped: a small file is mostly text."""
     for node in program.graph.nodes:
         node.meta = {key: value for key, value in node.meta.items() if key in ("val", "tensor_meta")}
     buffer = io.BytesIO()

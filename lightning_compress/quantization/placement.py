@@ -160,7 +160,7 @@ class Placement:
         return users[0] if len(users) == 1 and users[0].call.function in _NORMS else None
 
     def data_operands(self, node: Node) -> list[int]:
-        """Operands that are activations or take part like one, not weights; numbers (tensors of no dimension) are none."""
+        """Operands that are activations or take part like one, not weights; tensors of no dimension are none."""
         if node.call.function in _JOINING:
             return [v for v, shape in zip(node.operands, node.shapes, strict=True) if len(shape) > 0]
         return list(node.operands[:1])
@@ -182,7 +182,11 @@ class Placement:
         """Whether a call's inputs are integers, so that its output should be."""
         if node.call.function in _CLIPPING or self.is_folded(node):
             maker = self.graph.maker.get(node.operands[0])
-            return maker is not None and (self.is_folded(maker) or self.is_integer(maker)) and self._computes_integers(maker)
+            return (
+                maker is not None
+                and (self.is_folded(maker) or self.is_integer(maker))
+                and self._computes_integers(maker)
+            )
         return self.is_integer(node)
 
     def _is_clipped_or_folded(self, value: int, node: Node) -> bool:
