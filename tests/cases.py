@@ -31,7 +31,7 @@ class Case:
     Attributes:
         name: How the tests call it.
         callbacks: Makes the callbacks of one run.
-        zeros: Masked weights in the end, of the 384 of :class:`Net` (conv1 288, conv2 64, fc 32).
+        zeros: Masked weights in the end, of the 384 of :class:`Net` (conv1 288, conv2 64, fc 32); 0: nothing is masked.
         within: How far from that a pattern of larger units may end.
         grows: Whether weights may come back.
         prepare: What is done to a model before its first fit.
@@ -41,12 +41,21 @@ class Case:
 
     name: str
     callbacks: Callable[[], list[Callback]]
-    zeros: int
+    zeros: int = 0
     within: int = 0
     grows: bool = False
     prepare: Callable[[nn.Module], None] = lambda model: None
     refused: Mapping[str, str] = field(default_factory=dict)
     differs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the model simulates integers in the end."""
+        return any(isinstance(callback, lc.QuantizationAwareTraining) for callback in self.callbacks())
+
+    def evaluating(self) -> list[Callback]:
+        """What a Trainer needs to load a checkpoint into a fresh model: nothing, unless scales come with it."""
+        return self.callbacks() if self.quantizes else []
 
 
 def halve(model: nn.Module) -> None:
@@ -55,8 +64,20 @@ def halve(model: nn.Module) -> None:
         target.parameter.data.flatten()[::2] = 0.0
 
 
+def qat(**options: Any) -> list[Callback]:
+    """Quantization-aware training."""
+    return [lc.QuantizationAwareTraining(**options)]
+
+
 PROBES = "runs training_step by itself"
 SHARDED = "does not work on sharded weights"
+QAT_REFUSES = {
+    "fsdp2": "does not work under ModelParallelStrategy",
+    "average first": "put QuantizationAwareTraining before it",
+    "late": "build the model in __init__",
+}
+MILESTONES = lc.QATSchedule(observe=2, fake_quantize=4, freeze_observers=6, freeze_batch_norm=8)
+LEARNED = lc.Int(4, observer=lc.Learned())
 
 CASES = [
     Case("cubic", lambda: [lc.Pruning(0.9, schedule=RAMP)], zeros=346),
@@ -134,9 +155,20 @@ CASES = [
         zeros=307,
     ),
     Case("fixed", lambda: [lc.Fixed()], zeros=192, prepare=halve),
+    Case("qat", qat, refused=QAT_REFUSES),
+    Case("qat_learned", lambda: qat(weights=LEARNED, activations=LEARNED), refused=QAT_REFUSES),
+    Case(
+        "qat_histogram",
+        lambda: qat(weights=lc.Int(8, observer=lc.MSE()), activations=lc.Int(8, observer=lc.Histogram())),
+        refused=QAT_REFUSES,
+    ),
+    Case("qat_milestones", lambda: qat(schedule=MILESTONES), refused=QAT_REFUSES),
+    Case("prune_and_qat", lambda: [lc.Pruning(0.9, schedule=RAMP), *qat()], zeros=346, refused=QAT_REFUSES),
 ]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+every_mask = pytest.mark.parametrize("case", [case for case in CASES if case.zeros], ids=lambda case: case.name)
+every_qat = pytest.mark.parametrize("case", [case for case in CASES if case.quantizes], ids=lambda case: case.name)
 
 
 def case(name: str) -> Case:
@@ -238,9 +270,11 @@ class TwoPlayers(Net):
 
 
 def mine_only(case: Case) -> list[Callback]:
-    """The case's callbacks, kept off the discriminator."""
+    """The case's callbacks, kept off the discriminator; a training step by hand cannot be tried."""
     callbacks = case.callbacks()
     for callback in callbacks:
+        if isinstance(callback, lc.QuantizationAwareTraining):
+            callback.example_inputs = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
         old = callback.targets
         callback.targets = lc.Targets(old.include, (*old.exclude, "discriminator"), old.types, old.module)
     return callbacks
@@ -311,6 +345,21 @@ def masks_of(trainer: Trainer) -> dict[str, Tensor]:
     """The masks in force, by the names of the weights."""
     constraints = [c.constraint for c in trainer.callbacks if isinstance(c, MaskCallback) and c.constraint is not None]
     return {la.name: mask for c in constraints for la, mask in zip(c.layers, c.masks, strict=True)}
+
+
+def scales_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of what quantizers have put into a state dict."""
+    return {name: tensor.clone() for name, tensor in state.items() if is_of_quantizer(name)}
+
+
+def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without what quantizers have put into it."""
+    return {name: tensor for name, tensor in state.items() if not is_of_quantizer(name)}
+
+
+def is_of_quantizer(name: str) -> bool:
+    """Whether a parameter or buffer belongs to a quantizer."""
+    return name.rpartition(".")[2].startswith("quant_")
 
 
 def num_masked(masks: Mapping[str, Tensor]) -> int:

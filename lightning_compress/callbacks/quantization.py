@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from typing_extensions import final
 
 from lightning_compress.callbacks.base import Compression
 from lightning_compress.callbacks.example import training_batch
-from lightning_compress.callbacks.lightning import averaged_models, callbacks_of, is_a
+from lightning_compress.callbacks.lightning import averaged_models, callbacks_of, is_a, is_built_late
 from lightning_compress.callbacks.probe import TrainingProbe
 from lightning_compress.callbacks.ranks import check_ranks_agree
 from lightning_compress.callbacks.timing import check_time_fits, check_times_come, progress
@@ -84,7 +85,9 @@ class QuantizationAwareTraining(Compression):
         self.left_in_float: list[str] = []
         self.steps = 0
         Plan(weights, activations, {})
-        self._known: dict[str, dict[str, Tensor]] = {}
+        self._loaded: dict[str, Any] | None = None  # from a checkpoint, for whatever model is fitted next
+        self._kept: dict[str, Any] | None = None  # from the last fit, for the model it was of
+        self._model: weakref.ref[LightningModule] | None = None
         self._stage: tuple[int, bool, bool] | None = None
         self._failure: ValueError | None = None
         self._hooks: list[CompletedSteps] = []
@@ -130,13 +133,10 @@ class QuantizationAwareTraining(Compression):
             check_time_fits(trainer, name, getattr(self.schedule, name))
         check_times_come(trainer, {name: getattr(self.schedule, name) for name in _TIMES})
         _check_learned(trainer, pl_module)
-        for attached in quantizers_of(pl_module):
-            attached.quantizer.seen = None
-            if attached.name in self._known:
-                known = self._known[attached.name]
-                device = attached.quantizer.scale(attached.module).device
-                attached.quantizer.known = Seen(known["extremes"].to(device), known["counts"].to(device))
-        self._known = {}
+        kept = self._kept if self._model is not None and self._model() is pl_module else None
+        self._restore(pl_module, self._loaded or kept or {"steps": 0, "known": {}})
+        self._model = weakref.ref(pl_module)
+        self._loaded = self._kept = None
         clock, *_ = owners(trainer.optimizers, self.layers(pl_module))
         self._hooks = [CompletedSteps(clock, self._count)]
         self._stage = None
@@ -184,27 +184,33 @@ class QuantizationAwareTraining(Compression):
         """Takes off what belongs to the fit; the quantizers stay, as the model is now one of integers."""
         super().teardown(trainer, pl_module, stage)
         self._stop_loading(pl_module)
+        if self._hooks:
+            self._kept = self.state_dict()
         for handle in (*self._hooks, *self._frozen):
             handle.remove()
         self._hooks, self._frozen = [], []
         for attached in quantizers_of(pl_module):
             attached.quantizer.observing, attached.quantizer.seen = 0, None
-        if stage == "fit" and self._stage is not None:
-            self._known = _known(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Completed steps, and what observers know by the names of the places."""
-        return {"steps": self.steps, "known": self._known}
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Writes what observers know now."""
-        states = checkpoint.get("callbacks", {})
-        if self.state_key in states and self._stage is not None:
-            states[self.state_key] = {"steps": self.steps, "known": _known(pl_module)}
+        model = self._model() if self._model is not None and self._hooks else None
+        if model is None:
+            return dict(self._loaded or self._kept or {})
+        return {"steps": self.steps, "known": _known(model)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps a state until the fit begins."""
-        self.steps, self._known = state_dict["steps"], state_dict["known"]
+        self._loaded = state_dict
+
+    def _restore(self, pl_module: LightningModule, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        for attached in quantizers_of(pl_module):
+            attached.quantizer.known = attached.quantizer.seen = None
+            if attached.name in state["known"]:
+                known = state["known"][attached.name]
+                device = attached.quantizer.scale(attached.module).device
+                attached.quantizer.known = Seen(known["extremes"].to(device), known["counts"].to(device))
 
     def _count(self, optimizer: Optimizer) -> None:
         self.steps += 1
@@ -217,7 +223,15 @@ class QuantizationAwareTraining(Compression):
         return part, now.reached(schedule.fake_quantize), now.reached(schedule.freeze_batch_norm)
 
     def _is_target(self, pl_module: LightningModule) -> Mapping[str, bool]:
-        return {target.layer: True for target in self.targets.select(pl_module)}
+        try:
+            return {target.layer: True for target in self.targets.select(pl_module)}
+        except ValueError as error:
+            if not is_built_late(pl_module):
+                raise
+            raise ValueError(
+                f"{error} QuantizationAwareTraining looks at the model in Callback.setup, before the LightningModule's "
+                "setup and configure_model: build the model in __init__."
+            ) from error
 
     def _refuse(self, trainer: Trainer) -> None:
         if is_a(trainer.strategy, "ModelParallelStrategy"):
@@ -247,10 +261,8 @@ class QuantizationAwareTraining(Compression):
                 "With manual optimization a training step cannot be tried: give example_inputs, or set the "
                 "LightningModule's example_input_array."
             )
-        probe = TrainingProbe(
-            trainer, pl_module, batch, 0, module=self.targets.module, example_inputs=self.example_inputs
-        )
-        probe.model.eval()
+        probe = self._probe(trainer, pl_module, batch, 0)
+        trainer.precision_plugin.convert_module(probe.model.eval())  # as the strategy will do it with the model
         with torch.compiler.set_stance("force_eager"), recording(probe.model) as graph, torch.no_grad():
             try:
                 probe.run() if given else probe.loss()
@@ -262,6 +274,11 @@ class QuantizationAwareTraining(Compression):
                 ) from error
         return graph.within(_deployed(graph, self.targets.module, list(self._is_target(pl_module))))
 
+    def _probe(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> TrainingProbe:
+        given = self.example_inputs if self.example_inputs is not None else pl_module.example_input_array
+        inputs = trainer.precision_plugin.convert_input(given)
+        return TrainingProbe(trainer, pl_module, batch, batch_idx, module=self.targets.module, example_inputs=inputs)
+
     def _look_first(
         self, trainer: Trainer, pl_module: LightningModule, found: Sequence[Attached], batch: Any, batch_idx: int
     ) -> None:
@@ -269,9 +286,7 @@ class QuantizationAwareTraining(Compression):
         given = self.example_inputs is not None or pl_module.example_input_array is not None
         if not pl_module.automatic_optimization and not given:
             return
-        probe = TrainingProbe(
-            trainer, pl_module, batch, batch_idx, module=self.targets.module, example_inputs=self.example_inputs
-        )
+        probe = self._probe(trainer, pl_module, batch, batch_idx)
         copies = list(quantizers_of(probe.model))
         for copy in copies:
             copy.quantizer.observing, copy.quantizer.quantizing = _PART_OBSERVED, False
@@ -297,7 +312,8 @@ class QuantizationAwareTraining(Compression):
     def __getstate__(self) -> dict[str, Any]:
         """What a copy needs; hooks and what Lightning attached are found anew by the next fit."""
         state = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
-        return {**state, "_hooks": [], "_frozen": [], "_loading": None, "_guard": None, "_stage": None}
+        fresh: dict[str, Any] = {"_hooks": [], "_frozen": [], "_loading": None, "_guard": None, "_stage": None}
+        return {**state, **fresh, "_model": None, "_loaded": self.state_dict() or None, "_kept": None}
 
 
 _TIMES = ("observe", "fake_quantize", "freeze_observers", "freeze_batch_norm")
@@ -365,7 +381,7 @@ def _digest(found: Any) -> bytes:
     digest = hashlib.blake2b(digest_size=8)
     for attached in found:
         for tensor in attached.quantizer.grid(attached.module):
-            digest.update(tensor.detach().cpu().numpy().tobytes())
+            digest.update(tensor.detach().double().cpu().numpy().tobytes())
     return digest.digest()
 
 

@@ -12,28 +12,34 @@ class _FakeQuantize(torch.autograd.Function):
     """``clamp(round(x / s), low, high) * s`` with a fixed step; the gradient passes where nothing was clamped."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Tensor:
-        ctx.low, ctx.high = low, high
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, masks_gradient: bool
+    ) -> Tensor:
+        ctx.low, ctx.high, ctx.masks_gradient = low, high, masks_gradient
         if scale.numel() == 1 and scale.device.type == "cpu" and not torch.compiler.is_compiling():
             # As Python numbers the limits cost nothing, and the backward pass needs no byte mask.
             s, z = scale.item(), zero_point.item()
             ctx.limits = ((low - z - 0.5) * s, (high - z + 0.5) * s)
-            ctx.save_for_backward(x)
+            if masks_gradient:
+                ctx.save_for_backward(x)
             return (x * (1 / s)).round_().clamp_(low - z, high - z).mul_(s)
         ctx.limits = None
-        ctx.save_for_backward(x, scale, zero_point)
+        if masks_gradient:
+            ctx.save_for_backward(x, scale, zero_point)
         lowest, highest = low - zero_point, high - zero_point
         return torch.minimum(torch.maximum(torch.round(x / scale), lowest), highest) * scale
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad,) = grads
+        if not ctx.masks_gradient:
+            return grad, None, None, None, None, None
         if ctx.limits is not None:
             (x,) = ctx.saved_tensors
-            return torch.ops.aten.hardtanh_backward(grad, x, *ctx.limits), None, None, None, None
+            return torch.ops.aten.hardtanh_backward(grad, x, *ctx.limits), None, None, None, None, None
         x, scale, zero_point = ctx.saved_tensors
         inside = (x >= (ctx.low - zero_point - 0.5) * scale) & (x <= (ctx.high - zero_point + 0.5) * scale)
-        return grad * inside, None, None, None, None
+        return grad * inside, None, None, None, None, None
 
 
 class _LearnedStep(torch.autograd.Function):
@@ -66,7 +72,9 @@ class _LearnedStep(torch.autograd.Function):
         )
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, *, low: int, high: int) -> Tensor:
+def fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, *, low: int, high: int, masks_gradient: bool = True
+) -> Tensor:
     """Rounds to integers in ``[low, high]`` and back; of ``x``'s dtype, computed in float32 or wider.
 
     Args:
@@ -75,19 +83,31 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, *, low: int, hig
         zero_point: The integer that stands for 0.0, as a floating tensor of ``scale``'s shape.
         low: Smallest integer.
         high: Largest integer.
+        masks_gradient: Whether what is clipped gets no gradient.
 
     >>> fake_quantize(torch.tensor([0.26, -3.0]), torch.tensor(0.5), torch.tensor(0.0), low=-2, high=1).tolist()
     [0.5, -1.0]
     """
-    return _FakeQuantize.apply(_wide(x), scale, zero_point, low, high).to(x.dtype)
+    return _FakeQuantize.apply(_wide(x), scale, zero_point, low, high, masks_gradient).to(x.dtype)
 
 
-def fake_quantize_learned(x: Tensor, scale: Tensor, zero_point: Tensor, *, low: int, high: int) -> Tensor:
-    """As :func:`fake_quantize`, with gradients for scale and zero point, scaled by ``1 / sqrt(weights * high)``.
+def fake_quantize_learned(
+    x: Tensor, scale: Tensor, zero_point: Tensor, *, low: int, high: int, num_values: int
+) -> Tensor:
+    """As :func:`fake_quantize`, with gradients for scale and zero point, scaled by ``1 / sqrt(num_values * high)``.
 
     Esser et al. 2020 (arXiv:1902.08153); with an offset Bhalgat et al. 2020 (arXiv:2004.09576).
+
+    Args:
+        x: Any shape.
+        scale: As in :func:`fake_quantize`.
+        zero_point: As in :func:`fake_quantize`.
+        low: Smallest integer.
+        high: Largest integer.
+        num_values: Values that share a scale: weights, or features of one sample (not of a batch, which accumulation
+            and ranks may divide in any way).
     """
-    factor = (x.numel() / scale.numel() * max(high, 1)) ** -0.5
+    factor = (num_values * max(high, 1)) ** -0.5
     return _LearnedStep.apply(_wide(x), scale, zero_point, low, high, factor).to(x.dtype)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -99,15 +101,20 @@ class Quantizer:
         if not (self.quantizing and self.ready):
             return x
         grouped = self._grouped(x)
-        fake = fake_quantize_learned if self.is_learned else fake_quantize
+        low, high = self.integers.low, self.integers.high
         scale, zero_point = (self._against(t, grouped) for t in (self.scale(module), self.zero_point(module)))
         if self.is_learned:
+            num_values = x.numel() // scale.numel() if self.is_weight else math.prod(x.shape[1:])
             # An optimizer may step across zero; the gradient turns round with the sign.
             scale = scale.abs() + _SMALLEST
-        else:
-            # Rounded, as averages of models are not whole; a copy, as a second call of a layer sets its scale anew.
-            scale, zero_point = scale.clone(), torch.round(zero_point)
-        return fake(grouped, scale, zero_point, low=self.integers.low, high=self.integers.high).view_as(x)
+            learned = fake_quantize_learned(grouped, scale, zero_point, low=low, high=high, num_values=num_values)
+            return learned.view_as(x)
+        # Rounded, as averages of models are not whole; a copy, as a second call of a layer sets its scale anew.
+        scale, zero_point = scale.clone(), torch.round(zero_point)
+        # What a range clips that is still being looked for gets its gradient: activations that outgrow their ranges
+        # would not be held back any more, and a network that is trained from scratch diverges.
+        masks = self.is_weight or not self.observing
+        return fake_quantize(grouped, scale, zero_point, low=low, high=high, masks_gradient=masks).view_as(x)
 
     def to_integers(self, module: nn.Module, x: Tensor) -> Tensor:
         """The integers, as int32, that stand for ``x``."""
@@ -134,7 +141,8 @@ class Quantizer:
         if self.seen is None:
             return
         new, self.seen = self.seen, None
-        if not bool(torch.isfinite(new.extremes).all()):
+        # Weights are looked at within the forward pass, where a question to a tensor would break a compiled graph.
+        if not self.is_weight and not bool(torch.isfinite(new.extremes).all()):
             raise ValueError(f"NaN or infinity at {where!r}: training has diverged there before it was quantized.")
         observer = self.integers.observer
         assert observer is not None

@@ -66,6 +66,8 @@ def test_with_an_average_of_the_weights(case: Case, order: int, tmp_path: Path) 
 
     model = Net()
     case.prepare(model)
+    if order == 1 and "average first" in case.refused:
+        pytest.skip(case.refused["average first"])
     fit(tmp_path / "whole", callbacks(), model)
     for step in (2, 5, 8):
         fit(tmp_path / f"{step}", callbacks(), Net(), tmp_path / "whole" / f"step={step}.ckpt")

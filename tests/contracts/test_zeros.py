@@ -23,13 +23,16 @@ from tests.cases import (
     Net,
     assert_zeros,
     every_case,
+    every_mask,
     halve,
     load,
     masks_of,
     num_masked,
     num_zeros,
+    plain,
     run,
     save_every_step,
+    scales_of,
     trainer,
     val_loader,
 )
@@ -73,7 +76,7 @@ class Witness(Net):
 
 
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
-@every_case
+@every_mask
 def test_zeros_are_exact_at_every_moment(case: Case, optimizer: str, tmp_path: Path) -> None:
     model = Witness(optimizer)
     run(case, model, save_every_step(tmp_path))
@@ -94,21 +97,26 @@ def test_zeros_are_exact_at_every_moment(case: Case, optimizer: str, tmp_path: P
 def test_checkpoints_hold_the_plain_keys(case: Case, tmp_path: Path) -> None:
     before = {name: tensor.shape for name, tensor in Net().state_dict().items()}
     model = run(case, None, save_every_step(tmp_path))
-    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == before
+    assert {name: tensor.shape for name, tensor in plain(model.state_dict()).items()} == before
+    assert bool(scales_of(model.state_dict())) == case.quantizes
     assert type(model) is Net
     assert type(model.conv1) is torch.nn.Conv2d
     assert type(model.conv1.weight) is torch.nn.Parameter
-    plain = Net()
-    plain.load_state_dict(load(tmp_path / f"step={NUM_STEPS}.ckpt")["state_dict"], strict=True)
-    assert num_zeros(plain) == num_zeros(model)
+    fresh = Net()
+    fresh.load_state_dict(plain(load(tmp_path / f"step={NUM_STEPS}.ckpt")["state_dict"]), strict=True)
+    assert num_zeros(fresh) == num_zeros(model)
 
 
 @every_case
 def test_parameters_stay_the_same_objects(case: Case) -> None:
     model = Net()
-    before = [id(tensor) for tensor in (*model.parameters(), *model.buffers())]
+    before = ids_of(model)
     run(case, model)
-    assert [id(tensor) for tensor in (*model.parameters(), *model.buffers())] == before
+    assert {name: number for name, number in ids_of(model).items() if name in before} == before
+
+
+def ids_of(model: Net) -> dict[str, int]:
+    return {name: id(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 
 class Untargeted(Callback):

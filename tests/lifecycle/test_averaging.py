@@ -79,6 +79,10 @@ def assert_keeps_zeros(case: Case, average: str, order: int, tmp_path: Path) -> 
     case.prepare(model)
     callbacks = [AVERAGES[average](), *case.callbacks()][::order]
     run = trainer([witness, *callbacks, save_every_step(tmp_path)], val_check_interval=1)
+    if order == 1 and "average first" in case.refused:
+        with pytest.raises(ValueError, match=case.refused["average first"]):
+            run.fit(model, Loader(), val_loader())
+        return
     run.fit(model, Loader(), val_loader())
     assert witness.num_validations >= 20
     assert abs(num_masked(witness.masks[-1]) - case.zeros) <= case.within
@@ -87,6 +91,7 @@ def assert_keeps_zeros(case: Case, average: str, order: int, tmp_path: Path) -> 
         checkpoint = load(tmp_path / f"step={step}.ckpt")
         assert_zeros(checkpoint["state_dict"], masks)
         assert_zeros(checkpoint.get("current_model_state", checkpoint["state_dict"]), masks)
+        assert all(torch.isfinite(tensor).all() for tensor in checkpoint["state_dict"].values())
 
 
 @either_order

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 import lightning_compress as lc
-from lightning_compress.callbacks.masking import MaskCallback
+from lightning_compress.callbacks.base import techniques
 from tests.cases import (
+    CASES,
     RAMP,
     Case,
     Loader,
@@ -24,18 +25,16 @@ from tests.cases import (
     assert_same,
     assert_zeros,
     case,
+    dataset,
     every_case,
     masks_of,
     num_masked,
     num_zeros,
     save_every_step,
+    scales_of,
     trainer,
     val_loader,
 )
-
-
-def ours(run: Trainer) -> list[MaskCallback]:
-    return [callback for callback in run.callbacks if isinstance(callback, MaskCallback)]
 
 
 class Copies(Callback):
@@ -46,7 +45,7 @@ class Copies(Callback):
 
     def take(self, run: Trainer, model: LightningModule, *args: Any) -> None:
         for one, other in [(copy.deepcopy, copy.deepcopy), (reloaded, reloaded)]:
-            self.copies.append((masks_of(run), one(model), [other(callback) for callback in ours(run)]))
+            self.copies.append((masks_of(run), one(model), [other(callback) for callback in techniques(run)]))
 
     on_fit_start = on_train_start = on_train_batch_start = on_after_backward = on_before_optimizer_step = take
     on_train_batch_end = on_validation_batch_end = on_train_epoch_end = on_train_end = on_fit_end = take
@@ -65,8 +64,10 @@ def test_copies_at_any_moment(case: Case) -> None:
     for masks, twin, callbacks in copies.copies:
         assert_zeros(dict(twin.named_parameters()), masks)
         assert [type(callback) for callback in callbacks] == [type(callback) for callback in case.callbacks()]
-    masks, twin, _ = copies.copies[-1]
-    assert_same(dict(twin.state_dict()), dict(model.state_dict()))
+    images = dataset(8).tensors[0]
+    for _, twin, _ in copies.copies[-2:]:
+        assert_same(dict(twin.state_dict()), dict(model.state_dict()))
+        assert torch.equal(twin.eval()(images), model.eval()(images))
 
 
 @every_case
@@ -74,13 +75,14 @@ def test_a_copy_trains_on_where_the_original_stood(case: Case) -> None:
     class Half(Callback):
         def on_train_batch_end(self, run: Trainer, model: LightningModule, *args: Any) -> None:
             if run.global_step == 8:
-                self.masks = masks_of(run)
+                self.masks, self.scales = masks_of(run), scales_of(model.state_dict())
                 self.twin = copy.deepcopy(model)
-                self.callbacks = [reloaded(callback) for callback in ours(run)]
+                self.callbacks = [reloaded(callback) for callback in techniques(run)]
 
     class Begin(Callback):
-        def on_train_start(self, run: Trainer, *args: Any) -> None:
-            self.masks = masks_of(run)
+        def on_train_start(self, run: Trainer, model: LightningModule) -> None:
+            self.masks, self.scales = masks_of(run), scales_of(model.state_dict())
+            self.steps = [technique.steps for technique in techniques(run)]
 
     half, begin, model = Half(), Begin(), Net()
     case.prepare(model)
@@ -88,6 +90,8 @@ def test_a_copy_trains_on_where_the_original_stood(case: Case) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     trainer([*half.callbacks, begin]).fit(half.twin, Loader())
     assert_same(begin.masks, half.masks)
+    assert_same(begin.scales, half.scales)
+    assert begin.steps == [8] * len(begin.steps)
     assert_same(dict(model.state_dict()), before)
 
 
@@ -105,7 +109,7 @@ def test_a_pickled_callback_holds_no_weights() -> None:
             self.sizes: list[int] = []
 
         def on_train_batch_end(self, run: Trainer, *args: Any) -> None:
-            self.sizes.append(len(pickle.dumps(ours(run)[0])))
+            self.sizes.append(len(pickle.dumps(techniques(run)[0])))
 
     trainer([size := Size(), lc.Pruning(0.9, schedule=RAMP)]).fit(Wide(), Loader())
     assert max(size.sizes) < 50_000
@@ -149,26 +153,23 @@ class Dirty(Callback):
         self.num_graphs.append(self.counter.frame_count)
 
 
-@every_case
-def test_compiled_module(case: Case, counter: CompileCounter) -> None:
-    model, watch = Net(), Dirty(counter)
-    case.prepare(model)
-    run = trainer([*case.callbacks(), watch], enable_progress_bar=False, num_sanity_val_steps=0)
-    run.fit(torch.compile(model, backend=counter), Loader())
-    assert watch.num_graphs[0] > 0
-    assert watch.num_graphs[0] == watch.num_graphs[-1], "a change of the masks compiled anew"
-    assert num_zeros(model) >= case.zeros - case.within
+# Graphs with quantizers take seconds each: one for each stage, of which these have as many as "qat".
+COMPILED = [case for case in CASES if case.name not in ("qat_histogram", "qat_milestones")]
 
 
-@every_case
+@pytest.mark.parametrize("case", COMPILED, ids=lambda case: case.name)
 def test_compiled_module_trains_like_a_plain_one(case: Case, counter: CompileCounter) -> None:
-    compiled, plain = Net(), Net()
+    compiled, plain, watch = Net(), Net(), Dirty(counter)
     for model in (compiled, plain):
         case.prepare(model)
-    trainer(case.callbacks()).fit(torch.compile(compiled, backend=counter), Loader())
+    callbacks = case.callbacks()
+    trainer([*callbacks, watch]).fit(torch.compile(compiled, backend=counter), Loader())
     trainer(case.callbacks()).fit(plain, Loader())
-    assert counter.frame_count > 0
-    for theirs, mine in zip(plain.parameters(), compiled.parameters(), strict=True):
+    assert watch.num_graphs[0] > 0
+    stages = 3 if case.quantizes else 1  # observers are frozen, then batch norms
+    assert watch.num_graphs[-1] == stages * watch.num_graphs[0], "a change of masks or scales compiled anew"
+    assert num_zeros(compiled) >= case.zeros - case.within
+    for theirs, mine in zip(plain.state_dict().values(), compiled.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs)
 
 

@@ -23,29 +23,44 @@ from tests.cases import (
     case,
     dataset,
     every_case,
+    every_mask,
     load,
     masks_of,
     num_masked,
     num_zeros,
+    plain,
     save_every_step,
+    scales_of,
     trainer,
     val_loader,
 )
 
 
 class Masks(Callback):
-    """The masks when a fit begins and after each batch."""
+    """The masks, and the scales of quantizers, when a fit begins and after each batch."""
 
     def __init__(self) -> None:
         self.first: dict[str, Tensor] | None = None
         self.last: dict[str, Tensor] = {}
+        self.first_scales: dict[str, Tensor] | None = None
+        self.last_scales: dict[str, Tensor] = {}
 
-    def on_train_batch_start(self, run: Trainer, *args: Any) -> None:
+    def on_train_batch_start(self, run: Trainer, model: LightningModule, *args: Any) -> None:
         self.first = self.first or masks_of(run)
+        self.first_scales = self.first_scales or scales_of(model.state_dict())
 
     def on_train_batch_end(self, run: Trainer, model: LightningModule, *args: Any) -> None:
         self.last = masks_of(run)
         assert_zeros(dict(model.named_parameters()), self.last)
+
+    def on_train_end(self, run: Trainer, model: LightningModule) -> None:
+        self.last_scales = scales_of(model.state_dict())
+
+
+def assert_goes_on(masks: Masks, previous: Masks) -> None:
+    """A fit begins where another ended."""
+    assert_same(masks.first, previous.last)
+    assert_same(masks.first_scales, previous.last_scales)
 
 
 @every_case
@@ -63,7 +78,9 @@ def test_evaluation_of_a_checkpoint_after_the_fit(case: Case, tmp_path: Path) ->
         if not case.grows:
             assert num_zeros(model) == num_masked(masks.last)
     ours = run.test(model, val_loader(), ckpt_path="best")
-    assert_same(trainer([]).test(Net(), val_loader(), ckpt_path=best.best_model_path), ours)
+    for stage in ("test", "validate"):
+        fresh = getattr(trainer(case.evaluating()), stage)(Net(), val_loader(), ckpt_path=best.best_model_path)
+        assert_same(list(fresh[0].values()), list(ours[0].values()))
 
 
 @every_case
@@ -81,14 +98,14 @@ def test_evaluation_without_a_fit(case: Case) -> None:
 def test_second_and_third_fit_of_the_same_model_keep_the_masks(case: Case) -> None:
     model, callbacks = Net(), case.callbacks()
     case.prepare(model)
-    previous: dict[str, Tensor] | None = None
+    previous: Masks | None = None
     for _ in range(3):
         masks = Masks()
         trainer([masks, *callbacks]).fit(model, Loader(), val_loader())
         if previous is not None:
-            assert_same(masks.first, previous)
+            assert_goes_on(masks, previous)
         assert abs(num_masked(masks.last) - case.zeros) <= case.within
-        previous = masks.last
+        previous = masks
     assert all(callback.reached for callback in callbacks)
 
 
@@ -128,21 +145,21 @@ def test_a_checkpoint_written_after_the_fit_holds_the_masks(case: Case, tmp_path
     begin, twin = Masks(), Net()
     case.prepare(twin)
     trainer([begin, *case.callbacks()], max_epochs=3).fit(twin, Loader(), ckpt_path=tmp_path / "end.ckpt")
-    assert_same(begin.first, masks.last)
+    assert_goes_on(begin, masks)
 
 
-@every_case
+@every_mask
 def test_weights_alone_and_fixed_keep_the_zeros(case: Case, tmp_path: Path) -> None:
     model, masks = Net(), Masks()
     case.prepare(model)
     saver = ModelCheckpoint(tmp_path, filename="weights", save_weights_only=True)
     trainer([masks, saver, *case.callbacks()]).fit(model, Loader(), val_loader())
-    plain = Net()
-    plain.load_state_dict(load(tmp_path / "weights.ckpt")["state_dict"])
+    net = Net()
+    net.load_state_dict(plain(load(tmp_path / "weights.ckpt")["state_dict"]))
     fixed = Masks()
     targets = case.callbacks()[0].targets if len(case.callbacks()) == 1 else lc.Targets()
-    trainer([fixed, lc.Fixed(targets)]).fit(plain, Loader())
-    assert_zeros(dict(plain.named_parameters()), masks.last)
+    trainer([fixed, lc.Fixed(targets)]).fit(net, Loader())
+    assert_zeros(dict(net.named_parameters()), masks.last)
 
 
 class Raises(Callback):
@@ -363,6 +380,10 @@ def test_models_that_are_built_late(case: Case, model: type[BuiltInSetup], tmp_p
         return net
 
     masks, begin = Masks(), Masks()
+    if "late" in case.refused:
+        with pytest.raises(ValueError, match=case.refused["late"]):
+            trainer(case.callbacks()).fit(late(), Loader(), val_loader())
+        return
     trainer([masks, save_every_step(tmp_path), *case.callbacks()]).fit(late(), Loader(), val_loader())
     assert abs(num_masked(masks.last) - case.zeros) <= case.within
     trainer([begin, *case.callbacks()]).fit(late(), Loader(), ckpt_path=tmp_path / "step=8.ckpt")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 import lightning_compress as lc
-from lightning_compress.callbacks.masking import MaskCallback
+from lightning_compress.callbacks.base import techniques
 from tests.cases import (
     DYNAMIC,
     RAMP,
@@ -26,6 +26,7 @@ from tests.cases import (
     mine_only,
     num_masked,
     num_zeros,
+    scales_of,
     trainer,
     val_loader,
 )
@@ -40,7 +41,7 @@ class Events(Callback):
         self.after_step: dict[int, int] = {}
 
     def on_train_batch_end(self, run: Trainer, *args: Any) -> None:
-        steps = next(c for c in run.callbacks if isinstance(c, MaskCallback)).steps
+        steps = techniques(run)[0].steps
         self.after_step.setdefault(steps, num_masked(masks_of(run)))
         assert self.after_step[steps] == num_masked(masks_of(run)), "a mask changed without a step"
 
@@ -180,9 +181,8 @@ class Clipped(Net):
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any, gradient_clip_algorithm: Any) -> None:
         gradients = {name: p.grad for name, p in self.named_parameters()}
         assert_zeros(gradients, masks_of(self.trainer))
-        live = torch.cat([gradients[name][mask] for name, mask in masks_of(self.trainer).items()])
-        rest = torch.cat([g.flatten() for name, g in gradients.items() if name not in masks_of(self.trainer)])
-        total = torch.cat([live, rest]).norm()
+        masks = masks_of(self.trainer)
+        total = torch.cat([g[masks[name]] if name in masks else g.flatten() for name, g in gradients.items()]).norm()
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         after = torch.cat([p.grad.flatten() for p in self.parameters()]).norm()
         torch.testing.assert_close(after, total.clamp(max=gradient_clip_val))
@@ -213,6 +213,7 @@ def test_manual_optimization_with_two_optimizers(case: Case, raw: bool) -> None:
     assert run.global_step == 30
     assert abs(log.after_step[10] - case.zeros) <= case.within
     assert (model.discriminator.weight != 0).all()
+    assert all((scale > 0).all() for name, scale in scales_of(model.state_dict()).items() if name.endswith("_scale"))
 
 
 def test_manual_schedule_in_steps_counts_the_owners_steps() -> None:
