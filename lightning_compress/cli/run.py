@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
-from rich.table import Table
 
 import lightning_compress as lc
+from lightning_compress.cli.artifact import Files, in_place_of, seen_inputs, write_files
+from lightning_compress.cli.comparison import Comparison
 from lightning_compress.cli.compression import TECHNIQUES, CompressionCLI
 from lightning_compress.cli.directory import write_new
 from lightning_compress.cli.errors import fail
 from lightning_compress.cli.recipes import find, title
+from lightning_compress.export.requirements import require
 
 Metrics = dict[str, float]
 
@@ -40,19 +42,28 @@ def run(arguments: Sequence[str]) -> None:
     cli = RunCLI(args=[f"--config={recipe}", *arguments[1:]], run=False, run_name=title(recipe))
     compressed = cli.fit_and_test()
     report = lc.report(cli.model)
+    files = cli.export()
     dense = Baseline(cli).metrics() if cli.config.baseline != "skip" else {}
     if cli.trainer.is_global_zero:
-        _conclude(cli.directory, report, compressed, dense)
+        _conclude(cli.directory, report, Comparison(dense, compressed, files))
 
 
 class RunCLI(CompressionCLI):
     """CompressionCLI that fits, then tests."""
+
+    inputs: Sequence[Any] = ()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the arguments of ``Trainer.fit``, so that a configuration written by ``fit`` can be run."""
         super().add_arguments_to_parser(parser)
         skip = {"model", "train_dataloaders", "val_dataloaders", "datamodule"}
         self.fit_arguments = parser.add_method_arguments(Trainer, "fit", skip=skip)
+
+    def before_instantiate_classes(self) -> None:
+        """Looks for what the last stage needs before the first begins."""
+        super().before_instantiate_classes()
+        if self.config.get("quantization"):
+            require("onnx", "onnxruntime", "onnxscript")
 
     def adapt_logger(self, logger: Namespace) -> None:
         """Puts the baseline's W&B run and this one into one group."""
@@ -80,14 +91,34 @@ class RunCLI(CompressionCLI):
         return self.test(ckpt_path=_best(self.trainer))
 
     def test(self, ckpt_path: str | None = None) -> Metrics:
-        """Tests the model as it is, or as in a checkpoint."""
-        metrics: Metrics = {}
-        with self.refusals():
-            if is_overridden("test_step", self.model):
-                found = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=ckpt_path, verbose=False)
-                metrics = {name: value for part in found for name, value in part.items()}
+        """Tests the model as it is, or as in a checkpoint, and sees what its deployable part is called with."""
+        with self.refusals(), seen_inputs(self.model.get_submodule(self.deployable)) as self.inputs:
+            metrics = self._tested(self.trainer, self.model, ckpt_path)
         _finish(self.trainer)
         return metrics
+
+    @property
+    def deployable(self) -> str:
+        """Name of the part of the model that is deployed."""
+        quantization = self.config_init.get("quantization")
+        return quantization.targets.module if quantization is not None else ""
+
+    def export(self) -> Files | None:
+        """Writes a quantized model as files, and tests the file with integers in the model's place."""
+        if self.config_init.get("quantization") is None or not self.inputs or not self.trainer.is_global_zero:
+            return None
+        with self.refusals():
+            integers, floats = write_files(self.model, self.deployable, self.inputs[0], self.directory)
+            file = in_place_of(self.model, self.deployable, integers, self.inputs[0])
+            # Without the techniques, which would look for layers in it.
+            plain = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+            return Files(integers, floats, self._tested(plain, file))
+
+    def _tested(self, trainer: Trainer, model: LightningModule, ckpt_path: str | None = None) -> Metrics:
+        if not is_overridden("test_step", model):
+            return {}
+        found = trainer.test(model, datamodule=self.datamodule, ckpt_path=ckpt_path, verbose=False)
+        return {name: value for part in found for name, value in part.items()}
 
 
 class Baseline(RunCLI):
@@ -149,25 +180,11 @@ def _finish(trainer: Trainer) -> None:
             experiment.finish()
 
 
-def _conclude(directory: Path, report: lc.Report, compressed: Metrics, dense: Metrics) -> None:
+def _conclude(directory: Path, report: lc.Report, comparison: Comparison) -> None:
     """Prints the tables and writes them into the run's directory."""
     console = Console(record=True)
     console.print(report)
-    console.print(_comparison(compressed, dense))
+    console.print(comparison)
     console.print(f"Everything of this run is in {directory}.", soft_wrap=True)
     write_new(directory / "report.txt", console.export_text())
     write_new(directory / "report.json", report.to_json())
-
-
-def _comparison(compressed: Metrics, dense: Metrics) -> Table:
-    table = Table(title="Test")
-    table.add_column("metric")
-    for column in ["dense", "compressed", "change"] if dense else ["compressed"]:
-        table.add_column(column, justify="right")
-    for name, value in compressed.items():
-        if dense:
-            before = dense.get(name, float("nan"))
-            table.add_row(name, f"{before:.4f}", f"{value:.4f}", f"{value - before:+.4f}")
-        else:
-            table.add_row(name, f"{value:.4f}")
-    return table

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from lightning_compress.export.capture import captured, exporting, lowered_or_float
@@ -143,6 +143,7 @@ def _delegated(model: nn.Module, inputs: Arguments) -> Any:
 
     with exporting(model, "ExecuTorch", dynamic_batch=False):
         program = captured(model, inputs, dynamic_batch=False)
+        _put_on_one_grid(program.graph_module)
         _give_each_reader_its_own(program.graph_module)
         config = EdgeCompileConfig(_check_ir_validity=False)
         return to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], compile_config=config)
@@ -157,6 +158,30 @@ def _give_each_reader_its_own(graph_module: GraphModule) -> None:
                 with graph.inserting_after(node):
                     reader.replace_input_with(node, graph.node_copy(node))
     graph_module.recompile()
+
+
+def _put_on_one_grid(graph_module: GraphModule) -> None:
+    """In place: concatenations read what is on the grid of what they make, as XNNPACK only moves their bytes.
+
+    Rounding before is the same as rounding behind.
+    """
+    graph = graph_module.graph
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.cat.default):
+        rounding = next((user for user in node.users if "quantize_per_tensor" in str(user.target)), None)
+        if rounding is not None:
+            with graph.inserting_before(node):
+                parts = [_like(graph, rounding, part) for part in node.args[0]]
+            node.update_arg(0, parts)
+    graph_module.recompile()
+
+
+def _like(graph: Graph, rounding: Node, part: Node) -> Node:
+    """Quantizes and dequantizes a part as a node does with the whole."""
+    values = part
+    for node in (rounding, next(iter(rounding.users))):
+        values = graph.call_function(node.target, (values, *node.args[1:]))
+        values.meta = dict(part.meta)
+    return values
 
 
 def _outside(graph_module: GraphModule) -> list[Node]:

@@ -41,6 +41,7 @@ class Grid:
         high: Largest integer.
         offset: What was added to the integers of the simulation.
         is_again: Whether the same numbers were on this grid before, and have only been moved.
+        is_read: Whether it is of what a call reads, not of what one makes.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Grid:
     high: int
     offset: int = 0
     is_again: bool = False
+    is_read: bool = False
 
     def shifted(self, by: int) -> Grid:
         """The same numbers, with integers that are larger by ``by``."""
@@ -215,7 +217,7 @@ class _Lowering:
         action = Simulated()
         for role, place in places.items():
             if place in self.found:
-                grid = self._grid(self.found[place])
+                grid = replace(self._grid(self.found[place]), is_read=role.startswith("input_"))
                 lowered.grids.append(grid)
                 action.put(role, _Written(grid, self.dialect))  # type: ignore[arg-type]
         is_opaque = node.call.function in self.dialect.opaque and len(node.outputs) == 1
