@@ -77,6 +77,7 @@ QAT_REFUSES = {
     "late": "build the model in __init__",
 }
 MILESTONES = lc.QATSchedule(observe=2, fake_quantize=4, freeze_observers=6, freeze_batch_norm=8)
+HISTOGRAM = lc.Int(8, observer=lc.Histogram())
 LEARNED = lc.Int(4, observer=lc.Learned())
 
 CASES = [
@@ -159,7 +160,7 @@ CASES = [
     Case("qat_learned", lambda: qat(weights=LEARNED, activations=LEARNED), refused=QAT_REFUSES),
     Case(
         "qat_histogram",
-        lambda: qat(weights=lc.Int(8, observer=lc.MSE()), activations=lc.Int(8, observer=lc.Histogram())),
+        lambda: qat(weights={"fc": lc.Int(8, observer=lc.MSE()), "*": lc.Int(4)}, activations=HISTOGRAM),
         refused=QAT_REFUSES,
     ),
     Case("qat_milestones", lambda: qat(schedule=MILESTONES), refused=QAT_REFUSES),

@@ -28,7 +28,8 @@ def histogram(rows: Tensor, extremes: Tensor, bins: int) -> Tensor:
     [[1.0, 0.0, 2.0, 1.0]]
     """
     limit = 2.0 ** exponent(extremes)
-    index = ((rows / limit + 1) * (bins / 2)).long().clamp_(0, bins - 1)
+    # Powers of two round nothing, so that a value close to zero is on the same side of it in any range.
+    index = ((rows / limit * (bins / 2)).floor().long() + bins // 2).clamp_(0, bins - 1)
     index += torch.arange(len(rows), device=rows.device).unsqueeze(1) * bins
     counts = torch.bincount(index.flatten(), minlength=len(rows) * bins)
     return counts.view(len(rows), bins).to(torch.float32)
