@@ -167,21 +167,33 @@ def _put_on_one_grid(graph_module: GraphModule) -> None:
     """
     graph = graph_module.graph
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten.cat.default):
-        rounding = next((user for user in node.users if "quantize_per_tensor" in str(user.target)), None)
+        rounding = _rounding_behind(node)
         if rounding is not None:
             with graph.inserting_before(node):
-                parts = [_like(graph, rounding, part) for part in node.args[0]]
-            node.update_arg(0, parts)
+                node.update_arg(0, [_like(graph, rounding, part) for part in node.args[0]])
+            with graph.inserting_after(node):
+                whole = _like(graph, rounding, node)
+            node.replace_all_uses_with(whole, delete_user_cb=lambda user, own=whole.args[0]: user is not own)
     graph_module.recompile()
+
+
+def _rounding_behind(node: Node) -> Node | None:
+    """What quantizes the result of a call, clipped or not."""
+    for user in node.users:
+        if "quantize_per_tensor" in str(user.target):
+            return user
+        if any(name in str(user.target) for name in ("relu", "clamp", "hardtanh")) and len(node.users) == 1:
+            return _rounding_behind(user)
+    return None
 
 
 def _like(graph: Graph, rounding: Node, part: Node) -> Node:
     """Quantizes and dequantizes a part as a node does with the whole."""
-    values = part
-    for node in (rounding, next(iter(rounding.users))):
-        values = graph.call_function(node.target, (values, *node.args[1:]))
-        values.meta = dict(part.meta)
-    return values
+    quantized = graph.call_function(rounding.target, (part, *rounding.args[1:]))
+    with graph.inserting_after(quantized):
+        restored = graph.call_function(next(iter(rounding.users)).target, (quantized, *rounding.args[1:]))
+    quantized.meta = restored.meta = dict(part.meta)
+    return restored
 
 
 def _outside(graph_module: GraphModule) -> list[Node]:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from lightning_compress.quantization.calibration import call, trace
 from lightning_compress.quantization.placement import CHANNEL_AXIS, Place, Placement, weight_place
@@ -220,10 +221,10 @@ class _Lowering:
                 grid = replace(self._grid(self.found[place]), is_read=role.startswith("input_"))
                 lowered.grids.append(grid)
                 action.put(role, _Written(grid, self.dialect))  # type: ignore[arg-type]
-        is_opaque = node.call.function in self.dialect.opaque and len(node.outputs) == 1
-        if is_opaque and (read := self._input(node)) is not None:
-            lowered.grids.append(replace(read, is_again=True))
-            action.output = _Written(lowered.grids[-1], self.dialect)  # type: ignore[assignment]
+        if node.call.function in self.dialect.opaque and (read := self._input(node)) is not None:
+            again = replace(read, is_again=True, is_read=False)
+            lowered.grids += [again] * len(node.outputs)
+            action.output = _Written(again, self.dialect)  # type: ignore[assignment]
             return action
         return action if any(place in self.found for place in places.values()) else None
 
@@ -265,14 +266,17 @@ class _Lowering:
 
 
 class _Written:
-    """Stands for a quantizer, and writes its grid in a dialect."""
+    """Stands for a quantizer, and writes its grid in a dialect; of several tensors, for each."""
 
     def __init__(self, grid: Grid, dialect: Dialect) -> None:
         self.grid = grid
         self.dialect = dialect
 
-    def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
-        return self.dialect.activation(x, self.grid)
+    def __call__(self, module: nn.Module, x: Any) -> Any:
+        return tree_map_only(Tensor, self._write, x)
+
+    def _write(self, x: Tensor) -> Tensor:
+        return self.dialect.activation(x, self.grid) if x.is_floating_point() else x
 
 
 class _Folded(Simulated):

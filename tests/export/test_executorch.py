@@ -1,0 +1,81 @@
+"""ExecuTorch files: one part for XNNPACK, its kernels right place by place; and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lightning_compress as lc
+from tests.cases import assert_same
+from tests.export.nets import SUBJECTS, plain
+
+pytest.importorskip("executorch")
+
+from lightning_compress.export import executorch
+
+SOME = ("residual", "four_bits", "dense", "shuffled", "depthwise", "conv1d", "tokens", "named")
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_xnnpack_computes_all_of_it_and_rightly(name: str, tmp_path: Path) -> None:
+    subject = SUBJECTS[name]
+    model = subject.quantized()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    file = lc.export_executorch(model, tmp_path / "model.pte", subject.batch(2))
+    assert_same({**model.state_dict()}, before)
+    assert (file.num_delegates, file.outside) == (1, ())
+    assert file.steps is not None
+    assert max(file.steps.values()) <= 1
+    assert file.difference < (0.3 if subject.numbers else 0.03)
+    assert file.num_bytes == file.path.stat().st_size
+    assert 0 < file.latency < 0.01
+    assert 0 <= file.agreement <= 1
+
+
+def test_floats(tmp_path: Path) -> None:
+    subject = SUBJECTS["linear"]
+    file = lc.export_executorch(lc.float_copy(subject.quantized()), tmp_path / "model.pte", subject.batch(2))
+    assert (file.steps, file.num_delegates, file.agreement) == (None, 1, 1.0)
+    assert file.difference < 1e-5
+
+
+def test_garbage_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What XNNPACK makes of a flattening that is on no grid."""
+    monkeypatch.setattr(executorch.ExecutorchDialect, "opaque", frozenset())
+    model = plain(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))()
+    quantized = lc.calibrate(model, [torch.randn(4, 3, 8, 8)])
+    with pytest.raises(ValueError, match=r"differs from the model at 1 of 4 places, at '4\.linear' by"):
+        lc.export_executorch(quantized, tmp_path / "model.pte", torch.randn(2, 3, 8, 8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_layer_that_stays_outside_is_named(tmp_path: Path) -> None:
+    model = plain(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv3d(1, 1, (1, 3, 3)))()
+    quantized = lc.calibrate(model, [torch.randn(4, 3, 8, 8)], targets=lc.Targets(exclude=("0",)))
+    with pytest.raises(ValueError, match=r"'2'.*computed with floats"):
+        lc.export_executorch(quantized, tmp_path / "model.pte", torch.randn(2, 3, 8, 8))
+
+
+def test_weights_alone_are_refused(tmp_path: Path) -> None:
+    quantized = lc.calibrate(nn.Sequential(nn.Linear(4, 4)), [torch.randn(4, 4)], activations=None)
+    with pytest.raises(ValueError, match="'0' has integer weights and a float input"):
+        lc.export_executorch(quantized, tmp_path / "model.pte", torch.randn(2, 4))
+
+
+class Mean(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.softplus(self.fc(x))
+
+
+def test_what_stays_outside_is_listed(tmp_path: Path) -> None:
+    file = lc.export_executorch(lc.calibrate(Mean(), [torch.randn(4, 4)]), tmp_path / "model.pte", torch.randn(2, 4))
+    assert file.outside
+    assert file.left_in_float == ("softplus",)
