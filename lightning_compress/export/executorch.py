@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from lightning_compress.export.capture import captured, exporting, lowered_or_float
+from lightning_compress.export.elsewhere import run_elsewhere
 from lightning_compress.export.files import written
 from lightning_compress.export.inputs import Arguments
-from lightning_compress.export.outputs import agreement, difference, median_seconds, outputs_of_model
+from lightning_compress.export.outputs import agreement, difference, outputs_of_model
 from lightning_compress.export.parity import Cut
 from lightning_compress.export.requirements import require
 from lightning_compress.quantization.calibration import as_arguments
@@ -25,6 +25,16 @@ from lightning_compress.quantization.placement import PASSING
 from lightning_compress.quantization.simulation import is_quantized
 
 _COMPUTING = {"convolution", "conv1d", "conv2d", "linear", "addmm", "mm", "bmm"}
+# Threads can only be set where nobody has loaded a program yet.
+_ELSEWHERE = """
+import pathlib, sys, torch
+from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+_unsafe_reset_threadpool(1)
+from lightning_compress.export.executorch import runner
+from lightning_compress.export.outputs import median_seconds
+run = runner(pathlib.Path(sys.argv[1]).read_bytes(), torch.load("inputs.pt"))
+torch.save((run(), median_seconds(run)), "outputs.pt")
+"""
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,7 @@ def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -
 
     Raises:
         ImportError: Without the extra ``executorch``.
+        RuntimeError: If ExecuTorch's runtime cannot run the file.
         ValueError: If a quantizer has never seen a batch, if only weights are integers, if the model cannot be
             exported, or if in the file a layer that was to be quantized stays outside of XNNPACK or differs from the
             model by more than a step.
@@ -83,10 +94,7 @@ def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -
     with written(path) as partial:
         partial.write_bytes(_binary(model, edge))
         steps = _steps(model, inputs) if is_quantized(model) else None
-        expected, run = outputs_of_model(model, inputs), _runner(partial.read_bytes(), inputs)
-        actual = run()
-        with _one_thread():
-            seconds = median_seconds(run)
+        expected, (actual, seconds) = outputs_of_model(model, inputs), run_elsewhere(_ELSEWHERE, partial, inputs)
     measured = difference(expected, actual), agreement(expected, actual)
     delegates = sum("call_delegate" in node.name for node in graph.graph.nodes)
     left = tuple(lowered.left_in_float)
@@ -189,9 +197,10 @@ def _rounding_behind(node: Node) -> Node | None:
 
 def _like(graph: Graph, rounding: Node, part: Node) -> Node:
     """Quantizes and dequantizes a part as a node does with the whole."""
-    quantized = graph.call_function(rounding.target, (part, *rounding.args[1:]))
+    operators = torch.ops.quantized_decomposed
+    quantized = graph.call_function(operators.quantize_per_tensor.default, (part, *rounding.args[1:]))
     with graph.inserting_after(quantized):
-        restored = graph.call_function(next(iter(rounding.users)).target, (quantized, *rounding.args[1:]))
+        restored = graph.call_function(operators.dequantize_per_tensor.default, (quantized, *rounding.args[1:]))
     quantized.meta = restored.meta = dict(part.meta)
     return restored
 
@@ -228,10 +237,11 @@ def _steps(model: nn.Module, inputs: Arguments) -> dict[str, int]:
     """How far each place is from the simulation in XNNPACK's kernels: a second file, of the model in pieces."""
     cut = Cut(model, inputs, ExecutorchDialect(), unsigned=False)
     pieces: Arguments = (*inputs, cut.feeds), {}
-    return cut.steps(_runner(_binary(cut, _delegated(cut, pieces)), pieces)())
+    return cut.steps(runner(_binary(cut, _delegated(cut, pieces)), pieces)())
 
 
-def _runner(program: bytes, inputs: Arguments) -> Callable[[], list[Tensor]]:
+def runner(program: bytes, inputs: Arguments) -> Callable[[], list[Tensor]]:
+    """Runs a program on some inputs in ExecuTorch's runtime."""
     from executorch.runtime import Runtime
 
     loaded = Runtime.get().load_program(program)
@@ -240,16 +250,3 @@ def _runner(program: bytes, inputs: Arguments) -> Callable[[], list[Tensor]]:
     values = [value.contiguous() if isinstance(value, Tensor) else value for value in tree_leaves(inputs)]
     # The program must outlive its method; outputs lie in memory that the next run writes to.
     return lambda: loaded and [output.clone() for output in method.execute(values)]
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """XNNPACK computes with one thread."""
-    from executorch.extension.pybindings import portable_lib
-
-    threads = portable_lib._threadpool_get_thread_count()
-    portable_lib._unsafe_reset_threadpool(1)
-    try:
-        yield
-    finally:
-        portable_lib._unsafe_reset_threadpool(threads)

@@ -27,7 +27,7 @@ def finalize(model: nn.Module, *, module: str = "") -> nn.Module:
     if module and module not in dict(model.named_modules()):
         raise ValueError(f"finalize: the model has no module {module!r}.")
     plain = copy.deepcopy(model.get_submodule(module)).eval()
-    return plain.requires_grad_(False)
+    return _eager(plain).requires_grad_(False)
 
 
 def float_copy(model: nn.Module) -> nn.Module:
@@ -35,3 +35,12 @@ def float_copy(model: nn.Module) -> nn.Module:
     plain = finalize(model)
     remove_quantizers(plain)
     return plain
+
+
+def _eager(model: nn.Module) -> nn.Module:
+    """A model without ``torch.compile``, in place."""
+    model = getattr(model, "_orig_mod", model)
+    model._compiled_call_impl = None
+    for name, child in list(model.named_children()):
+        setattr(model, name, _eager(child))
+    return model

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lightning_compress.export.capture import captured, exporting, lowered_or_float
+from lightning_compress.export.elsewhere import run_elsewhere
 from lightning_compress.export.files import written
 from lightning_compress.export.inputs import Arguments, batched
 from lightning_compress.export.outputs import difference, median_seconds, one_thread, outputs_of_model
@@ -87,7 +85,7 @@ def export_program(
         loaded = torch.export.load(partial)
         _check_integers(loaded, lowered)
         steps = _steps(model, inputs) if is_quantized(model) else None
-        apart = difference(outputs_of_model(model, inputs), _outputs_elsewhere(partial, inputs))
+        apart = difference(outputs_of_model(model, inputs), run_elsewhere(_ELSEWHERE, partial, inputs))
         seconds = _latency(loaded.module(), as_arguments(example_inputs))
     return ProgramFile(Path(path), Path(path).stat().st_size, seconds, steps, apart, tuple(lowered.left_in_float))
 
@@ -135,17 +133,6 @@ def _steps(model: nn.Module, inputs: Arguments) -> dict[str, int]:
     cut = Cut(model, inputs, ProgramDialect(), unsigned=True)
     with torch.no_grad():
         return cut.steps(cut(*inputs, cut.feeds))
-
-
-def _outputs_elsewhere(path: Path, inputs: Arguments) -> list[Tensor]:
-    """What a fresh process without this package computes."""
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(inputs, f"{folder}/inputs.pt")
-        command = [sys.executable, "-c", _ELSEWHERE, str(path.resolve())]
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        if result.returncode:
-            raise RuntimeError(f"Another process cannot run the program: {result.stderr.strip().splitlines()[-1]}")
-        return torch.load(f"{folder}/outputs.pt")
 
 
 def _latency(model: nn.Module, inputs: Arguments) -> float:

@@ -66,7 +66,8 @@ def test_weights_are_bytes_and_nothing_else_is_kept(model: nn.Module, file: Prog
 
 def test_another_process_needs_only_pytorch(file: ProgramFile, tmp_path: Path) -> None:
     code = (
-        "import sys, torch\nmodel = torch.export.load(sys.argv[1]).module()\nprint(model(torch.ones(3, 3, 8, 8)).shape)\n"
+        "import sys, torch\nmodel = torch.export.load(sys.argv[1]).module()\n"
+        "print(model(torch.ones(3, 3, 8, 8)).shape)\n"
         "assert not [name for name in sys.modules if name.startswith('lightning')]"
     )
     command = [sys.executable, "-I", "-c", code, str(file.path)]
@@ -77,7 +78,7 @@ def test_another_process_needs_only_pytorch(file: ProgramFile, tmp_path: Path) -
 def test_a_third_of_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
-    monkeypatch.setattr(programs, "_outputs_elsewhere", lambda path, inputs: outputs(quantized, inputs[0]))
+    monkeypatch.setattr(programs, "run_elsewhere", lambda code, path, inputs: outputs(quantized, inputs[0]))
     quantized = lc.calibrate(timm.create_model("resnet20_cifar"), [torch.randn(4, 3, 16, 16)])
     file = lc.export_program(quantized, tmp_path / "model.pt2", torch.randn(2, 3, 16, 16))
     assert file.num_bytes < 0.3 * 4 * sum(p.numel() for p in quantized.parameters())
@@ -118,6 +119,6 @@ def test_a_file_that_another_process_cannot_run_replaces_nothing(
 ) -> None:
     (tmp_path / "model.pt2").write_text("old")
     monkeypatch.setattr(programs, "_ELSEWHERE", "raise SystemExit('no such operator')")
-    with pytest.raises(RuntimeError, match="Another process cannot run the program: no such operator"):
+    with pytest.raises(RuntimeError, match=r"cannot run the \.pt2 file: no such operator"):
         lc.export_program(nn.Linear(2, 2), tmp_path / "model.pt2", torch.ones(2, 2))
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

@@ -1,0 +1,162 @@
+"""The integers of a lowered model are those of the simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lightning_compress as lc
+from lightning_compress.quantization.lowering import Bias, Grid, Layer, Lowered, Weight, lower
+from lightning_compress.quantization.simulation import is_quantized, quantizers_of
+from tests.cases import assert_same
+from tests.export.nets import SUBJECTS, Subject, outputs
+
+SUBJECT = SUBJECTS["residual"]
+
+
+class Eager:
+    """Integers as floats that are whole."""
+
+    opaque: frozenset[str] = frozenset()
+
+    def activation(self, x: Tensor, grid: Grid) -> Tensor:
+        q = (torch.round(x * (1 / grid.scale)) + grid.zero_point).clamp(grid.low, grid.high)
+        return (q - grid.zero_point) * grid.scale
+
+    def weight(self, weight: Weight) -> Tensor:
+        return weight.value()
+
+    def bias(self, bias: Bias) -> Tensor:
+        return bias.integers * bias.scale
+
+
+def lowered_of(model: nn.Module, subject: Subject = SUBJECT, **kwargs: Any) -> Lowered:
+    return lower(model, subject.batch(2), Eager(), **kwargs)
+
+
+def layers(lowered: Lowered) -> Mapping[str, Layer]:
+    return {layer.name: layer for layer in lowered.layers}
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("unsigned", [True, False])
+def test_a_lowered_model_computes_what_the_simulation_does(name: str, unsigned: bool) -> None:
+    subject = SUBJECTS[name]
+    model = subject.quantized()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    lowered = lower(model, subject.batch(2), Eager(), unsigned=unsigned)
+    assert_same({**model.state_dict()}, before)
+    assert not is_quantized(lowered.model)
+    for ours, theirs in zip(outputs(model, subject.batch(3)), outputs(lowered.model, subject.batch(3)), strict=True):
+        assert (ours - theirs).abs().max() <= 3 * ours.abs().max() / (15 if subject.numbers else 255)
+    low, high = (0, 255) if unsigned else (-128, 127)
+    assert all(low <= grid.low <= grid.zero_point <= grid.high <= high for grid in lowered.grids)
+
+
+def test_batch_norms_only_rescale_channels() -> None:
+    model = SUBJECT.quantized()
+    layer = layers(lowered_of(model))["conv1"]
+    attached = next(a for a in quantizers_of(model) if a.name == "conv1.weight")
+    integers = attached.quantizer.to_integers(attached.module, model.conv1.weight)
+    gammas = model.bn1.weight.detach()
+    assert layer.weight.integers.dtype == torch.int8
+    assert (layer.weight.scale > 0).all()
+    assert (layer.weight.integers[gammas == 0] == 0).all()
+    normal = (gammas.abs() > 1e-4).nonzero().flatten().tolist()
+    for channel in normal:
+        assert_same(layer.weight.integers[channel].int(), integers[channel] * int(gammas[channel].sign()))
+
+
+def test_a_folded_weight_and_bias_are_the_norm_of_the_convolution() -> None:
+    model = SUBJECT.quantized()
+    layer = layers(lowered_of(model))["conv2"]
+    factor = model.bn2.weight / torch.sqrt(model.bn2.running_var + model.bn2.eps)
+    scale = next(a for a in quantizers_of(model) if a.name == "conv2.weight")
+    rounded = scale.quantizer(scale.module, model.conv2.weight)
+    torch.testing.assert_close(layer.weight.value(), (rounded * factor[:, None, None, None]).detach())
+    assert isinstance(layer.bias, Bias)
+    expected = (model.conv2.bias - model.bn2.running_mean) * factor + model.bn2.bias
+    torch.testing.assert_close(layer.bias.value, expected.detach(), atol=1e-4, rtol=1e-4)
+    assert layer.input is not None
+    torch.testing.assert_close(layer.bias.scale, layer.weight.scale * layer.input.scale)
+
+
+def test_zeros_stay_zeros() -> None:
+    model = SUBJECT.quantized()
+    for name, layer in layers(lowered_of(model)).items():
+        assert (layer.weight.integers[model.get_submodule(name).weight == 0] == 0).all()
+
+
+def test_biases_never_overflow() -> None:
+    model = SUBJECT.quantized()
+    with torch.no_grad():
+        model.bn1.weight.copy_(torch.tensor([0.0, 1e-30, -1e-12, 1e-8, 1.0, 1.0, 1.0, 1.0]))
+        model.bn1.bias.fill_(5.0)
+    layer = layers(lowered_of(model))["conv1"]
+    assert isinstance(layer.bias, Bias)
+    assert layer.bias.integers.abs().max() < 1.001 * 2**30
+    torch.testing.assert_close(layer.bias.value[0], torch.tensor(5.0), atol=1e-3, rtol=0)
+
+
+def test_weights_alone_leave_floats_elsewhere() -> None:
+    torch.manual_seed(0)
+    model = lc.calibrate(SUBJECT.make(), [SUBJECT.batch(4)], activations=None)
+    lowered = lowered_of(model)
+    assert lowered.grids == []
+    assert all(layer.input is None and not isinstance(layer.bias, Bias) for layer in lowered.layers)
+    (ours,), (theirs,) = outputs(model, SUBJECT.batch(3)), outputs(lowered.model, SUBJECT.batch(3))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_layers_that_are_no_targets_are_listed() -> None:
+    model = lc.calibrate(SUBJECT.make(), [SUBJECT.batch(4)], targets=lc.Targets(exclude=("squeeze",)))
+    lowered = lowered_of(model)
+    assert "squeeze" not in layers(lowered)
+    assert lowered.left_in_float == ["squeeze.conv2d"]
+
+
+def test_what_is_opaque_to_a_target_is_quantized_again() -> None:
+    class Opaque(Eager):
+        opaque = frozenset({"flatten", "chunk"})
+
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = self.fc(x.flatten(1)).chunk(2, dim=1)
+            return left * right
+
+    model = lc.calibrate(Halves(), [torch.randn(8, 2, 4)])
+    plain, again = (lower(model, torch.randn(2, 2, 4), dialect) for dialect in (Eager(), Opaque()))
+    assert not any(grid.is_again for grid in plain.grids)
+    assert [grid.name for grid in again.grids if grid.is_again] == ["fc.linear", "fc.linear"]
+    x = torch.randn(3, 2, 4)
+    assert_same(outputs(plain.model, x), outputs(again.model, x))
+
+
+def test_what_cannot_be_lowered_is_named() -> None:
+    with pytest.raises(ValueError, match="The model has no quantizers"):
+        lowered_of(SUBJECT.make())
+    model = SUBJECT.quantized()
+    next(a for a in quantizers_of(model) if a.name == "conv2.weight").quantizer.ready = False
+    with pytest.raises(ValueError, match=r"The observer of 'conv2\.weight' has never seen a batch"):
+        lowered_of(model)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        (lc.Int(8, symmetric=False), "The weights of 'fc' are affine"),
+        (lc.Int(4, granularity=4), "The weights of 'fc' have a scale for each group of 4 inputs"),
+    ],
+)
+def test_weights_that_no_kernel_takes_are_refused_by_name(numbers: lc.Int, words: str) -> None:
+    model = lc.calibrate(SUBJECT.make(), [SUBJECT.batch(4)], weights={"fc": numbers, "*": lc.Int(8)})
+    with pytest.raises(ValueError, match=words):
+        lowered_of(model)

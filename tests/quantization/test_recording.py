@@ -1,0 +1,55 @@
+"""The integers of a simulation."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import lightning_compress as lc
+from lightning_compress.quantization.recording import record
+from lightning_compress.quantization.simulation import quantizers_of
+from tests.cases import assert_same
+from tests.export.nets import SUBJECTS, outputs
+
+SUBJECT = SUBJECTS["residual"]
+
+
+def test_a_run_gives_the_same_output_and_leaves_the_model_alone() -> None:
+    model = SUBJECT.quantized().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    output, _ = record(model, SUBJECT.batch(2))
+    assert model.training
+    assert_same({**model.state_dict()}, before)
+    assert_same([output], outputs(model.eval(), SUBJECT.batch(2)))
+
+
+def test_every_place_in_the_order_of_the_run() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    x = torch.randn(8, 3)
+    quantized = lc.calibrate(model, [x])
+    output, kept = record(quantized, x)
+    assert [name for name, _ in kept] == ["0.linear_input_0", "1.relu", "2.linear"]
+    assert {integers.dtype for _, integers in kept} == {torch.int32}
+    last = next(a for a in quantizers_of(quantized) if a.name == "2.linear")
+    scale, zero_point = last.quantizer.grid(last.module)
+    torch.testing.assert_close((kept[-1][1] - zero_point) * scale, output, atol=1e-6, rtol=0)
+
+
+def test_places_that_are_passed_twice_are_kept_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.fc(x))
+
+    _, kept = record(lc.calibrate(Twice(), [torch.randn(8, 3)]), torch.randn(2, 3))
+    assert [name for name, _ in kept] == ["fc.linear_input_0", "fc.linear", "fc.linear_call_1"]
+
+
+def test_integers_are_those_of_the_numbers() -> None:
+    numbers = lc.Int(4)
+    model = lc.calibrate(nn.Sequential(nn.Linear(3, 3)), [torch.randn(8, 3)], activations=numbers)
+    _, kept = record(model, torch.randn(64, 3) * 10)
+    assert all((int(t.min()), int(t.max())) == (0, 15) for _, t in kept)
