@@ -9,9 +9,9 @@ from tests.distributed import jobs
 from tests.distributed.pool import Pool
 
 
-def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], *, single: bool = False) -> None:
     for name in theirs:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4 if single else 1e-9, atol=1e-5 if single else 1e-11)
 
 
 @every_case
@@ -23,7 +23,7 @@ def test_two_processes_are_one(case: Case, pool: Pool) -> None:
     if "union" not in case.differs:
         one = jobs.fit(case.name, "one")
         assert_same(first.masks, one.masks)
-        assert_close(first.state, one.state)
+        assert_close(first.state, one.state, single="double" in case.differs)
 
 
 @every_case

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import lightning_compress as lc
+
+
+@pytest.mark.parametrize("bits", [1, 9, 0, -4, 32, 8.0, True, "8", None])
+def test_bits_that_are_none(bits: Any) -> None:
+    with pytest.raises(ValueError, match=r"must be a whole number from 2 to 8; None leaves layers in float"):
+        lc.Int(bits)
+
+
+@pytest.mark.parametrize("granularity", ["row", "", 0, 1, -8, True, 2.5])
+def test_granularities_that_are_none(granularity: Any) -> None:
+    with pytest.raises(ValueError, match="must be 'tensor', 'channel' or a group size above 1"):
+        lc.Int(8, granularity=granularity)
+
+
+@pytest.mark.parametrize("granularity", ["channel", 32])
+def test_activations_share_one_scale(granularity: Any) -> None:
+    with pytest.raises(ValueError, match=r"activations: Int\(granularity=.* is for weights"):
+        lc.Int(8, granularity=granularity).for_activations()
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_limits(bits: int) -> None:
+    weights, activations = lc.Int(bits).for_weights(), lc.Int(bits).for_activations()
+    assert (weights.low, weights.high) == (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)
+    assert (activations.low, activations.high) == (0, 2**bits - 1)
+
+
+def test_what_is_usual_fills_what_is_not_said() -> None:
+    assert lc.Int(8).for_weights() == lc.Int(8, symmetric=True, granularity="channel", observer=lc.MinMax())
+    assert lc.Int(8).for_activations() == lc.Int(8, symmetric=False, granularity="tensor", observer=lc.MovingAverage())
+
+
+def test_what_is_said_stays() -> None:
+    weights = lc.Int(4, symmetric=False, granularity=16, observer=lc.MSE())
+    assert weights.for_weights() == weights
+    activations = lc.Int(4, symmetric=True, granularity="tensor", observer=lc.Histogram())
+    assert activations.for_activations() == activations

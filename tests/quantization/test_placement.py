@@ -1,0 +1,120 @@
+"""Where quantizers go in nets of the usual forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lightning_compress as lc
+from lightning_compress.quantization.calibration import trace
+from lightning_compress.quantization.placement import Place, Placement
+from lightning_compress.quantization.sites import Call
+from tests.quantization.nets import Attends, Dense, Gate, Residual, conv
+
+
+def placed(model: nn.Module, x: Tensor | None = None, exclude: tuple[str, ...] = ()) -> Placement:
+    targets = lc.Targets(exclude=exclude).select(model)
+    return Placement(trace(model, torch.randn(2, 4, 3, 3) if x is None else x), {t.layer: True for t in targets})
+
+
+def names(model: nn.Module, x: Tensor | None = None, exclude: tuple[str, ...] = ()) -> set[str]:
+    return {f"{place.module}.{place.name}".lstrip(".") for place in placed(model, x, exclude).activations()}
+
+
+def left(placement: Placement) -> list[str]:
+    return [f"{node.module}.{node.call.function}".lstrip(".") for node in placement.left_in_float()]
+
+
+def test_residual() -> None:
+    assert names(Residual()) == {
+        "first.0.conv2d_input_0",  # the image, once, for the addition too
+        "relu.relu",
+        "second.1.batch_norm",  # what is added, after the norm that is folded
+        "add_input_1",
+        "relu.relu_call_1",
+    }
+    assert left(placed(Residual())) == []
+
+
+def test_squeeze_and_excite() -> None:
+    assert names(Gate()) == {
+        "body.0.conv2d_input_0", "body.1.batch_norm", "mean", "relu", "up.conv2d", "sigmoid", "mul",
+    }  # fmt: skip
+
+
+def test_silu_has_a_sigmoid_inside() -> None:
+    assert names(nn.Sequential(conv(), nn.SiLU(), nn.Conv2d(4, 4, 1))) == {
+        "0.0.conv2d_input_0", "0.1.batch_norm", "1.silu_inner", "1.silu", "2.conv2d",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("curve", [nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid, nn.LeakyReLU])
+def test_curves_have_quantizers_on_both_sides(curve: type[nn.Module]) -> None:
+    function = {"Hardswish": "hardswish", "Sigmoid": "sigmoid", "Hardsigmoid": "hardsigmoid", "LeakyReLU": "leaky_relu"}
+    assert names(nn.Sequential(conv(), curve())) == {
+        "0.0.conv2d_input_0", "0.1.batch_norm", f"1.{function[curve.__name__]}",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("clip", [nn.ReLU, nn.ReLU6, nn.Hardtanh])
+def test_clips_have_one_behind_alone(clip: type[nn.Module]) -> None:
+    found = names(nn.Sequential(conv(), clip()))
+    assert len(found) == 2
+    assert "0.1.batch_norm" not in found
+
+
+def test_densenet() -> None:
+    # The concatenation is quantized, and so are its parts; the norm behind it is not folded and stays in float.
+    found = placed(Dense())
+    assert left(found) == ["norm.batch_norm"]
+    assert {"stem.conv2d", "cat", "relu", "conv.conv2d"} <= names(Dense())
+    assert "norm.batch_norm" not in names(Dense())
+
+
+def test_pooling_and_flattening_pass_a_scale_on() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.MaxPool2d(3), nn.Dropout(), nn.Flatten(), nn.Linear(4, 2))
+    assert names(model) == {"0.conv2d_input_0", "1.relu", "5.linear"}
+
+
+def test_attention_is_left_in_float() -> None:
+    found = placed(Attends(), torch.randn(2, 3, 4), exclude=("attention", "attention.out_proj"))
+    assert {node.module for node in found.weights()} == {"before", "after"}
+    assert any("attention" in name for name in left(found))
+
+
+def test_excluded_layers_are_left_in_float_and_listed() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    found = placed(model, exclude=("2",))
+    assert left(found) == ["2.conv2d"]
+    assert [node.module for node in found.weights()] == ["0", "4"]
+    assert names(model, exclude=("2",)) == {"0.conv2d_input_0", "1.relu", "3.relu", "4.conv2d"}
+
+
+def test_a_number_is_no_operand() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 1)
+            self.register_buffer("two", torch.tensor(2.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x * self.two) + 1.0
+
+    assert names(Scaled()) == {"mul", "conv.conv2d"}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        Place("a.b", Call(""), "weight"),
+        Place("", Call("conv2d", 1), "weight"),
+        Place("a", Call("relu")),
+        Place("a", Call("max_pool2d", 2, 1)),
+        Place("a", Call("cat", 0, 3), "input_11"),
+        Place("a", Call("silu", 1), "inner"),
+        Place("a", Call("leaky_relu", 0, 2)),
+    ],
+)
+def test_places_by_their_names(place: Place) -> None:
+    assert Place.named(place.module, place.name) == place
