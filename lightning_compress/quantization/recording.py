@@ -23,8 +23,11 @@ class _Recorded:
         self.kept = kept
 
     def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
-        self.kept.append((self.name, self.quantizer.to_integers(module, x)))
-        return self.quantizer(module, x)
+        rounded = self.quantizer(module, x)
+        scale, zero_point = self.quantizer.grid(module)
+        # Of what it made: on their own, halves might be rounded the other way.
+        self.kept.append((self.name, (torch.round(rounded / scale) + zero_point).to(torch.int32)))
+        return rounded
 
 
 def record(model: nn.Module, inputs: Any) -> tuple[Any, list[tuple[str, Tensor]]]:

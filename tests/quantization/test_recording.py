@@ -53,3 +53,12 @@ def test_integers_are_those_of_the_numbers() -> None:
     model = lc.calibrate(nn.Sequential(nn.Linear(3, 3)), [torch.randn(8, 3)], activations=numbers)
     _, kept = record(model, torch.randn(64, 3) * 10)
     assert all((int(t.min()), int(t.max())) == (0, 15) for _, t in kept)
+
+
+def test_halves_are_rounded_as_in_the_simulation() -> None:
+    model = lc.calibrate(nn.Sequential(nn.Linear(1, 1)), [torch.randn(64, 1)])
+    attached = next(a for a in quantizers_of(model) if a.name == "0.linear_input_0")
+    scale, zero_point = attached.quantizer.grid(attached.module)
+    halves = (torch.arange(256)[:, None] + 0.5 - zero_point) * scale
+    _, kept = record(model, halves)
+    assert_same((kept[0][1] - zero_point) * scale, attached.quantizer(attached.module, halves))
