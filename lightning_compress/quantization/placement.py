@@ -119,8 +119,8 @@ class Placement:
                 continue
             if node.call.function not in _CLIPPING:
                 for k, value in enumerate(self.data_operands(node)):
-                    origin = self.origin(value)
-                    if origin not in self.graph.maker:
+                    maker = self.graph.maker.get(self.origin(value))
+                    if maker is None or not maker.is_tensor:
                         places[Place(node.module, node.call, f"input_{k}")] = None
             if node.call.function == "silu":
                 places[Place(node.module, node.call, "inner")] = None
@@ -172,7 +172,7 @@ class Placement:
         return value
 
     def _place_output(self, node: Node, places: dict[Place, None]) -> None:
-        if node.call.function in PASSING | _FORMAL or len(node.outputs) != 1:
+        if node.call.function in PASSING | _FORMAL or not node.is_tensor:
             return
         value = node.outputs[0]
         if not self._is_clipped_or_folded(value, node) and (self._computes_integers(node) or self._is_wanted(value)):

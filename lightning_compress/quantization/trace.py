@@ -25,6 +25,7 @@ class Node:
         weight: Name of the module's own parameter that was its second argument, if one was.
         outputs: Values of the tensors it returned.
         shapes: Shapes of the operands.
+        is_tensor: Whether what it returned is a tensor, not a tuple that holds one.
     """
 
     module: str
@@ -33,6 +34,7 @@ class Node:
     weight: str | None
     outputs: tuple[int, ...]
     shapes: tuple[torch.Size, ...]
+    is_tensor: bool
 
 
 @dataclass
@@ -99,7 +101,8 @@ class _Recorder(Sites):
         if made:
             second = args[1] if len(args) > 1 else kwargs.get("weight")
             weight = next((n for n, p in module.named_parameters(recurse=False) if p is second), None)
-            node = Node(self.name, Call(name, occurrence, self.repeat), values, weight, made, shapes)
+            call = Call(name, occurrence, self.repeat)
+            node = Node(self.name, call, values, weight, made, shapes, isinstance(output, Tensor))
             self.run.graph.nodes.append(node)
             self.run.graph.maker.update(dict.fromkeys(made, node))
         return output

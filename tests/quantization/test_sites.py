@@ -217,8 +217,8 @@ def test_one_graph_when_compiled() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.shared(F.relu(self.linear(x)) + x)
 
-    # The outermost module's hooks run outside of the graph, and the "eager" backend's functions are then seen again,
-    # which quantizers do not mind: what is on a grid stays there.
+    # Behind another module: hooks of the outermost one run outside of the graph, and the "eager" backend, unlike
+    # Inductor, then calls functions that their mode takes for the model's.
     model = nn.Sequential(Nested())
     shared = Sites({Call("relu", 0, 0): Adds(), Call("relu", 0, 1): Adds()})
     install_all(model, {"0": Sites({Call("relu"): Adds(), Call("add"): Adds()}), "0.shared.relu": shared})

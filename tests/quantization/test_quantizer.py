@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lightning_compress as lc
+from lightning_compress.quantization.quantizer import Quantizer
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def weight(integers: lc.Int, shape: tuple[int, ...], axis: int = 0) -> tuple[nn.Module, Quantizer]:
+    """A module with a quantizer for weights of a shape, which looks at them."""
+    module, quantizer = nn.Module(), Quantizer("weight", integers.for_weights(), axis=axis, is_weight=True)
+    quantizer.attach(module, quantizer.scale_shape(torch.Size(shape)))
+    quantizer.observing = 1
+    return module, quantizer
+
+
+def activation(integers: lc.Int = lc.Int(8, observer=lc.MinMax())) -> tuple[nn.Module, Quantizer]:
+    module, quantizer = nn.Module(), Quantizer("relu", integers.for_activations())
+    quantizer.attach(module, torch.Size())
+    return module, quantizer
+
+
+@pytest.mark.parametrize(
+    ("integers", "shape", "axis", "scales"),
+    [
+        (lc.Int(8), (6, 4, 3, 3), 0, (6,)),
+        (lc.Int(8), (6, 4, 3, 3), 1, (4,)),
+        (lc.Int(4, granularity="tensor"), (6, 4), 0, ()),
+        (lc.Int(4, granularity=2), (6, 8), 0, (6, 4)),
+        (lc.Int(4, symmetric=False), (6, 8), 0, (6,)),
+    ],
+)
+def test_scales_of_weights(integers: lc.Int, shape: tuple[int, ...], axis: int, scales: tuple[int, ...]) -> None:
+    module, quantizer = weight(integers, shape, axis)
+    w = normal(*shape)
+    rounded = quantizer(module, w)
+    assert rounded.shape == w.shape
+    assert module.quant_weight_scale.shape == scales
+    assert hasattr(module, "quant_weight_zero_point") == (integers.symmetric is False)
+    rows = {0: w.flatten(1), 1: w.movedim(1, 0).flatten(1)}[axis] if len(scales) == 1 else w.reshape(-1, 2)
+    if len(scales) == 0:
+        rows = w.reshape(1, -1)
+    steps = 2 ** (integers.bits - 1) - 1
+    if integers.symmetric is None:
+        expected = (rows.abs().amax(dim=1) / steps).view(scales)
+        torch.testing.assert_close(module.quant_weight_scale, expected)
+    assert (rounded - w).abs().max() <= module.quant_weight_scale.max() * 0.5001
+    assert quantizer.to_integers(module, w).unique().numel() <= 2**integers.bits
+
+
+def test_as_it_is_until_something_was_seen() -> None:
+    module, quantizer = activation()
+    x = normal(20, 3)
+    assert quantizer(module, x) is x
+    assert module.quant_relu_scale == 0
+    quantizer.observing = 1
+    assert quantizer(module, x) is x  # what is seen applies from the next step on
+    quantizer.update(module)
+    assert quantizer.ready
+    assert not torch.equal(quantizer(module, x), x)
+    quantizer.quantizing = False
+    assert quantizer(module, x) is x
+
+
+def test_looks_since_the_last_update_count_together() -> None:
+    module, quantizer = activation()
+    quantizer.observing = 1
+    for x in (torch.tensor([0.0, 1.0]), torch.tensor([0.5, 2.55])):
+        quantizer(module, x)
+    quantizer.update(module)
+    torch.testing.assert_close(module.quant_relu_scale, torch.tensor(0.01))
+    assert module.quant_relu_zero_point == 0
+    before = module.quant_relu_scale.clone()
+    quantizer.update(module)  # nothing new
+    assert torch.equal(module.quant_relu_scale, before)
+
+
+def test_a_part_of_the_batch_is_looked_at_but_never_few_samples() -> None:
+    for num, part, seen in [(160, 8, 20), (40, 8, 16), (8, 8, 8), (160, 1, 160)]:
+        module, quantizer = activation()
+        quantizer.observing = part
+        quantizer(module, torch.arange(num).float().unsqueeze(1))
+        assert quantizer.seen is not None
+        assert quantizer.seen.extremes[0, 1] == seen - 1
+
+
+def test_a_scale_that_is_learned_is_a_parameter_and_is_found_once() -> None:
+    module, quantizer = activation(lc.Int(4, observer=lc.Learned()))
+    assert dict(module.named_parameters()).keys() == {"quant_relu_scale", "quant_relu_zero_point"}
+    quantizer.observing = 1
+    quantizer(module, normal(100, 3))
+    quantizer.update(module)
+    before = module.quant_relu_scale.detach().clone()
+    assert before > 0
+    quantizer(module, 100 * normal(100, 3))
+    quantizer.update(module)
+    assert torch.equal(module.quant_relu_scale, before)
+    quantizer(module, normal(10, 3)).sum().backward()
+    assert module.quant_relu_scale.grad is not None
+
+
+def test_a_learned_scale_may_step_across_zero() -> None:
+    module, quantizer = activation(lc.Int(4, symmetric=True, observer=lc.Learned()))
+    quantizer.ready = True
+    x = normal(50)
+    rounded = []
+    for sign in (1.0, -1.0):
+        module.quant_relu_scale.data.fill_(0.1 * sign)
+        rounded.append(quantizer(module, x))
+    torch.testing.assert_close(*rounded)
+    module.quant_relu_scale.data.zero_()
+    assert torch.isfinite(quantizer(module, x)).all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_told_with_the_place(bad: float) -> None:
+    module, quantizer = activation()
+    quantizer.observing = 1
+    quantizer(module, torch.tensor([1.0, bad]))
+    with pytest.raises(ValueError, match=r"NaN or infinity at 'net.relu': training has diverged"):
+        quantizer.update(module, "net.relu")
+
+
+def test_empty_channels_stay_zero_and_finite() -> None:
+    module, quantizer = weight(lc.Int(8), (3, 4))
+    w = normal(3, 4)
+    w[1] = 0.0
+    rounded = quantizer(module, w)
+    assert torch.equal(rounded[1], torch.zeros(4))
+    assert (module.quant_weight_scale > 0).all()
+
+
+def test_zeros_of_a_sparse_weight_stay() -> None:
+    for integers in (lc.Int(4), lc.Int(4, symmetric=False), lc.Int(2, granularity=2), lc.Int(4, observer=lc.MSE())):
+        module, quantizer = weight(integers, (8, 8))
+        w = normal(8, 8)
+        w[torch.rand(8, 8, generator=torch.Generator().manual_seed(0)) < 0.5] = 0.0
+        assert (quantizer(module, w)[w == 0] == 0).all()
+
+
+def test_an_average_of_zero_points_is_applied_whole() -> None:
+    module, quantizer = activation()
+    quantizer.ready = True
+    module.quant_relu_scale.fill_(0.1)
+    module.quant_relu_zero_point.fill_(2.6)
+    assert quantizer(module, torch.tensor([0.0, -9.0])).tolist() == pytest.approx([0.0, -0.3])
+    assert quantizer.grid(module)[1] == 3
+
+
+def test_half_precision_is_rounded_in_single() -> None:
+    module, quantizer = activation()
+    quantizer.observing = 1
+    x = normal(64, 4).bfloat16()
+    quantizer(module, x)
+    quantizer.update(module)
+    assert module.quant_relu_scale.dtype is torch.float32
+    rounded = quantizer(module, x)
+    assert rounded.dtype is torch.bfloat16
+    assert torch.equal(rounded, quantizer(module, x.float()).bfloat16())
+
+
+def test_taken_from_another() -> None:
+    (module, quantizer), (other_module, other) = activation(), activation()
+    quantizer.take(module, other_module, other)
+    assert not quantizer.ready
+    other.observing = 1
+    other(other_module, normal(20))
+    other.update(other_module)
+    quantizer.take(module, other_module, other)
+    assert quantizer.ready
+    assert torch.equal(module.quant_relu_scale, other_module.quant_relu_scale)
+    assert torch.equal(module.quant_relu_zero_point, other_module.quant_relu_zero_point)
+
+
+def test_detached_nothing_is_left() -> None:
+    for integers in (lc.Int(8), lc.Int(8, symmetric=True), lc.Int(8, observer=lc.Learned())):
+        module, quantizer = activation(integers)
+        quantizer.detach(module)
+        assert not module.state_dict()
