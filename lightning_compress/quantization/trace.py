@@ -73,14 +73,16 @@ class Graph:
 class _Recorder(Sites):
     """Sites that write down every call."""
 
-    def __init__(self, name: str, run: _Run) -> None:
+    def __init__(self, name: str, run: _Run, parent: Sites | None) -> None:
         super().__init__()
         self.name = name
         self.run = run
+        self.parent = parent
 
     def begin(self, module: nn.Module) -> None:
         super().begin(module)
-        self.repeat += 1
+        # Calls from outside the parent's, such as a training step's of two views, are all the same call.
+        self.repeat = self.repeat + 1 if self.parent is not None and self.parent.modes else 0
         self.run.graph.called.add(self.name)
         for child in module.children():
             sites = sites_of(child)
@@ -137,7 +139,8 @@ def recording(model: nn.Module) -> Iterator[Graph]:
     run = _Run(model)
     modules = dict(model.named_modules())
     for name, module in modules.items():
-        install(module, _Recorder(name, run))
+        parent = sites_of(modules[name.rpartition(".")[0]]) if name else None
+        install(module, _Recorder(name, run, parent))
     try:
         yield run.graph
     finally:

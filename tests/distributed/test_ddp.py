@@ -11,7 +11,9 @@ from tests.distributed.pool import Pool
 
 def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], *, single: bool = False) -> None:
     for name in theirs:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4 if single else 1e-9, atol=1e-5 if single else 1e-11)
+        torch.testing.assert_close(
+            ours[name], theirs[name], rtol=1e-4 if single else 1e-9, atol=1e-5 if single else 1e-11
+        )
 
 
 @every_case

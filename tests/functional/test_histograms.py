@@ -109,9 +109,7 @@ def test_the_divergence_clips_outliers_and_keeps_what_has_none() -> None:
     ends = []
     for rows in (plain, flat, outliers):
         counts, extremes = histogram(rows)
-        low, high = histograms.best_span(
-            counts, extremes, num_levels=256, symmetric=False, loss=histograms.divergence
-        )
+        low, high = histograms.best_span(counts, extremes, num_levels=256, symmetric=False, loss=histograms.divergence)
         assert low == 0
         assert 0 < high <= extremes[0, 1]
         ends.append(float(high / extremes[0, 1]))

@@ -138,7 +138,11 @@ def test_arithmetic_is_wide_and_the_type_stays(dtype: torch.dtype) -> None:
 
 
 def test_integers_are_what_is_rounded_to() -> None:
-    x, scale, zero = normal(4, 50), torch.tensor([0.1, 0.02, 0.3, 0.007]).view(4, 1), torch.tensor([3.0, 0, 9, 15]).view(4, 1)
+    x, scale, zero = (
+        normal(4, 50),
+        torch.tensor([0.1, 0.02, 0.3, 0.007]).view(4, 1),
+        torch.tensor([3.0, 0, 9, 15]).view(4, 1),
+    )
     integers = to_integers(x, scale, zero, low=0, high=15)
     assert integers.dtype is torch.int32
     assert integers.min() >= 0

@@ -81,6 +81,9 @@ def test_evaluation_of_a_checkpoint_after_the_fit(case: Case, tmp_path: Path) ->
     for stage in ("test", "validate"):
         fresh = getattr(trainer(case.evaluating()), stage)(Net(), val_loader(), ckpt_path=best.best_model_path)
         assert_same(list(fresh[0].values()), list(ours[0].values()))
+    images = DataLoader(dataset(16), batch_size=8)
+    fresh = trainer(case.evaluating()).predict(Net(), images, ckpt_path=best.best_model_path)
+    assert_same(fresh, run.predict(model, images, ckpt_path="best"))
 
 
 @every_case

@@ -64,7 +64,7 @@ def test_no_batch() -> None:
 
 def test_nan_is_told_with_its_place() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    with pytest.raises(ValueError, match="NaN or infinity at '0.linear_input_0'"):
+    with pytest.raises(ValueError, match=r"NaN or infinity at '0\.linear_input_0'"):
         lc.calibrate(model, [torch.tensor([[1.0, float("nan")]])])
 
 

@@ -51,7 +51,9 @@ def test_percentiles_that_are_none(percentile: float) -> None:
         lc.Percentile(percentile)
 
 
-@pytest.mark.parametrize("observer", [lc.MinMax(), lc.Percentile(), lc.MSE(), lc.Histogram()], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize(
+    "observer", [lc.MinMax(), lc.Percentile(), lc.MSE(), lc.Histogram()], ids=lambda o: type(o).__name__
+)
 def test_batches_in_any_division_and_order_are_the_same(observer: Observer) -> None:
     rows = normal(2, 600) * torch.tensor([[1.0], [0.01]])
     whole = span(observer, rows)
@@ -80,7 +82,9 @@ def test_constants(observer: Observer, value: float) -> None:
         assert torch.isfinite(end).all()
 
 
-@pytest.mark.parametrize(("observer", "clips"), [(lc.MinMax(), False), (lc.Percentile(99.0), True), (lc.MSE(), True), (lc.Histogram(), True)])
+@pytest.mark.parametrize(
+    ("observer", "clips"), [(lc.MinMax(), False), (lc.Percentile(99.0), True), (lc.MSE(), True), (lc.Histogram(), True)]
+)
 def test_an_outlier_is_clipped_or_not(observer: Observer, clips: bool) -> None:
     rows = normal(1, 20_000)
     rows[0, 0] = 100.0

@@ -5,7 +5,9 @@ import torch
 from torch import Tensor, nn
 
 import lightning_compress as lc
+from lightning_compress.quantization.calibration import update
 from lightning_compress.quantization.quantizer import Quantizer
+from lightning_compress.quantization.simulation import Attached
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -123,8 +125,8 @@ def test_what_is_not_finite_is_told_with_the_place(bad: float) -> None:
     module, quantizer = activation()
     quantizer.observing = 1
     quantizer(module, torch.tensor([1.0, bad]))
-    with pytest.raises(ValueError, match=r"NaN or infinity at 'net.relu': training has diverged"):
-        quantizer.update(module, "net.relu")
+    with pytest.raises(ValueError, match=r"NaN or infinity at 'net\.relu': training has diverged"):
+        update([Attached("net", module, quantizer)])
 
 
 def test_empty_channels_stay_zero_and_finite() -> None:

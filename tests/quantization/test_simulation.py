@@ -31,7 +31,9 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "dense": Dense,
     "silu": lambda: nn.Sequential(conv(), nn.SiLU(), nn.Conv2d(4, 4, 1)),
     "transposed": lambda: nn.Sequential(nn.ConvTranspose2d(4, 3, 2), nn.ReLU6(), nn.Conv2d(3, 4, 1)),
-    "norms": lambda: nn.Sequential(nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.InstanceNorm2d(4), nn.Flatten()),
+    "norms": lambda: nn.Sequential(
+        nn.Conv2d(4, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(), nn.InstanceNorm2d(4), nn.Flatten()
+    ),
     "attention": lambda: nn.Sequential(nn.Flatten(2), nn.TransformerEncoderLayer(9, 3, 8, batch_first=True)),
 }
 every_net = pytest.mark.parametrize("make", NETS.values(), ids=NETS)
@@ -181,7 +183,7 @@ def test_a_glob_that_matches_nothing(what: str) -> None:
 def test_groups_of_a_linear_layer() -> None:
     model = lc.calibrate(nn.Linear(8, 3), [torch.randn(5, 8)], weights=lc.Int(4, granularity=4), activations=None)
     assert model.quant_weight_scale.shape == (3, 2)
-    rounded = [a.quantizer(a.module, model.weight) for a in quantizers_of(model)][0]
+    rounded = next(a.quantizer(a.module, model.weight) for a in quantizers_of(model))
     assert (rounded - model.weight).abs().max() <= 0.5001 * model.quant_weight_scale.max()
 
 

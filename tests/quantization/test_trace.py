@@ -69,6 +69,24 @@ def test_repeated_calls_are_numbered() -> None:
     assert graph.nodes[4].call == Call("relu", 0, 0)
 
 
+def test_calls_from_outside_are_the_same_call() -> None:
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.ModuleList([Residual()])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net[0](x) + self.net[0](x)
+
+    graph = record(Views().eval(), torch.randn(1, 2, 3, 3))
+    assert {node.call.repeat for node in graph.nodes} == {0}
+    net = Residual().eval()
+    with recording(net) as graph, torch.no_grad():
+        net(torch.randn(1, 2, 3, 3))
+        net(torch.randn(1, 2, 3, 3))
+    assert {node.call.repeat for node in graph.nodes} == {0}
+
+
 def test_a_part_of_a_graph_knows_no_makers_outside() -> None:
     graph = record(nn.Sequential(Residual(), Residual()).eval(), torch.randn(1, 2, 3, 3))
     part = graph.within(["1"])
