@@ -11,7 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
 # torch.compile wraps a submodule as `_orig_mod`; users write the names they see without it.
-_COMPILED = "_orig_mod."
+COMPILED = "_orig_mod."
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Targets:
         if self.module and self.module not in dict(model.named_modules()):
             raise ValueError(f"Targets: the model has no module {self.module!r}.")
         for spelled, module in model.named_modules():
-            layer = spelled.replace(_COMPILED, "")
+            layer = spelled.replace(COMPILED, "")
             if not isinstance(module, self.types) or not f"{layer}.".startswith(prefix):
                 continue
             for attribute, parameter in module.named_parameters(recurse=False):

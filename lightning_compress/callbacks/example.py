@@ -27,9 +27,9 @@ def training_batch(trainer: Trainer, pl_module: LightningModule) -> Any:
         if isinstance(loader, (list, tuple)) and loader:
             batch = loader[0]
         elif isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
-            few = range(min(loader.batch_size or 2, len(loader.dataset)))
+            few = range(min(loader.batch_size or 2, len(loader.dataset)))  # type: ignore[arg-type]
             batch = next(iter(DataLoader(Subset(loader.dataset, few), len(few), collate_fn=loader.collate_fn)))
         else:
             raise ValueError(f"To take a batch from this training data would move it on: {_ADVICE}")
-        batch = trainer.precision_plugin.convert_input(batch)
+        batch = pl_module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
         return pl_module._apply_batch_transfer_handler(batch, device=torch.device("cpu"))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -19,9 +16,8 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import final
 
 from lightning_compress.callbacks.base import Compression
-from lightning_compress.callbacks.example import training_batch
 from lightning_compress.callbacks.lightning import averaged_models, callbacks_of, is_a, is_built_late
-from lightning_compress.callbacks.probe import TrainingProbe
+from lightning_compress.callbacks.look import Look
 from lightning_compress.callbacks.ranks import check_ranks_agree
 from lightning_compress.callbacks.timing import check_time_fits, check_times_come, progress
 from lightning_compress.constraints.optimizer import CompletedSteps, owners
@@ -33,11 +29,12 @@ from lightning_compress.quantization.simulation import (
     Attached,
     Numbers,
     Plan,
+    digest,
     is_quantized,
+    owners_of,
     quantizers_of,
     remove_quantizers,
 )
-from lightning_compress.quantization.trace import Graph, recording
 from lightning_compress.schedules import Progress, QATSchedule
 from lightning_compress.targets import Targets, shorten
 
@@ -112,7 +109,7 @@ class QuantizationAwareTraining(Compression):
         if stage != "fit" or is_quantized(pl_module):
             return
         try:
-            graph = self._trace(trainer, pl_module)
+            graph = self._look(trainer).graph(pl_module)
         except ValueError as error:
             self._failure = error  # a checkpoint may yet bring the quantizers along
             return
@@ -150,7 +147,8 @@ class QuantizationAwareTraining(Compression):
         stage = self._stage_at(now)
         found = list(quantizers_of(pl_module))
         if stage[0] and not all(attached.quantizer.ready for attached in found):
-            self._look_first(trainer, pl_module, found, batch, batch_idx)
+            self._look(trainer).at_first_batch(pl_module, found, batch, batch_idx, part=_PART_OBSERVED)
+            self._update(trainer, found)
         for model in (pl_module, *averaged_models(trainer)):
             _enter_stage(model, found, quantizing=stage[1])
         for attached in found:
@@ -164,7 +162,7 @@ class QuantizationAwareTraining(Compression):
                 ]
             self._stage = stage
             self.num_changes += 1
-            check_ranks_agree(trainer, _digest(found), "QuantizationAwareTraining: scales")
+            check_ranks_agree(trainer, digest(found), "QuantizationAwareTraining: scales")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -178,7 +176,7 @@ class QuantizationAwareTraining(Compression):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes sure that all ranks have the same scales."""
-        check_ranks_agree(trainer, _digest(quantizers_of(pl_module)), "QuantizationAwareTraining: scales")
+        check_ranks_agree(trainer, digest(quantizers_of(pl_module)), "QuantizationAwareTraining: scales")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Takes off what belongs to the fit; the quantizers stay, as the model is now one of integers."""
@@ -186,7 +184,8 @@ class QuantizationAwareTraining(Compression):
         self._stop_loading(pl_module)
         if self._hooks:
             self._kept = self.state_dict()
-        for handle in (*self._hooks, *self._frozen):
+        handles: list[CompletedSteps | RemovableHandle] = [*self._hooks, *self._frozen]
+        for handle in handles:
             handle.remove()
         self._hooks, self._frozen = [], []
         for attached in quantizers_of(pl_module):
@@ -224,7 +223,7 @@ class QuantizationAwareTraining(Compression):
 
     def _is_target(self, pl_module: LightningModule) -> Mapping[str, bool]:
         try:
-            return {target.layer: True for target in self.targets.select(pl_module)}
+            return owners_of(self.targets.select(pl_module))
         except ValueError as error:
             if not is_built_late(pl_module):
                 raise
@@ -253,51 +252,8 @@ class QuantizationAwareTraining(Compression):
                     "QuantizationAwareTraining before it in callbacks=[...]."
                 )
 
-    def _trace(self, trainer: Trainer, pl_module: LightningModule) -> Graph:
-        given = self.example_inputs is not None or pl_module.example_input_array is not None
-        batch = None if given else training_batch(trainer, pl_module)
-        if not given and not pl_module.automatic_optimization:
-            raise ValueError(
-                "With manual optimization a training step cannot be tried: give example_inputs, or set the "
-                "LightningModule's example_input_array."
-            )
-        probe = self._probe(trainer, pl_module, batch, 0)
-        trainer.precision_plugin.convert_module(probe.model.eval())  # as the strategy will do it with the model
-        with torch.compiler.set_stance("force_eager"), recording(probe.model) as graph, torch.no_grad():
-            try:
-                probe.run() if given else probe.loss()
-            except Exception as error:
-                how = "on example inputs" if given else "in a training step before the fit"
-                raise ValueError(
-                    f"QuantizationAwareTraining could not run the model {how} ({type(error).__name__}: {error}): "
-                    "give example_inputs that it runs on."
-                ) from error
-        return graph.within(_deployed(graph, self.targets.module, list(self._is_target(pl_module))))
-
-    def _probe(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> TrainingProbe:
-        given = self.example_inputs if self.example_inputs is not None else pl_module.example_input_array
-        inputs = trainer.precision_plugin.convert_input(given)
-        return TrainingProbe(trainer, pl_module, batch, batch_idx, module=self.targets.module, example_inputs=inputs)
-
-    def _look_first(
-        self, trainer: Trainer, pl_module: LightningModule, found: Sequence[Attached], batch: Any, batch_idx: int
-    ) -> None:
-        """Looks at a batch in a copy of the model, so that the first step is made with ranges, the same on all ranks."""
-        given = self.example_inputs is not None or pl_module.example_input_array is not None
-        if not pl_module.automatic_optimization and not given:
-            return
-        probe = self._probe(trainer, pl_module, batch, batch_idx)
-        copies = list(quantizers_of(probe.model))
-        for copy in copies:
-            copy.quantizer.observing, copy.quantizer.quantizing = _PART_OBSERVED, False
-        with torch.compiler.set_stance("force_eager"), torch.no_grad():
-            probe.loss() if pl_module.automatic_optimization else probe.run()
-        for attached, copy in zip(found, copies, strict=True):
-            if attached.quantizer.is_weight:
-                attached.quantizer.take(attached.module, copy.module, copy.quantizer)
-            else:
-                attached.quantizer.seen = copy.quantizer.seen
-        self._update(trainer, found)
+    def _look(self, trainer: Trainer) -> Look:
+        return Look(trainer, self.targets, self.example_inputs)
 
     def _update(self, trainer: Trainer, found: Sequence[Attached]) -> None:
         several = trainer.world_size > 1
@@ -335,18 +291,6 @@ def _attach_stored(pl_module: LightningModule, stored: Mapping[str, Tensor], pre
         vars(pl_module)[_PLAN].attach_stored(pl_module, stored)
 
 
-def _deployed(graph: Graph, module: str, layers: Sequence[str]) -> list[str]:
-    """The modules that are deployed: the smallest that was called and has all targets, else those that have some."""
-    if module:
-        return [module]
-    name = ".".join(os.path.commonprefix([layer.split(".")[:-1] for layer in layers]))
-    while name and name not in graph.called:
-        name = name.rpartition(".")[0]
-    if name in graph.called:
-        return [name]
-    return sorted({layer.split(".")[0] for layer in layers})
-
-
 def _enter_stage(model: nn.Module, found: Sequence[Attached], *, quantizing: bool) -> None:
     """Makes a model, or an average of it, round or not; an average gets scales that it has none of yet."""
     for attached, ours in zip(quantizers_of(model), found, strict=True):
@@ -375,14 +319,6 @@ def _known(model: nn.Module) -> dict[str, dict[str, Tensor]]:
         for attached in quantizers_of(model)
         if (known := attached.quantizer.known) is not None and not attached.quantizer.is_weight
     }
-
-
-def _digest(found: Any) -> bytes:
-    digest = hashlib.blake2b(digest_size=8)
-    for attached in found:
-        for tensor in attached.quantizer.grid(attached.module):
-            digest.update(tensor.detach().double().cpu().numpy().tobytes())
-    return digest.digest()
 
 
 def _reduce(operation: Any, tensor: Tensor) -> Tensor:

@@ -123,8 +123,8 @@ def to_integers(x: Tensor, scale: Tensor, zero_point: Tensor, *, low: int, high:
 def scale_of_range(lowest: Tensor, highest: Tensor, *, low: int, high: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     """Scale and zero point of a grid on which ``[lowest, highest]`` and 0.0 lie.
 
-    A scale is never below 1e-4 of the largest beside it, and never zero: constant tensors and empty channels stay
-    finite, and so do integer biases.
+    A scale is never below 1e-4 of the largest beside it in the last dimension, and never zero: constant tensors and
+    empty channels stay finite, and so do integer biases.
 
     Args:
         lowest: Smallest values, any shape.
@@ -138,7 +138,7 @@ def scale_of_range(lowest: Tensor, highest: Tensor, *, low: int, high: int, symm
     """
     lowest, highest = lowest.clamp(max=0), highest.clamp(min=0)
     span = torch.maximum(-lowest, highest) / high if symmetric else (highest - lowest) / (high - low)
-    largest = span.max() if span.numel() else span.sum()
+    largest = span.amax(dim=-1, keepdim=True) if span.ndim and span.numel() else span
     scale = span.clamp(min=torch.finfo(torch.float32).tiny * 2**24).maximum(largest * 1e-4)
     scale = torch.where(largest > 0, scale, torch.ones_like(scale) / high)
     if symmetric:

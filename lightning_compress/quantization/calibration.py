@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from lightning_compress.functional.histograms import widened
 from lightning_compress.quantization.integers import Int
 from lightning_compress.quantization.observers import Seen
-from lightning_compress.quantization.simulation import Attached, Numbers, Plan, quantizers_of
+from lightning_compress.quantization.quantizer import update_alike
+from lightning_compress.quantization.simulation import (
+    Attached,
+    Numbers,
+    Plan,
+    is_quantized,
+    owners_of,
+    quantizers_of,
+)
 from lightning_compress.quantization.trace import Graph, recording
 from lightning_compress.targets import Targets
 
@@ -42,6 +50,8 @@ def calibrate(
     Raises:
         ValueError: If there is no batch, if no target is called in the first one, or if NaN is seen.
     """
+    if is_quantized(model):
+        raise ValueError("calibrate: the model has quantizers already; start from float_copy(model).")
     remaining = iter(batches)
     try:
         first = next(remaining)
@@ -51,12 +61,14 @@ def calibrate(
     frozen = [parameter for parameter in prepared.parameters() if not parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(True)  # nothing is trained: a frozen model is quantized like any other
-    is_target = {target.layer: True for target in targets.select(prepared)}
+    is_target = owners_of(targets.select(prepared))
     for parameter in frozen:
         parameter.requires_grad_(False)
     graph = trace(prepared, first)
     Plan(weights, activations, is_target).attach_traced(prepared, graph)
     found = list(quantizers_of(prepared))
+    if not found:
+        raise ValueError("calibrate: the first batch calls none of the targets; is it what the model is called with?")
     for attached in found:
         attached.quantizer.observing, attached.quantizer.quantizing = 1, False
     with torch.no_grad():
@@ -113,8 +125,19 @@ def update(found: Sequence[Attached], largest: Reduce | None = None, total: Redu
     fresh = [(attached, attached.quantizer.seen) for attached in found if attached.quantizer.seen is not None]
     if largest is not None and total is not None:
         _reduce([seen for _, seen in fresh], largest, total)
+    _check_finite(fresh)
+    alike: dict[Int, list[Attached]] = {}
     for attached, _ in fresh:
-        attached.quantizer.update(attached.module, attached.name)
+        alike.setdefault(attached.quantizer.integers, []).append(attached)
+    for integers, group in alike.items():
+        update_alike(integers, group)
+
+
+def _check_finite(fresh: Sequence[tuple[Attached, Seen]]) -> None:
+    # One question for all: on a GPU each waits for what is under way.
+    if fresh and not bool(torch.isfinite(torch.cat([seen.extremes for _, seen in fresh])).all()):
+        name = next(attached.name for attached, seen in fresh if not bool(torch.isfinite(seen.extremes).all()))
+        raise ValueError(f"NaN or infinity at {name!r}: training has diverged there before it was quantized.")
 
 
 def _reduce(seen: Sequence[Seen], largest: Reduce, total: Reduce) -> None:
@@ -125,7 +148,7 @@ def _reduce(seen: Sequence[Seen], largest: Reduce, total: Reduce) -> None:
     extremes = largest(torch.cat([s.extremes.nan_to_num(nan=torch.inf) for s in seen]))
     counts = []
     for s, everywhere in zip(seen, extremes.split([len(s.extremes) for s in seen]), strict=True):
-        if bool(torch.isfinite(everywhere).all()):
+        if s.counts.numel() and bool(torch.isfinite(everywhere).all()):
             s.counts = widened(s.counts, s.extremes, everywhere)
         s.extremes = everywhere
         counts.append(s.counts)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -128,31 +130,16 @@ class Quantizer:
         scale = self.scale(module)
         return scale.abs() + _SMALLEST if self.is_learned else scale, torch.round(self.zero_point(module))
 
-    def update(self, module: nn.Module, where: str = "") -> None:
-        """Turns what was seen since the last update, reduced over ranks by then, into scale and zero point.
-
-        Args:
-            module: Where the quantizer is.
-            where: Its name in the model, for messages.
-
-        Raises:
-            ValueError: If NaN or infinity was seen.
-        """
+    def update(self, module: nn.Module) -> None:
+        """Turns what was seen since the last update, reduced over ranks by then, into scale and zero point."""
         if self.seen is None:
             return
         new, self.seen = self.seen, None
-        # Weights are looked at within the forward pass, where a question to a tensor would break a compiled graph.
-        if not self.is_weight and not bool(torch.isfinite(new.extremes).all()):
-            raise ValueError(f"NaN or infinity at {where!r}: training has diverged there before it was quantized.")
         observer = self.integers.observer
         assert observer is not None
         self.known = observer.updated(None if self.is_weight else self.known, new)
-        if self.is_learned and self.ready:
-            return
-        low, high = self.integers.low, self.integers.high
-        ends = observer.span(self.known, num_levels=high - low + 1, symmetric=bool(self.integers.symmetric))
-        values = scale_of_range(*ends, low=low, high=high, symmetric=bool(self.integers.symmetric))
-        self._set(module, *values)
+        if not (self.is_learned and self.ready):
+            self._set(module, *_grid_of(self.integers, self.known))
 
     @torch.no_grad()
     def _set(self, module: nn.Module, scale: Tensor, zero_point: Tensor) -> None:
@@ -198,6 +185,53 @@ class Quantizer:
                 return x.movedim(self.axis, 0).flatten(1)
             case _:
                 return self._grouped(x).flatten(0, 1)
+
+
+class Place(Protocol):
+    """A quantizer and the module that it is in."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The module."""
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """The quantizer."""
+
+
+def update_alike(integers: Int, places: Sequence[Place]) -> None:
+    """As :meth:`Quantizer.update`, for activations of the same integers at a stroke where nothing is searched for."""
+    observer = integers.observer
+    assert observer is not None
+    if observer.bins:
+        for place in places:
+            place.quantizer.update(place.module)
+        return
+    seen = [place.quantizer.seen for place in places]
+    new = [s.extremes for s in seen if s is not None]
+    before = [n if p.quantizer.known is None else p.quantizer.known.extremes for p, n in zip(places, new, strict=True)]
+    none = new[0].new_empty(len(new), 0)
+    known = observer.updated(Seen(torch.cat(before), none), Seen(torch.cat(new), none))
+    scale, zero_point = _grid_of(integers, known)
+    for i, place in enumerate(places):
+        place.quantizer.known = Seen(known.extremes[i : i + 1], none[i : i + 1])
+        place.quantizer.seen, place.quantizer.ready = None, True
+    with torch.no_grad():
+        torch._foreach_copy_([p.quantizer.scale(p.module) for p in places], list(scale.float().unbind()))
+        if not integers.symmetric:
+            torch._foreach_copy_([p.quantizer.zero_point(p.module) for p in places], list(zero_point.float().unbind()))
+
+
+def _grid_of(integers: Int, known: Seen) -> tuple[Tensor, Tensor]:
+    """Scale and zero point, one a row; rows of activations are tensors of their own."""
+    observer = integers.observer
+    assert observer is not None
+    symmetric = bool(integers.symmetric)
+    ends = observer.span(known, num_levels=integers.high - integers.low + 1, symmetric=symmetric)
+    if integers.granularity == "tensor":
+        ends = (ends[0].unsqueeze(1), ends[1].unsqueeze(1))
+    scale, zero_point = scale_of_range(*ends, low=integers.low, high=integers.high, symmetric=symmetric)
+    return scale.flatten(), zero_point.flatten()
 
 
 def _device(module: nn.Module) -> torch.device | None:

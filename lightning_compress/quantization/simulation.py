@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from lightning_compress.quantization.placement import CHANNEL_AXIS, Place, Place
 from lightning_compress.quantization.quantizer import PREFIX, Quantizer
 from lightning_compress.quantization.sites import Action, Call, Sites, install_all, sites_of, uninstall
 from lightning_compress.quantization.trace import Graph
-from lightning_compress.targets import matches, shorten
+from lightning_compress.targets import COMPILED, Target, matches, shorten
 
 Numbers = Int | Mapping[str, Int | None] | None
 """One specification for all, or the first glob's that matches the name of the module; ``None`` is float."""
@@ -117,7 +118,7 @@ def quantizers_of(model: nn.Module) -> Iterator[Attached]:
         sites = sites_of(module)
         if isinstance(sites, QuantizedSites):
             for quantizer in sites.quantizers.values():
-                yield Attached(layer.replace("_orig_mod.", ""), module, quantizer)
+                yield Attached(layer.replace(COMPILED, ""), module, quantizer)
 
 
 def with_weight_bits(model: nn.Module, bits: int) -> nn.Module:
@@ -133,6 +134,15 @@ def with_weight_bits(model: nn.Module, bits: int) -> nn.Module:
     return reduced
 
 
+def digest(found: Iterable[Attached]) -> bytes:
+    """A hash of scales and zero points, equal on all ranks that have decided alike."""
+    digest = hashlib.blake2b(digest_size=8)
+    for attached in found:
+        for tensor in attached.quantizer.grid(attached.module):
+            digest.update(tensor.detach().double().cpu().numpy().tobytes())
+    return digest.digest()
+
+
 def remove_quantizers(model: nn.Module) -> None:
     """Makes a model a plain one again: takes out quantizers, their buffers and parameters."""
     for module in model.modules():
@@ -141,7 +151,7 @@ def remove_quantizers(model: nn.Module) -> None:
             for quantizer in sites.quantizers.values():
                 quantizer.detach(module)
             hooks = module._load_state_dict_pre_hooks
-            for key in [key for key, hook in hooks.items() if hook.hook is _take_stock]:
+            for key in [key for key, hook in hooks.items() if getattr(hook, "hook", None) is _take_stock]:
                 del hooks[key]
         uninstall(module)
 
@@ -192,7 +202,7 @@ class Plan:
             self._add_weight(table, place, CHANNEL_AXIS[function])
         for place in placement.activations():
             self._add_activation(table, place)
-        _check_globs(self.weights, [place.module for place in functions], "weights")
+        _check_globs(self.weights, list(self.is_target), "weights")
         _check_globs(self.activations, [place.module for place in placement.activations()], "activations")
         self._install(model, table, lambda place, quantizer: quantizer.scale_shape(shapes.get(place, torch.Size())))
         return placement
@@ -239,6 +249,11 @@ class Plan:
         install_all(model, {layer: QuantizedSites(quantizers) for layer, quantizers in table.items()})
 
 
+def owners_of(targets: Iterable[Target]) -> dict[str, bool]:
+    """The names of the modules whose weights are targets, as the model spells them."""
+    return {target.name.rpartition(".")[0]: True for target in targets}
+
+
 def with_argument(
     args: Sequence[Any], kwargs: Mapping[str, Any], index: int, name: str, change: Callable[[Any], Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -272,12 +287,13 @@ def _each(numbers: Numbers, complete: Callable[[Int], Int]) -> dict[str, Int | N
 
 
 def _first(numbers: Mapping[str, Int | None], name: str) -> Int | None:
+    name = name.replace(COMPILED, "")
     return next((integers for glob, integers in numbers.items() if glob == "*" or matches(glob, name)), None)
 
 
 def _check_globs(numbers: Mapping[str, Int | None], names: Sequence[str], what: str) -> None:
     for glob in numbers:
-        if glob != "*" and not any(matches(glob, name) for name in names):
+        if glob != "*" and not any(matches(glob, name.replace(COMPILED, "")) for name in names):
             raise ValueError(
                 f"{what}: {glob!r} matches nothing that is quantized; the places are {shorten(sorted(set(names)))}."
             )

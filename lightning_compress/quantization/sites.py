@@ -46,7 +46,9 @@ class Sites:
         defaults: What is done at other calls, by function.
     """
 
-    def __init__(self, actions: Mapping[Call, Action] | None = None, defaults: Mapping[str, Action] | None = None) -> None:
+    def __init__(
+        self, actions: Mapping[Call, Action] | None = None, defaults: Mapping[str, Action] | None = None
+    ) -> None:
         self.actions = dict(actions or {})
         self.defaults = dict(defaults or {})
         self.repeated: tuple[str, ...] = ()  # child modules that the module calls more than once

@@ -76,7 +76,8 @@ def main() -> None:
         for seed in args.seeds:
             seed_everything(seed, verbose=False)
             start = time.perf_counter()
-            pruning = lc.Pruning(sparsity, score=getattr(lc, args.score)(), schedule=lc.Schedule(end=args.end, every=args.every, curve=args.curve))
+            schedule = lc.Schedule(end=args.end, every=args.every, curve=args.curve)
+            pruning = lc.Pruning(sparsity, score=getattr(lc, args.score)(), schedule=schedule)
             result, counted = accuracy(pruning, data, args)
             results.append(result)
             seconds = time.perf_counter() - start

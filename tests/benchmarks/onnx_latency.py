@@ -3,7 +3,8 @@
     python tests/benchmarks/onnx_latency.py [--model resnet18] [--size 224] [--batch 1] [--rounds 15] [--full-range]
 
 One thread, interleaved. Both integer files have unsigned activations and signed per-channel weights, in 7 bits unless
---full-range: without VNNI, 8 bits overflow. ``executorch`` is measured where it is installed, against its own float file.
+--full-range: without VNNI, 8 bits overflow. ``executorch`` is measured where it is installed, against its own
+float file.
 """
 
 from __future__ import annotations

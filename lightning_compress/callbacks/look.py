@@ -1,0 +1,108 @@
+"""A look at what a model does: its calls before the fit, and its activations in the first batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_compress.callbacks.example import training_batch
+from lightning_compress.callbacks.probe import TrainingProbe
+from lightning_compress.quantization.simulation import Attached, owners_of, quantizers_of
+from lightning_compress.quantization.trace import Graph, recording
+from lightning_compress.targets import Targets
+
+
+class Look:
+    """Runs copies of a model, on example inputs if there are some, else in a training step.
+
+    Args:
+        trainer: The Trainer of the fit.
+        targets: The layers in question.
+        example_inputs: What ``targets.module`` is called with; by default the module's ``example_input_array``.
+    """
+
+    def __init__(self, trainer: Trainer, targets: Targets, example_inputs: Any) -> None:
+        self._trainer = trainer
+        self._targets = targets
+        self._example_inputs = example_inputs
+
+    def graph(self, pl_module: LightningModule) -> Graph:
+        """The calls of the deployed part in eval mode, in ``Callback.setup``.
+
+        Raises:
+            ValueError: If the model cannot be run.
+        """
+        given = self._given(pl_module) is not None
+        batch = None if given else training_batch(self._trainer, pl_module)
+        if not given and not pl_module.automatic_optimization:
+            raise ValueError(
+                "With manual optimization a training step cannot be tried: give example_inputs, or set the "
+                "LightningModule's example_input_array."
+            )
+        probe = self._probe(pl_module, batch, 0)
+        # As the strategy will do it with the model.
+        self._trainer.precision_plugin.convert_module(probe.model.eval())
+        with torch.compiler.set_stance("force_eager"), recording(probe.model) as graph, torch.no_grad():
+            try:
+                probe.run() if given else probe.loss()
+            except Exception as error:
+                how = "on example inputs" if given else "in a training step before the fit"
+                raise ValueError(
+                    f"QuantizationAwareTraining could not run the model {how} ({type(error).__name__}: {error}): "
+                    "give example_inputs that it runs on."
+                ) from error
+        layers = list(owners_of(self._targets.select(pl_module)))
+        return graph.within(_deployed(graph, self._targets.module, layers))
+
+    def at_first_batch(
+        self, pl_module: LightningModule, found: Sequence[Attached], batch: Any, batch_idx: int, *, part: int
+    ) -> None:
+        """Lets quantizers see a batch before it is trained on, so that the first step is made with ranges.
+
+        With manual optimization and without example inputs there is nothing that could be run; they then see it later.
+
+        Args:
+            pl_module: The model.
+            found: Its quantizers.
+            batch: The batch.
+            batch_idx: Its index.
+            part: One part in so many of it is looked at.
+        """
+        if not pl_module.automatic_optimization and self._given(pl_module) is None:
+            return
+        probe = self._probe(pl_module, batch, batch_idx)
+        copies = list(quantizers_of(probe.model))
+        for copy in copies:
+            copy.quantizer.observing, copy.quantizer.quantizing = part, False
+        with torch.compiler.set_stance("force_eager"), torch.no_grad():
+            probe.loss() if pl_module.automatic_optimization else probe.run()
+        for attached, copy in zip(found, copies, strict=True):
+            if attached.quantizer.is_weight:
+                attached.quantizer.take(attached.module, copy.module, copy.quantizer)
+            else:
+                attached.quantizer.seen = copy.quantizer.seen
+
+    def _given(self, pl_module: LightningModule) -> Any:
+        return self._example_inputs if self._example_inputs is not None else pl_module.example_input_array
+
+    def _probe(self, pl_module: LightningModule, batch: Any, batch_idx: int) -> TrainingProbe:
+        inputs = self._trainer.precision_plugin.convert_input(self._given(pl_module))
+        module = self._targets.module
+        return TrainingProbe(self._trainer, pl_module, batch, batch_idx, module=module, example_inputs=inputs)
+
+
+def _deployed(graph: Graph, module: str, layers: Sequence[str]) -> list[str]:
+    """The modules that are deployed: the smallest that was called and has all targets, else those that have some."""
+    if module:
+        return [module]
+    levels = zip(*(layer.split(".")[:-1] for layer in layers), strict=False)
+    name = ".".join(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))
+    while name and name not in graph.called:
+        name = name.rpartition(".")[0]
+    if name in graph.called:
+        return [name]
+    return sorted({layer.split(".")[0] for layer in layers})
