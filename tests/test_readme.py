@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 import lightning_compress as lc
@@ -38,8 +38,17 @@ def test_one_line_integration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
 
 
 @pytest.mark.parametrize("block", BLOCKS[1:])
-def test_further_examples(block: str) -> None:
-    exec(block, {"lc": lc})
+def test_further_examples(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, datamodule = Foreign(), DigitsDataModule()
+    datamodule.setup("fit")
+    batches = [images for images, _ in datamodule.train_dataloader()][:2]
+
+    def loss(net: nn.Module, images: Tensor) -> Tensor:
+        return net(images).square().mean()
+
+    exec(block, {"lc": lc, "Trainer": Trainer, "model": model, "datamodule": datamodule, "images": batches[0],
+                 "net": model.net, "batches": batches, "loss": loss})  # fmt: skip
 
 
 def test_two_command_lines_open_it() -> None:
