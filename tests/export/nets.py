@@ -108,6 +108,11 @@ class Subject:
     numbers: Mapping[str, Any] = field(default_factory=dict)
     constant: bool = False
 
+    @property
+    def num_levels(self) -> int:
+        """Steps from the smallest to the largest activation."""
+        return 15 if self.numbers is FOUR else 254
+
     def batch(self, size: int) -> Any:
         """Inputs, the same for the same size."""
         generator = torch.Generator().manual_seed(size)
@@ -135,6 +140,9 @@ SUBJECTS = {
     ),
     "conv1d": Subject(plain(nn.Conv1d(3, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Conv1d(6, 4, 3)), (3, 12), (2, 0)),
     "linear": Subject(plain(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), (6,), (0, 2)),
+    "symmetric": Subject(
+        plain(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), (6,), (0, 2), {"activations": lc.Int(8, symmetric=True)}
+    ),
     "tokens": Subject(plain(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), (5, 6), (0, 2)),
     "named": Subject(Named, {"a": (6,), "b": (4,)}, (0, 3)),
 }
