@@ -13,7 +13,8 @@ from torch.export import ExportedProgram
 
 from lightning_compress.export.inputs import Arguments, dynamic_batch_shapes
 from lightning_compress.export.plain import finalize
-from lightning_compress.quantization.lowering import Dialect, Lowered, lower
+from lightning_compress.quantization.dialect import Dialect
+from lightning_compress.quantization.lowering import Lowered, lower
 from lightning_compress.quantization.simulation import is_quantized
 
 

@@ -20,7 +20,8 @@ from lightning_compress.export.outputs import agreement, difference, outputs_of_
 from lightning_compress.export.parity import Cut
 from lightning_compress.export.requirements import require
 from lightning_compress.quantization.calibration import as_arguments
-from lightning_compress.quantization.lowering import Bias, Grid, Lowered, Weight
+from lightning_compress.quantization.dialect import Bias, Grid, Weight
+from lightning_compress.quantization.lowering import Lowered
 from lightning_compress.quantization.placement import PASSING
 from lightning_compress.quantization.simulation import is_quantized
 

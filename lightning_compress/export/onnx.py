@@ -17,7 +17,7 @@ from lightning_compress.export.ort import Integers, Parity, check_integers, chec
 from lightning_compress.export.outputs import difference, names_of_outputs, outputs_of_model
 from lightning_compress.export.requirements import require
 from lightning_compress.quantization.calibration import as_arguments
-from lightning_compress.quantization.lowering import Bias, Grid, Weight
+from lightning_compress.quantization.dialect import Bias, Grid, Weight
 from lightning_compress.quantization.recording import record
 from lightning_compress.quantization.simulation import is_quantized, with_weight_bits
 

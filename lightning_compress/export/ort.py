@@ -16,7 +16,8 @@ from torch import Tensor
 from lightning_compress.export.inputs import Arguments
 from lightning_compress.export.outputs import median_seconds, tensors
 from lightning_compress.export.parity import checked, steps_apart
-from lightning_compress.quantization.lowering import Grid, Lowered
+from lightning_compress.quantization.dialect import Grid
+from lightning_compress.quantization.lowering import Lowered
 
 _INTEGER = {
     "QLinearConv": "conv", "ConvInteger": "conv",

@@ -19,7 +19,8 @@ from lightning_compress.export.inputs import Arguments, batched
 from lightning_compress.export.outputs import difference, median_seconds, one_thread, outputs_of_model
 from lightning_compress.export.parity import Cut
 from lightning_compress.quantization.calibration import as_arguments
-from lightning_compress.quantization.lowering import Bias, Grid, Lowered, Weight
+from lightning_compress.quantization.dialect import Bias, Grid, Weight
+from lightning_compress.quantization.lowering import Lowered
 from lightning_compress.quantization.simulation import is_quantized
 
 # What someone does who has the file and PyTorch; an import of this package fails there.

@@ -9,13 +9,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from lightning_compress.quantization.calibration import call, trace
+from lightning_compress.quantization.dialect import Bias, Dialect, Grid, Weight
+from lightning_compress.quantization.folding import argument, as_factor, fold, integer_bias
 from lightning_compress.quantization.placement import CHANNEL_AXIS, Place, Placement, weight_place
 from lightning_compress.quantization.simulation import (
     Attached,
@@ -26,99 +28,6 @@ from lightning_compress.quantization.simulation import (
 )
 from lightning_compress.quantization.sites import Call, Sites, install_all
 from lightning_compress.quantization.trace import Graph, Node
-
-_MAX_BIAS = 2**30  # of the integers of a bias, so that sums with it stay below 2**31
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Integers of an activation.
-
-    Attributes:
-        name: Of the place in the model.
-        scale: Step.
-        zero_point: Integer that stands for 0.0.
-        low: Smallest integer.
-        high: Largest integer.
-        offset: What was added to the integers of the simulation.
-        is_again: Whether the same numbers were on this grid before, and have only been moved.
-        is_read: Whether it is of what a call reads, not of what one makes.
-    """
-
-    name: str
-    scale: float
-    zero_point: int
-    low: int
-    high: int
-    offset: int = 0
-    is_again: bool = False
-    is_read: bool = False
-
-    def shifted(self, by: int) -> Grid:
-        """The same numbers, with integers that are larger by ``by``."""
-        moved = {name: getattr(self, name) + by for name in ("zero_point", "low", "high", "offset")}
-        return replace(self, **moved)
-
-
-@dataclass(frozen=True)
-class Weight:
-    """Integers of a layer's weight, after folding.
-
-    Attributes:
-        name: Of the layer.
-        integers: int8, of the weight's shape.
-        scale: Positive, ``(channels,)``.
-        axis: Dimension of the channels.
-        zero_point: Zeros, int64, ``(channels,)``: made here, so that exporters find a constant.
-    """
-
-    name: str
-    integers: Tensor
-    scale: Tensor
-    axis: int
-    zero_point: Tensor
-
-    def value(self) -> Tensor:
-        """The weight as floats."""
-        sides = [-1 if dim == self.axis else 1 for dim in range(self.integers.ndim)]
-        return self.integers * self.scale.view(sides)
-
-
-@dataclass(frozen=True)
-class Bias:
-    """Integers of a layer's bias.
-
-    Attributes:
-        name: Of the layer.
-        integers: int32, ``(channels,)``.
-        scale: Products of the input's and the weight's scales, ``(channels,)``.
-        value: The bias as floats, rounded to the integers: float32, ``(channels,)``.
-    """
-
-    name: str
-    integers: Tensor
-    scale: Tensor
-    value: Tensor
-
-
-class Dialect(Protocol):
-    """How a target writes integers.
-
-    Attributes:
-        opaque: Functions that only move numbers, but through which the target does not see that they are on a grid:
-            what they make is quantized again.
-    """
-
-    opaque: frozenset[str]
-
-    def activation(self, x: Tensor, grid: Grid) -> Tensor:
-        """Quantizes and dequantizes."""
-
-    def weight(self, weight: Weight) -> Tensor:
-        """Dequantizes a constant."""
-
-    def bias(self, bias: Bias) -> Tensor:
-        """Dequantizes a constant, or gives its value."""
 
 
 @dataclass
@@ -239,21 +148,21 @@ class _Lowering:
     def _layer(self, node: Node, arguments: Mapping[Node, tuple[Any, Any]]) -> Layer:
         attached = self.found[weight_place(node)]
         args, kwargs = arguments[node]
-        weight, bias = _argument(args, kwargs, 1, "weight"), _argument(args, kwargs, 2, "bias")
+        weight, bias = argument(args, kwargs, 1, "weight"), argument(args, kwargs, 2, "bias")
         integers = attached.quantizer.to_integers(attached.module, weight)
         scale, _ = attached.quantizer.grid(attached.module)
         axis = CHANNEL_AXIS[node.call.function]
         scale = scale.detach().double().expand(weight.shape[axis])
         norm = self.placement.folds_into(node)
         if norm is not None:
-            factor, shift = _norm(*arguments[norm])
+            factor, shift = as_factor(*arguments[norm])
             bias = shift if bias is None else shift + factor * bias.detach().double()
             scale = scale * factor
         grid = self._input(node)
-        folded = _fold(
+        folded = fold(
             node.module, integers, scale, axis, bias=bias, input_scale=grid.scale if grid is not None else None
         )
-        return Layer(node.module, node.call.function, folded, _bias(folded, bias, grid), grid)
+        return Layer(node.module, node.call.function, folded, integer_bias(folded, bias, grid), grid)
 
     def _input(self, node: Node) -> Grid | None:
         """The grid of what a call reads: its own, or that of the call that made it."""
@@ -342,51 +251,6 @@ def _arguments(model: nn.Module, graph: Graph, example_inputs: Any) -> dict[Node
     with torch.no_grad():
         call(probe, example_inputs)
     return kept
-
-
-def _fold(
-    name: str, integers: Tensor, scale: Tensor, axis: int, *, bias: Tensor | None, input_scale: float | None
-) -> Weight:
-    """Integers and positive scales of a folded weight.
-
-    A scale so small that the integer bias would overflow, as a tiny gamma makes it, is raised; the integers shrink.
-    """
-    sides = [-1 if dim == axis else 1 for dim in range(integers.ndim)]
-    positive = scale.abs()
-    least = positive.max() * 1e-7 if float(positive.max()) > 0 else torch.ones((), dtype=torch.float64)
-    enough = positive.maximum(least)
-    if bias is not None and input_scale:
-        enough = enough.maximum(bias.detach().double().abs() / (input_scale * _MAX_BIAS))
-    signed = integers.double() * torch.sign(scale).view(sides)
-    shrunk = torch.round(signed * (positive / enough).view(sides)).to(torch.int8)
-    return Weight(name, shrunk, enough.float(), axis, torch.zeros(len(enough), dtype=torch.int64))
-
-
-def _bias(weight: Weight, bias: Tensor | None, grid: Grid | None) -> Bias | Tensor | None:
-    """Integers of a folded bias, or floats behind a float input."""
-    if bias is None:
-        return None
-    exact = bias.detach().double()
-    if grid is None:
-        return exact.float()
-    scale = weight.scale.double() * grid.scale
-    integers = torch.round(exact / scale).to(torch.int32)
-    return Bias(weight.name, integers, scale.float(), (integers * scale).float())
-
-
-def _norm(args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
-    """A batch norm in eval mode as a factor and a shift, float64."""
-    mean, var = (_argument(args, kwargs, i, n).double() for i, n in ((1, "running_mean"), (2, "running_var")))
-    gamma, beta = (_argument(args, kwargs, i, n) for i, n in ((3, "weight"), (4, "bias")))
-    eps = _argument(args, kwargs, 7, "eps")
-    factor = torch.rsqrt(var + (1e-5 if eps is None else eps))
-    factor = factor if gamma is None else factor * gamma.detach().double()
-    shift = -mean * factor
-    return factor, shift if beta is None else shift + beta.detach().double()
-
-
-def _argument(args: Any, kwargs: Any, index: int, name: str) -> Any:
-    return args[index] if len(args) > index else kwargs.get(name)
 
 
 def _check(found: Mapping[Place, Attached]) -> None:

@@ -1,0 +1,99 @@
+"""What lowering makes, and how a target writes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Integers of an activation.
+
+    Attributes:
+        name: Of the place in the model.
+        scale: Step.
+        zero_point: Integer that stands for 0.0.
+        low: Smallest integer.
+        high: Largest integer.
+        offset: What was added to the integers of the simulation.
+        is_again: Whether the same numbers were on this grid before, and have only been moved.
+        is_read: Whether it is of what a call reads, not of what one makes.
+    """
+
+    name: str
+    scale: float
+    zero_point: int
+    low: int
+    high: int
+    offset: int = 0
+    is_again: bool = False
+    is_read: bool = False
+
+    def shifted(self, by: int) -> Grid:
+        """The same numbers, with integers that are larger by ``by``."""
+        moved = {name: getattr(self, name) + by for name in ("zero_point", "low", "high", "offset")}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Integers of a layer's weight, after folding.
+
+    Attributes:
+        name: Of the layer.
+        integers: int8, of the weight's shape.
+        scale: Positive, ``(channels,)``.
+        axis: Dimension of the channels.
+        zero_point: Zeros, int64, ``(channels,)``: made here, so that exporters find a constant.
+    """
+
+    name: str
+    integers: Tensor
+    scale: Tensor
+    axis: int
+    zero_point: Tensor
+
+    def value(self) -> Tensor:
+        """The weight as floats."""
+        sides = [-1 if dim == self.axis else 1 for dim in range(self.integers.ndim)]
+        return self.integers * self.scale.view(sides)
+
+
+@dataclass(frozen=True)
+class Bias:
+    """Integers of a layer's bias.
+
+    Attributes:
+        name: Of the layer.
+        integers: int32, ``(channels,)``.
+        scale: Products of the input's and the weight's scales, ``(channels,)``.
+        value: The bias as floats, rounded to the integers: float32, ``(channels,)``.
+    """
+
+    name: str
+    integers: Tensor
+    scale: Tensor
+    value: Tensor
+
+
+class Dialect(Protocol):
+    """How a target writes integers.
+
+    Attributes:
+        opaque: Functions that only move numbers, but through which the target does not see that they are on a grid:
+            what they make is quantized again.
+    """
+
+    opaque: frozenset[str]
+
+    def activation(self, x: Tensor, grid: Grid) -> Tensor:
+        """Quantizes and dequantizes."""
+
+    def weight(self, weight: Weight) -> Tensor:
+        """Dequantizes a constant."""
+
+    def bias(self, bias: Bias) -> Tensor:
+        """Dequantizes a constant, or gives its value."""
