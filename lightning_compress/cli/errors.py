@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -48,6 +49,9 @@ def _refusal(error: Exception) -> str:
     # jsonargparse wraps what a constructor raises, once for every key around it.
     while isinstance(error.__cause__, Exception) and str(error.__cause__) in str(error):
         error = error.__cause__
+    # Where a key takes several types, it lists why each did not do; a constructor's reason is the one that tells.
+    if found := re.search(r"^\s*- (?!Expected |Does not |Not a |Parser |Problem )(.+)$", str(error), re.MULTILINE):
+        return found.group(1)
     text = " ".join(str(error).split())
     if not isinstance(error, RuntimeError):
         return text

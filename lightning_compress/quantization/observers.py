@@ -60,17 +60,19 @@ class Observer(ABC):
         """
 
 
-@dataclass(frozen=True)
-class MinMax(Observer):
-    """The smallest and largest value seen so far; of weights, that of now."""
-
+class _Extremes(Observer):
     def span(self, seen: Seen, *, num_levels: int, symmetric: bool) -> tuple[Tensor, Tensor]:
         """The extremes."""
         return -seen.extremes[:, 0], seen.extremes[:, 1]
 
 
 @dataclass(frozen=True)
-class MovingAverage(MinMax):
+class MinMax(_Extremes):
+    """The smallest and largest value seen so far; of weights, that of now."""
+
+
+@dataclass(frozen=True)
+class MovingAverage(_Extremes):
     """An exponential moving average of each batch's smallest and largest value. Jacob et al. 2018 (arXiv:1712.05877).
 
     Args:
@@ -143,7 +145,7 @@ class Histogram(Observer):
 
 
 @dataclass(frozen=True)
-class Learned(MinMax):
+class Learned(Observer):
     """Scale, and zero point where there is one, are parameters that the optimizer trains.
 
     LSQ, Esser et al. 2020 (arXiv:1902.08153), with an offset LSQ+, Bhalgat et al. 2020 (arXiv:2004.09576). Where

@@ -22,6 +22,8 @@ ON_THE_COMMAND_LINE = [
     (["--model.optimizer=torch.optim.Adamm"], ["torch.optim.Adamm does not exist", "did you mean 'Adam'"]),
     (["--data=Digits"], ["data=Digits is no class", "DigitsDataModule"]),
     (["--config=nothere.yaml"], ["nothere.yaml does not exist"]),
+    (["--quantization.weights.bitz=4"], ["quantization.weights.bitz is no key of Int", "did you mean 'bits'"]),
+    (["--quantization.weights.observer=Minmax"], ["quantization.weights.observer=Minmax", "Histogram", "MinMax"]),
     (["stray"], ["'stray' is not understood"]),
     (["--baseline=dense"], ["baseline=dense", "'fit', 'test', 'skip'"]),
 ]
@@ -55,6 +57,9 @@ FROM_CONSTRUCTORS = [
     (["--model.checkpoint=nothere.pt"], ["checkpoint='nothere.pt' does not exist"]),
     (["--model.label_smoothing=2"], ["label_smoothing=2", "[0, 1)"]),
     (["--trainer.accelerator=gpuu"], ["gpuu"]),
+    (["--quantization.weights.bits=9"], ["Int(bits=9) must be a whole number from 2 to 8"]),
+    (["--quantization.activations.granularity=channel"], ["activations: Int(granularity='channel') is for weights"]),
+    (["--quantization.schedule.fake_quantize=2.5"], ["fake_quantize=2.5", "'2.5ep'"]),
 ]
 
 FROM_SETUP = [
