@@ -61,8 +61,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--score", default="LAMP")
     parser.add_argument("--end", type=float, default=0.25, help="fraction of the run in which weights are pruned")
-    parser.add_argument("--every", type=int, default=8, help="optimizer steps between updates")
-    parser.add_argument("--curve", default="cubic")
     parser.add_argument("--held-out", type=int, default=0, help="choose by so many training images")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network, which is faster on a CPU")
     args = parser.parse_args()
@@ -76,8 +74,7 @@ def main() -> None:
         for seed in args.seeds:
             seed_everything(seed, verbose=False)
             start = time.perf_counter()
-            schedule = lc.Schedule(end=args.end, every=args.every, curve=args.curve)
-            pruning = lc.Pruning(sparsity, score=getattr(lc, args.score)(), schedule=schedule)
+            pruning = lc.Pruning(sparsity, score=getattr(lc, args.score)(), schedule=lc.Schedule(end=args.end))
             result, counted = accuracy(pruning, data, args)
             results.append(result)
             seconds = time.perf_counter() - start
