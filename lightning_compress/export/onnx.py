@@ -102,7 +102,7 @@ class OnnxDialect:
         unsigned: Activations are uint8, else int8.
     """
 
-    opaque = frozenset({"pad"})
+    opaque = frozenset({"pad", "chunk", "split", "tensor_split", "unbind"})
 
     def __init__(self, opset: int, *, unsigned: bool) -> None:
         self.opset = opset

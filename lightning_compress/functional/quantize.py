@@ -8,38 +8,50 @@ import torch
 from torch import Tensor
 
 
+class _Rounding:
+    """``clamp(round(x / scale), low, high) * scale`` around a whole zero point, and what of a gradient it passes.
+
+    On a CPU a single scale is a Python number: all is done in place, and the backward pass needs no byte mask.
+    """
+
+    def __init__(self, scale: Tensor, zero_point: Tensor, low: int, high: int) -> None:
+        self.scale: Any = scale
+        self.is_number = scale.numel() == 1 and scale.device.type == "cpu" and not torch.compiler.is_compiling()
+        if self.is_number:
+            self.scale, zero_point = scale.item(), zero_point.item()
+        self.lowest, self.highest = low - zero_point, high - zero_point
+
+    def round(self, x: Tensor) -> Tensor:
+        if self.is_number:
+            return (x * (1 / self.scale)).round_().clamp_(self.lowest, self.highest).mul_(self.scale)
+        return torch.minimum(torch.maximum(torch.round(x / self.scale), self.lowest), self.highest) * self.scale
+
+    def passed(self, grad: Tensor, x: Tensor) -> Tensor:
+        low, high = (self.lowest - 0.5) * self.scale, (self.highest + 0.5) * self.scale
+        if self.is_number:
+            return torch.ops.aten.hardtanh_backward(grad, x, low, high)
+        return grad * ((x >= low) & (x <= high))
+
+
 class _FakeQuantize(torch.autograd.Function):
-    """``clamp(round(x / s), low, high) * s`` with a fixed step; the gradient passes where nothing was clamped."""
+    """Rounding with a fixed step."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, masks_gradient: bool
     ) -> Tensor:
         ctx.low, ctx.high, ctx.masks_gradient = low, high, masks_gradient
-        if scale.numel() == 1 and scale.device.type == "cpu" and not torch.compiler.is_compiling():
-            # As Python numbers the limits cost nothing, and the backward pass needs no byte mask.
-            s, z = scale.item(), zero_point.item()
-            ctx.limits = ((low - z - 0.5) * s, (high - z + 0.5) * s)
-            if masks_gradient:
-                ctx.save_for_backward(x)
-            return (x * (1 / s)).round_().clamp_(low - z, high - z).mul_(s)
-        ctx.limits = None
         if masks_gradient:
             ctx.save_for_backward(x, scale, zero_point)
-        lowest, highest = low - zero_point, high - zero_point
-        return torch.minimum(torch.maximum(torch.round(x / scale), lowest), highest) * scale
+        return _Rounding(scale, zero_point, low, high).round(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad,) = grads
-        if not ctx.masks_gradient:
-            return grad, None, None, None, None, None
-        if ctx.limits is not None:
-            (x,) = ctx.saved_tensors
-            return torch.ops.aten.hardtanh_backward(grad, x, *ctx.limits), None, None, None, None, None
-        x, scale, zero_point = ctx.saved_tensors
-        inside = (x >= (ctx.low - zero_point - 0.5) * scale) & (x <= (ctx.high - zero_point + 0.5) * scale)
-        return grad * inside, None, None, None, None, None
+        if ctx.masks_gradient:
+            x, scale, zero_point = ctx.saved_tensors
+            grad = _Rounding(scale, zero_point, ctx.low, ctx.high).passed(grad, x)
+        return grad, None, None, None, None, None
 
 
 class _LearnedStep(torch.autograd.Function):
@@ -48,28 +60,20 @@ class _LearnedStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, factor: float) -> Tensor:
         ctx.low, ctx.high, ctx.factor = low, high, factor
-        ctx.save_for_backward(x, scale, zero_point)
-        whole = torch.round(zero_point)
-        return torch.minimum(torch.maximum(torch.round(x / scale), low - whole), high - whole) * scale
+        y = _Rounding(scale, torch.round(zero_point), low, high).round(x)
+        ctx.save_for_backward(x, y, scale, zero_point)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad,) = grads
-        x, scale, zero_point = ctx.saved_tensors
-        whole = torch.round(zero_point)
-        ratio = x / scale
-        rounded = torch.minimum(torch.maximum(torch.round(ratio), ctx.low - whole), ctx.high - whole)
-        inside = (ratio >= ctx.low - whole - 0.5) & (ratio <= ctx.high - whole + 0.5)
-        to_scale = grad * torch.where(inside, rounded - ratio, rounded)
-        to_zero = torch.where(inside, 0.0, -grad * scale)
-        return (
-            grad * inside,
-            _sum_to(to_scale, scale) * ctx.factor,
-            _sum_to(to_zero, zero_point) * ctx.factor if ctx.needs_input_grad[2] else None,
-            None,
-            None,
-            None,
-        )
+        x, y, scale, zero_point = ctx.saved_tensors
+        passed = _Rounding(scale, torch.round(zero_point), ctx.low, ctx.high).passed(grad, x)
+        clipped = grad - passed
+        # Of the step: y / scale where clipped, (y - x) / scale elsewhere. Of the zero point: -scale where clipped.
+        to_scale = (_sum_of_products(passed, y - x, scale) + _sum_of_products(clipped, y, scale)) / scale
+        to_zero = -scale * _sum_to(clipped, zero_point) if ctx.needs_input_grad[2] else None
+        return passed, to_scale * ctx.factor, None if to_zero is None else to_zero * ctx.factor, None, None, None
 
 
 def fake_quantize(
@@ -148,6 +152,10 @@ def scale_of_range(lowest: Tensor, highest: Tensor, *, low: int, high: int, symm
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _sum_of_products(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
+    return torch.dot(a.flatten(), b.flatten()) if not like.ndim else _sum_to(a * b, like)
 
 
 def _sum_to(values: Tensor, like: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import time
@@ -71,9 +72,11 @@ class Run:
 def finished_records(file: Path) -> list[Record]:
     """The records of a run that ends with one of its exit: it may be written a moment after ``finish`` returns."""
     for _ in range(200):
-        records = list(read_records(file))
-        if records and records[-1].HasField("exit"):
-            return records
+        # A record of which a part is not there yet looks damaged.
+        with contextlib.suppress(AssertionError):
+            records = list(read_records(file))
+            if records and records[-1].HasField("exit"):
+                return records
         time.sleep(0.05)
     raise AssertionError(f"{file} has no exit record")
 

@@ -131,9 +131,9 @@ def test_refusals(refusal, arguments, words):
 
 
 def test_errors_of_the_users_code_keep_their_traceback(recipe):
-    Path("broken.py").write_text(
+    Path("fails_in_training.py").write_text(
         "import lightning_compress as lc\n\nclass Broken(lc.ClassificationModule):\n"
         "    def training_step(self, batch, batch_idx):\n        raise ValueError('mine')\n"
     )
     with pytest.raises(ValueError, match="mine"):
-        main([*MEASURE, "--model.class_path=broken.Broken"])
+        main([*MEASURE, "--model.class_path=fails_in_training.Broken"])

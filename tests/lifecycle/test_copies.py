@@ -167,7 +167,7 @@ def test_compiled_module_trains_like_a_plain_one(case: Case, counter: CompileCou
     trainer(case.callbacks()).fit(plain, Loader())
     assert watch.num_graphs[0] > 0
     stages = 3 if case.quantizes else 1  # observers are frozen, then batch norms
-    assert watch.num_graphs[-1] == stages * watch.num_graphs[0], "a change of masks or scales compiled anew"
+    assert len(set(watch.num_graphs)) <= stages, "a change of masks or scales compiled anew"
     assert num_zeros(compiled) >= case.zeros - case.within
     for theirs, mine in zip(plain.state_dict().values(), compiled.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs)
