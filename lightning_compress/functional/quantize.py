@@ -17,9 +17,10 @@ class _Rounding:
     def __init__(self, scale: Tensor, zero_point: Tensor, low: int, high: int) -> None:
         self.scale: Any = scale
         self.is_number = scale.numel() == 1 and scale.device.type == "cpu" and not torch.compiler.is_compiling()
+        whole: Any = zero_point
         if self.is_number:
-            self.scale, zero_point = scale.item(), zero_point.item()
-        self.lowest, self.highest = low - zero_point, high - zero_point
+            self.scale, whole = scale.item(), zero_point.item()
+        self.lowest, self.highest = low - whole, high - whole
 
     def round(self, x: Tensor) -> Tensor:
         if self.is_number:

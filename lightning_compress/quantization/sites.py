@@ -132,6 +132,8 @@ def sites_of(module: nn.Module) -> Sites | None:
     return vars(module).get(_KEY)
 
 
+# Dynamo of torch 2.14 cannot follow what is done with the name.
+@torch.compiler.assume_constant_result
 def canonical(function: Any) -> str:
     """One name for a function, its method and its in-place form.
 
