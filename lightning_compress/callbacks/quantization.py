@@ -102,7 +102,6 @@ class QuantizationAwareTraining(Compression):
         plan = Plan(self.weights, self.activations, self._is_target(pl_module))
         if stage == "fit":
             self._refuse(trainer)
-            self.layers(pl_module)
         vars(pl_module)[_PLAN] = plan
         self._loading = pl_module.register_load_state_dict_pre_hook(_attach_stored)
         pl_module._load_state_dict_pre_hooks.move_to_end(self._loading.id, last=False)  # type: ignore[attr-defined]
@@ -281,14 +280,16 @@ def _has_some(numbers: Numbers) -> bool:
 
 def _attach_stored(pl_module: LightningModule, stored: Mapping[str, Tensor], prefix: str, *_: object) -> None:
     """Before a checkpoint's weights are loaded: hangs quantizers in where it has them."""
-    names = {key.rpartition(".")[2] for key in stored if key.rpartition(".")[2].startswith(PREFIX)}
-    if prefix or not names or _PLAN not in vars(pl_module):
+    theirs = _quantizer_keys(stored)
+    if prefix or not theirs or _PLAN not in vars(pl_module):
         return
-    theirs = {key for key in stored if key.rpartition(".")[2].startswith(PREFIX)}
-    ours = {key for key in pl_module.state_dict() if key.rpartition(".")[2].startswith(PREFIX)}
-    if theirs != ours:
+    if theirs != _quantizer_keys(pl_module.state_dict()):
         remove_quantizers(pl_module)
         vars(pl_module)[_PLAN].attach_stored(pl_module, stored)
+
+
+def _quantizer_keys(state: Mapping[str, Tensor]) -> set[str]:
+    return {key for key in state if key.rpartition(".")[2].startswith(PREFIX)}
 
 
 def _enter_stage(model: nn.Module, found: Sequence[Attached], *, quantizing: bool) -> None:

@@ -69,13 +69,7 @@ class SensitivityCLI(CompressionCLI):
         if len(self.budget) > 1:
             raise ValueError("Give either --max_bytes or --mean_bits, not both.")
         self.config.trainer.default_root_dir = self.config.out or self.config.trainer.default_root_dir
-        for key, value in {
-            "devices": 1,
-            "num_nodes": 1,
-            "strategy": "auto",
-            "logger": False,
-            "callbacks": None,
-        }.items():
+        for key, value in _ALONE.items():
             self.config.trainer[key] = value
 
     def own_callbacks(self) -> list[Callback]:

@@ -56,19 +56,25 @@ class Quantizer:
         """Whether the scale is a parameter."""
         return isinstance(self.integers.observer, Learned)
 
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Names in the module of the scale and, unless it is always zero, the zero point."""
+        suffixes = ("scale",) if self.integers.symmetric else ("scale", "zero_point")
+        return tuple(f"{PREFIX}{self.name}_{suffix}" for suffix in suffixes)
+
     def attach(self, module: nn.Module, shape: torch.Size) -> None:
         """Registers scale and zero point with a module; ``shape`` is that of a scale, see :meth:`scale_shape`."""
-        for suffix in ("scale",) if self.integers.symmetric else ("scale", "zero_point"):
+        for name in self.tensor_names:
             value = torch.zeros(shape, dtype=torch.float32, device=_device(module))
             if self.is_learned:
-                module.register_parameter(f"{PREFIX}{self.name}_{suffix}", nn.Parameter(value))
+                module.register_parameter(name, nn.Parameter(value))
             else:
-                module.register_buffer(f"{PREFIX}{self.name}_{suffix}", value)
+                module.register_buffer(name, value)
 
     def detach(self, module: nn.Module) -> None:
         """Takes scale and zero point out of the module."""
-        for suffix in ("scale",) if self.integers.symmetric else ("scale", "zero_point"):
-            delattr(module, f"{PREFIX}{self.name}_{suffix}")
+        for name in self.tensor_names:
+            delattr(module, name)
 
     def take(self, module: nn.Module, other_module: nn.Module, other: Quantizer) -> None:
         """Takes scale and zero point of the same quantizer in another module."""

@@ -268,11 +268,10 @@ def _take_stock(module: nn.Module, stored: dict[str, Any], prefix: str, *_: Any)
     sites = sites_of(module)
     assert isinstance(sites, QuantizedSites)
     for quantizer in sites.quantizers.values():
-        for suffix in ("scale",) if quantizer.integers.symmetric else ("scale", "zero_point"):
-            key = f"{PREFIX}{quantizer.name}_{suffix}"
-            if prefix + key not in stored:
-                stored[prefix + key] = torch.zeros_like(getattr(module, key)).detach()
-        quantizer.ready = bool((stored[f"{prefix}{PREFIX}{quantizer.name}_scale"] != 0).all())
+        for name in quantizer.tensor_names:
+            if prefix + name not in stored:
+                stored[prefix + name] = torch.zeros_like(getattr(module, name)).detach()
+        quantizer.ready = bool((stored[prefix + quantizer.tensor_names[0]] != 0).all())
 
 
 def _axis(module: nn.Module, place: Place) -> int:
