@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_map_only, tree_unflatten
 
 import lightning_compress as lc
 from lightning_compress.export.onnx import OnnxFile
-from lightning_compress.export.ort import session
+from lightning_compress.export.ort import feeds_of, session
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,5 @@ class _Runtime(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the file computes."""
-        tensors = [t.detach().cpu().numpy() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        names = [value.name for value in self.session.get_inputs()]
-        outputs = self.session.run(None, dict(zip(names, tensors, strict=True)))
+        outputs = self.session.run(None, feeds_of(self.session.get_inputs(), (args, kwargs)))
         return tree_unflatten([torch.from_numpy(output) for output in outputs], self.structure)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,8 @@ def check_layers(
     model = onnx.load(path)
     grids = [grid for grid in lowered.grids if not grid.is_again]
     assert [name for name, _ in simulated] == [grid.name for grid in grids], "one run is like the other"
+    feeds = feeds_of(model.graph.input, inputs)
     places = _cut(model, lowered.grids)
-    feeds = _feeds(model, inputs)
     expected = []
     for (_, integers), grid, place in zip(simulated, grids, places, strict=True):
         expected.append((integers + grid.offset).numpy().astype(np.uint8 if unsigned else np.int8))
@@ -146,18 +146,15 @@ def check_layers(
 
 def outputs_of(path: Path, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """What the file computes of the arguments."""
-    import onnx
-
-    arrays = _session(path, _options()).run(None, _feeds(onnx.load(path), (args, kwargs)))
-    return [torch.from_numpy(array) for array in arrays]
+    runtime = session(path)
+    return [torch.from_numpy(array) for array in runtime.run(None, feeds_of(runtime.get_inputs(), (args, kwargs)))]
 
 
 def latency(path: Path, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
     """Median seconds of a run with one thread, after a warm-up."""
-    import onnx
-
-    session, feeds = _session(path, _options()), _feeds(onnx.load(path), (args, kwargs))
-    return median_seconds(lambda: session.run(None, feeds))
+    runtime = session(path)
+    feeds = feeds_of(runtime.get_inputs(), (args, kwargs))
+    return median_seconds(lambda: runtime.run(None, feeds))
 
 
 @dataclass(frozen=True)
@@ -217,10 +214,10 @@ def _nodes(graph: Any, grids: Sequence[Grid]) -> list[Any]:
     return found
 
 
-def _feeds(model: Any, inputs: Arguments) -> dict[str, np.ndarray]:
+def feeds_of(values: Iterable[Any], inputs: Arguments) -> dict[str, np.ndarray]:
+    """Arrays by the names of a graph's or a session's inputs, in their order."""
     arrays = [tensor.detach().cpu().numpy() for tensor in tensors(inputs)]
-    names = [value.name for value in model.graph.input if not value.name.endswith("_fed")]
-    return dict(zip(names, arrays, strict=True))
+    return dict(zip([value.name for value in values], arrays, strict=True))
 
 
 def _options(*, precise: bool = False) -> Any:
