@@ -41,6 +41,7 @@ _HOME = {
     "Taylor": "pruning.scores",
     "Uniform": "pruning.distributions",
     "Unstructured": "pruning.patterns",
+    "WeightClustering": "callbacks.clustering",
     "calibrate": "quantization.calibration",
     "export_executorch": "export.executorch",
     "export_onnx": "export.onnx",

@@ -33,6 +33,7 @@ class Case:
         callbacks: Makes the callbacks of one run.
         zeros: Masked weights in the end, of the 384 of :class:`Net` (conv1 288, conv2 64, fc 32); 0: nothing is masked.
         within: How far from that a pattern of larger units may end.
+        values: Most values that a layer has in the end; 0: any number.
         grows: Whether weights may come back.
         prepare: What is done to a model before its first fit.
         refused: Suites in which a ``ValueError`` is what is wanted, and words of it.
@@ -43,6 +44,7 @@ class Case:
     callbacks: Callable[[], list[Callback]]
     zeros: int = 0
     within: int = 0
+    values: int = 0
     grows: bool = False
     prepare: Callable[[nn.Module], None] = lambda model: None
     refused: Mapping[str, str] = field(default_factory=dict)
@@ -76,6 +78,8 @@ QAT_REFUSES = {
     "average first": "put QuantizationAwareTraining before it",
     "late": "build the model in __init__",
 }
+CLUSTER_REFUSES = {"fsdp2": "does not work under ModelParallelStrategy"}
+LATE = lc.Schedule(begin=0.0, end=0.8, every=1)  # with pruning on RAMP: updates after steps 7 and 8
 MILESTONES = lc.QATSchedule(observe=2, fake_quantize=4, freeze_observers=6, freeze_batch_norm=8)
 LEARNED = lc.Int(4, observer=lc.Learned())
 
@@ -155,7 +159,63 @@ CASES = [
         zeros=307,
     ),
     Case("fixed", lambda: [lc.Fixed()], zeros=192, prepare=halve),
+    Case("cluster", lambda: [lc.WeightClustering(4, schedule=RAMP)], values=4, refused=CLUSTER_REFUSES),
+    Case("cluster_once", lambda: [lc.WeightClustering(8, schedule=AT_START)], values=8, refused=CLUSTER_REFUSES),
+    Case(
+        "cluster_channels",
+        lambda: [lc.WeightClustering(2, granularity="channel", schedule=RAMP)],
+        values=16,
+        refused=CLUSTER_REFUSES,
+    ),
+    Case(
+        "cluster_groups",
+        lambda: [lc.WeightClustering(3, granularity=3, weighted=True, schedule=RAMP)],
+        values=9,
+        refused=CLUSTER_REFUSES,
+    ),
+    Case(
+        "cluster_vectors",
+        lambda: [lc.WeightClustering(4, vector_size=4, gradient="sum", schedule=RAMP)],
+        values=16,
+        refused=CLUSTER_REFUSES,
+    ),
+    Case(
+        "prune_and_cluster",
+        lambda: [lc.Pruning(0.7, schedule=RAMP), lc.WeightClustering(4, schedule=LATE)],
+        zeros=269,
+        values=4,
+        refused=CLUSTER_REFUSES,
+    ),
+    Case(
+        "rigl_and_cluster",
+        lambda: [lc.Pruning(0.7, growth=lc.RigL(), schedule=DYNAMIC), lc.WeightClustering(4, schedule=LATE)],
+        zeros=269,
+        values=4,
+        grows=True,
+        refused=CLUSTER_REFUSES,
+    ),
+    Case(
+        "fixed_and_cluster",
+        lambda: [lc.Fixed(), lc.WeightClustering(4, schedule=RAMP)],
+        zeros=192,
+        values=4,
+        prepare=halve,
+        refused=CLUSTER_REFUSES,
+    ),
     Case("qat", qat, refused=QAT_REFUSES),
+    Case(
+        "cluster_and_qat",
+        lambda: [lc.WeightClustering(4, schedule=RAMP), *qat()],
+        values=4,
+        refused={**QAT_REFUSES, **CLUSTER_REFUSES},
+    ),
+    Case(
+        "prune_and_cluster_and_qat",
+        lambda: [lc.Pruning(0.7, schedule=RAMP), lc.WeightClustering(4, schedule=LATE), *qat()],
+        zeros=269,
+        values=4,
+        refused={**QAT_REFUSES, **CLUSTER_REFUSES},
+    ),
     Case(
         "qat_learned",
         lambda: qat(weights=LEARNED, activations=LEARNED),
@@ -176,6 +236,7 @@ CASES = [
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_mask = pytest.mark.parametrize("case", [case for case in CASES if case.zeros], ids=lambda case: case.name)
+every_clustering = pytest.mark.parametrize("case", [case for case in CASES if case.values], ids=lambda case: case.name)
 every_qat = pytest.mark.parametrize("case", [case for case in CASES if case.quantizes], ids=lambda case: case.name)
 
 
@@ -275,6 +336,11 @@ class TwoPlayers(Net):
 
     def back(self, loss: Tensor) -> None:
         loss.backward() if self.raw else self.manual_backward(loss)
+
+
+def placed(average: Callback, techniques: list[Callback], order: int) -> list[Callback]:
+    """An average of the weights before (1) or after (-1) the techniques."""
+    return [average, *techniques] if order == 1 else [*techniques, average]
 
 
 def mine_only(case: Case) -> list[Callback]:

@@ -24,13 +24,13 @@ MODULES = {
 LAYERS = [
     ("functional", "schedules", "targets"),
     ("constraints", "packing"),
-    ("pruning", "quantization", "structure"),
+    ("clustering", "pruning", "quantization", "structure"),
     ("networks", "reporting"),
     ("callbacks", "data", "export", "modules"),
     ("migration",),
     ("cli",),
 ]
-TORCH_ONLY = ("functional", "constraints", "pruning", "quantization", "packing", "schedules", "targets")
+TORCH_ONLY = ("clustering", "functional", "constraints", "pruning", "quantization", "packing", "schedules", "targets")
 
 
 def part(module: str) -> str:

@@ -35,7 +35,7 @@ class Fixed(MaskCallback):
         assert self.constraint is not None
         if state:
             self.steps = state["steps"]
-            self.constraint.load_state_dict(state["masks"])
+            self.constraint.load_state_dict(state["constraint"])
             return
         masks = [layer.weight != 0 for layer in self.constraint.layers]
         if not any(bool((~layer.whole(mask)).any()) for layer, mask in zip(self.constraint.layers, masks, strict=True)):

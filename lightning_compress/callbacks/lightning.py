@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.hooks import RemovableHandle
 
@@ -70,3 +71,10 @@ def averaged_models(trainer: Trainer) -> Iterator[nn.Module]:
             yield average.module
         elif isinstance(average, nn.Module):
             yield average
+
+
+def loss_scale(trainer: Trainer, optimizer: Optimizer) -> float:
+    """The factor that gradients still carry: only fused optimizers unscale them inside their step."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return scaler.get_scale() if scaler is not None and fused else 1.0

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import final
 
+from lightning_compress.callbacks.lightning import loss_scale
 from lightning_compress.callbacks.masking import MaskCallback
 from lightning_compress.callbacks.probe import TrainingProbe
 from lightning_compress.callbacks.recalibration import check_loader, recalibrate_norms
@@ -141,8 +142,8 @@ class Pruning(MaskCallback):
         pools = make_pools(layers, self.sparsity, self.distribution, unit_size=self.pattern.unit_size)
         self._pruner = Pruner(self.constraint, pools, pattern=self.pattern, score=self.score, growth=self.growth)
         self.steps, self._tick, self._landed = state.get("steps", 0), state.get("tick", -1), state.get("landed", False)
-        if "masks" in state:
-            self.constraint.load_state_dict(state["masks"])
+        if "constraint" in state:
+            self.constraint.load_state_dict(state["constraint"])
             evidence = state["evidence"]
             self._pruner.evidence = {la.name: la.part(evidence[la.name]) for la in layers if la.name in evidence}
         self._snapshot = Snapshot.from_state(state["snapshot"]) if state.get("snapshot") else None
@@ -185,7 +186,7 @@ class Pruning(MaskCallback):
         """Reads dense gradients where the score or the growth needs them, then projects them."""
         if self._pruner is not None:
             held = self.held_by(optimizer)
-            self._pruner.read_gradients(held, _loss_scale(trainer, optimizer))
+            self._pruner.read_gradients(held, loss_scale(trainer, optimizer))
             if self._needs_gradients(trainer):
                 self._gradients.update({la.name: la.gradient.clone() for la in held if la.parameter.grad is not None})
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
@@ -287,10 +288,3 @@ def _check_sparsity(sparsity: float, pattern: Pattern) -> None:
     if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
         raise ValueError(f"sparsity={sparsity} is the fraction of zeros and must lie in [0, 1), such as 0.9.")
     pattern.check_sparsity(sparsity)
-
-
-def _loss_scale(trainer: Trainer, optimizer: Optimizer) -> float:
-    """The factor that gradients still carry: only fused optimizers unscale them inside their step."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-    return scaler.get_scale() if scaler is not None and fused else 1.0

@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_compress.constraints.constraint import Constraint
 from lightning_compress.constraints.layer import Layer, local
 from lightning_compress.functional.masks import pack_bits, unpack_bits
 
 
-class MaskConstraint:
+class MaskConstraint(Constraint):
     """Holds one mask per layer, at first all True, and projects tensors onto it.
 
     Args:
@@ -25,8 +26,7 @@ class MaskConstraint:
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
-        self.layers = list(layers)
-        self._parameters = [layer.parameter for layer in self.layers]
+        super().__init__(layers)
         self._set([torch.ones_like(layer.weight, dtype=torch.bool) for layer in self.layers])
 
     @property
@@ -43,26 +43,6 @@ class MaskConstraint:
         """Takes new masks and projects the weights."""
         self._set(masks)
         self.project_weights_()
-
-    def project_weights_(self) -> None:
-        """Writes zeros into the masked weights."""
-        self._project_(dict(enumerate(self._parameters)))
-
-    def project_gradients_(self) -> None:
-        """Writes zeros into the gradients of masked weights, where there are gradients."""
-        self._project_({i: p.grad for i, p in enumerate(self._parameters) if p.grad is not None})
-
-    def project_state_(self, optimizer: torch.optim.Optimizer) -> None:
-        """Writes zeros into what an optimizer keeps of masked weights: momenta, second moments."""
-        for i, parameter in enumerate(self._parameters):
-            for value in optimizer.state.get(parameter, {}).values():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    self._project_({i: value})
-
-    def project_copy_(self, model: nn.Module) -> None:
-        """Writes zeros into a copy of the model, such as an average of its weights."""
-        copies = dict(model.named_parameters(remove_duplicate=False))
-        self._project_({i: copies[layer.name] for i, layer in enumerate(self.layers)})
 
     def state_dict(self) -> dict[str, Tensor]:
         """Whole masks as packed bits by the names of the weights; a collective if sharded."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_compress.constraints.layer import Layer
@@ -75,3 +76,18 @@ def held_layers(optimizer: Optimizer, layers: Sequence[Layer]) -> list[Layer]:
     """Those of the layers whose weights an optimizer holds."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     return [layer for layer in layers if id(layer.parameter) in held]
+
+
+def displacement(optimizer: Optimizer, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+    """About how far an optimizer would have moved a weight, from a sum of gradients over the last steps.
+
+    The learning rate times the gradients, divided by what Adam and its kin divide by; with momentum, in the long run,
+    a gradient counts 1 / (1 - momentum) times.
+    """
+    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+    moved = -float(group["lr"]) / (1 - group.get("momentum", 0.0)) * gradient
+    state = optimizer.state.get(parameter, {})
+    if "exp_avg_sq" not in state:
+        return moved
+    bias = 1 - group["betas"][1] ** float(state["step"])
+    return moved / ((state["exp_avg_sq"] / bias).sqrt() + group["eps"])

@@ -20,6 +20,7 @@ from tests.cases import (
     every_case,
     load,
     mine_only,
+    placed,
     save_every_step,
     trainer,
     val_loader,
@@ -62,7 +63,7 @@ def test_resumed_run_equals_uninterrupted(case: Case, optimizer: str, tmp_path: 
 @every_case
 def test_with_an_average_of_the_weights(case: Case, order: int, tmp_path: Path) -> None:
     def callbacks() -> list[Callback]:
-        return [EMAWeightAveraging(decay=0.5), *case.callbacks()][::order]
+        return placed(EMAWeightAveraging(decay=0.5), case.callbacks(), order)
 
     model = Net()
     case.prepare(model)

@@ -22,6 +22,7 @@ from tests.cases import (
     load,
     masks_of,
     num_masked,
+    placed,
     save_every_step,
     trainer,
     val_loader,
@@ -77,7 +78,7 @@ def test_other_averages_keep_the_zeros(name: str, average: str, order: int, tmp_
 def assert_keeps_zeros(case: Case, average: str, order: int, tmp_path: Path) -> None:
     model, witness = Net(), Witness()
     case.prepare(model)
-    callbacks = [AVERAGES[average](), *case.callbacks()][::order]
+    callbacks = placed(AVERAGES[average](), case.callbacks(), order)
     run = trainer([witness, *callbacks, save_every_step(tmp_path)], val_check_interval=1)
     if order == 1 and "average first" in case.refused:
         with pytest.raises(ValueError, match=case.refused["average first"]):
@@ -97,7 +98,7 @@ def assert_keeps_zeros(case: Case, average: str, order: int, tmp_path: Path) -> 
 @either_order
 def test_swa_without_norms(order: int) -> None:
     model, witness = PlainNet(), Witness()
-    callbacks = [AVERAGES["swa"](), lc.Pruning(0.9, schedule=RAMP)][::order]
+    callbacks = placed(AVERAGES["swa"](), [lc.Pruning(0.9, schedule=RAMP)], order)
     trainer([witness, *callbacks], max_epochs=3).fit(model, Loader(), val_loader())
     assert num_masked(witness.masks[-1]) == 346
     assert_zeros(dict(model.named_parameters()), witness.masks[-1])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import lightning_compress as lc
 from lightning_compress.callbacks.base import techniques
@@ -131,20 +131,20 @@ def test_callbacks_do_not_keep_the_model_alive() -> None:
     del model, pruning.log, pruning.log_dict  # Lightning's own, bound to the model
     gc.collect()
     assert weight() is None
-    assert pruning.state_dict()["masks"]["conv1.weight"].dtype == torch.uint8
+    assert pruning.state_dict()["constraint"]["conv1.weight"].dtype == torch.uint8
 
 
 @pytest.fixture
-def counter() -> Iterator[CompileCounter]:
+def counter() -> Iterator[CompileCounterWithBackend]:
     torch._dynamo.reset()
-    yield CompileCounter()
+    yield CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
 
 
 class Dirty(Callback):
     """Asserts zeros after each batch, counts graphs."""
 
-    def __init__(self, counter: CompileCounter) -> None:
+    def __init__(self, counter: CompileCounterWithBackend) -> None:
         self.counter = counter
         self.num_graphs: list[int] = []
 
@@ -158,7 +158,7 @@ COMPILED = [case for case in CASES if case.name not in ("qat_histogram", "qat_mi
 
 
 @pytest.mark.parametrize("case", COMPILED, ids=lambda case: case.name)
-def test_compiled_module_trains_like_a_plain_one(case: Case, counter: CompileCounter) -> None:
+def test_compiled_module_trains_like_a_plain_one(case: Case, counter: CompileCounterWithBackend) -> None:
     compiled, plain, watch = Net(), Net(), Dirty(counter)
     for model in (compiled, plain):
         case.prepare(model)
@@ -189,7 +189,7 @@ class Inside(Net):
         return self.network(x)
 
 
-def test_compiled_submodule_goes_by_its_plain_names(counter: CompileCounter) -> None:
+def test_compiled_submodule_goes_by_its_plain_names(counter: CompileCounterWithBackend) -> None:
     model, watch = Inside(counter), Dirty(counter)
     pruning = lc.Pruning(
         {"network.conv*": 0.75, "network.fc": 0.5},
@@ -198,14 +198,14 @@ def test_compiled_submodule_goes_by_its_plain_names(counter: CompileCounter) -> 
     )
     trainer([pruning, watch]).fit(model, Loader())
     assert num_zeros(model) == 280
-    assert set(pruning.state_dict()["masks"]) == {
+    assert set(pruning.state_dict()["constraint"]) == {
         "network._orig_mod.conv1.weight", "network._orig_mod.conv2.weight", "network._orig_mod.fc.weight",
     }  # fmt: skip
     assert watch.num_graphs[0] == watch.num_graphs[-1] > 0
 
 
 @pytest.mark.parametrize("name", ["snip", "synflow", "bn_scale", "recalibrate"])
-def test_probes_of_a_compiled_submodule(name: str, counter: CompileCounter) -> None:
+def test_probes_of_a_compiled_submodule(name: str, counter: CompileCounterWithBackend) -> None:
     model = Inside(counter)
     callbacks = case(name).callbacks()
     if name == "bn_scale":
@@ -214,7 +214,7 @@ def test_probes_of_a_compiled_submodule(name: str, counter: CompileCounter) -> N
     assert abs(num_zeros(model) - case(name).zeros) <= case(name).within
 
 
-def test_masks_of_a_plain_run_resume_in_a_compiled_one(tmp_path: Any, counter: CompileCounter) -> None:
+def test_masks_of_a_plain_run_resume_in_a_compiled_one(tmp_path: Any, counter: CompileCounterWithBackend) -> None:
     class Begin(Callback):
         def on_train_start(self, run: Trainer, *args: Any) -> None:
             self.num_masked = num_masked(masks_of(run))

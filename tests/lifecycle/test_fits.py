@@ -306,7 +306,7 @@ def test_tied_weights_are_one(score: Any) -> None:
     model, pruning = Tied(), lc.Pruning(0.5, score=score, schedule=RAMP)
     trainer([EMAWeightAveraging(decay=0.5), pruning]).fit(model, vectors())
     assert model.decoder.weight is model.encoder.weight
-    assert list(pruning.state_dict()["masks"]) == ["encoder.weight", "head.weight"]
+    assert list(pruning.state_dict()["constraint"]) == ["encoder.weight", "head.weight"]
     assert sum(int((p == 0).sum()) for p in (model.encoder.weight, model.head.weight)) == 48
 
 

@@ -1,0 +1,272 @@
+"""Weight clustering: codebooks that follow a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import final
+
+from lightning_compress.callbacks.base import techniques
+from lightning_compress.callbacks.constrained import ConstraintCallback, constraints_on
+from lightning_compress.callbacks.lightning import is_a, loss_scale
+from lightning_compress.callbacks.masking import MaskCallback
+from lightning_compress.callbacks.timing import check_time_fits, check_times_come, progress
+from lightning_compress.clustering.clusterer import Clusterer
+from lightning_compress.clustering.sharing import Granularity, Sharing
+from lightning_compress.constraints.codebook import CodebookConstraint
+from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.mask import MaskConstraint
+from lightning_compress.constraints.optimizer import displacement
+from lightning_compress.functional.clusters import Init
+from lightning_compress.schedules import Progress, Schedule
+from lightning_compress.targets import Targets, matches, shorten
+
+
+@final
+class WeightClustering(ConstraintCallback[CodebookConstraint]):
+    """Makes the weights of a layer share a few values, and trains these.
+
+    Weights stay plain parameters under their own names. From the first update on they are equal within clusters after
+    every optimizer step; the clusters' values are trained with the mean gradient of their members, and at each update
+    weights change clusters if their own gradients say so. Han et al. 2016 (arXiv:1510.00149).
+
+    Weights that are zero stay zero, and zero is then one of the values. Beside :class:`Pruning`, which stands before it
+    in ``callbacks=[...]``, clustering begins when the final sparsity is reached.
+
+    Args:
+        num_clusters: Number of values of a codebook; or a dict from globs over layer names to such numbers, in which
+            the first match counts, and layers without a match stay as they are.
+        granularity: One codebook per ``"tensor"``, per output ``"channel"``, or for so many channels.
+        vector_size: Number of neighbouring weights (1, 2 or 4) that one entry of a codebook stands for (product
+            quantization, Stock et al. 2020, arXiv:1907.05686).
+        init: Where the first clustering starts.
+        weighted: Whether weights count as much as their squared gradients (Choi et al. 2017, arXiv:1612.01543).
+        gradient: What trains a value: the ``"mean"`` of its members' gradients, which suits the learning rate that the
+            weights had, or their ``"sum"``, as in Deep Compression.
+        schedule: When weights change clusters; the curve matters only if it is ``"one_shot"``: then they never do.
+        targets: Which weights.
+
+    Attributes:
+        left_alone: Layers that are not clustered as it would save nothing, and why.
+
+    Raises:
+        ValueError: For numbers that make no codebook; in ``setup`` for targets that match nothing, if nothing is worth
+            clustering, and for strategies that shard weights.
+
+    >>> callback = WeightClustering(16, schedule=Schedule(end=0.5, every=0.05))
+    """
+
+    what = "clusters"
+    verb = "clustered"
+
+    def __init__(
+        self,
+        num_clusters: int | dict[str, int],
+        *,
+        granularity: Granularity = "tensor",
+        vector_size: int = 1,
+        init: Init = "optimal",
+        weighted: bool = False,
+        gradient: Literal["mean", "sum"] = "mean",
+        schedule: Schedule = Schedule(end=0.5, every=0.05),
+        targets: Targets = Targets(),
+    ) -> None:
+        super().__init__(targets)
+        if gradient not in ("mean", "sum"):
+            raise ValueError(f"gradient={gradient!r} is unknown: write 'mean' or 'sum'.")
+        numbers = num_clusters if isinstance(num_clusters, dict) else {"*": num_clusters}
+        self._sharings = {glob: Sharing(number, granularity, vector_size, init) for glob, number in numbers.items()}
+        self.num_clusters = num_clusters
+        self.granularity = granularity
+        self.vector_size = vector_size
+        self.init = init
+        self.weighted = weighted
+        self.gradient = gradient
+        self.schedule = schedule
+        self.left_alone: dict[str, str] = {}
+        self._clusterer: Clusterer | None = None
+        self._tick = -1
+        self._landed = False
+        self._starting = False
+        self._mask_changes = 0
+
+    @property
+    def reached(self) -> bool:
+        """Whether weights have found their clusters."""
+        return self._landed
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses early what cannot work."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        if is_a(trainer.strategy, "ModelParallelStrategy"):
+            raise ValueError(
+                "WeightClustering does not work under ModelParallelStrategy, which shards the weights that share "
+                "values: use 'ddp'."
+            )
+        for name, time in self._times.items():
+            check_time_fits(trainer, name, time)
+        later = techniques(trainer)[techniques(trainer).index(self) + 1 :]
+        if any(isinstance(technique, MaskCallback) for technique in later):
+            raise ValueError(
+                "WeightClustering stands before a pruning callback, which would take members out of its clusters: put "
+                "it after it in callbacks=[...]."
+            )
+
+    def make_constraint(self, layers: Sequence[Layer]) -> CodebookConstraint:
+        """Assignments that leave all weights free."""
+        return CodebookConstraint(layers)
+
+    def layers(self, model: nn.Module) -> list[Layer]:
+        """The selected weights that are worth clustering.
+
+        Raises:
+            ValueError: For a glob without a match, and if there are none.
+        """
+        layers = super().layers(model)
+        names = [layer.layer for layer in layers]
+        for glob in self._sharings:
+            if not any(matches(glob, name) for name in names):
+                raise ValueError(f"num_clusters: {glob!r} matches no selected layer; they are {shorten(names)}.")
+        matched = [layer for layer in layers if self._sharing(layer) is not None]
+        obstacles = {layer.layer: self._sharing_of(layer).obstacle(layer) for layer in matched}
+        self.left_alone = {name: obstacle for name, obstacle in obstacles.items() if obstacle}
+        if len(self.left_alone) == len(matched):
+            name, why = next(iter(self.left_alone.items()))
+            raise ValueError(
+                f"WeightClustering finds nothing that it could make smaller: of {name!r}, {why}; take fewer clusters."
+            )
+        return [layer for layer in matched if layer.layer not in self.left_alone]
+
+    def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
+        """Begins with free weights, or where the state left off."""
+        assert self.constraint is not None
+        state = state or {}
+        sharings = [self._sharing_of(layer) for layer in self.constraint.layers]
+        self._clusterer = Clusterer(self.constraint, sharings, weighted=self.weighted)
+        self.steps, self._tick, self._landed = state.get("steps", 0), state.get("tick", -1), state.get("landed", False)
+        if "constraint" in state:
+            self.constraint.load_state_dict(state["constraint"])
+            self._clusterer.load_state_dict(state["evidence"])
+        self._starting = True
+        self._mask_changes = self._changes_of_masks(trainer)
+        check_times_come(trainer, self._times)
+        for name, why in self.left_alone.items():
+            rank_zero_info(f"WeightClustering leaves {name!r} alone: {why}.")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Assignments, counters and what was gathered since the last update: tensors and plain values only."""
+        if self.constraint is None or self._clusterer is None:
+            return super().state_dict()
+        return {
+            **super().state_dict(),
+            "tick": self._tick,
+            "landed": self._landed,
+            "evidence": self._clusterer.state_dict(),
+        }
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Clusters what is due before the first step."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self._starting and self._tick < 0:
+            self._advance(trainer, progress(trainer, self.steps, in_step=False, in_batch=False))
+        self._starting = False
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Reads what the projection takes away of gradients, as long as it matters, then projects them."""
+        if self._clusterer is not None and self._gathers:
+            self._clusterer.read_gradients(self.held_by(optimizer), loss_scale(trainer, optimizer))
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        if self.gradient == "sum" and self.constraint is not None:
+            self.constraint.sum_gradients_()
+
+    def after_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
+        """Counts gradients that were read, and updates the clusters where that is due."""
+        assert self._clusterer is not None
+        self._clusterer.step_completed(self.held_by(optimizer))
+        if optimizer is self.clock:
+            self._advance(trainer, progress(trainer, self.steps, in_step=True))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Lands the last update where the run ends without a step that could have done so."""
+        now = progress(trainer, self.steps, in_step=False)
+        if not self._landed and now.fraction == 1.0:
+            self._advance(trainer, now)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keeps what a next fit needs and lets go of the model."""
+        super().teardown(trainer, pl_module, stage)
+        self._clusterer = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy needs, without what belongs to the fit."""
+        return {**super().__getstate__(), "_clusterer": None}
+
+    @property
+    def _times(self) -> dict[str, int | float | str]:
+        names = ("begin",) if self.schedule.curve == "one_shot" else ("begin", "end", "every")
+        return {name: getattr(self.schedule, name) for name in names}
+
+    @property
+    def _gathers(self) -> bool:
+        """Whether gradients still decide about clusters."""
+        return not self._landed and (self.weighted or self._tick >= 0)
+
+    def _sharing(self, layer: Layer) -> Sharing | None:
+        return next((sharing for glob, sharing in self._sharings.items() if matches(glob, layer.layer)), None)
+
+    def _sharing_of(self, layer: Layer) -> Sharing:
+        sharing = self._sharing(layer)
+        assert sharing is not None
+        return sharing
+
+    def _advance(self, trainer: Trainer, now: Progress) -> None:
+        """Does what is due at this moment of the run."""
+        assert self._clusterer is not None
+        if not self._is_due(trainer, now) or not self._clusterer.has_evidence:
+            return
+        self._clusterer.update(self._zeros(trainer), self._displacement)
+        self._tick = max(self.schedule.tick(now), 0)
+        self._landed = self.schedule.landed(now)
+        self._mask_changes = self._changes_of_masks(trainer)
+        self.update_constraint(trainer)
+
+    def _is_due(self, trainer: Trainer, now: Progress) -> bool:
+        if not now.reached(self.schedule.begin) or not all(mask.reached for mask in self._masks(trainer)):
+            return False
+        if self._tick < 0 or self._changes_of_masks(trainer) != self._mask_changes:
+            return True
+        return not self._landed and (self.schedule.tick(now) > self._tick or self.schedule.landed(now))
+
+    def _masks(self, trainer: Trainer) -> list[ConstraintCallback[MaskConstraint]]:
+        """The callbacks that hold zeros among the clustered weights."""
+        assert self.constraint is not None
+        found = (mask for layer in self.constraint.layers for mask in constraints_on(trainer, MaskConstraint, layer))
+        return list(dict.fromkeys(found))
+
+    def _changes_of_masks(self, trainer: Trainer) -> int:
+        return sum(mask.num_changes for mask in self._masks(trainer))
+
+    def _zeros(self, trainer: Trainer) -> list[Tensor | None]:
+        """Where other callbacks hold zeros."""
+        held = {
+            id(layer.parameter): zeros
+            for mask in self._masks(trainer)
+            if mask.constraint is not None
+            for layer, zeros in zip(mask.constraint.layers, mask.constraint.zeros, strict=True)
+        }
+        assert self.constraint is not None
+        return [held.get(id(layer.parameter)) for layer in self.constraint.layers]
+
+    def _displacement(self, layer: Layer, residual: Tensor) -> Tensor:
+        holder = next(o for o in self._optimizers if any(la is layer for la in self.held_by(o)))
+        return displacement(holder, layer.parameter, residual)

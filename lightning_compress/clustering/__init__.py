@@ -1,0 +1,1 @@
+"""Weight clustering: which weights share a value; torch only."""
