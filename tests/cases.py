@@ -180,6 +180,22 @@ CASES = [
         refused=CLUSTER_REFUSES,
     ),
     Case(
+        "dkm",
+        lambda: [lc.WeightClustering(4, method="dkm", schedule=RAMP)],
+        values=4,
+        refused=CLUSTER_REFUSES,
+    ),
+    Case(
+        "prune_and_dkm",
+        lambda: [
+            lc.Pruning(0.7, schedule=lc.Schedule(end=3, every=1)),
+            lc.WeightClustering(4, method="dkm", granularity=3, weighted=True, schedule=RAMP),
+        ],
+        zeros=269,
+        values=12,
+        refused=CLUSTER_REFUSES,
+    ),
+    Case(
         "prune_and_cluster",
         lambda: [lc.Pruning(0.7, schedule=RAMP), lc.WeightClustering(4, schedule=LATE)],
         zeros=269,

@@ -17,7 +17,9 @@ from lightning_compress.callbacks.lightning import is_a, loss_scale
 from lightning_compress.callbacks.masking import MaskCallback
 from lightning_compress.callbacks.timing import check_time_fits, check_times_come, progress
 from lightning_compress.clustering.clusterer import Clusterer
-from lightning_compress.clustering.sharing import Granularity, Sharing
+from lightning_compress.clustering.layout import Granularity
+from lightning_compress.clustering.sharing import Sharing
+from lightning_compress.clustering.soft import SoftClusters, harden, soften
 from lightning_compress.constraints.codebook import CodebookConstraint
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
@@ -41,6 +43,9 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
     Args:
         num_clusters: Number of values of a codebook; or a dict from globs over layer names to such numbers, in which
             the first match counts, and layers without a match stay as they are.
+        method: ``"hard"``, or ``"dkm"``: from the beginning to the end of the schedule weights are free, and layers
+            compute with weights that are drawn to the clusters' values ever more closely (differentiable k-means, Cho
+            et al. 2022, arXiv:2108.12659); then as above.
         granularity: One codebook per ``"tensor"``, per output ``"channel"``, or for so many channels.
         vector_size: Number of neighbouring weights (1, 2 or 4) that one entry of a codebook stands for (product
             quantization, Stock et al. 2020, arXiv:1907.05686).
@@ -68,6 +73,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         self,
         num_clusters: int | dict[str, int],
         *,
+        method: Literal["hard", "dkm"] = "hard",
         granularity: Granularity = "tensor",
         vector_size: int = 1,
         init: Init = "optimal",
@@ -79,9 +85,14 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         super().__init__(targets)
         if gradient not in ("mean", "sum"):
             raise ValueError(f"gradient={gradient!r} is unknown: write 'mean' or 'sum'.")
+        if method not in ("hard", "dkm"):
+            raise ValueError(f"method={method!r} is unknown: write 'hard' or 'dkm'.")
+        if method == "dkm" and (vector_size > 1 or schedule.curve == "one_shot"):
+            raise ValueError("method='dkm' draws single weights over a time: set vector_size=1, and another curve.")
         numbers = num_clusters if isinstance(num_clusters, dict) else {"*": num_clusters}
         self._sharings = {glob: Sharing(number, granularity, vector_size, init) for glob, number in numbers.items()}
         self.num_clusters = num_clusters
+        self.method = method
         self.granularity = granularity
         self.vector_size = vector_size
         self.init = init
@@ -90,6 +101,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         self.schedule = schedule
         self.left_alone: dict[str, str] = {}
         self._clusterer: Clusterer | None = None
+        self._soft: dict[str, SoftClusters] = {}
         self._tick = -1
         self._landed = False
         self._starting = False
@@ -112,6 +124,11 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
             )
         for name, time in self._times.items():
             check_time_fits(trainer, name, time)
+        if self.method == "dkm" and any(is_a(t, "QuantizationAwareTraining") for t in techniques(trainer)):
+            raise ValueError(
+                "WeightClustering(method='dkm') beside QuantizationAwareTraining would round weights that are not on "
+                "their values yet: use method='hard', or quantize in a second fit."
+            )
         later = techniques(trainer)[techniques(trainer).index(self) + 1 :]
         if any(isinstance(technique, MaskCallback) for technique in later):
             raise ValueError(
@@ -154,6 +171,12 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         if "constraint" in state:
             self.constraint.load_state_dict(state["constraint"])
             self._clusterer.load_state_dict(state["evidence"])
+            for layer in self.constraint.layers:
+                if layer.name in state["soft"]:
+                    layout, device = self._sharing_of(layer).layout(layer), layer.parameter.device
+                    self._soften(
+                        trainer, layer.name, SoftClusters.from_state(layout, state["soft"][layer.name], device)
+                    )
         self._starting = True
         self._mask_changes = self._changes_of_masks(trainer)
         check_times_come(trainer, self._times)
@@ -169,6 +192,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
             "tick": self._tick,
             "landed": self._landed,
             "evidence": self._clusterer.state_dict(),
+            "soft": {name: clusters.state_dict() for name, clusters in self._soft.items()},
         }
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -177,6 +201,10 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         if self._starting and self._tick < 0:
             self._advance(trainer, progress(trainer, self.steps, in_step=False, in_batch=False))
         self._starting = False
+        if self._soft:
+            now = progress(trainer, self.steps, in_step=False, in_batch=False)
+            for clusters in self._soft.values():
+                clusters.sharpness = self.schedule.ramp(now)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Reads what the projection takes away of gradients, as long as it matters, then projects them."""
@@ -197,6 +225,8 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Lands the last update where the run ends without a step that could have done so."""
+        for clusters in self._soft.values():
+            clusters.advance()
         now = progress(trainer, self.steps, in_step=False)
         if not self._landed and now.fraction == 1.0:
             self._advance(trainer, now)
@@ -205,11 +235,12 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keeps what a next fit needs and lets go of the model."""
         super().teardown(trainer, pl_module, stage)
-        self._clusterer = None
+        harden(pl_module)
+        self._clusterer, self._soft = None, {}
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy needs, without what belongs to the fit."""
-        return {**super().__getstate__(), "_clusterer": None}
+        return {**super().__getstate__(), "_clusterer": None, "_soft": {}}
 
     @property
     def _times(self) -> dict[str, int | float | str]:
@@ -219,7 +250,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
     @property
     def _gathers(self) -> bool:
         """Whether gradients still decide about clusters."""
-        return not self._landed and (self.weighted or self._tick >= 0)
+        return not self._landed and (self.weighted or (self._tick >= 0 and self.method == "hard"))
 
     def _sharing(self, layer: Layer) -> Sharing | None:
         return next((sharing for glob, sharing in self._sharings.items() if matches(glob, layer.layer)), None)
@@ -234,10 +265,17 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         assert self._clusterer is not None
         if not self._is_due(trainer, now) or not self._clusterer.has_evidence:
             return
-        self._clusterer.update(self._zeros(trainer), self._displacement)
         self._tick = max(self.schedule.tick(now), 0)
         self._landed = self.schedule.landed(now)
         self._mask_changes = self._changes_of_masks(trainer)
+        if self.method == "dkm" and not self._landed:
+            for name, clusters in self._clusterer.soft(self._zeros(trainer)).items():
+                self._soften(trainer, name, clusters)
+            return
+        starts = {name: clusters.codebooks for name, clusters in self._soft.items()}
+        harden(trainer.lightning_module)
+        self._soft = {}
+        self._clusterer.update(self._zeros(trainer), self._displacement, starts)
         self.update_constraint(trainer)
 
     def _is_due(self, trainer: Trainer, now: Progress) -> bool:
@@ -245,7 +283,13 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
             return False
         if self._tick < 0 or self._changes_of_masks(trainer) != self._mask_changes:
             return True
-        return not self._landed and (self.schedule.tick(now) > self._tick or self.schedule.landed(now))
+        ticked = self.schedule.tick(now) > self._tick and self.method == "hard"
+        return not self._landed and (ticked or self.schedule.landed(now))
+
+    def _soften(self, trainer: Trainer, name: str, clusters: SoftClusters) -> None:
+        self._soft[name] = clusters
+        module, _, attribute = name.rpartition(".")
+        soften(trainer.lightning_module.get_submodule(module), attribute, clusters)
 
     def _masks(self, trainer: Trainer) -> list[ConstraintCallback[MaskConstraint]]:
         """The callbacks that hold zeros among the clustered weights."""

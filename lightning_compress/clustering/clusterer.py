@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_compress.clustering.sharing import Sharing
+from lightning_compress.clustering.sharing import Sharing, masses_of
+from lightning_compress.clustering.soft import SoftClusters
 from lightning_compress.constraints.codebook import Assignment, CodebookConstraint
 from lightning_compress.constraints.layer import Layer
 
@@ -72,35 +74,47 @@ class Clusterer:
         self,
         zeros: Sequence[Tensor | None],
         displacement: Callable[[Layer, Tensor], Tensor] = lambda layer, residual: torch.zeros_like(residual),
+        starts: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         """Clusters the weights of all layers anew.
 
         Args:
             zeros: For each layer, True where a weight is to stay zero; ``None``: where it is zero now.
+            starts: Values to start from, by the names of the weights; else those there are.
             displacement: How far a weight would have moved, from a layer and the sum of its residual gradients.
 
         Raises:
             ValueError: If a weight is not finite.
         """
         for i, layer in enumerate(self.constraint.layers):
-            weight = layer.weight
-            if not bool(weight.isfinite().all()):
-                raise ValueError(
-                    f"{layer.name!r} has weights that are not finite, which has no clusters: lower the learning rate."
-                )
-            dead = weight == 0 if zeros[i] is None else zeros[i]
-            assert dead is not None
-            dead = dead if bool(dead.any()) else None
-            points = weight
+            points, dead = layer.weight, _dead(layer, zeros[i])
             if layer.name in self.residuals:
-                points = weight + displacement(layer, self.residuals[layer.name]).to(weight.dtype)
-            squares = self.squares.get(layer.name)
-            index, values = self.sharings[i].cluster(
-                layer, points, zeros=dead, sensitivity=None if squares is None else _sensitivity(squares),
-                start=self._start(i, pins_zero=dead is not None),
-            )  # fmt: skip
+                points = points + displacement(layer, self.residuals[layer.name]).to(points.dtype)
+            start = starts.get(layer.name, self._codebook(i, pins_zero=dead is not None))
+            index, values = self._clustered(i, points, dead, start)
             self.constraint.replace(i, Assignment(index, len(values), pins_zero=dead is not None), values)
         self.residuals = {}
+
+    @torch.no_grad()
+    def soft(self, zeros: Sequence[Tensor | None]) -> dict[str, SoftClusters]:
+        """Soft clusters, by the names of the weights, that begin where clustering the weights of all layers does.
+
+        Args:
+            zeros: As in :meth:`update`.
+        """
+        found = {}
+        for i, layer in enumerate(self.constraint.layers):
+            dead = _dead(layer, zeros[i])
+            index, values = self._clustered(i, layer.weight, dead, self._codebook(i, pins_zero=dead is not None))
+            layout, masses = self.sharings[i].layout(layer), masses_of(layer.weight, dead, self._sensitivity(layer))
+            errors = layer.weight.flatten() - values[index]
+            rows = layout.rows(errors.square().view(layer.shape) * (1 if masses is None else masses))
+            total = layout.rows(torch.ones_like(layer.weight) if masses is None else masses).sum(dim=1)
+            smallest = layer.weight.square().mean() * 1e-9 + torch.finfo(layer.weight.dtype).tiny
+            variances = (rows.sum(dim=1) / total.clamp(min=1e-12)).clamp(min=smallest)
+            codebooks = values[int(dead is not None) :].view(layout.num_codebooks, -1)
+            found[layer.name] = SoftClusters(layout, codebooks, variances, masses)
+        return found
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """What was gathered since the last update."""
@@ -117,15 +131,32 @@ class Clusterer:
             for kind in ("residuals", "squares")
         )
 
-    def _start(self, i: int, *, pins_zero: bool) -> Tensor | None:
-        """The codebook there is, if clusters of its kind are wanted again."""
+    def _clustered(self, i: int, points: Tensor, dead: Tensor | None, start: Tensor | None) -> tuple[Tensor, Tensor]:
+        layer = self.constraint.layers[i]
+        if not bool(points.isfinite().all()):
+            raise ValueError(
+                f"{layer.name!r} has weights that are not finite, which have no clusters: lower the learning rate."
+            )
+        sensitivity = self._sensitivity(layer)
+        return self.sharings[i].cluster(layer, points, zeros=dead, sensitivity=sensitivity, start=start)
+
+    def _codebook(self, i: int, *, pins_zero: bool) -> Tensor | None:
+        """The values there are, if clusters of their kind are wanted again."""
         assignment = self.constraint.assignments[i]
         if assignment is None or assignment.pins_zero != pins_zero:
             return None
         return assignment.values(self.constraint.layers[i].weight)[int(pins_zero) :]
 
+    def _sensitivity(self, layer: Layer) -> Tensor | None:
+        """Squared gradients on a floor: also a weight that has not mattered yet should have a value near it."""
+        squares = self.squares.get(layer.name)
+        if squares is None:
+            return None
+        mean = squares.mean()
+        return squares / mean + 0.01 if bool(mean > 0) else torch.ones_like(squares)
 
-def _sensitivity(squares: Tensor) -> Tensor:
-    """Squared gradients on a floor, since a weight that has not mattered yet still should have a cluster near it."""
-    mean = squares.mean()
-    return squares / mean + 0.01 if bool(mean > 0) else torch.ones_like(squares)
+
+def _dead(layer: Layer, zeros: Tensor | None) -> Tensor | None:
+    """True where a weight stays zero; ``None`` if none does."""
+    dead = layer.weight == 0 if zeros is None else zeros
+    return dead if bool(dead.any()) else None

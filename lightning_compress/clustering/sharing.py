@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lightning_compress.clustering.layout import Granularity, Layout
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.functional.clusters import Init, cluster_rows
 from lightning_compress.functional.vectors import cluster_vectors
 
-Granularity = Literal["tensor", "channel"] | int
 _FLOAT_BITS = 32
 
 
@@ -57,20 +56,14 @@ class Sharing:
         if num_weights % self.vector_size:
             return f"its {num_weights} weights do not divide into vectors of {self.vector_size}"
         index_bits = math.ceil(math.log2(self.num_clusters)) * num_weights / self.vector_size
-        codebook_bits = self.num_codebooks(layer) * self.num_clusters * self.vector_size * _FLOAT_BITS
+        codebook_bits = self.layout(layer).num_codebooks * self.num_clusters * self.vector_size * _FLOAT_BITS
         if index_bits + codebook_bits >= num_weights * _FLOAT_BITS:
             return f"its codebooks would be as large as its {num_weights} weights"
         return ""
 
-    def num_codebooks(self, layer: Layer) -> int:
-        """Number of codebooks that a layer has."""
-        match self.granularity:
-            case "tensor":
-                return 1
-            case "channel":
-                return _num_channels(layer)
-            case size:
-                return -(-_num_channels(layer) // int(size))
+    def layout(self, layer: Layer) -> Layout:
+        """Which weights of a layer have a codebook of their own."""
+        return Layout(layer.shape, layer.input_dim, self.granularity)
 
     def cluster(
         self,
@@ -95,9 +88,9 @@ class Sharing:
             is index 0.
         """
         num_clusters = self.num_clusters - (zeros is not None)
-        weights = _masses(points, zeros, sensitivity)
+        weights = masses_of(points, zeros, sensitivity)
         if self.vector_size > 1:
-            values, index = self._cluster_vectors(layer, points, zeros, weights, num_clusters, start)
+            values, index = self._cluster_vectors(layer, points, weights, num_clusters, start)
         else:
             values, index = self._cluster_numbers(layer, points, weights, num_clusters, start)
         if zeros is None:
@@ -107,62 +100,36 @@ class Sharing:
     def _cluster_numbers(
         self, layer: Layer, points: Tensor, weights: Tensor | None, num_clusters: int, start: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        rows, masses = self._rows(layer, points), None if weights is None else self._rows(layer, weights)
-        padded = rows.numel() > points.numel()
-        if padded and masses is None:
-            masses = self._rows(layer, torch.ones_like(points))
+        layout = self.layout(layer)
+        if weights is None and layout.is_padded:
+            weights = torch.ones_like(points)
+        rows, masses = layout.rows(points), None if weights is None else layout.rows(weights)
         begin = None if start is None else start.view(len(rows), -1).sort(dim=1).values
         codebooks, assignment = cluster_rows(rows, num_clusters, weights=masses, start=begin, init=self.init)
         codebook = torch.arange(len(rows), dtype=torch.int32, device=points.device).unsqueeze(1)
-        return codebooks.flatten(), self._unrolled(layer, assignment + codebook * num_clusters)
+        return codebooks.flatten(), layout.weight(assignment + codebook * num_clusters).flatten()
 
     def _cluster_vectors(
         self,
         layer: Layer,
         points: Tensor,
-        zeros: Tensor | None,
         weights: Tensor | None,
         num_clusters: int,
         start: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         size = self.vector_size
-        shaped = [None if t is None else self._rows(layer, t).view(-1, size) for t in (points, weights)]
-        assert shaped[0] is not None
+        layout = self.layout(layer)
+        vectors = layout.rows(points).view(-1, size)
+        masses = None if weights is None else layout.rows(weights).view(-1, size)
         begin = None if start is None else start.view(-1, size)
-        num_clusters = min(num_clusters, len(shaped[0]))
-        codebook, entry = cluster_vectors(shaped[0], num_clusters, weights=shaped[1], start=begin)
+        num_clusters = min(num_clusters, len(vectors))
+        codebook, entry = cluster_vectors(vectors, num_clusters, weights=masses, start=begin)
         place = torch.arange(size, dtype=torch.int32, device=points.device)
-        return codebook.flatten(), self._unrolled(layer, entry.unsqueeze(1) * size + place)
-
-    def _rows(self, layer: Layer, tensor: Tensor) -> Tensor:
-        """One row for each codebook, the last one filled up with zeros."""
-        channels = _channels_first(layer, tensor).flatten(1)
-        match self.granularity:
-            case "tensor":
-                return channels.reshape(1, -1)
-            case "channel":
-                return channels
-            case size:
-                return torch.nn.functional.pad(channels, (0, 0, 0, -len(channels) % int(size))).view(
-                    -1, int(size) * channels.shape[1]
-                )
-
-    def _unrolled(self, layer: Layer, rows: Tensor) -> Tensor:
-        """What :meth:`_rows` has made rows of, one-dimensional, in the order of the weight."""
-        shape = _channels_first(layer, layer.weight).shape
-        return _channels_first(layer, rows.flatten()[: shape.numel()].view(shape)).flatten()
+        return codebook.flatten(), layout.weight(entry.unsqueeze(1) * size + place).flatten()
 
 
-def _channels_first(layer: Layer, tensor: Tensor) -> Tensor:
-    """Output channels before input channels, or back again."""
-    return tensor.transpose(0, 1) if layer.input_dim == 0 else tensor
-
-
-def _num_channels(layer: Layer) -> int:
-    return layer.shape[1 - layer.input_dim]
-
-
-def _masses(points: Tensor, zeros: Tensor | None, sensitivity: Tensor | None) -> Tensor | None:
+def masses_of(points: Tensor, zeros: Tensor | None, sensitivity: Tensor | None) -> Tensor | None:
+    """What weights count: their sensitivity, and nothing where they stay zero; ``None`` if all count the same."""
     if zeros is None and sensitivity is None:
         return None
     masses = torch.ones_like(points) if sensitivity is None else sensitivity.to(points)
