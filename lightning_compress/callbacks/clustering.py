@@ -13,7 +13,7 @@ from typing_extensions import final
 
 from lightning_compress.callbacks.base import techniques
 from lightning_compress.callbacks.constrained import ConstraintCallback, constraints_on
-from lightning_compress.callbacks.lightning import is_a, loss_scale
+from lightning_compress.callbacks.lightning import is_a, is_compiled, loss_scale
 from lightning_compress.callbacks.masking import MaskCallback
 from lightning_compress.callbacks.timing import check_time_fits, check_times_come, progress
 from lightning_compress.clustering.clusterer import Clusterer
@@ -129,6 +129,11 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
                 "WeightClustering(method='dkm') beside QuantizationAwareTraining would round weights that are not on "
                 "their values yet: use method='hard', or quantize in a second fit."
             )
+        if self.method == "dkm" and is_compiled(pl_module):
+            raise ValueError(
+                "WeightClustering(method='dkm') does not work in a compiled model, which would go on computing with "
+                "its own weights: leave torch.compile out of this fit, or use method='hard'."
+            )
         later = techniques(trainer)[techniques(trainer).index(self) + 1 :]
         if any(isinstance(technique, MaskCallback) for technique in later):
             raise ValueError(
@@ -171,12 +176,10 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         if "constraint" in state:
             self.constraint.load_state_dict(state["constraint"])
             self._clusterer.load_state_dict(state["evidence"])
-            for layer in self.constraint.layers:
-                if layer.name in state["soft"]:
-                    layout, device = self._sharing_of(layer).layout(layer), layer.parameter.device
-                    self._soften(
-                        trainer, layer.name, SoftClusters.from_state(layout, state["soft"][layer.name], device)
-                    )
+        for layer in self.constraint.layers:
+            if layer.name in state.get("soft", {}):
+                layout, device = self._sharing_of(layer).layout(layer), layer.parameter.device
+                self._soften(trainer, layer.name, SoftClusters.from_state(layout, state["soft"][layer.name], device))
         self._starting = True
         self._mask_changes = self._changes_of_masks(trainer)
         check_times_come(trainer, self._times)

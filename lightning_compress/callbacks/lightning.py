@@ -63,6 +63,12 @@ def _check_same_model(pl_module: LightningModule, stored: Mapping[str, Tensor], 
         raise ValueError(f"The checkpoint is of another model: {name!r} {where}.")
 
 
+def is_compiled(pl_module: LightningModule) -> bool:
+    """Whether ``torch.compile`` has been applied to the model or to a part of it."""
+    parts = (is_a(m, "OptimizedModule") or m._compiled_call_impl is not None for m in pl_module.modules())
+    return getattr(pl_module, "_compiler_ctx", None) is not None or any(parts)
+
+
 def averaged_models(trainer: Trainer) -> Iterator[nn.Module]:
     """Copies of the model in which callbacks (WeightAveraging, SWA) keep averages of its weights."""
     for callback in callbacks_of(trainer):

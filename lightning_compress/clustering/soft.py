@@ -96,13 +96,11 @@ def soft_clusters_of(model: nn.Module) -> Iterable[tuple[str, SoftClusters]]:
 
 
 # An attribute of the instance hides the parameter of that name, which the optimizer and the state dict see.
-@torch.compiler.disable
 def _enter(module: nn.Module, args: Any) -> None:
     for attribute, clusters in vars(module)[_KEY].items():
         vars(module)[attribute] = clusters(module._parameters[attribute])
 
 
-@torch.compiler.disable
 def _leave(module: nn.Module, args: Any, output: Any) -> None:
     for attribute in vars(module)[_KEY]:
         vars(module).pop(attribute, None)
