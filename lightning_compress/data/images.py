@@ -1,61 +1,18 @@
-"""The data modules that the recipes need: digits, which every installation has, and CIFAR-10."""
+"""Images that fit into memory, as uint8."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
-from torchvision.datasets import CIFAR10, ImageFolder
-from torchvision.transforms.functional import pil_to_tensor
+from torch.utils.data import DataLoader, Dataset
 
 Batch = tuple[Tensor, Tensor]
-
-
-class DigitsDataModule(LightningDataModule):
-    """Scikit-learn's 1,797 handwritten digits as normalised ``(1, 8, 8)`` images; needs no download.
-
-    A fifth is held out for testing and an eighth of the rest for validation, the same images in every run, with every
-    digit's share kept.
-
-    Args:
-        batch_size: Images per batch.
-    """
-
-    def __init__(self, batch_size: int = 64) -> None:
-        super().__init__()
-        self.batch_size = batch_size
-
-    def setup(self, stage: str) -> None:
-        """Splits and normalises."""
-        images, labels = load_digits(return_X_y=True)
-        rest, test, rest_y, test_y = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
-        train, val, train_y, val_y = train_test_split(rest, rest_y, test_size=0.125, stratify=rest_y, random_state=0)
-        mean, std = train.mean(), train.std()
-
-        def dataset(pixels: Sequence[float], digits: Sequence[int]) -> TensorDataset:
-            scaled = (torch.as_tensor(pixels, dtype=torch.float32) - mean) / std
-            return TensorDataset(scaled.view(-1, 1, 8, 8), torch.as_tensor(digits, dtype=torch.long))
-
-        self.train, self.val, self.test = dataset(train, train_y), dataset(val, val_y), dataset(test, test_y)
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled batches of the 1,257 training images."""
-        return DataLoader(self.train, self.batch_size, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        """The 180 validation images."""
-        return DataLoader(self.val, self.batch_size)
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        """The 360 test images."""
-        return DataLoader(self.test, self.batch_size)
 
 
 class InMemoryImages(Dataset[Batch]):
@@ -116,38 +73,33 @@ def as_is(batch: Any) -> Any:
     return batch
 
 
-class CIFAR10DataModule(LightningDataModule):
-    """CIFAR-10 from folders of images, or from torchvision's download.
+class InMemoryDataModule(LightningDataModule):
+    """Training, validation and test images that are held as uint8.
 
     Args:
-        root: Directory with ``train/<class>/*`` and ``test/<class>/*`` (in it or in its ``cifar10/``), or where
-            torchvision keeps its copy.
+        root: Where the images are.
         batch_size: Images per batch.
         num_workers: Worker processes of each loader; the work per batch is small, so none is usually best.
-        download: Let torchvision fetch CIFAR-10 into ``root`` where it is not there yet.
-        val_size: Number of training images, the same from each class, that are held out for validation; the test
-            images are for testing only. 0 trains on all 50,000 and has no validation.
+        download: Let torchvision fetch the images into ``root`` where they are not there yet.
+        val_size: Number of training images, the same from each class, that are held out for validation.
         augment: Crop and mirror training images at random.
         mean: Mean of each channel, in [0, 1].
         std: Standard deviation of each channel.
         seed: Seed of the choice of validation images.
-
-    Raises:
-        ValueError: In ``prepare_data`` or ``setup``, if ``root`` has no CIFAR-10.
     """
 
     def __init__(
         self,
-        root: str = "data",
-        batch_size: int = 128,
-        num_workers: int = 0,
+        root: str,
+        batch_size: int,
+        num_workers: int,
         *,
-        download: bool = False,
-        val_size: int = 5000,
-        augment: bool = True,
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
-        seed: int = 0,
+        download: bool,
+        val_size: int,
+        augment: bool,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int,
     ) -> None:
         super().__init__()
         self.root = Path(root).expanduser()
@@ -159,11 +111,9 @@ class CIFAR10DataModule(LightningDataModule):
         self.mean, self.std, self.seed = mean, std, seed
         self._decoded: dict[str, Batch] = {}
 
-    def prepare_data(self) -> None:
-        """Downloads, if asked and needed."""
-        if self.download and self._folders() is None:
-            for train in (True, False):
-                CIFAR10(self.root, train=train, download=True)
+    @abstractmethod
+    def load(self, split: str) -> Batch:
+        """Images ``(N, C, H, W)`` of uint8 and labels ``(N,)`` of ``"train"`` or ``"test"``."""
 
     def setup(self, stage: str) -> None:
         """Decodes what the stage needs, once."""
@@ -183,11 +133,11 @@ class CIFAR10DataModule(LightningDataModule):
         return self._loader(self.val) if len(self.val) else []
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The 10,000 test images."""
+        """The test images."""
         return self._loader(self.test)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The 10,000 test images."""
+        """The test images."""
         return self._loader(self.test)
 
     def _loader(self, dataset: Dataset[Batch], shuffle: bool = False) -> DataLoader[Any]:
@@ -217,28 +167,7 @@ class CIFAR10DataModule(LightningDataModule):
         val, train = order[: self.val_size], order[self.val_size :].sort().values
         return (images[train], labels[train]), (images[val], labels[val])
 
-    def _folders(self) -> Path | None:
-        candidates = (self.root, self.root / "cifar10")
-        return next((path for path in candidates if (path / "train").is_dir() and (path / "test").is_dir()), None)
-
     def _load(self, split: str) -> Batch:
         if split not in self._decoded:
-            folders = self._folders()
-            self._decoded[split] = decode(ImageFolder(folders / split)) if folders else self._from_torchvision(split)
+            self._decoded[split] = self.load(split)
         return self._decoded[split]
-
-    def _from_torchvision(self, split: str) -> Batch:
-        try:
-            stored = CIFAR10(self.root, train=split == "train")
-        except RuntimeError as error:
-            raise ValueError(
-                f"data.root={str(self.root)!r} has neither train/<class>/ and test/<class>/ nor torchvision's copy of "
-                "CIFAR-10: give --data.root where it is, or --data.download=true."
-            ) from error
-        return torch.from_numpy(stored.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(stored.targets)
-
-
-def decode(folder: ImageFolder) -> Batch:
-    """All images of a folder as one tensor ``(N, 3, H, W)`` of uint8, and their labels ``(N,)``."""
-    images = [pil_to_tensor(folder.loader(path)) for path, _ in folder.samples]
-    return torch.stack(images), torch.tensor(folder.targets)
