@@ -22,7 +22,7 @@ MODULES = {
 
 # Lower layers first. A part may import itself and those in layers before its own, not those beside it.
 LAYERS = [
-    ("functional", "schedules", "targets"),
+    ("files", "functional", "schedules", "targets"),
     ("constraints", "packing"),
     ("pruning", "quantization", "structure"),
     ("networks", "reporting"),
@@ -30,7 +30,7 @@ LAYERS = [
     ("migration",),
     ("cli",),
 ]
-TORCH_ONLY = ("functional", "constraints", "pruning", "quantization", "packing", "schedules", "targets")
+TORCH_ONLY = ("files", "functional", "constraints", "pruning", "quantization", "packing", "schedules", "targets")
 
 
 def part(module: str) -> str:
