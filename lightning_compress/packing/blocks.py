@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lightning_compress.packing.bits import read_symbols
 from lightning_compress.packing.codebooks import Indexed
-from lightning_compress.packing.streams import Stream, whole
+from lightning_compress.packing.streams import Stream, exactly, whole
 from lightning_compress.packing.words import Words
 
 _SAMPLE = 2**14
@@ -42,7 +42,7 @@ def read_blocks(data: bytes, parameters: tuple[object, ...], like: Words, nonzer
     Raises:
         ValueError: If the stream is damaged.
     """
-    (claimed,) = parameters
+    (claimed,) = exactly(1, parameters)
     length = whole(claimed, at_least=1, at_most=len(nonzero))
     if len(nonzero) % length:
         raise ValueError(f"{len(nonzero)} elements are not blocks of {length}")
@@ -111,4 +111,4 @@ def _index(values: Words, in_block: NDArray[Any], length: int) -> Indexed | None
     indices[order] = rank[entry]
     codebooks = (table[by_count] & np.uint64(0xFFFFFFFF)).astype(values.dtype)
     data = sizes.astype("<u2").tobytes() + codebooks.tobytes()
-    return Indexed(Stream("blocks", data, (length, int(sizes.max()))), indices, np.bincount(indices), is_shared=False)
+    return Indexed(Stream("blocks", data, (length,)), indices, np.bincount(indices), is_shared=False)

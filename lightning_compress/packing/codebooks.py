@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lightning_compress.packing.bits import num_packed_bytes, plan_symbols, read_symbols
 from lightning_compress.packing.distinct import find_values
-from lightning_compress.packing.streams import Plan, Stream, whole
+from lightning_compress.packing.streams import Plan, Stream, exactly, whole
 from lightning_compress.packing.words import Words, keys_of
 
 
@@ -92,10 +92,10 @@ def read_table(kind: str, data: bytes, parameters: tuple[object, ...], like: Wor
         ValueError: If it is damaged.
     """
     if kind == "range":
-        low, num_values = parameters
+        low, num_values = exactly(2, parameters)
         first = whole(low, at_least=-(2**15), at_most=2**15)
         return np.arange(first, first + whole(num_values, at_least=1, at_most=2**16)).astype(like.dtype)
-    (num_values,) = parameters
+    (num_values,) = exactly(1, parameters)
     entry = like.nbytes // len(like)
     if whole(num_values, at_most=len(data) // entry) * entry != len(data):
         raise ValueError(f"{len(data)} bytes are no codebook of {num_values} entries")

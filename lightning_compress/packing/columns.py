@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_compress.packing import entropy
-from lightning_compress.packing.streams import Plan, Stream, whole
+from lightning_compress.packing.streams import Plan, Stream, exactly, whole
 
 _ONE = 2**16
 _QUARTERS = (1024, 1218, 1448, 1722)  # 1024 * 2 ** (k / 4)
@@ -71,7 +71,7 @@ def read_columns(data: bytes, parameters: tuple[object, ...], size: int, num_col
     Raises:
         ValueError: If the stream is damaged.
     """
-    strength, zeros = parameters
+    strength, zeros = exactly(2, parameters)
     prior = _Prior(whole(strength, at_least=1, at_most=_ONE), whole(zeros, at_least=1, at_most=_ONE - 1))
     nonzero = np.empty((size // num_columns, num_columns), np.bool_)
     stack, before = entropy.stack_of(data), np.zeros(num_columns, np.int64)

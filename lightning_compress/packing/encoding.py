@@ -93,7 +93,7 @@ def _with_positions(
     nonzero: NDArray[np.bool_], num_columns: int, indexed: list[Indexed], plain: Plan | None
 ) -> tuple[Plan, int]:
     """The best plan for values in their places, and bytes of the best codebook without entropy coding."""
-    plans = [i.plan() for i in indexed] + ([] if plain is None else [plain])
+    plans = ([] if plain is None else [plain]) + [i.plan() for i in indexed]
     fixed = min((i.num_plain_bytes for i in indexed), default=2**62)
     if nonzero.all():
         return cheapest(*plans), fixed

@@ -36,7 +36,7 @@ class Entry:
         name: As in the state dict.
         dtype: Name of its type.
         shape: Its shape.
-        crc32: Of its bytes, little-endian.
+        crc32: Of its name, type and shape and of its bytes, little-endian.
         parts: Its streams, in the order in which they are in the file.
         width: Elements in each entry of a codebook.
         half: Whether it was rounded to float16.
@@ -99,8 +99,8 @@ class Entry:
             if set(data) == {"name", "same"}:
                 return cls(name, same=_text(data["same"]))
             return cls(name, **_fields(data))
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"the entry of {name[:200]!r} is incomplete ({error})") from None
+        except KeyError as error:
+            raise ValueError(f"the entry of {name[:200]!r} lacks {error}") from None
         except ValueError as error:
             raise ValueError(f"the entry of {name[:200]!r} is wrong: {error}") from None
 
@@ -110,7 +110,7 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"{sorted(unknown)[0][:40]!r} is not known")
     half, scale, minus = data.get("half", False), data.get("scale"), data.get("minus")
-    if not isinstance(half, bool) or data["dtype"] not in DTYPES:
+    if not isinstance(half, bool) or _text(data["dtype"]) not in DTYPES:
         raise ValueError(f"{str(data['dtype'])[:40]!r} is no type of a tensor, or half={str(half)[:40]!r} no choice")
     return {
         "dtype": data["dtype"],
@@ -145,14 +145,17 @@ def _shape(data: Any) -> tuple[int, ...]:
 def _parts(data: Any) -> tuple[Part, ...]:
     if not isinstance(data, list) or len(data) > _MOST_STREAMS:
         raise ValueError("it has no streams")
-    return tuple(_part(*part) for part in data)
+    return tuple(map(_part, data))
 
 
-def _part(kind: Any, num_bytes: Any, *parameters: Any) -> Part:
+def _part(data: Any) -> Part:
+    if not isinstance(data, list) or len(data) < 2:
+        raise ValueError("a stream has no kind or no length")
+    kind, num_bytes, *parameters = data
     for parameter in parameters:
         if isinstance(parameter, bool) or not isinstance(parameter, (int, str)):
             raise ValueError(f"{str(parameter)[:40]!r} is no parameter of a stream")
-    return Part(_text(kind), whole(num_bytes, at_most=_MOST_ELEMENTS), parameters)
+    return Part(_text(kind), whole(num_bytes, at_most=_MOST_ELEMENTS), tuple(parameters))
 
 
 def _text(value: Any) -> str:

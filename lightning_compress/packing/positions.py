@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lightning_compress.packing.bits import num_packed_bytes, plan_symbols, read_symbols
 from lightning_compress.packing.columns import plan_columns, read_columns
-from lightning_compress.packing.streams import Plan, Stream, cheapest, whole
+from lightning_compress.packing.streams import Plan, Stream, cheapest, exactly, whole
 
 KINDS = ("bitmask", "gaps", "columns")
 _LONGEST = 255  # a gap that is longer is so many zeros more often; a geometric distribution does not mind
@@ -88,7 +88,7 @@ def _split(gaps: NDArray[np.int64], longest: int) -> NDArray[Any]:
 
 
 def _read_gaps(data: bytes, parameters: tuple[object, ...], size: int) -> NDArray[np.bool_]:
-    claimed, limit, coding = parameters
+    claimed, limit, coding = exactly(3, parameters)
     num_symbols, longest = whole(claimed, at_most=size), whole(limit, at_least=1, at_most=_LONGEST)
     symbols = read_symbols(data, coding, num_symbols=num_symbols, num_values=longest + 1)
     ends = symbols < longest

@@ -119,7 +119,7 @@ def _read_one(file: IO[bytes], entry: Entry, scale: Callable[[str], Tensor]) -> 
         tensor = decode(entry, streams, scale)
     except ValueError as error:
         raise ValueError(f"tensor {entry.name[:200]!r} is damaged: {error}") from None
-    if checksum(tensor) != entry.crc32:
+    if checksum(entry.name, tensor) != entry.crc32:
         raise ValueError(f"tensor {entry.name[:200]!r} is damaged: its checksum is another")
     return tensor
 

@@ -44,6 +44,17 @@ def cheapest(*plans: Plan | None) -> Plan:
     return min((plan for plan in plans if plan is not None), key=lambda plan: plan.num_bytes)
 
 
+def exactly(number: int, parameters: tuple[object, ...]) -> tuple[object, ...]:
+    """The parameters of a stream, if they are so many.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if len(parameters) != number:
+        raise ValueError(f"a stream has {len(parameters)} parameters instead of {number}")
+    return parameters
+
+
 def whole(value: object, *, at_most: int, at_least: int = 0) -> int:
     """A number that a file claims, if it is whole and within its bounds.
 

@@ -47,9 +47,10 @@ def tensor_of(words: Words, dtype: torch.dtype, shape: tuple[int, ...]) -> Tenso
     return torch.from_numpy(words.reshape(-1).view(np.uint8)).view(dtype).reshape(shape)
 
 
-def checksum(tensor: Tensor) -> int:
-    """CRC-32 of a tensor's bytes, little-endian."""
-    return zlib.crc32(words_of(tensor).data)
+def checksum(name: str, tensor: Tensor) -> int:
+    """CRC-32 of what a tensor is called and is, and of its bytes, little-endian."""
+    what = f"{name} {dtype_name(tensor.dtype)} {tuple(tensor.shape)}"
+    return zlib.crc32(words_of(tensor).data, zlib.crc32(what.encode("utf-8", "surrogatepass")))
 
 
 def zero_of(size: int) -> Words:

@@ -85,7 +85,7 @@ def _pack(
         integers = encoded.integers
         entry = replace(entry, scale=scale_name(name), axis=integers.axis, minus=integers.minus)
     parts = tuple(Part(s.kind, payload.write(s.data), s.parameters) for s in encoded.streams)
-    entry = replace(entry, crc32=checksum(tensor), parts=parts, width=encoded.width)
+    entry = replace(entry, crc32=checksum(name, tensor), parts=parts, width=encoded.width)
     return _Packed(entry, num_sparse_bytes, min(encoded.num_fixed_bytes, num_sparse_bytes))
 
 
