@@ -43,6 +43,7 @@ def unpack(data: bytes, *, num_symbols: int, num_values: int) -> NDArray[Any]:
     width, dtype = width_of(num_values), np.min_scalar_type(max(num_values - 1, 0))
     if len(data) != num_packed_bytes(num_symbols, num_values):
         raise ValueError(f"{len(data)} bytes do not hold {num_symbols} symbols of {width} bits")
+    check_padding(data, num_symbols * width)
     symbols = np.zeros(num_symbols, dtype)
     for start in range(0, num_symbols if width else 0, _AT_ONCE):
         part = symbols[start : start + _AT_ONCE]
@@ -54,6 +55,12 @@ def unpack(data: bytes, *, num_symbols: int, num_values: int) -> NDArray[Any]:
     if num_symbols and int(symbols.max()) >= num_values:
         raise ValueError(f"a symbol is beyond the {num_values} that there are")
     return symbols
+
+
+def check_padding(data: bytes, num_bits: int) -> None:
+    """Raises a ``ValueError`` if a bit is set after the last of so many that fill all bytes but the last."""
+    if num_bits % 8 and data[-1] >> (num_bits % 8):
+        raise ValueError("there are bits after the last one")
 
 
 def plan_symbols(kind: str, symbols: Any, counts: NDArray[Any], *parameters: int | str) -> Plan:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_compress.packing.bits import num_packed_bytes, plan_symbols, read_symbols
+from lightning_compress.packing.bits import check_padding, num_packed_bytes, plan_symbols, read_symbols
 from lightning_compress.packing.columns import plan_columns, read_columns
 from lightning_compress.packing.streams import Plan, Stream, cheapest, exactly, whole
 
@@ -55,6 +55,7 @@ def read_positions(
         return _read_gaps(data, parameters, size)
     if len(data) != -(-size // 8):
         raise ValueError(f"{len(data)} bytes are no mask of {size} elements")
+    check_padding(data, size)
     return np.unpackbits(np.frombuffer(data, np.uint8), count=size, bitorder="little").astype(np.bool_)
 
 

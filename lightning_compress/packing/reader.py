@@ -14,6 +14,7 @@ from lightning_compress.packing.container import read_index
 from lightning_compress.packing.decoding import decode
 from lightning_compress.packing.entry import Entry
 from lightning_compress.packing.match import check_match, keys_of_model
+from lightning_compress.packing.progress import track
 from lightning_compress.packing.streams import Stream
 from lightning_compress.packing.words import checksum
 
@@ -25,12 +26,14 @@ _EXPANSION = 1024  # times its size that a file may declare: 99.9 % zeros in one
 
 @overload
 def load_packed(
-    path: str | Path, into: None = None, *, device: torch.device | str | None = None
+    path: str | Path, into: None = None, *, device: torch.device | str | None = None, progress: bool = False
 ) -> dict[str, Tensor]: ...
 @overload
-def load_packed(path: str | Path, into: Module, *, device: torch.device | str | None = None) -> Module: ...
 def load_packed(
-    path: str | Path, into: nn.Module | None = None, *, device: torch.device | str | None = None
+    path: str | Path, into: Module, *, device: torch.device | str | None = None, progress: bool = False
+) -> Module: ...
+def load_packed(
+    path: str | Path, into: nn.Module | None = None, *, device: torch.device | str | None = None, progress: bool = False
 ) -> nn.Module | dict[str, Tensor]:
     """Reads what :func:`save_packed` wrote, each tensor checked against its checksum.
 
@@ -39,6 +42,7 @@ def load_packed(
         into: A model of the class that was saved, on any device and of any type; it gets all tensors, or if anything
             is wrong none. Without it the result is a state dict.
         device: Where the tensors of a state dict are put, a GPU for example; those of a model are where it is.
+        progress: Whether to show a progress bar.
 
     Returns:
         The model, or the state dict.
@@ -60,9 +64,9 @@ def load_packed(
         entries, begin = read_index(file, size)
         if into is None:
             _check_proportion(entries, size)
-            return _read_all(file, entries, begin, torch.device("cpu" if device is None else device))
+            return _read_all(file, entries, begin, torch.device("cpu" if device is None else device), progress)
         check_match(entries, into)
-        state = _read_all(file, entries, begin, torch.device("cpu"))
+        state = _read_all(file, entries, begin, torch.device("cpu"), progress)
     _assign(into, state, path)
     return into
 
@@ -90,7 +94,9 @@ def _check_proportion(entries: Sequence[Entry], size: int) -> None:
         )
 
 
-def _read_all(file: IO[bytes], entries: Sequence[Entry], begin: int, device: torch.device) -> dict[str, Tensor]:
+def _read_all(
+    file: IO[bytes], entries: Sequence[Entry], begin: int, device: torch.device, progress: bool
+) -> dict[str, Tensor]:
     offsets = dict(zip((entry.name for entry in entries), _offsets(entries, begin), strict=True))
     by_name = {entry.name: entry for entry in entries}
     read: dict[str, Tensor] = {}
@@ -104,7 +110,7 @@ def _read_all(file: IO[bytes], entries: Sequence[Entry], begin: int, device: tor
             read[name] = _read_one(file, entry, get).to(device)
         return read[name]
 
-    return {entry.name: get(entry.name) for entry in entries}
+    return {name: get(name) for name in track(by_name, "unpacking", shown=progress)}
 
 
 def _offsets(entries: Sequence[Entry], begin: int) -> Iterator[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -15,6 +15,7 @@ from lightning_compress.packing.container import header_of, write_container
 from lightning_compress.packing.encoding import Encoded, encode
 from lightning_compress.packing.entry import Entry, Part
 from lightning_compress.packing.integers import scale_name
+from lightning_compress.packing.progress import track
 from lightning_compress.packing.report import Item, PackedFile, items_of, packed_tensor
 from lightning_compress.packing.tensors import as_half, checked_halves, norms_of, shared_with, tensors_of
 from lightning_compress.packing.words import checksum, dtype_name
@@ -54,7 +55,7 @@ def save_packed(
     norms, shared = norms_of(model, tensors), shared_with(tensors)
     with written(path) as partial, tempfile.TemporaryFile(dir=partial.parent) as payload:
         packed = []
-        for name in _track(tensors, progress):
+        for name in track(tensors, "packing", shown=progress):
             if name in shared:
                 packed.append(_Packed(Entry(name, same=shared[name])))
             else:
@@ -108,11 +109,3 @@ def _report(
     )
     table = tuple(packed_tensor(entry, tensors[entry.name].numel()) for entry in entries)
     return PackedFile(path, num_bytes, items_of(entries, norms, num_header_bytes), stages, table)
-
-
-def _track(names: Iterable[str], progress: bool) -> Iterable[str]:
-    if not progress:
-        return names
-    from rich.progress import track
-
-    return track(list(names), description="packing")

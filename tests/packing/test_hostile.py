@@ -93,3 +93,128 @@ def test_many_damaged_files(sound: bytes, tmp_path: Path) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert fuzz(sound, tmp_path / "file", seeds=range(1_000, 16_000)) > 12_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000
+
+
+def zeros_of(shape: list[int], *streams: list[Any], **more: Any) -> Index:
+    """An index of one tensor of zeros, with the checksum of none."""
+    return [{"name": "w", "dtype": "float32", "shape": shape, "crc32": 0, "streams": [*streams], **more}]
+
+
+def header() -> dict[str, Any]:
+    return {"__metadata__": {"format": "lightning_compress.packed", "version": "1", "index": ""}}
+
+
+@pytest.mark.parametrize(
+    ("shape", "streams"),
+    [
+        ([2**20, 2**20], [["gaps", 0, 0, 1, "ans"], ["raw", 0]]),
+        ([2**30], [["codebook", 0, 0], ["indices", 0, "bits"]]),
+        ([2**20, 2**16], [["columns", 0, 4, 1], ["raw", 0]]),
+        ([2**40, 0, 2**40], [["raw", 0]]),
+    ],
+)
+def test_a_small_file_declares_a_large_tensor(shape: list[int], streams: Any, tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"declare tensors of \d+ bytes; if that is right|fits into no memory"):
+        read(closed(header(), zeros_of(shape, *streams), b""), tmp_path / "file")
+    with pytest.raises(ValueError, match=r"\(3,\) in the model|fits into no memory"):
+        read(closed(header(), zeros_of(shape, *streams), b""), tmp_path / "file", Holder({"w": torch.zeros(3)}))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+def test_a_model_of_that_shape_lifts_the_limit(tmp_path: Path) -> None:
+    large = {"w": torch.zeros(2**15, 2**10)}
+    path = save_packed(large, tmp_path / "file").path
+    with pytest.raises(ValueError, match=r"give the model that has them as into=\."):
+        load_packed(path)
+    model = load_packed(path, into=Holder({"w": torch.ones(2**15, 2**10)}))
+    assert not model.w.any()
+
+
+def test_an_index_that_inflates_without_end(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="longer than that of any model"):
+        read(closed(header(), None, b"", text=b" " * 2**26 + b"[]"), tmp_path / "file")
+
+
+def renamed(header: Any, index: Any) -> None:
+    index[1]["name"] = index[0]["name"]
+
+
+def versioned(header: Any, index: Any) -> None:
+    header["__metadata__"]["version"] = "2"
+
+
+def foreign(header: Any, index: Any) -> None:
+    del header["__metadata__"]["format"]
+
+
+def looped(header: Any, index: Any) -> None:
+    index[0] = {"name": "dense", "same": "dense"}
+    index[1]["streams"][-1][1] += 224
+
+
+def scaled(header: Any, index: Any) -> None:
+    next(entry for entry in index if "scale" in entry)["scale"] = "nothing"
+
+
+def circular(header: Any, index: Any) -> None:
+    entry = next(entry for entry in index if "scale" in entry)
+    entry["scale"] = entry["name"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (renamed, "two tensors of one name"),
+        (versioned, "it has version '2', and version '1' can be read"),
+        (foreign, "no packed file of lightning_compress"),
+        (looped, "'dense' refers to 'dense', which refers to another itself"),
+        (scaled, "'q.weight' refers to 'nothing', which is not there"),
+        (circular, "'q.weight' refers to 'q.weight', which refers to another itself"),
+    ],
+)
+def test_a_header_that_is_wrong(
+    change: Callable[[Any, Any], None], sentence: str, sound: bytes, tmp_path: Path
+) -> None:
+    header, index, payload = copy.deepcopy(opened(sound))
+    change(header, index)
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        read(closed(header, index, payload), tmp_path / "file")
+
+
+def test_a_name_that_is_in_the_header_twice(sound: bytes, tmp_path: Path) -> None:
+    length = int.from_bytes(sound[:8], "little")
+    text = sound[8 : 8 + length].replace(b'{"format"', b'{"version":"1","format"')
+    with pytest.raises(ValueError, match="its header is no JSON .a name is there twice"):
+        read(len(text).to_bytes(8, "little") + text + sound[8 + length :], tmp_path / "file")
+
+
+def test_a_header_that_is_nested_without_end(tmp_path: Path) -> None:
+    text = b"[" * 100_000
+    with pytest.raises(ValueError, match="its header is no JSON"):
+        read(len(text).to_bytes(8, "little") + text, tmp_path / "file")
+
+
+@pytest.mark.parametrize("size", [0, 3, 8, 100, -1, -1000])
+def test_a_file_that_is_cut(sound: bytes, size: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cut"):
+        read(sound[:size], tmp_path / "file")
+
+
+def test_every_flipped_bit_of_a_payload_is_seen(tmp_path: Path) -> None:
+    path = save_packed({"w": torch.tensor([0.0, 1.0, 0.0, 2.0, 1.0] * 20)}, tmp_path / "file").path
+    sound = path.read_bytes()
+    start = 8 + int.from_bytes(sound[:8], "little")
+    for place in range(start, len(sound)):
+        for bit in range(8):
+            changed = bytearray(sound)
+            changed[place] ^= 1 << bit
+            with pytest.raises(ValueError, match="tensor 'w' is damaged"):
+                read(bytes(changed), tmp_path / "changed")
+
+
+def test_an_index_beyond_its_codebook(tmp_path: Path) -> None:
+    streams = [["codebook", 12, 3], ["indices", 1, "bits"]]
+    payload = torch.tensor([1.0, 2.0, 3.0]).numpy().tobytes() + b"\xff"
+    with pytest.raises(ValueError, match="'w' is damaged: a symbol is beyond the 3 that there are"):
+        read(closed(header(), zeros_of([4], *streams), payload), tmp_path / "file")
