@@ -15,10 +15,14 @@ from lightning_compress.packing.streams import Stream, exactly, whole
 from lightning_compress.packing.words import Words
 
 _SAMPLE = 2**14
-_WORTH_IT = 0.9  # of the bits that would be needed otherwise
+_WORTH_IT = 0.95
+_MOST = 2**12  # entries in a codebook of a block
+_COMPARED = 32  # entries up to which comparing with each is faster than searching
 
 
-def index_blocks(words: Words, nonzero: NDArray[np.bool_], values: Words, num_columns: int) -> Indexed | None:
+def index_blocks(
+    words: Words, nonzero: NDArray[np.bool_], values: Words, num_columns: int, *, most_bits: float
+) -> Indexed | None:
     """Values and a codebook for each block of a tensor, if they are few in every block.
 
     Args:
@@ -26,14 +30,15 @@ def index_blocks(words: Words, nonzero: NDArray[np.bool_], values: Words, num_co
         nonzero: Where they are not zero.
         values: Those that are not.
         num_columns: Elements in a row of the first dimension.
+        most_bits: What a value takes otherwise.
     """
     if words.ndim > 1 or not 2 <= words.itemsize <= 4 or len(words) < 64:
         return None
     costs = {length: _bits(words, length) for length in _lengths(len(words), num_columns)}
     length = min(costs, key=lambda n: costs[n], default=0)
-    if not length or costs[length] > _WORTH_IT * 8 * words.itemsize:
+    if not length or costs[length] > _WORTH_IT * most_bits:
         return None
-    return _index(values, nonzero.reshape(-1, length).sum(axis=1), length)
+    return _index(words.reshape(-1, length), nonzero.reshape(-1, length), values)
 
 
 def read_blocks(data: bytes, parameters: tuple[object, ...], like: Words, nonzero: NDArray[np.bool_]) -> list[Words]:
@@ -92,23 +97,36 @@ def _bits(words: Words, length: int) -> float:
     return math.log2(1 + num_values / len(chosen)) + 8 * words.itemsize * num_values / num_nonzero
 
 
-def _index(values: Words, in_block: NDArray[Any], length: int) -> Indexed | None:
-    block = np.repeat(np.arange(len(in_block), dtype=np.uint64), in_block)
-    keys = block << np.uint64(32) | values
-    order = np.argsort(keys)
-    is_new = np.diff(keys[order], prepend=~keys[order[:1]]) != 0
-    entry = np.cumsum(is_new) - 1
-    table = keys[order][is_new]
-    sizes = np.bincount((table >> np.uint64(32)).astype(np.int64), minlength=len(in_block))
-    if sizes.max() > 2**12:
+def _index(words: Words, nonzero: NDArray[np.bool_], values: Words) -> Indexed | None:
+    in_block = nonzero.sum(axis=1)
+    keys = np.repeat(np.arange(len(words), dtype=np.uint64) << np.uint64(32), in_block) | values
+    ordered = np.sort(keys)
+    firsts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    table, counts = ordered[firsts], np.diff(firsts, append=len(ordered))
+    block = (table >> np.uint64(32)).astype(np.int64)
+    sizes = np.bincount(block, minlength=len(words))
+    if sizes.max() > _MOST:
         return None
     # Most frequent first: the indices of all blocks share one model.
-    counts = np.bincount(entry, minlength=len(table))
-    by_count = np.lexsort((-counts, table >> np.uint64(32)))
-    rank = np.empty(len(table), np.int64)
-    rank[by_count] = np.arange(len(table)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    indices = np.empty(len(values), np.min_scalar_type(int(sizes.max())))
-    indices[order] = rank[entry]
+    by_count = np.lexsort((-counts, block))
     codebooks = (table[by_count] & np.uint64(0xFFFFFFFF)).astype(values.dtype)
+    indices = _ranks(words, codebooks, sizes)[nonzero]
     data = sizes.astype("<u2").tobytes() + codebooks.tobytes()
-    return Indexed(Stream("blocks", data, (length,)), indices, np.bincount(indices), is_shared=False)
+    return Indexed(Stream("blocks", data, (words.shape[1],)), indices, np.bincount(indices), is_shared=False)
+
+
+def _ranks(words: Words, codebooks: Words, sizes: NDArray[np.int64]) -> NDArray[Any]:
+    """Each element's index in its block's codebook; of zeros, which are in none, anything."""
+    most = int(sizes.max())
+    ranks = np.zeros(words.shape, np.min_scalar_type(most))
+    if most <= _COMPARED:
+        places = np.arange(len(codebooks)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        entries = np.zeros((len(words), most), words.dtype)
+        entries[np.repeat(np.arange(len(words)), sizes), places] = codebooks
+        for k in range(1, most):
+            ranks[words == entries[:, k : k + 1]] = k
+        return ranks
+    for row, rank, codebook in zip(words, ranks, np.split(codebooks, np.cumsum(sizes)[:-1]), strict=True):
+        order = np.argsort(codebook)
+        rank[:] = order[np.minimum(np.searchsorted(codebook[order], row), len(order) - 1)] if len(order) else 0
+    return ranks

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_compress.packing.codebooks import Indexed, index_integers
+from lightning_compress.packing.codebooks import Indexed, index_integers, index_values
 from lightning_compress.packing.distinct import distinct, sample_of
 from lightning_compress.packing.integers import Integers, find_integers
-from lightning_compress.packing.positions import num_plain_bytes, plan_positions
+from lightning_compress.packing.positions import plan_positions
 from lightning_compress.packing.streams import Plan, Stream, cheapest
 from lightning_compress.packing.values import index_all, plan_plain
 from lightning_compress.packing.words import is_nonzero, keys_of, words_of
@@ -60,13 +60,14 @@ def encode(tensor: Tensor, scale: Tensor | None = None) -> Encoded:
         return Encoded([Stream("raw", b"")], 1, None, 0, 0)
     tensor = tensor.detach().cpu()
     num_columns = columns_of(tensor.shape)
-    ways = [_way(tensor, num_columns, width) for width in (1, *_vector_widths(tensor, num_columns))]
-    best = min(ways, key=lambda way: way.plan.num_bytes)
     integers = None if scale is None else find_integers(tensor, scale)
     if integers is not None:
-        way = _integer_way(integers.values, num_columns, ways[0].num_sparse_bytes)
-        best, integers = (way, integers) if way.plan.num_bytes < best.plan.num_bytes else (best, None)
-    return Encoded(best.plan.make(), best.width, integers, ways[0].num_sparse_bytes, best.num_fixed_bytes)
+        way = _integer_way(integers.values, num_columns, tensor.element_size())
+    else:
+        ways = [_way(tensor, num_columns, width) for width in (1, *_vector_widths(tensor, num_columns))]
+        way = min(ways, key=lambda way: way.plan.num_bytes)
+        way = replace(way, num_sparse_bytes=ways[0].num_sparse_bytes)
+    return Encoded(way.plan.make(), way.width, integers, way.num_sparse_bytes, way.num_fixed_bytes)
 
 
 def _way(tensor: Tensor, num_columns: int, width: int) -> _Way:
@@ -74,32 +75,34 @@ def _way(tensor: Tensor, num_columns: int, width: int) -> _Way:
     nonzero, columns = is_nonzero(words), num_columns // width
     values = words if nonzero.all() else words[nonzero]
     indexed = index_all(words, nonzero, values, columns) if len(values) else []
-    plain = plan_plain(values)
-    plan, fixed = _with_positions(nonzero, columns, indexed, plain)
-    sparse = min(words.nbytes, values.nbytes + (num_plain_bytes(nonzero) if len(values) < len(words) else 0))
+    plan, masks, fixed = _with_positions(nonzero, columns, indexed, plan_plain(values))
     if len(values) < len(words):
         plan = cheapest(plan, plan_plain(words))
+    sparse = min(words.nbytes, masks + values.nbytes)
     return _Way(plan, width, sparse, min(fixed, sparse))
 
 
-def _integer_way(numbers: NDArray[np.int16], num_columns: int, num_sparse_bytes: int) -> _Way:
+def _integer_way(numbers: NDArray[np.int16], num_columns: int, element_size: int) -> _Way:
     nonzero = numbers != 0
-    indexed = index_integers(numbers[nonzero].astype(np.int64))
-    plan, fixed = _with_positions(nonzero, num_columns, [indexed], None)
-    return _Way(plan, 1, num_sparse_bytes, min(fixed, num_sparse_bytes))
+    values = numbers[nonzero]
+    few = index_values(values.view("<u2"))
+    indexed = [index_integers(values.astype(np.int64)), *([] if few is None else [few])]
+    plan, masks, fixed = _with_positions(nonzero, num_columns, indexed, None)
+    sparse = min(element_size * len(numbers), masks + element_size * len(values))
+    return _Way(plan, 1, sparse, min(fixed, sparse))
 
 
 def _with_positions(
     nonzero: NDArray[np.bool_], num_columns: int, indexed: list[Indexed], plain: Plan | None
-) -> tuple[Plan, int]:
-    """The best plan for values in their places, and bytes of the best codebook without entropy coding."""
+) -> tuple[Plan, int, int]:
+    """The best plan for values in their places; bytes of masks, and with the best codebook, without entropy coding."""
     plans = ([] if plain is None else [plain]) + [i.plan() for i in indexed]
     fixed = min((i.num_plain_bytes for i in indexed), default=2**62)
     if nonzero.all():
-        return cheapest(*plans), fixed
-    positions = plan_positions(nonzero, num_columns)
+        return cheapest(*plans), 0, fixed
+    positions, masks = plan_positions(nonzero, num_columns)
     together = [i.plan_with_zeros(nonzero) for i in indexed]
-    return cheapest(*together, positions + cheapest(*plans)), fixed + num_plain_bytes(nonzero)
+    return cheapest(*together, positions + cheapest(*plans)), masks, masks + fixed
 
 
 def _vector_widths(tensor: Tensor, num_columns: int) -> list[int]:

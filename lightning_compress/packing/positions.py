@@ -16,22 +16,21 @@ _LONGEST = 255  # a gap that is longer is so many zeros more often; a geometric 
 _WIDTHS = (3, 4, 6, 8)
 
 
-def plan_positions(nonzero: NDArray[np.bool_], num_columns: int) -> Plan:
-    """The cheapest way to say where a flat mask is true.
+def plan_positions(nonzero: NDArray[np.bool_], num_columns: int) -> tuple[Plan, int]:
+    """The cheapest way to say where a flat mask is true, and the bytes of the cheapest without entropy coding.
+
+    The latter is a bit for each element, or gaps of a fixed width as in Deep Compression (Han et al. 2016,
+    arXiv:1510.00149).
 
     Args:
         nonzero: The mask.
         num_columns: Length of its rows.
     """
     gaps = _gaps(nonzero)
-    return cheapest(_plan_gaps(gaps), _plan_bitmask(nonzero), plan_columns(nonzero, num_columns))
-
-
-def num_plain_bytes(nonzero: NDArray[np.bool_]) -> int:
-    """Bytes of the same without entropy coding: bits, or gaps of a fixed width (Han et al. 2016, arXiv:1510.00149)."""
-    gaps = _gaps(nonzero)
+    plan = cheapest(_plan_gaps(gaps), _plan_bitmask(nonzero), plan_columns(nonzero, num_columns))
     longest = [2**width - 1 for width in _WIDTHS]
-    return min(-(-len(nonzero) // 8), *(num_packed_bytes(len(gaps) + int((gaps // n).sum()), n + 1) for n in longest))
+    plain = (num_packed_bytes(len(gaps) + int((gaps // n).sum(dtype=np.int64)), n + 1) for n in longest)
+    return plan, min(-(-len(nonzero) // 8), *plain)
 
 
 def read_positions(
@@ -66,24 +65,28 @@ def _plan_bitmask(nonzero: NDArray[np.bool_]) -> Plan:
     return Plan(-(-len(nonzero) // 8), make)
 
 
-def _gaps(nonzero: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _gaps(nonzero: NDArray[np.bool_]) -> NDArray[Any]:
     """How many zeros are before each nonzero."""
-    return np.diff(np.flatnonzero(nonzero), prepend=-1) - 1
+    places = np.flatnonzero(nonzero).astype(np.int32 if len(nonzero) < 2**31 else np.int64)
+    gaps = places.copy()
+    gaps[1:] -= places[:-1]
+    gaps[1:] -= 1
+    return gaps
 
 
-def _plan_gaps(gaps: NDArray[np.int64]) -> Plan:
+def _plan_gaps(gaps: NDArray[Any]) -> Plan:
     longest = min(_LONGEST, int(gaps.max(initial=0)) + 1)
     symbols = _split(gaps, longest)
     counts = np.bincount(symbols, minlength=longest + 1)
     return plan_symbols("gaps", lambda: symbols, counts, len(symbols), longest)
 
 
-def _split(gaps: NDArray[np.int64], longest: int) -> NDArray[Any]:
+def _split(gaps: NDArray[Any], longest: int) -> NDArray[Any]:
     """Gaps as symbols below ``longest``, each after as many ``longest`` as it takes."""
+    if gaps.max(initial=0) < longest:
+        return gaps.astype(np.uint8)
     skips, rest = np.divmod(gaps, longest)
-    if not skips.any():
-        return rest.astype(np.uint8)
-    symbols = np.full(len(gaps) + int(skips.sum()), longest, np.uint8)
+    symbols = np.full(len(gaps) + int(skips.sum(dtype=np.int64)), longest, np.uint8)
     symbols[np.cumsum(skips + 1) - 1] = rest
     return symbols
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -28,7 +29,8 @@ def index_all(words: Words, nonzero: NDArray[np.bool_], values: Words, num_colum
     whole = index_values(values)
     in_blocks = None
     if whole is None or len(whole.counts) > _FEW:
-        in_blocks = index_blocks(words, nonzero, values, num_columns)
+        bits = 8.0 * min(values.nbytes, math.inf if whole is None else whole.plan().num_bytes) / len(values)
+        in_blocks = index_blocks(words, nonzero, values, num_columns, most_bits=bits)
     return [indexed for indexed in (whole, in_blocks) if indexed is not None]
 
 
