@@ -23,6 +23,7 @@ _HOME = {
     "Movement": "pruning.scores",
     "MovingAverage": "quantization.observers",
     "NM": "pruning.patterns",
+    "PackedFile": "packing.report",
     "Percentile": "quantization.observers",
     "Pruning": "callbacks.pruning",
     "QATSchedule": "schedules",
@@ -50,7 +51,9 @@ _HOME = {
     "float_copy": "export.plain",
     "from_model_pruning": "migration",
     "load_model_pruning_checkpoint": "migration",
+    "load_packed": "packing.reader",
     "report": "reporting.sparsity",
+    "save_packed": "packing.writer",
     "sensitivity": "reporting.sensitivity",
 }
 __all__ = sorted(_HOME)

@@ -22,7 +22,7 @@ MODULES = {
 
 # Lower layers first. A part may import itself and those in layers before its own, not those beside it.
 LAYERS = [
-    ("functional", "schedules", "targets"),
+    ("files", "functional", "schedules", "targets"),
     ("constraints", "packing"),
     ("clustering", "pruning", "quantization", "structure"),
     ("networks", "reporting"),
@@ -30,7 +30,9 @@ LAYERS = [
     ("migration",),
     ("cli",),
 ]
-TORCH_ONLY = ("clustering", "functional", "constraints", "pruning", "quantization", "packing", "schedules", "targets")
+TORCH_ONLY = (
+    "clustering", "constraints", "files", "functional", "packing", "pruning", "quantization", "schedules", "targets",
+)  # fmt: skip
 
 
 def part(module: str) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from lightning_compress.files import written
 
 _DECADES = 1e-6  # of the largest value, below which there is only noise
 _MARKERS = "osD^vPX"
@@ -34,7 +34,8 @@ def draw_rises(path: str | Path, layers: Sequence[str], rises: Mapping[int, Sequ
     axes.set_ylim(ends[0] / 2, ends[1])
     axes.set_ylabel("rise of the loss\n(hollow: none)")
     figure.legend(loc="outside upper center", ncols=len(rises) + 1, frameon=False)
-    _write(figure, Path(path))
+    with written(path) as partial:
+        figure.savefig(partial, format="png")
 
 
 def _axes(layers: Sequence[str]) -> tuple[Any, Any]:
@@ -66,10 +67,3 @@ def _draw(axes: Any, values: Sequence[float], floor: float, *, label: str, shade
     line = {"color": colormaps["plasma"](shade), "marker": marker, "markersize": 4, "linewidth": 1}
     axes.plot(heights, **line, label=label)
     axes.plot(hollow, [floor] * len(hollow), **{**line, "linewidth": 0}, markerfacecolor="white")
-
-
-def _write(figure: Any, path: Path) -> None:
-    """Beside its place, then renamed: a picture is complete or not there."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)

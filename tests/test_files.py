@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import lightning_compress as lc
-from lightning_compress.export.files import written
+from lightning_compress.files import written
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""Damaged and malicious packed files, from sound ones."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+Index = list[dict[str, Any]]
+
+
+def opened(data: bytes) -> tuple[dict[str, Any], Index, bytes]:
+    """Header, index, and what comes after them."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    return header, json.loads(zlib.decompress(base64.b85decode(header["__metadata__"]["index"]))), data[end:]
+
+
+def closed(header: dict[str, Any], index: object, payload: bytes, *, text: bytes | None = None) -> bytes:
+    """A file again, with sizes that fit."""
+    text = json.dumps(index).encode() if text is None else text
+    header["__metadata__"]["index"] = base64.b85encode(zlib.compress(text)).decode()
+    header["packed"] = {"dtype": "U8", "shape": [len(payload)], "data_offsets": [0, len(payload)]}
+    written = json.dumps(header).encode()
+    return len(written).to_bytes(8, "little") + written + payload
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """A file in which something is wrong; now and then nothing is."""
+    return rng.choice([_bytes, _bytes, _cut, _spliced, _index, _index, _index, _payload])(data, rng)
+
+
+def _bytes(data: bytes, rng: random.Random) -> bytes:
+    changed = bytearray(data)
+    for _ in range(rng.choice([1, 1, 2, 8])):
+        changed[rng.randrange(len(changed))] = rng.randrange(256)
+    return bytes(changed)
+
+
+def _payload(data: bytes, rng: random.Random) -> bytes:
+    start = 8 + int.from_bytes(data[:8], "little")
+    return data[:start] + _bytes(data[start:], rng)
+
+
+def _cut(data: bytes, rng: random.Random) -> bytes:
+    return data[: rng.randrange(len(data))]
+
+
+def _spliced(data: bytes, rng: random.Random) -> bytes:
+    a, b, c = (rng.randrange(len(data)) for _ in range(3))
+    length = rng.randrange(64)
+    return data[:a] + data[b : b + length] + data[a + rng.choice([0, length]) :] if c % 2 else data[b:] + data[:b]
+
+
+def _index(data: bytes, rng: random.Random) -> bytes:
+    header, index, payload = opened(data)
+    changes: list[Callable[[Index, random.Random], None]] = [_value, _value, _swap, _drop, _stream]
+    for _ in range(rng.choice([1, 1, 2])):
+        rng.choice(changes)(index, rng)
+    return closed(header, index, payload)
+
+
+def _strange(rng: random.Random, old: object) -> Any:
+    number = old if isinstance(old, int) else 3
+    return rng.choice(
+        [
+            *(None, True, -1, 0, 1, 2, 255, 2**16, 2**31, 2**40, 2**63, 10**30, 1.5, "", "x", [], [[]], {}),
+            *(number + 1, number - 1, 2 * number, number // 2, float("nan"), "ans", "bits", "weight", "dense"),
+        ]
+    )
+
+
+def _value(index: Index, rng: random.Random) -> None:
+    entry = rng.choice(index)
+    key = rng.choice([*entry, "width", "half", "scale", "axis", "minus", "same", "odd"])
+    if isinstance(entry.get(key), list) and entry[key] and rng.random() < 0.8:
+        place = rng.randrange(len(entry[key]))
+        entry[key][place] = _strange(rng, entry[key][place])
+    else:
+        entry[key] = _strange(rng, entry.get(key))
+
+
+def _swap(index: Index, rng: random.Random) -> None:
+    a, b = rng.choice(index), rng.choice(index)
+    key = rng.choice(["name", "dtype", "shape", "streams", "crc32"])
+    if key in a and key in b:
+        a[key], b[key] = b[key], a[key]
+
+
+def _drop(index: Index, rng: random.Random) -> None:
+    entry = rng.choice(index)
+    if rng.random() < 0.5:
+        index.remove(entry)
+    elif entry:
+        del entry[rng.choice([*entry])]
+
+
+def _stream(index: Index, rng: random.Random) -> None:
+    streams = rng.choice(index).get("streams")
+    if not isinstance(streams, list) or not streams or not isinstance(streams[-1], list):
+        return
+    stream = rng.choice(streams)
+    if not isinstance(stream, list) or not stream:
+        return
+    place = rng.randrange(len(stream))
+    kinds = ["raw", "split", "bitmask", "gaps", "columns", "codebook", "blocks", "range", "indices", "symbols"]
+    stream[place] = rng.choice(kinds) if place == 0 else _strange(rng, stream[place])

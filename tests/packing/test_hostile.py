@@ -1,0 +1,220 @@
+"""Whatever a file contains, reading it gives tensors with the right checksums, or one sentence."""
+
+from __future__ import annotations
+
+import copy
+import random
+import re
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.packing.reader import load_packed
+from lightning_compress.packing.writer import save_packed
+from tests.packing.hostile import Index, closed, mutated, opened
+from tests.packing.samples import bits, state
+
+
+class Holder(nn.Module):
+    """A model with the state that it is given, and parents of dotted names."""
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            parent, _, leaf = name.rpartition(".")
+            if parent and not hasattr(self, parent):
+                self.add_module(parent, nn.Module())
+            self.get_submodule(parent).register_buffer(leaf, tensor.clone())
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("sound") / "file"
+    save_packed(state(), path)
+    return path.read_bytes()
+
+
+def test_every_way_of_packing_is_among_them(sound: bytes) -> None:
+    _, index, _ = opened(sound)
+    kinds = {word for entry in index for stream in entry["streams"] for word in stream if isinstance(word, str)}
+    expected = {"raw", "split", "bitmask", "gaps", "columns", "codebook", "blocks", "range", "indices", "symbols"}
+    assert kinds == expected | {"ans", "bits"}
+    assert any("width" in entry for entry in index)
+
+
+def read(data: bytes, path: Path, into: nn.Module | None = None) -> Any:
+    path.write_bytes(data)
+    return load_packed(path) if into is None else load_packed(path, into)
+
+
+def fuzz(sound: bytes, path: Path, *, seeds: range) -> int:
+    """Reads damaged files, and returns how many were refused."""
+    refused = 0
+    read(sound, path)
+    expected = {name: bits(tensor) for name, tensor in state().items()}
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in state().items()}
+    model = Holder(zeros)
+    before = {name: bits(tensor) for name, tensor in model.state_dict().items()}
+    for seed in seeds:
+        data = mutated(sound, random.Random(seed))
+        into = model if seed % 2 else None
+        start = time.process_time()
+        try:
+            result = read(data, path, into)
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith(f"{path}: "), (seed, error)
+            assert str(error).endswith("."), (seed, error)
+            assert len(str(error)) < 1000, (seed, error)
+            assert {name: bits(tensor) for name, tensor in model.state_dict().items()} == before, seed
+        except BaseException as error:
+            raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
+        else:
+            found = result if into is None else result.state_dict()
+            if into is not None:
+                assert {name: bits(tensor) for name, tensor in found.items()} == expected, seed
+                model.load_state_dict(zeros)
+        assert time.process_time() - start < 3, seed
+    return refused
+
+
+def test_five_hundred_damaged_files(sound: bytes, tmp_path: Path) -> None:
+    assert fuzz(sound, tmp_path / "file", seeds=range(500)) > 400
+
+
+@pytest.mark.slow
+def test_many_damaged_files(sound: bytes, tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert fuzz(sound, tmp_path / "file", seeds=range(1_000, 16_000)) > 12_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600_000
+
+
+def zeros_of(shape: list[int], *streams: list[Any], **more: Any) -> Index:
+    """An index of one tensor of zeros, with the checksum of none."""
+    return [{"name": "w", "dtype": "float32", "shape": shape, "crc32": 0, "streams": [*streams], **more}]
+
+
+def header() -> dict[str, Any]:
+    return {"__metadata__": {"format": "lightning_compress.packed", "version": "1", "index": ""}}
+
+
+@pytest.mark.parametrize(
+    ("shape", "streams"),
+    [
+        ([2**20, 2**20], [["gaps", 0, 0, 1, "ans"], ["raw", 0]]),
+        ([2**30], [["codebook", 0, 0], ["indices", 0, "bits"]]),
+        ([2**20, 2**16], [["columns", 0, 4, 1], ["raw", 0]]),
+        ([2**40, 0, 2**40], [["raw", 0]]),
+    ],
+)
+def test_a_small_file_declares_a_large_tensor(shape: list[int], streams: Any, tmp_path: Path) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"declare tensors of \d+ bytes; if that is right|fits into no memory"):
+        read(closed(header(), zeros_of(shape, *streams), b""), tmp_path / "file")
+    with pytest.raises(ValueError, match=r"\(3,\) in the model|fits into no memory"):
+        read(closed(header(), zeros_of(shape, *streams), b""), tmp_path / "file", Holder({"w": torch.zeros(3)}))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+def test_a_model_of_that_shape_lifts_the_limit(tmp_path: Path) -> None:
+    large = {"w": torch.zeros(2**15, 2**10)}
+    path = save_packed(large, tmp_path / "file").path
+    with pytest.raises(ValueError, match=r"give the model that has them as into=\."):
+        load_packed(path)
+    model = load_packed(path, into=Holder({"w": torch.ones(2**15, 2**10)}))
+    assert not model.w.any()
+
+
+def test_an_index_that_inflates_without_end(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="longer than that of any model"):
+        read(closed(header(), None, b"", text=b" " * 2**26 + b"[]"), tmp_path / "file")
+
+
+def renamed(header: Any, index: Any) -> None:
+    index[1]["name"] = index[0]["name"]
+
+
+def versioned(header: Any, index: Any) -> None:
+    header["__metadata__"]["version"] = "2"
+
+
+def foreign(header: Any, index: Any) -> None:
+    del header["__metadata__"]["format"]
+
+
+def looped(header: Any, index: Any) -> None:
+    index[0] = {"name": "dense", "same": "dense"}
+    index[1]["streams"][-1][1] += 224
+
+
+def scaled(header: Any, index: Any) -> None:
+    next(entry for entry in index if "scale" in entry)["scale"] = "nothing"
+
+
+def circular(header: Any, index: Any) -> None:
+    entry = next(entry for entry in index if "scale" in entry)
+    entry["scale"] = entry["name"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (renamed, "two tensors of one name"),
+        (versioned, "it has version '2', and version '1' can be read"),
+        (foreign, "no packed file of lightning_compress"),
+        (looped, "'dense' refers to 'dense', which refers to another itself"),
+        (scaled, "'q.weight' refers to 'nothing', which is not there"),
+        (circular, "'q.weight' refers to 'q.weight', which refers to another itself"),
+    ],
+)
+def test_a_header_that_is_wrong(
+    change: Callable[[Any, Any], None], sentence: str, sound: bytes, tmp_path: Path
+) -> None:
+    header, index, payload = copy.deepcopy(opened(sound))
+    change(header, index)
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        read(closed(header, index, payload), tmp_path / "file")
+
+
+def test_a_name_that_is_in_the_header_twice(sound: bytes, tmp_path: Path) -> None:
+    length = int.from_bytes(sound[:8], "little")
+    text = sound[8 : 8 + length].replace(b'{"format"', b'{"version":"1","format"')
+    with pytest.raises(ValueError, match="its header is no JSON .a name is there twice"):
+        read(len(text).to_bytes(8, "little") + text + sound[8 + length :], tmp_path / "file")
+
+
+def test_a_header_that_is_nested_without_end(tmp_path: Path) -> None:
+    text = b"[" * 100_000
+    with pytest.raises(ValueError, match="its header is no JSON"):
+        read(len(text).to_bytes(8, "little") + text, tmp_path / "file")
+
+
+@pytest.mark.parametrize("size", [0, 3, 8, 100, -1, -1000])
+def test_a_file_that_is_cut(sound: bytes, size: int, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cut"):
+        read(sound[:size], tmp_path / "file")
+
+
+def test_every_flipped_bit_of_a_payload_is_seen(tmp_path: Path) -> None:
+    path = save_packed({"w": torch.tensor([0.0, 1.0, 0.0, 2.0, 1.0] * 20)}, tmp_path / "file").path
+    sound = path.read_bytes()
+    start = 8 + int.from_bytes(sound[:8], "little")
+    for place in range(start, len(sound)):
+        for bit in range(8):
+            changed = bytearray(sound)
+            changed[place] ^= 1 << bit
+            with pytest.raises(ValueError, match="tensor 'w' is damaged"):
+                read(bytes(changed), tmp_path / "changed")
+
+
+def test_an_index_beyond_its_codebook(tmp_path: Path) -> None:
+    streams = [["codebook", 12, 3], ["indices", 1, "bits"]]
+    payload = torch.tensor([1.0, 2.0, 3.0]).numpy().tobytes() + b"\xff"
+    with pytest.raises(ValueError, match="'w' is damaged: a symbol is beyond the 3 that there are"):
+        read(closed(header(), zeros_of([4], *streams), payload), tmp_path / "file")
