@@ -102,7 +102,9 @@ class OnnxDialect:
         unsigned: Activations are uint8, else int8.
     """
 
-    opaque = frozenset({"pad", "chunk", "split", "tensor_split", "unbind"})
+    opaque = frozenset({
+        "pad", "chunk", "split", "tensor_split", "unbind", "getitem", "select", "index_select", "max_pool2d",
+    })  # fmt: skip
 
     def __init__(self, opset: int, *, unsigned: bool) -> None:
         self.opset = opset

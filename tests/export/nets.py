@@ -72,6 +72,34 @@ class Shuffled(nn.Module):
         return self.conv3(F.pad(F.relu(torch.cat([left, self.conv2(right)], 1)), (1, 1, 1, 1)))
 
 
+class Token(nn.Module):
+    """Puts a token before the others and reads it alone, as vision transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 6))
+        self.fc = nn.Linear(6, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1)
+        return self.head(F.gelu(self.fc(x))[:, 0])
+
+
+class Pooled(nn.Module):
+    """What is pooled is read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, padding=1)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
+        self.conv3 = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        return self.conv3(torch.cat([x, self.conv2(x)], 1))
+
+
 class Named(nn.Module):
     """Reads and returns dicts."""
 
@@ -135,6 +163,8 @@ SUBJECTS = {
     "constant": Subject(Residual, IMAGE, (4, 1), constant=True),
     "dense": Subject(Dense, IMAGE, (3, 0)),
     "shuffled": Subject(Shuffled, IMAGE, (3, 0)),
+    "token": Subject(Token, (5, 6), (0, 2)),
+    "pooled": Subject(Pooled, IMAGE, (3, 0)),
     "depthwise": Subject(
         plain(nn.Conv2d(3, 6, 1), nn.ReLU6(), nn.Conv2d(6, 6, 3, groups=6), nn.BatchNorm2d(6), nn.SiLU()), IMAGE, (2, 0)
     ),

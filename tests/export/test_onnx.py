@@ -67,6 +67,25 @@ def test_layers_compute_with_integers_and_are_right(subject: Subject, file: Onnx
     assert file.latency > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "integer", "floats"),
+    [
+        ("residual", "add", 1, 0),
+        ("tokens", "add", 0, 2),  # the biases of products of matrices
+        ("pooled", "concat", 1, 0),
+        ("token", "concat", 1, 0),  # and one of numbers that are a shape
+    ],
+)
+def test_operators_are_counted_by_what_they_compute_on(
+    name: str, kind: str, integer: int, floats: int, tmp_path: Path
+) -> None:
+    subject = SUBJECTS[name]
+    counted = lc.export_onnx(subject.quantized(), tmp_path / "model.onnx", subject.batch(2)).integers
+    assert counted is not None
+    assert (counted.integer.get(kind, 0), counted.float.get(kind, 0)) == (integer, floats)
+    assert not [other for other in counted.float if other.endswith("Pool")]
+
+
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_a_batch_of_any_size_gives_what_the_model_gives(
     subject: Subject, model: nn.Module, file: OnnxFile, size: int
@@ -81,7 +100,7 @@ def test_a_batch_of_any_size_gives_what_the_model_gives(
 def test_every_zero_is_an_integer_zero(model: nn.Module, file: OnnxFile) -> None:
     constants = [onnx.numpy_helper.to_array(c) for c in onnx.load(file.path).graph.initializer]
     integers = [c for c in constants if c.dtype == np.int8 and c.ndim > 1]
-    weights = [p.detach().numpy() for p in model.parameters() if p.ndim > 1]
+    weights = [p.detach().numpy() for name, p in model.named_parameters() if name.endswith("weight") and p.ndim > 1]
     assert len(integers) == len(weights)
     for weight in weights:
         assert any(
