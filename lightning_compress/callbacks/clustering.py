@@ -314,6 +314,6 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         assert self.constraint is not None
         return [held.get(id(layer.parameter)) for layer in self.constraint.layers]
 
-    def _displacement(self, layer: Layer, residual: Tensor) -> Tensor:
+    def _displacement(self, layer: Layer, residual: Tensor, size: float) -> Tensor:
         holder = next(o for o in self._optimizers if any(la is layer for la in self.held_by(o)))
-        return displacement(holder, layer.parameter, residual)
+        return displacement(holder, layer.parameter, residual, size)

@@ -30,6 +30,7 @@ class Clusterer:
 
     Attributes:
         residuals: What was taken away of the gradients since the last update, by the names of the weights.
+        powers: Sums of their mean squares over these steps, and the number of steps, shape (2,).
         squares: Sums of squared gradients, by the names of the weights.
     """
 
@@ -38,8 +39,9 @@ class Clusterer:
         self.sharings = list(sharings)
         self.weighted = weighted
         self.residuals: dict[str, Tensor] = {}
+        self.powers: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}
-        self._pending: dict[str, tuple[Tensor | None, Tensor | None]] = {}
+        self._pending: dict[str, tuple[Tensor | None, ...]] = {}
         self._places = {layer.name: i for i, layer in enumerate(constraint.layers)}
 
     @property
@@ -55,17 +57,18 @@ class Clusterer:
                 continue
             gradient = layer.gradient.float() / scale
             assignment = self.constraint.assignments[self._places[layer.name]]
-            residual = None
+            residual = power = None
             if assignment is not None:
                 shared = torch.empty_like(gradient)
                 assignment.write_(shared, assignment.means(gradient))
                 residual = gradient - shared
-            self._pending[layer.name] = residual, gradient.square() if self.weighted else None
+                power = torch.stack([residual.square().mean(), residual.new_ones(())])
+            self._pending[layer.name] = residual, power, gradient.square() if self.weighted else None
 
     def step_completed(self, layers: Sequence[Layer]) -> None:
         """Counts the gradients that were read, now that the step has been made."""
         for layer in layers:
-            for sums, new in zip((self.residuals, self.squares), self._pending.pop(layer.name, ()), strict=False):
+            for sums, new in zip(self._sums, self._pending.pop(layer.name, ()), strict=False):
                 if new is not None:
                     sums[layer.name] = sums[layer.name].add_(new) if layer.name in sums else new
 
@@ -73,7 +76,7 @@ class Clusterer:
     def update(
         self,
         zeros: Sequence[Tensor | None],
-        displacement: Callable[[Layer, Tensor], Tensor] = lambda layer, residual: torch.zeros_like(residual),
+        displacement: Callable[[Layer, Tensor, float], Tensor] = lambda layer, residual, size: residual * 0,
         starts: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         """Clusters the weights of all layers anew.
@@ -81,7 +84,8 @@ class Clusterer:
         Args:
             zeros: For each layer, True where a weight is to stay zero; ``None``: where it is zero now.
             starts: Values to start from, by the names of the weights; else those there are.
-            displacement: How far a weight would have moved, from a layer and the sum of its residual gradients.
+            displacement: How far a weight would have moved, from a layer, the sum of its residual gradients, and
+                their root mean square in a step.
 
         Raises:
             ValueError: If a weight is not finite.
@@ -89,11 +93,13 @@ class Clusterer:
         for i, layer in enumerate(self.constraint.layers):
             points, dead = layer.weight, _dead(layer, zeros[i])
             if layer.name in self.residuals:
-                points = points + displacement(layer, self.residuals[layer.name]).to(points.dtype)
+                power, steps = self.powers[layer.name].tolist()
+                moved = displacement(layer, self.residuals[layer.name], (power / steps) ** 0.5)
+                points = points + moved.to(points.dtype)
             start = starts.get(layer.name, self._codebook(i, pins_zero=dead is not None))
             index, values = self._clustered(i, points, dead, start)
             self.constraint.replace(i, Assignment(index, len(values), pins_zero=dead is not None), values)
-        self.residuals = {}
+        self.residuals, self.powers = {}, {}
 
     @torch.no_grad()
     def soft(self, zeros: Sequence[Tensor | None]) -> dict[str, SoftClusters]:
@@ -118,18 +124,20 @@ class Clusterer:
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """What was gathered since the last update."""
-        return {
-            "residuals": {name: tensor.cpu() for name, tensor in self.residuals.items()},
-            "squares": {name: tensor.cpu() for name, tensor in self.squares.items()},
-        }
+        kinds = zip(("residuals", "powers", "squares"), self._sums, strict=True)
+        return {kind: {name: tensor.cpu() for name, tensor in sums.items()} for kind, sums in kinds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes what :meth:`state_dict` gave."""
         devices = {layer.name: layer.parameter.device for layer in self.constraint.layers}
-        self.residuals, self.squares = (
+        self.residuals, self.powers, self.squares = (
             {name: tensor.to(devices[name], copy=True) for name, tensor in state[kind].items()}
-            for kind in ("residuals", "squares")
+            for kind in ("residuals", "powers", "squares")
         )
+
+    @property
+    def _sums(self) -> tuple[dict[str, Tensor], ...]:
+        return self.residuals, self.powers, self.squares
 
     def _clustered(self, i: int, points: Tensor, dead: Tensor | None, start: Tensor | None) -> tuple[Tensor, Tensor]:
         layer = self.constraint.layers[i]

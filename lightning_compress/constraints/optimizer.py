@@ -78,16 +78,18 @@ def held_layers(optimizer: Optimizer, layers: Sequence[Layer]) -> list[Layer]:
     return [layer for layer in layers if id(layer.parameter) in held]
 
 
-def displacement(optimizer: Optimizer, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
-    """About how far an optimizer would have moved a weight, from a sum of gradients over the last steps.
+def displacement(optimizer: Optimizer, parameter: nn.Parameter, gradient: Tensor, size: float) -> Tensor:
+    """About how far an optimizer would have moved a weight, had it followed gradients that it was not shown.
 
-    The learning rate times the gradients, divided by what Adam and its kin divide by; with momentum, in the long run,
-    a gradient counts 1 / (1 - momentum) times.
+    Args:
+        optimizer: Holds the weight.
+        parameter: The weight.
+        gradient: Sum of the gradients over the last steps.
+        size: Their root mean square in a step, which Adam and its kin divide by.
     """
     group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
-    moved = -float(group["lr"]) / (1 - group.get("momentum", 0.0)) * gradient
-    state = optimizer.state.get(parameter, {})
-    if "exp_avg_sq" not in state:
-        return moved
-    bias = 1 - group["betas"][1] ** float(state["step"])
-    return moved / ((state["exp_avg_sq"] / bias).sqrt() + group["eps"])
+    rate = float(group["lr"])
+    if "exp_avg_sq" in optimizer.state.get(parameter, {}):
+        return -rate / (size + group["eps"]) * gradient
+    # With momentum a gradient counts, in the long run, so many times.
+    return -rate / (1 - group.get("momentum", 0.0)) * gradient
