@@ -89,16 +89,16 @@ def test_all_images_can_be_for_training(root):
 
 def test_augmentation_is_a_crop_of_the_padded_image_or_its_mirror():
     torch.manual_seed(0)
-    x = torch.randint(1, 256, (64, 3, 6, 5), dtype=torch.uint8)
-    out = random_crop_and_flip(x, pad=2)
+    x = torch.randint(1, 256, (256, 3, 6, 5), dtype=torch.uint8)
+    out = random_crop_and_flip(x)
     assert out.shape == x.shape
-    padded = torch.nn.functional.pad(x, (2, 2, 2, 2))
+    padded = torch.nn.functional.pad(x, (4, 4, 4, 4))
     seen = set()
-    for i in range(64):
+    for i in range(256):
         matches = [
             (top, left, flip)
-            for top in range(5)
-            for left in range(5)
+            for top in range(9)
+            for left in range(9)
             for flip in (False, True)
             if torch.equal(
                 out[i],
@@ -110,7 +110,7 @@ def test_augmentation_is_a_crop_of_the_padded_image_or_its_mirror():
         assert matches
         seen.update(matches)
     assert {flip for *_, flip in seen} == {False, True}
-    assert {top for top, *_ in seen} == {left for _, left, _ in seen} == set(range(5))
+    assert {top for top, *_ in seen} == {left for _, left, _ in seen} == set(range(9))
 
 
 def test_training_batches_follow_the_seed(root):

@@ -8,7 +8,7 @@ import torch
 from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
-from lightning_compress.data.images import Batch, InMemoryDataModule
+from lightning_compress.data.images import Batch, InMemoryDataModule, random_crop_and_flip
 
 
 class CIFAR10DataModule(InMemoryDataModule):
@@ -30,6 +30,8 @@ class CIFAR10DataModule(InMemoryDataModule):
     Raises:
         ValueError: In ``prepare_data`` or ``setup``, if ``root`` has no CIFAR-10.
     """
+
+    augmentation = staticmethod(random_crop_and_flip)
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,19 @@ class InMemoryImages(Dataset[Batch]):
     Args:
         images: ``(N, 3, H, W)`` of uint8.
         labels: ``(N,)`` of int64.
-        augment: Shift by up to 4 pixels (a random crop out of the zero-padded image) and mirror half of the images.
         mean: Mean of each channel, in [0, 1].
         std: Standard deviation of each channel.
+        augment: What happens to a batch of uint8 images, such as :func:`random_crop_and_flip`.
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, *, augment: bool, mean: Sequence[float], std: Sequence[float]
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augment: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.images = images
         self.labels = labels
@@ -49,20 +55,25 @@ class InMemoryImages(Dataset[Batch]):
         """A batch of images ``(B, 3, H, W)``, float32 and normalised, and their labels ``(B,)``."""
         chosen = torch.as_tensor(indices)
         images = self.images[chosen]
-        if self.augment:
-            images = random_crop_and_flip(images)
+        if self.augment is not None:
+            images = self.augment(images)
         # Padding comes before normalising, as in torchvision's usual transforms: the border is black, not grey.
         return images.float().mul_(self.scale).add_(self.shift), self.labels[chosen]
 
 
-def random_crop_and_flip(images: Tensor, pad: int = 4) -> Tensor:
-    """Crops each image at random out of its zero-padded self, and mirrors half of them; ``(B, C, H, W)``."""
+def random_crop_and_flip(images: Tensor) -> Tensor:
+    """Crops each image at random out of itself with 4 zeros around it, and mirrors half of them; ``(B, C, H, W)``."""
+    images = random_crop(images, pad=4)
+    return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(3), images)
+
+
+def random_crop(images: Tensor, pad: int = 2) -> Tensor:
+    """Crops each image at random out of its zero-padded self; ``(B, C, H, W)``."""
     num, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
     top, left = torch.randint(2 * pad + 1, (2, num, 1))
     rows = top + torch.arange(height)
     columns = left + torch.arange(width)
-    columns = torch.where(torch.rand(num, 1) < 0.5, columns.flip(1), columns)
     each = torch.arange(num)[:, None, None]
     # Indexing with tensors around a slice puts the channels last.
     return padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
@@ -82,11 +93,16 @@ class InMemoryDataModule(LightningDataModule):
         num_workers: Worker processes of each loader; the work per batch is small, so none is usually best.
         download: Let torchvision fetch the images into ``root`` where they are not there yet.
         val_size: Number of training images, the same from each class, that are held out for validation.
-        augment: Crop and mirror training images at random.
+        augment: Change training images at random, as :attr:`augmentation` does.
         mean: Mean of each channel, in [0, 1].
         std: Standard deviation of each channel.
         seed: Seed of the choice of validation images.
+
+    Attributes:
+        augmentation: Changes a batch of uint8 images at random.
     """
+
+    augmentation: Callable[[Tensor], Tensor]
 
     def __init__(
         self,
@@ -119,10 +135,10 @@ class InMemoryDataModule(LightningDataModule):
         """Decodes what the stage needs, once."""
         if stage in ("fit", "validate"):
             train, val = self._split(*self._load("train"))
-            self.train = self._dataset(*train, augment=self.augment)
-            self.val = self._dataset(*val, augment=False)
+            self.train = self._dataset(*train, augment=self.augmentation if self.augment else None)
+            self.val = self._dataset(*val)
         if stage in ("test", "predict"):
-            self.test = self._dataset(*self._load("test"), augment=False)
+            self.test = self._dataset(*self._load("test"))
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches."""
@@ -150,8 +166,10 @@ class InMemoryDataModule(LightningDataModule):
             persistent_workers=self.num_workers > 0,
         )
 
-    def _dataset(self, images: Tensor, labels: Tensor, *, augment: bool) -> InMemoryImages:
-        return InMemoryImages(images, labels, augment=augment, mean=self.mean, std=self.std)
+    def _dataset(
+        self, images: Tensor, labels: Tensor, augment: Callable[[Tensor], Tensor] | None = None
+    ) -> InMemoryImages:
+        return InMemoryImages(images, labels, mean=self.mean, std=self.std, augment=augment)
 
     def _split(self, images: Tensor, labels: Tensor) -> tuple[Batch, Batch]:
         """Training and validation parts, the latter with as many images of each class as of any other."""

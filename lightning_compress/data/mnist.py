@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torchvision.datasets import MNIST
 
-from lightning_compress.data.images import Batch, InMemoryDataModule
+from lightning_compress.data.images import Batch, InMemoryDataModule, random_crop
 
 
 class MNISTDataModule(InMemoryDataModule):
@@ -17,11 +17,14 @@ class MNISTDataModule(InMemoryDataModule):
         download: Let torchvision fetch MNIST into ``root`` where it is not there yet.
         val_size: Number of training images, the same from each class, that are held out for validation; the test
             images are for testing only. 0 trains on all 60,000 and has no validation.
+        augment: Shift training images by up to 2 pixels at random.
         seed: Seed of the choice of validation images.
 
     Raises:
         ValueError: In ``prepare_data`` or ``setup``, if ``root`` has no MNIST.
     """
+
+    augmentation = staticmethod(random_crop)
 
     def __init__(
         self,
@@ -31,10 +34,11 @@ class MNISTDataModule(InMemoryDataModule):
         *,
         download: bool = False,
         val_size: int = 5000,
+        augment: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(
-            root, batch_size, num_workers, download=download, val_size=val_size, augment=False, mean=(0.1307,),
+            root, batch_size, num_workers, download=download, val_size=val_size, augment=augment, mean=(0.1307,),
             std=(0.3081,), seed=seed,
         )  # fmt: skip
 

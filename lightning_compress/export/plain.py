@@ -6,13 +6,14 @@ import copy
 
 from torch import nn
 
-from lightning_compress.quantization.simulation import remove_quantizers
+from lightning_compress.quantization.simulation import remove_quantizers, round_weights_
 
 
 def finalize(model: nn.Module, *, module: str = "") -> nn.Module:
     """A copy of a model as it is deployed: in eval mode, with nothing to train and no hooks of a fit.
 
-    Zeros and clusters are in the weights. Quantizers stay, frozen: their ranges are part of the model.
+    Zeros, clusters and integers times their scales are in the weights. Quantizers stay, frozen: their ranges are part
+    of the model.
 
     Args:
         model: The model, which stays as it is.
@@ -27,7 +28,9 @@ def finalize(model: nn.Module, *, module: str = "") -> nn.Module:
     if module and module not in dict(model.named_modules()):
         raise ValueError(f"finalize: the model has no module {module!r}.")
     plain = copy.deepcopy(model.get_submodule(module)).eval()
-    return _eager(plain).requires_grad_(False)
+    plain = _eager(plain).requires_grad_(False)
+    round_weights_(plain)
+    return plain
 
 
 def float_copy(model: nn.Module) -> nn.Module:

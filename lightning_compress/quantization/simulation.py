@@ -156,6 +156,17 @@ def remove_quantizers(model: nn.Module) -> None:
         uninstall(module)
 
 
+@torch.no_grad()
+def round_weights_(model: nn.Module) -> None:
+    """Writes into weights what the model computes with in their place, which is then what it computes with again."""
+    for attached in quantizers_of(model):
+        if attached.quantizer.name == "weight" and attached.quantizer.quantizing:
+            weight = attached.module.get_parameter("weight")
+            attached.quantizer.observing = 0
+            # A small negative weight is rounded to -0.0, which is no integer.
+            weight.copy_(attached.quantizer(attached.module, weight)).add_(0.0)
+
+
 def is_quantized(model: nn.Module) -> bool:
     """Whether a model simulates integers."""
     return next(quantizers_of(model), None) is not None

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import lightning_compress as lc
-from lightning_compress.quantization.simulation import is_quantized
+from lightning_compress.quantization.simulation import is_quantized, quantizers_of
 from tests.cases import assert_same
 from tests.export.nets import SUBJECTS, outputs
 
@@ -32,9 +32,26 @@ def test_finalize_keeps_quantizers_and_numbers() -> None:
     model = SUBJECT.quantized()
     plain = lc.finalize(model)
     assert is_quantized(plain)
-    assert_same(plain.state_dict(), model.state_dict())
+    weights = {attached.name for attached in quantizers_of(model) if attached.quantizer.is_weight}
+    assert weights
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(plain.state_dict()[name], tensor) != (name in weights), name
     assert_same(outputs(plain, SUBJECT.batch(2)), [t.detach() for t in outputs(model, SUBJECT.batch(2))])
     assert_same(outputs(pickle.loads(pickle.dumps(plain)), SUBJECT.batch(2)), outputs(plain, SUBJECT.batch(2)))
+
+
+def test_finalize_writes_integers_times_their_scales() -> None:
+    model = SUBJECT.quantized()
+    plain = lc.finalize(model)
+    for ours, theirs in zip(quantizers_of(plain), quantizers_of(model), strict=True):
+        if not ours.quantizer.is_weight:
+            continue
+        weight, trained = (a.module.get_parameter("weight") for a in (ours, theirs))
+        integers = ours.quantizer.to_integers(ours.module, weight)
+        assert torch.equal(integers, theirs.quantizer.to_integers(theirs.module, trained))
+        scale = ours.quantizer.scale(ours.module)
+        assert torch.equal(weight, integers * scale.view(-1, *[1] * (weight.ndim - 1)))
+        assert not (weight.signbit() & (weight == 0)).any()
 
 
 def test_finalize_of_a_part() -> None:
