@@ -127,6 +127,13 @@ def test_weights_alone(tmp_path: Path) -> None:
     assert onnx.TensorProto.INT8 in {c.data_type for c in onnx.load(file.path).graph.initializer}
 
 
+def test_activations_are_unsigned(linear: tuple[nn.Module, OnnxFile]) -> None:
+    graph = onnx.load(linear[1].path).graph
+    kinds = {constant.name: constant.data_type for constant in graph.initializer}
+    zero_points = [kinds[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert zero_points == [onnx.TensorProto.UINT8] * 3
+
+
 def test_signed_activations_and_seven_bits(tmp_path: Path) -> None:
     subject = SUBJECTS["linear"]
     file = lc.export_onnx(
@@ -168,12 +175,13 @@ def test_tampered_weights_are_noticed(linear: tuple[nn.Module, OnnxFile], tmp_pa
         check_layers(tmp_path / "tampered.onnx", lowered, simulated, inputs, unsigned=True)
 
 
-def test_a_layer_that_stayed_float_is_noticed(linear: tuple[nn.Module, OnnxFile], tmp_path: Path) -> None:
-    model, file = linear
-    lowered = lower(model, SUBJECTS["linear"].batch(2), OnnxDialect(21, unsigned=True))
-    check_integers(file.path, lowered)
-    broken = lc.export_onnx(lc.float_copy(model), tmp_path / "float.onnx", SUBJECTS["linear"].batch(2))
-    with pytest.raises(ValueError, match="computes 2 of 2 linear layers with floats"):
+@pytest.mark.parametrize(("name", "layers"), [("linear", "2 of 2 linear"), ("dense", "3 of 3 conv")])
+def test_a_layer_that_stayed_float_is_noticed(name: str, layers: str, tmp_path: Path) -> None:
+    subject = SUBJECTS[name]
+    model, batch = subject.quantized(), subject.batch(2)
+    lowered = lower(model, batch, OnnxDialect(21, unsigned=True))
+    broken = lc.export_onnx(lc.float_copy(model), tmp_path / "float.onnx", batch)
+    with pytest.raises(ValueError, match=f"computes {layers} layers with floats"):
         check_integers(broken.path, lowered)
 
 

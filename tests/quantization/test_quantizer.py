@@ -107,6 +107,21 @@ def test_a_scale_that_is_learned_is_a_parameter_and_is_found_once() -> None:
     assert module.quant_relu_scale.grad is not None
 
 
+def test_gradients_of_a_learned_scale_are_divided_by_the_root_of_the_values_that_share_it() -> None:
+    """All six values are clipped to one step: three in each channel of a weight, and three in each of two samples."""
+    integers = lc.Int(2, symmetric=True, observer=lc.Learned())
+    for (module, quantizer), gradient in (
+        (weight(integers, (2, 3)), [3 / 3**0.5, 3 / 3**0.5]),
+        (activation(integers), 6 / 3**0.5),
+    ):
+        quantizer.observing, quantizer.ready = 0, True
+        scale = quantizer.scale(module)
+        scale.data.fill_(1.0)
+        assert quantizer(module, torch.full((2, 3), 5.0)).tolist() == [[1, 1, 1], [1, 1, 1]]
+        quantizer(module, torch.full((2, 3), 5.0)).sum().backward()
+        torch.testing.assert_close(scale.grad, torch.tensor(gradient))
+
+
 def test_a_learned_scale_may_step_across_zero() -> None:
     module, quantizer = activation(lc.Int(4, symmetric=True, observer=lc.Learned()))
     quantizer.ready = True

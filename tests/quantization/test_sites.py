@@ -142,6 +142,18 @@ def test_hooks_of_the_user_still_work() -> None:
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("earlier", [True, False])
+def test_functions_in_hooks_of_the_user_are_counted_whenever_these_were_registered(earlier: bool) -> None:
+    model = nn.ReLU()
+    for registers in (earlier, not earlier):
+        if registers:
+            model.register_forward_pre_hook(lambda m, args: (args[0].relu(),))
+        else:
+            noted(model, Call("relu"), Call("relu", 1))
+    model(torch.ones(2))
+    assert notes(model) == ["0", "1"]
+
+
 class Fails(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.sum() < 0:
