@@ -23,7 +23,6 @@ from lightning_compress.clustering.soft import SoftClusters, harden, soften
 from lightning_compress.constraints.codebook import CodebookConstraint
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
-from lightning_compress.constraints.optimizer import displacement
 from lightning_compress.functional.clusters import Init
 from lightning_compress.schedules import Progress, Schedule
 from lightning_compress.targets import Targets, matches, shorten
@@ -33,9 +32,10 @@ from lightning_compress.targets import Targets, matches, shorten
 class WeightClustering(ConstraintCallback[CodebookConstraint]):
     """Makes the weights of a layer share a few values, and trains these.
 
-    Weights stay plain parameters under their own names. From the first update on they are equal within clusters after
-    every optimizer step; the clusters' values are trained with the mean gradient of their members, and at each update
-    weights change clusters if their own gradients say so. Han et al. 2016 (arXiv:1510.00149).
+    Weights stay plain parameters under their own names. At each update of the schedule they are clustered anew and a
+    larger part of them is held in its clusters, the largest weights first, while the others make up for it (Zhou et al.
+    2017, arXiv:1702.03044); at its end all are. Held weights are equal within clusters after every optimizer step, and
+    the clusters' values are trained with the mean gradient of their members (Han et al. 2016, arXiv:1510.00149).
 
     Weights that are zero stay zero, and zero is then one of the values. Beside :class:`Pruning`, which stands before it
     in ``callbacks=[...]``, clustering begins when the final sparsity is reached.
@@ -53,7 +53,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         weighted: Whether weights count as much as their squared gradients (Choi et al. 2017, arXiv:1612.01543).
         gradient: What trains a value: the ``"mean"`` of its members' gradients, which suits the learning rate that the
             weights had, or their ``"sum"``, as in Deep Compression.
-        schedule: When weights change clusters; the curve matters only if it is ``"one_shot"``: then they never do.
+        schedule: When weights are clustered, and which part of them is held; ``"one_shot"``: all at once, for good.
         targets: Which weights.
 
     Attributes:
@@ -63,7 +63,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         ValueError: For numbers that make no codebook; in ``setup`` for targets that match nothing, if nothing is worth
             clustering, and for strategies that shard weights.
 
-    >>> callback = WeightClustering(16, schedule=Schedule(end=0.5, every=0.05))
+    >>> callback = WeightClustering(16, schedule=Schedule(end=0.5))
     """
 
     what = "clusters"
@@ -79,7 +79,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         init: Init = "optimal",
         weighted: bool = False,
         gradient: Literal["mean", "sum"] = "mean",
-        schedule: Schedule = Schedule(end=0.5, every=0.05),
+        schedule: Schedule = Schedule(end=0.5, every=0.02),
         targets: Targets = Targets(),
     ) -> None:
         super().__init__(targets)
@@ -175,7 +175,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         self.steps, self._tick, self._landed = state.get("steps", 0), state.get("tick", -1), state.get("landed", False)
         if "constraint" in state:
             self.constraint.load_state_dict(state["constraint"])
-            self._clusterer.load_state_dict(state["evidence"])
+            self._clusterer.load_state_dict(state["squares"])
         for layer in self.constraint.layers:
             if layer.name in state.get("soft", {}):
                 layout, device = self._sharing_of(layer).layout(layer), layer.parameter.device
@@ -194,7 +194,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
             **super().state_dict(),
             "tick": self._tick,
             "landed": self._landed,
-            "evidence": self._clusterer.state_dict(),
+            "squares": self._clusterer.state_dict(),
             "soft": {name: clusters.state_dict() for name, clusters in self._soft.items()},
         }
 
@@ -210,7 +210,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
                 clusters.sharpness = self.schedule.ramp(now)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Reads what the projection takes away of gradients, as long as it matters, then projects them."""
+        """Reads dense gradients as long as they matter, then projects them."""
         if self._clusterer is not None and self._gathers:
             self._clusterer.read_gradients(self.held_by(optimizer), loss_scale(trainer, optimizer))
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
@@ -253,7 +253,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
     @property
     def _gathers(self) -> bool:
         """Whether gradients still decide about clusters."""
-        return not self._landed and (self.weighted or (self._tick >= 0 and self.method == "hard"))
+        return self.weighted and not self._landed
 
     def _sharing(self, layer: Layer) -> Sharing | None:
         return next((sharing for glob, sharing in self._sharings.items() if matches(glob, layer.layer)), None)
@@ -278,7 +278,8 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         starts = {name: clusters.codebooks for name, clusters in self._soft.items()}
         harden(trainer.lightning_module)
         self._soft = {}
-        self._clusterer.update(self._zeros(trainer), self._displacement, starts)
+        part = self.schedule.sparsity(1.0, now)
+        self._clusterer.update(self._zeros(trainer), part=part, starts=starts)
         self.update_constraint(trainer)
 
     def _is_due(self, trainer: Trainer, now: Progress) -> bool:
@@ -313,7 +314,3 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         }
         assert self.constraint is not None
         return [held.get(id(layer.parameter)) for layer in self.constraint.layers]
-
-    def _displacement(self, layer: Layer, residual: Tensor, size: float) -> Tensor:
-        holder = next(o for o in self._optimizers if any(la is layer for la in self.held_by(o)))
-        return displacement(holder, layer.parameter, residual, size)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +17,6 @@ from lightning_compress.constraints.layer import Layer
 class Clusterer:
     """Updates a codebook constraint.
 
-    Once weights are equal within clusters nothing in them says where they would rather be. What does is the part of
-    their gradients that the projection takes away: summed up since the last update, it says how far each weight would
-    have moved by itself.
-
     Args:
         constraint: Holds the assignments and the layers.
         sharings: How the weights of each layer share values.
@@ -29,8 +24,6 @@ class Clusterer:
             in Choi et al. 2017, arXiv:1612.01543).
 
     Attributes:
-        residuals: What was taken away of the gradients since the last update, by the names of the weights.
-        powers: Sums of their mean squares over these steps, and the number of steps, shape (2,).
         squares: Sums of squared gradients, by the names of the weights.
     """
 
@@ -38,11 +31,8 @@ class Clusterer:
         self.constraint = constraint
         self.sharings = list(sharings)
         self.weighted = weighted
-        self.residuals: dict[str, Tensor] = {}
-        self.powers: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}
-        self._pending: dict[str, tuple[Tensor | None, ...]] = {}
-        self._places = {layer.name: i for i, layer in enumerate(constraint.layers)}
+        self._pending: dict[str, Tensor] = {}
 
     @property
     def has_evidence(self) -> bool:
@@ -53,53 +43,37 @@ class Clusterer:
     def read_gradients(self, layers: Sequence[Layer], scale: float = 1.0) -> None:
         """Takes in dense gradients, loss scale included, of a step that is about to be made on ``layers``."""
         for layer in layers:
-            if layer.parameter.grad is None:
-                continue
-            gradient = layer.gradient.float() / scale
-            assignment = self.constraint.assignments[self._places[layer.name]]
-            residual = power = None
-            if assignment is not None:
-                shared = torch.empty_like(gradient)
-                assignment.write_(shared, assignment.means(gradient))
-                residual = gradient - shared
-                power = torch.stack([residual.square().mean(), residual.new_ones(())])
-            self._pending[layer.name] = residual, power, gradient.square() if self.weighted else None
+            if layer.parameter.grad is not None:
+                self._pending[layer.name] = (layer.gradient.float() / scale).square()
 
     def step_completed(self, layers: Sequence[Layer]) -> None:
         """Counts the gradients that were read, now that the step has been made."""
         for layer in layers:
-            for sums, new in zip(self._sums, self._pending.pop(layer.name, ()), strict=False):
-                if new is not None:
-                    sums[layer.name] = sums[layer.name].add_(new) if layer.name in sums else new
+            if layer.name in self._pending:
+                new, old = self._pending.pop(layer.name), self.squares.get(layer.name)
+                self.squares[layer.name] = new if old is None else old.add_(new)
 
     @torch.no_grad()
     def update(
-        self,
-        zeros: Sequence[Tensor | None],
-        displacement: Callable[[Layer, Tensor, float], Tensor] = lambda layer, residual, size: residual * 0,
-        starts: Mapping[str, Tensor] = MappingProxyType({}),
+        self, zeros: Sequence[Tensor | None], *, part: float = 1.0, starts: Mapping[str, Tensor] = MappingProxyType({})
     ) -> None:
-        """Clusters the weights of all layers anew.
+        """Clusters the weights of all layers anew, and holds a part of them in their clusters.
 
         Args:
             zeros: For each layer, True where a weight is to stay zero; ``None``: where it is zero now.
+            part: Fraction of the weights that is held, in [0, 1]; those that are held already stay so.
             starts: Values to start from, by the names of the weights; else those there are.
-            displacement: How far a weight would have moved, from a layer, the sum of its residual gradients, and
-                their root mean square in a step.
 
         Raises:
             ValueError: If a weight is not finite.
         """
         for i, layer in enumerate(self.constraint.layers):
-            points, dead = layer.weight, _dead(layer, zeros[i])
-            if layer.name in self.residuals:
-                power, steps = self.powers[layer.name].tolist()
-                moved = displacement(layer, self.residuals[layer.name], (power / steps) ** 0.5)
-                points = points + moved.to(points.dtype)
+            dead = _dead(layer, zeros[i])
             start = starts.get(layer.name, self._codebook(i, pins_zero=dead is not None))
-            index, values = self._clustered(i, points, dead, start)
-            self.constraint.replace(i, Assignment(index, len(values), pins_zero=dead is not None), values)
-        self.residuals, self.powers = {}, {}
+            index, values = self._clustered(i, layer.weight, dead, start)
+            free = self._free(i, dead, part)
+            assignment = Assignment(index, len(values), pins_zero=dead is not None, free=free)
+            self.constraint.replace(i, assignment, values)
 
     @torch.no_grad()
     def soft(self, zeros: Sequence[Tensor | None]) -> dict[str, SoftClusters]:
@@ -122,22 +96,30 @@ class Clusterer:
             found[layer.name] = SoftClusters(layout, codebooks, variances, masses)
         return found
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """What was gathered since the last update."""
-        kinds = zip(("residuals", "powers", "squares"), self._sums, strict=True)
-        return {kind: {name: tensor.cpu() for name, tensor in sums.items()} for kind, sums in kinds}
+    def state_dict(self) -> dict[str, Tensor]:
+        """Sums of squared gradients, by the names of the weights."""
+        return {name: tensor.cpu() for name, tensor in self.squares.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Takes what :meth:`state_dict` gave."""
         devices = {layer.name: layer.parameter.device for layer in self.constraint.layers}
-        self.residuals, self.powers, self.squares = (
-            {name: tensor.to(devices[name], copy=True) for name, tensor in state[kind].items()}
-            for kind in ("residuals", "powers", "squares")
-        )
+        self.squares = {name: tensor.to(devices[name], copy=True) for name, tensor in state.items()}
 
-    @property
-    def _sums(self) -> tuple[dict[str, Tensor], ...]:
-        return self.residuals, self.powers, self.squares
+    def _free(self, i: int, dead: Tensor | None, part: float) -> Tensor | None:
+        """True where a weight stays free: the smallest do longest (Zhou et al. 2017, arXiv:1702.03044)."""
+        if part >= 1:
+            return None
+        assignment = self.constraint.assignments[i]
+        scores = self.constraint.layers[i].weight.abs().flatten().float()
+        if assignment is not None:
+            held = torch.ones_like(scores, dtype=torch.bool) if assignment.free is None else ~assignment.free
+            scores.masked_fill_(held, torch.inf)
+        num_live = len(scores)
+        if dead is not None:
+            scores.masked_fill_(dead.flatten(), torch.inf)
+            num_live -= int(dead.sum())
+        num_free = num_live - round(part * num_live)
+        return scores <= scores.kthvalue(num_free).values if num_free else None
 
     def _clustered(self, i: int, points: Tensor, dead: Tensor | None, start: Tensor | None) -> tuple[Tensor, Tensor]:
         layer = self.constraint.layers[i]

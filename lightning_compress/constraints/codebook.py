@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_compress.constraints.constraint import Constraint
 from lightning_compress.constraints.layer import Layer
+from lightning_compress.functional.masks import pack_bits, unpack_bits
 
 
 class Assignment:
@@ -20,18 +21,26 @@ class Assignment:
         index: The cluster of each weight, int32, one-dimensional.
         num_clusters: Number of clusters, empty ones included.
         pins_zero: Whether the first cluster is of zeros, which stay.
+        free: True where a weight is still free; one-dimensional.
     """
 
-    def __init__(self, index: Tensor, num_clusters: int, *, pins_zero: bool = False) -> None:
+    def __init__(
+        self, index: Tensor, num_clusters: int, *, pins_zero: bool = False, free: Tensor | None = None
+    ) -> None:
         self.index = index
         self.num_clusters = num_clusters
         self.pins_zero = pins_zero
-        self.counts = torch.bincount(index, minlength=num_clusters)
+        self.free = free
+        # Free weights count for a cluster behind the others.
+        self._member_of = index if free is None else index.masked_fill(free, num_clusters)
+        counts = torch.bincount(self._member_of, minlength=num_clusters + 1)
+        self.counts = counts[:-1]
+        self._num_each = counts
         position = torch.arange(len(index), device=index.device)
-        last = torch.full_like(self.counts, len(index) - 1)
-        self._first = last.scatter_reduce_(0, index.long(), position, "amin")
+        last = torch.full_like(counts, len(index) - 1)
+        self._first = last.scatter_reduce_(0, self._member_of.long(), position, "amin")[:-1]
         # Additions by atomic operations, as on GPUs, come out differently in each run; those along a sorted row do not.
-        self._order = index.argsort(stable=True) if index.is_cuda else None
+        self._order = self._member_of.argsort(stable=True) if index.is_cuda else None
 
     def values(self, weight: Tensor) -> Tensor:
         """The value of each cluster, that of its first member: where all are equal, nothing changes to the last bit."""
@@ -50,12 +59,15 @@ class Assignment:
 
     def write_(self, tensor: Tensor, values: Tensor) -> None:
         """Writes each cluster's value into its members."""
-        tensor.copy_(values.to(tensor.dtype).index_select(0, self.index).view(tensor.shape))
+        written = values.to(tensor.dtype).index_select(0, self.index)
+        if self.free is not None:
+            written = torch.where(self.free, tensor.flatten(), written)
+        tensor.copy_(written.view(tensor.shape))
 
     def _sums(self, flat: Tensor) -> Tensor:
         if self._order is None:
-            return torch.bincount(self.index, flat.double(), self.num_clusters)
-        return torch.segment_reduce(flat.double()[self._order], "sum", lengths=self.counts, unsafe=True)
+            return torch.bincount(self._member_of, flat.double(), self.num_clusters + 1)[:-1]
+        return torch.segment_reduce(flat.double()[self._order], "sum", lengths=self._num_each, unsafe=True)[:-1]
 
 
 class CodebookConstraint(Constraint):
@@ -101,6 +113,7 @@ class CodebookConstraint(Constraint):
                 "index": assignment.index.to(_smallest(assignment.num_clusters)).cpu(),
                 "num_clusters": assignment.num_clusters,
                 "pins_zero": assignment.pins_zero,
+                "free": None if assignment.free is None else pack_bits(assignment.free).cpu(),
             }
             for layer, assignment in zip(self.layers, self.assignments, strict=True)
             if assignment is not None
@@ -124,6 +137,8 @@ class CodebookConstraint(Constraint):
         for layer, assignment in zip(self.layers, self.assignments, strict=True):
             if assignment is not None:
                 digest.update(assignment.index.cpu().numpy().tobytes())
+                if assignment.free is not None:
+                    digest.update(pack_bits(assignment.free).cpu().numpy().tobytes())
                 digest.update(assignment.values(layer.weight).double().cpu().numpy().tobytes())
         return digest.digest()
 
@@ -148,4 +163,6 @@ def _restored(layer: Layer, state: Mapping[str, Any] | None) -> Assignment | Non
             f"The checkpoint's clusters of {layer.name!r} are of {len(index)} weights and it has "
             f"{layer.parameter.numel()}: another model's?"
         )
-    return Assignment(index.int().to(layer.parameter.device), state["num_clusters"], pins_zero=state["pins_zero"])
+    device = layer.parameter.device
+    free = None if state["free"] is None else unpack_bits(state["free"], index.shape).to(device)
+    return Assignment(index.int().to(device), state["num_clusters"], pins_zero=state["pins_zero"], free=free)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_compress.constraints.layer import Layer
@@ -76,20 +75,3 @@ def held_layers(optimizer: Optimizer, layers: Sequence[Layer]) -> list[Layer]:
     """Those of the layers whose weights an optimizer holds."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     return [layer for layer in layers if id(layer.parameter) in held]
-
-
-def displacement(optimizer: Optimizer, parameter: nn.Parameter, gradient: Tensor, size: float) -> Tensor:
-    """About how far an optimizer would have moved a weight, had it followed gradients that it was not shown.
-
-    Args:
-        optimizer: Holds the weight.
-        parameter: The weight.
-        gradient: Sum of the gradients over the last steps.
-        size: Their root mean square in a step, which Adam and its kin divide by.
-    """
-    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
-    rate = float(group["lr"])
-    if "exp_avg_sq" in optimizer.state.get(parameter, {}):
-        return -rate / (size + group["eps"]) * gradient
-    # With momentum a gradient counts, in the long run, so many times.
-    return -rate / (1 - group.get("momentum", 0.0)) * gradient

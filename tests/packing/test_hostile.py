@@ -185,7 +185,7 @@ def test_a_header_that_is_wrong(
 def test_a_name_that_is_in_the_header_twice(sound: bytes, tmp_path: Path) -> None:
     length = int.from_bytes(sound[:8], "little")
     text = sound[8 : 8 + length].replace(b'{"format"', b'{"version":"1","format"')
-    with pytest.raises(ValueError, match="its header is no JSON .a name is there twice"):
+    with pytest.raises(ValueError, match=r"its header is no JSON .a name is there twice"):
         read(len(text).to_bytes(8, "little") + text + sound[8 + length :], tmp_path / "file")
 
 
