@@ -20,15 +20,12 @@ _MOST = 2**12  # entries in a codebook of a block
 _COMPARED = 32  # entries up to which comparing with each is faster than searching
 
 
-def index_blocks(
-    words: Words, nonzero: NDArray[np.bool_], values: Words, num_columns: int, *, most_bits: float
-) -> Indexed | None:
+def index_blocks(words: Words, nonzero: NDArray[np.bool_], num_columns: int, *, most_bits: float) -> Indexed | None:
     """Values and a codebook for each block of a tensor, if they are few in every block.
 
     Args:
         words: All elements, zeros too; patterns of at most 4 bytes.
         nonzero: Where they are not zero.
-        values: Those that are not.
         num_columns: Elements in a row of the first dimension.
         most_bits: What a value takes otherwise.
     """
@@ -38,7 +35,7 @@ def index_blocks(
     length = min(costs, key=lambda n: costs[n], default=0)
     if not length or costs[length] > _WORTH_IT * most_bits:
         return None
-    return _index(words.reshape(-1, length), nonzero.reshape(-1, length), values)
+    return _index(words.reshape(-1, length), nonzero.reshape(-1, length))
 
 
 def read_blocks(data: bytes, parameters: tuple[object, ...], like: Words, nonzero: NDArray[np.bool_]) -> list[Words]:
@@ -97,19 +94,20 @@ def _bits(words: Words, length: int) -> float:
     return math.log2(1 + num_values / len(chosen)) + 8 * words.itemsize * num_values / num_nonzero
 
 
-def _index(words: Words, nonzero: NDArray[np.bool_], values: Words) -> Indexed | None:
-    in_block = nonzero.sum(axis=1)
-    keys = np.repeat(np.arange(len(words), dtype=np.uint64) << np.uint64(32), in_block) | values
-    ordered = np.sort(keys)
-    firsts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-    table, counts = ordered[firsts], np.diff(firsts, append=len(ordered))
-    block = (table >> np.uint64(32)).astype(np.int64)
+def _index(words: Words, nonzero: NDArray[np.bool_]) -> Indexed | None:
+    ordered = np.sort(words, axis=1)
+    is_first = np.empty(ordered.shape, np.bool_)
+    is_first[:, 0] = True
+    np.not_equal(ordered[:, 1:], ordered[:, :-1], out=is_first[:, 1:])
+    firsts = np.flatnonzero(is_first)
+    counts, table = np.diff(firsts, append=ordered.size), ordered.reshape(-1)[firsts]
+    kept = table != 0
+    block, counts, table = firsts[kept] // words.shape[1], counts[kept], table[kept]
     sizes = np.bincount(block, minlength=len(words))
     if sizes.max() > _MOST:
         return None
     # Most frequent first: the indices of all blocks share one model.
-    by_count = np.lexsort((-counts, block))
-    codebooks = (table[by_count] & np.uint64(0xFFFFFFFF)).astype(values.dtype)
+    codebooks = table[np.lexsort((-counts, block))]
     indices = _ranks(words, codebooks, sizes)[nonzero]
     data = sizes.astype("<u2").tobytes() + codebooks.tobytes()
     return Indexed(Stream("blocks", data, (words.shape[1],)), indices, np.bincount(indices), is_shared=False)
@@ -124,7 +122,10 @@ def _ranks(words: Words, codebooks: Words, sizes: NDArray[np.int64]) -> NDArray[
         entries = np.zeros((len(words), most), words.dtype)
         entries[np.repeat(np.arange(len(words)), sizes), places] = codebooks
         for k in range(1, most):
-            ranks[words == entries[:, k : k + 1]] = k
+            # In place and in bytes: several times as fast as assigning where a mask is true.
+            found = (words == entries[:, k : k + 1]).view(np.uint8)
+            found *= np.uint8(k)
+            ranks += found
         return ranks
     for row, rank, codebook in zip(words, ranks, np.split(codebooks, np.cumsum(sizes)[:-1]), strict=True):
         order = np.argsort(codebook)

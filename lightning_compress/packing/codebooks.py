@@ -77,10 +77,10 @@ def index_values(values: Words) -> Indexed | None:
     return Indexed(Stream("codebook", codebook.tobytes(), (len(keys),)), indices, counts)
 
 
-def index_integers(values: NDArray[np.int64]) -> Indexed:
+def index_integers(values: NDArray[np.int16]) -> Indexed:
     """Whole numbers in a narrow range as indices from the lowest on."""
     low = int(values.min(initial=0))
-    indices = (values - low).astype(np.min_scalar_type(int(values.max(initial=0)) - low))
+    indices = (values - np.int16(low)).astype(np.min_scalar_type(int(values.max(initial=0)) - low))
     counts = np.bincount(indices, minlength=1)
     return Indexed(Stream("range", b"", (low, len(counts))), indices, counts)
 

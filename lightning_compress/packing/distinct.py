@@ -44,10 +44,10 @@ def find_values(keys: Words, *, most: int) -> tuple[NDArray[Any], NDArray[Any]] 
         if len(values) > most:
             return None
         indices = _look_up(keys, values)
-        missing = keys[values[indices] != keys]
-        if not len(missing):
+        wrong = values[indices] != keys
+        if not wrong.any():
             return values, indices
-        values = distinct(np.concatenate([values, distinct(sample_of(missing, _EXTRA))]))
+        values = distinct(np.concatenate([values, distinct(sample_of(keys[wrong], _EXTRA))]))
     return None
 
 

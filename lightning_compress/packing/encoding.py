@@ -20,6 +20,7 @@ from lightning_compress.packing.words import is_nonzero, keys_of, words_of
 _WIDTHS = (2, 4)
 _OFTEN = 4  # times that a vector is found in a sample, before it is looked for everywhere
 _WORTH_IT = 0.93
+_FEW = 64  # whole numbers that are listed rather than counted from the lowest on
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,9 @@ def _way(tensor: Tensor, num_columns: int, width: int) -> _Way:
 def _integer_way(numbers: NDArray[np.int16], num_columns: int, element_size: int) -> _Way:
     nonzero = numbers != 0
     values = numbers[nonzero]
-    few = index_values(values.view("<u2"))
-    indexed = [index_integers(values.astype(np.int64)), *([] if few is None else [few])]
+    indexed = [index_integers(values)]
+    if len(values) and len(distinct(sample_of(values))) <= _FEW:
+        indexed += filter(None, [index_values(values.view("<u2"))])
     plan, masks, fixed = _with_positions(nonzero, num_columns, indexed, None)
     sparse = min(element_size * len(numbers), masks + element_size * len(values))
     return _Way(plan, 1, sparse, min(fixed, sparse))
@@ -106,12 +108,13 @@ def _with_positions(
 
 
 def _vector_widths(tensor: Tensor, num_columns: int) -> list[int]:
-    """Widths of vectors of which there seem to be few, by a sample."""
+    """The width of vectors of which there seem to be fewest, by a sample, if they are few."""
     if tensor.ndim < 2:
         return []
     possible = [w for w in _WIDTHS if num_columns % w == 0 and w * tensor.element_size() <= 16]
     single = _sample_bits(tensor, 1) if possible else 0.0
-    return [width for width in possible if _sample_bits(tensor, width) < _WORTH_IT * single]
+    costs = {width: _sample_bits(tensor, width) for width in possible}
+    return [width for width in possible if costs[width] == min(costs.values()) < _WORTH_IT * single]
 
 
 def _sample_bits(tensor: Tensor, width: int) -> float:

@@ -20,7 +20,7 @@ _WORDS = {
     "split": "coded exponents",
     "bitmask": "bit mask",
     "blocks": "codebooks of blocks",
-    "range": "integers",
+    "range": "",
     "indices": "",
     "symbols": "with zeros",
     "ans": "entropy-coded",
@@ -124,6 +124,7 @@ def packed_tensor(entry: Entry, num_elements: int) -> PackedTensor:
     if entry.same is not None:
         return PackedTensor(entry.name, num_elements, f"same as {entry.same}", 0)
     kinds = [word for part in entry.parts for word in (part.kind, *part.parameters[-1:]) if isinstance(word, str)]
+    kinds = kinds if entry.scale is None else ["integers", *kinds]
     words = dict.fromkeys(filter(None, (_WORDS.get(kind, kind) for kind in kinds)))
     if entry.width > 1:
         words[f"vectors of {entry.width}"] = None

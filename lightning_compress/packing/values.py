@@ -30,7 +30,7 @@ def index_all(words: Words, nonzero: NDArray[np.bool_], values: Words, num_colum
     in_blocks = None
     if whole is None or len(whole.counts) > _FEW:
         bits = 8.0 * min(values.nbytes, math.inf if whole is None else whole.plan().num_bytes) / len(values)
-        in_blocks = index_blocks(words, nonzero, values, num_columns, most_bits=bits)
+        in_blocks = index_blocks(words, nonzero, num_columns, most_bits=bits)
     return [indexed for indexed in (whole, in_blocks) if indexed is not None]
 
 

@@ -119,9 +119,7 @@ def main() -> None:
         print(f"encode: {dense / encode:.0f} MB/s, decode: {dense / decode:.0f} MB/s")
         largest = max(tensor.nbytes for tensor in state.values()) / MB
         encoding, decoding = (peak(arm, path, args) for arm in ("encode", "decode"))
-        print(
-            f"peak extra memory: encode {encoding:.0f} MB, decode {decoding:.0f} MB with the {dense:.0f} MB it returns"
-        )
+        print(f"peak extra memory: encode {encoding:.0f} MB, decode {decoding:.0f} MB, its result included")
         print(f"largest tensor: {largest:.0f} MB")
 
 
