@@ -25,7 +25,12 @@ from lightning_compress.cli.directory import run_directory, write_new
 from lightning_compress.cli.errors import one_sentence
 from lightning_compress.cli.parser import OneSentenceParser
 
-TECHNIQUES = {"pruning": "Pruning", "quantization": "QuantizationAwareTraining", "monitor": "CompressionMonitor"}
+TECHNIQUES = {
+    "pruning": "Pruning",
+    "clustering": "WeightClustering",
+    "quantization": "QuantizationAwareTraining",
+    "monitor": "CompressionMonitor",
+}
 """Key in a recipe: public name of the callback that it adds. A technique needs one line here."""
 
 # What Lightning takes for a checkpoint besides a path.

@@ -42,10 +42,11 @@ def run(arguments: Sequence[str]) -> None:
     cli = RunCLI(args=[f"--config={recipe}", *arguments[1:]], run=False, run_name=title(recipe))
     compressed = cli.fit_and_test()
     report = lc.report(cli.model)
+    packed = cli.pack()
     files = cli.export()
     dense = Baseline(cli).metrics() if cli.config.baseline != "skip" else {}
     if cli.trainer.is_global_zero:
-        _conclude(cli.directory, report, Comparison(dense, compressed, files))
+        _conclude(cli.directory, report, Comparison(dense, compressed, files), packed)
 
 
 class RunCLI(CompressionCLI):
@@ -99,9 +100,15 @@ class RunCLI(CompressionCLI):
 
     @property
     def deployable(self) -> str:
-        """Name of the part of the model that is deployed."""
-        quantization = self.config_init.get("quantization")
-        return quantization.targets.module if quantization is not None else ""
+        """Name of the part of the model that is deployed: what the techniques' targets say."""
+        techniques = (self.config_init.get(key) for key in reversed(TECHNIQUES))
+        return next((t.targets.module for t in techniques if getattr(t, "targets", None)), "")
+
+    def pack(self) -> lc.PackedFile | None:
+        """Writes a compressed model's weights as ``model.packed``."""
+        if not any(self.config_init.get(key) for key in TECHNIQUES) or not self.trainer.is_global_zero:
+            return None
+        return lc.save_packed(lc.finalize(self.model, module=self.deployable).cpu(), self.directory / "model.packed")
 
     def export(self) -> Files | None:
         """Writes a quantized model as files, and tests the file with integers in the model's place."""
@@ -180,10 +187,12 @@ def _finish(trainer: Trainer) -> None:
             experiment.finish()
 
 
-def _conclude(directory: Path, report: lc.Report, comparison: Comparison) -> None:
+def _conclude(directory: Path, report: lc.Report, comparison: Comparison, packed: lc.PackedFile | None) -> None:
     """Prints the tables and writes them into the run's directory."""
     console = Console(record=True)
     console.print(report)
+    if packed is not None:
+        console.print(packed)
     console.print(comparison)
     console.print(f"Everything of this run is in {directory}.", soft_wrap=True)
     write_new(directory / "report.txt", console.export_text())
