@@ -61,7 +61,7 @@ def write_files(model: LightningModule, module: str, inputs: Any, directory: Pat
     """
     plain = lc.finalize(model, module=module).cpu()
     integers = lc.export_onnx(plain, directory / "model.onnx", inputs)
-    return integers, lc.export_onnx(lc.float_copy(plain), directory / "float.onnx", inputs)
+    return integers, lc.export_onnx(lc.float_copy(model, module=module).cpu(), directory / "float.onnx", inputs)
 
 
 def in_place_of(model: LightningModule, module: str, file: OnnxFile, inputs: Any) -> LightningModule:

@@ -25,19 +25,22 @@ def finalize(model: nn.Module, *, module: str = "") -> nn.Module:
     >>> finalize(nn.Sequential(nn.Linear(2, 1)), module="0").weight.requires_grad
     False
     """
-    if module and module not in dict(model.named_modules()):
-        raise ValueError(f"finalize: the model has no module {module!r}.")
-    plain = copy.deepcopy(model.get_submodule(module)).eval()
-    plain = _eager(plain).requires_grad_(False)
+    plain = _copied(model, module, "finalize")
     round_weights_(plain)
     return plain
 
 
-def float_copy(model: nn.Module) -> nn.Module:
+def float_copy(model: nn.Module, *, module: str = "") -> nn.Module:
     """As :func:`finalize`, without quantizers, so that integers can be compared with floats on equal terms."""
-    plain = finalize(model)
+    plain = _copied(model, module, "float_copy")
     remove_quantizers(plain)
     return plain
+
+
+def _copied(model: nn.Module, module: str, caller: str) -> nn.Module:
+    if module and module not in dict(model.named_modules()):
+        raise ValueError(f"{caller}: the model has no module {module!r}.")
+    return _eager(copy.deepcopy(model.get_submodule(module)).eval()).requires_grad_(False)
 
 
 def _eager(model: nn.Module) -> nn.Module:
