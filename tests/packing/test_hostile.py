@@ -189,6 +189,13 @@ def test_a_name_that_is_in_the_header_twice(sound: bytes, tmp_path: Path) -> Non
         read(len(text).to_bytes(8, "little") + text + sound[8 + length :], tmp_path / "file")
 
 
+def test_a_header_with_another_size(sound: bytes, tmp_path: Path) -> None:
+    length = int.from_bytes(sound[:8], "little")
+    text = sound[8 : 8 + length].replace(b'"data_offsets":[0,', b'"data_offsets":[1,')
+    with pytest.raises(ValueError, match=r"its header does not describe the \d+ bytes after it"):
+        read(len(text).to_bytes(8, "little") + text + sound[8 + length :], tmp_path / "file")
+
+
 def test_a_header_that_is_nested_without_end(tmp_path: Path) -> None:
     text = b"[" * 100_000
     with pytest.raises(ValueError, match="its header is no JSON"):
