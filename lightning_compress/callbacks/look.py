@@ -11,7 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_compress.callbacks.example import training_batch
 from lightning_compress.callbacks.probe import TrainingProbe
-from lightning_compress.quantization.simulation import Attached, owners_of, quantizers_of
+from lightning_compress.quantization.plan import owners_of
+from lightning_compress.quantization.simulation import Attached, quantizers_of
 from lightning_compress.quantization.trace import Graph, recording
 from lightning_compress.targets import Targets
 

@@ -19,27 +19,17 @@ from lightning_compress.callbacks.base import Compression
 from lightning_compress.callbacks.lightning import averaged_models, callbacks_of, is_a, is_built_late
 from lightning_compress.callbacks.look import Look
 from lightning_compress.callbacks.ranks import check_ranks_agree
+from lightning_compress.callbacks.stored import await_quantizers, known_of, restore_known, stop_awaiting
 from lightning_compress.callbacks.timing import check_time_fits, check_times_come, progress
 from lightning_compress.constraints.optimizer import CompletedSteps, owners
 from lightning_compress.quantization.calibration import update
 from lightning_compress.quantization.integers import Int
-from lightning_compress.quantization.observers import Seen
-from lightning_compress.quantization.quantizer import PREFIX
-from lightning_compress.quantization.simulation import (
-    Attached,
-    Numbers,
-    Plan,
-    digest,
-    is_quantized,
-    owners_of,
-    quantizers_of,
-    remove_quantizers,
-)
+from lightning_compress.quantization.plan import Numbers, Plan, owners_of
+from lightning_compress.quantization.simulation import Attached, digest, is_quantized, quantizers_of
 from lightning_compress.schedules import Progress, QATSchedule
 from lightning_compress.targets import Targets, shorten
 
 _PART_OBSERVED = 8  # one part in so many of each batch: what looking costs, and what range finding can spare
-_PLAN = "_quantization_plan"
 
 
 @final
@@ -102,9 +92,7 @@ class QuantizationAwareTraining(Compression):
         plan = Plan(self.weights, self.activations, self._is_target(pl_module))
         if stage == "fit":
             self._refuse(trainer)
-        vars(pl_module)[_PLAN] = plan
-        self._loading = pl_module.register_load_state_dict_pre_hook(_attach_stored)
-        pl_module._load_state_dict_pre_hooks.move_to_end(self._loading.id, last=False)  # type: ignore[attr-defined]
+        self._loading = await_quantizers(pl_module, plan)
         if stage != "fit" or is_quantized(pl_module):
             return
         try:
@@ -130,7 +118,9 @@ class QuantizationAwareTraining(Compression):
         check_times_come(trainer, {name: getattr(self.schedule, name) for name in _TIMES})
         _check_learned(trainer, pl_module)
         kept = self._kept if self._model is not None and self._model() is pl_module else None
-        self._restore(pl_module, self._loaded or kept or {"steps": 0, "known": {}})
+        state = self._loaded or kept or {"steps": 0, "known": {}}
+        self.steps = state["steps"]
+        restore_known(pl_module, state["known"])
         self._model = weakref.ref(pl_module)
         self._loaded = self._kept = None
         clock, *_ = owners(trainer.optimizers, self.layers(pl_module))
@@ -195,20 +185,11 @@ class QuantizationAwareTraining(Compression):
         model = self._model() if self._model is not None and self._hooks else None
         if model is None:
             return dict(self._loaded or self._kept or {})
-        return {"steps": self.steps, "known": _known(model)}
+        return {"steps": self.steps, "known": known_of(model)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps a state until the fit begins."""
         self._loaded = state_dict
-
-    def _restore(self, pl_module: LightningModule, state: dict[str, Any]) -> None:
-        self.steps = state["steps"]
-        for attached in quantizers_of(pl_module):
-            attached.quantizer.known = attached.quantizer.seen = None
-            if attached.name in state["known"]:
-                known = state["known"][attached.name]
-                device = attached.quantizer.scale(attached.module).device
-                attached.quantizer.known = Seen(known["extremes"].to(device), known["counts"].to(device))
 
     def _count(self, optimizer: Optimizer) -> None:
         self.steps += 1
@@ -259,10 +240,8 @@ class QuantizationAwareTraining(Compression):
         update(found, *((partial(_reduce, dist.ReduceOp.MAX), partial(_reduce, dist.ReduceOp.SUM)) if several else ()))
 
     def _stop_loading(self, pl_module: LightningModule) -> None:
-        vars(pl_module).pop(_PLAN, None)
-        if self._loading is not None:
-            self._loading.remove()
-            self._loading = None
+        stop_awaiting(pl_module, self._loading)
+        self._loading = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy needs; hooks and what Lightning attached are found anew by the next fit."""
@@ -276,20 +255,6 @@ _TIMES = ("observe", "fake_quantize", "freeze_observers", "freeze_batch_norm")
 
 def _has_some(numbers: Numbers) -> bool:
     return any(numbers.values()) if isinstance(numbers, Mapping) else numbers is not None
-
-
-def _attach_stored(pl_module: LightningModule, stored: Mapping[str, Tensor], prefix: str, *_: object) -> None:
-    """Before a checkpoint's weights are loaded: hangs quantizers in where it has them."""
-    theirs = _quantizer_keys(stored)
-    if prefix or not theirs or _PLAN not in vars(pl_module):
-        return
-    if theirs != _quantizer_keys(pl_module.state_dict()):
-        remove_quantizers(pl_module)
-        vars(pl_module)[_PLAN].attach_stored(pl_module, stored)
-
-
-def _quantizer_keys(state: Mapping[str, Tensor]) -> set[str]:
-    return {key for key in state if key.rpartition(".")[2].startswith(PREFIX)}
 
 
 def _enter_stage(model: nn.Module, found: Sequence[Attached], *, quantizing: bool) -> None:
@@ -312,14 +277,6 @@ def _check_learned(trainer: Trainer, pl_module: LightningModule) -> None:
                 f"No optimizer holds the learned scale of {attached.name!r}: configure_optimizers must pass "
                 "self.parameters(), or those whose names begin with 'quant_' too."
             )
-
-
-def _known(model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    return {
-        attached.name: {"extremes": known.extremes.cpu(), "counts": known.counts.cpu()}
-        for attached in quantizers_of(model)
-        if (known := attached.quantizer.known) is not None and not attached.quantizer.is_weight
-    }
 
 
 def _reduce(operation: Any, tensor: Tensor) -> Tensor:

@@ -12,15 +12,9 @@ from torch import Tensor, nn
 from lightning_compress.functional.histograms import widened
 from lightning_compress.quantization.integers import Int
 from lightning_compress.quantization.observers import Seen
+from lightning_compress.quantization.plan import Numbers, Plan, owners_of
 from lightning_compress.quantization.quantizer import update_alike
-from lightning_compress.quantization.simulation import (
-    Attached,
-    Numbers,
-    Plan,
-    is_quantized,
-    owners_of,
-    quantizers_of,
-)
+from lightning_compress.quantization.simulation import Attached, is_quantized, quantizers_of
 from lightning_compress.quantization.trace import Graph, recording
 from lightning_compress.targets import Targets
 

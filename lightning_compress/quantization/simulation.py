@@ -1,4 +1,4 @@
-"""Hanging quantizers into a model, and finding them there."""
+"""Quantizers in a model: hanging them in, finding them there, and taking them out."""
 
 from __future__ import annotations
 
@@ -11,15 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.quantization.integers import Int
-from lightning_compress.quantization.placement import CHANNEL_AXIS, Place, Placement, weight_place
-from lightning_compress.quantization.quantizer import PREFIX, Quantizer
+from lightning_compress.quantization.placement import CHANNEL_AXIS, Place
+from lightning_compress.quantization.quantizer import Quantizer
 from lightning_compress.quantization.sites import Action, Call, Sites, install_all, sites_of, uninstall
-from lightning_compress.quantization.trace import Graph
-from lightning_compress.targets import COMPILED, Target, matches, shorten
-
-Numbers = Int | Mapping[str, Int | None] | None
-"""One specification for all, or the first glob's that matches the name of the module; ``None`` is float."""
+from lightning_compress.targets import COMPILED
 
 
 class Simulated:
@@ -143,6 +138,20 @@ def digest(found: Iterable[Attached]) -> bytes:
     return digest.digest()
 
 
+def add_quantizers(
+    model: nn.Module,
+    table: Mapping[str, Mapping[Place, Quantizer]],
+    shape: Callable[[Place, Quantizer], torch.Size],
+) -> None:
+    """Hangs quantizers into modules by their names, with scales of the shapes that are said."""
+    for layer, quantizers in table.items():
+        module = model.get_submodule(layer)
+        for place, quantizer in quantizers.items():
+            quantizer.attach(module, shape(place, quantizer))
+        module.register_load_state_dict_pre_hook(_take_stock)
+    install_all(model, {layer: QuantizedSites(quantizers) for layer, quantizers in table.items()})
+
+
 def remove_quantizers(model: nn.Module) -> None:
     """Makes a model a plain one again: takes out quantizers, their buffers and parameters."""
     for module in model.modules():
@@ -172,99 +181,6 @@ def is_quantized(model: nn.Module) -> bool:
     return next(quantizers_of(model), None) is not None
 
 
-class Plan:
-    """Which places get which integers.
-
-    Args:
-        weights: Of the targets' weights.
-        activations: Of what the targets read and make.
-        is_target: Whether a module's weight is a target.
-
-    Raises:
-        ValueError: For activations that do not share one scale per tensor.
-    """
-
-    def __init__(self, weights: Numbers, activations: Numbers, is_target: Mapping[str, bool]) -> None:
-        self.weights = _each(weights, Int.for_weights)
-        self.activations = _each(activations, Int.for_activations)
-        self.is_target = {
-            name: chosen and (weights is None or _first(self.weights, name) is not None)
-            for name, chosen in is_target.items()
-        }
-
-    def attach_traced(self, model: nn.Module, graph: Graph) -> Placement:
-        """Hangs quantizers into a model that has none, where one run of it shows that they belong.
-
-        Args:
-            model: The model.
-            graph: What a run of it, or of a copy, has shown; names are relative to it.
-
-        Raises:
-            ValueError: For globs that match no place.
-        """
-        placement = Placement(graph, dict(self.is_target))
-        shapes: dict[Place, torch.Size] = {}
-        functions: dict[Place, str] = {}
-        for node in placement.weights():
-            functions[weight_place(node)] = node.call.function
-            shapes[weight_place(node)] = node.shapes[1]
-        table: dict[str, dict[Place, Quantizer]] = {}
-        for place, function in functions.items():
-            self._add_weight(table, place, CHANNEL_AXIS[function])
-        for place in placement.activations():
-            self._add_activation(table, place)
-        _check_globs(self.weights, list(self.is_target), "weights")
-        _check_globs(self.activations, [place.module for place in placement.activations()], "activations")
-        self._install(model, table, lambda place, quantizer: quantizer.scale_shape(shapes.get(place, torch.Size())))
-        return placement
-
-    def attach_stored(self, model: nn.Module, stored: Mapping[str, Tensor]) -> None:
-        """Hangs quantizers into a model that has none, where a state dict of such a model has them."""
-        table: dict[str, dict[Place, Quantizer]] = {}
-        shapes: dict[Place, torch.Size] = {}
-        for key, tensor in stored.items():
-            module, _, name = key.rpartition(".")
-            if name.startswith(PREFIX) and name.endswith("_scale"):
-                place = Place.named(module, name.removeprefix(PREFIX).removesuffix("_scale"))
-                shapes[place] = tensor.shape
-                if place.role == "weight":
-                    self._add_weight(table, place, _axis(model.get_submodule(module), place))
-                else:
-                    self._add_activation(table, place)
-                if place in table.get(module, {}):
-                    table[module][place].ready = bool((tensor != 0).all())
-        self._install(model, table, lambda place, quantizer: shapes[place])
-
-    def _add_weight(self, table: dict[str, dict[Place, Quantizer]], place: Place, axis: int) -> None:
-        integers = _first(self.weights, place.module)
-        if integers is not None:
-            quantizer = Quantizer(place.name, integers, axis=axis, is_weight=True)
-            table.setdefault(place.module, {})[place] = quantizer
-
-    def _add_activation(self, table: dict[str, dict[Place, Quantizer]], place: Place) -> None:
-        integers = _first(self.activations, place.module)
-        if integers is not None:
-            table.setdefault(place.module, {})[place] = Quantizer(place.name, integers)
-
-    def _install(
-        self,
-        model: nn.Module,
-        table: Mapping[str, Mapping[Place, Quantizer]],
-        shape: Callable[[Place, Quantizer], torch.Size],
-    ) -> None:
-        for layer, quantizers in table.items():
-            module = model.get_submodule(layer)
-            for place, quantizer in quantizers.items():
-                quantizer.attach(module, shape(place, quantizer))
-            module.register_load_state_dict_pre_hook(_take_stock)
-        install_all(model, {layer: QuantizedSites(quantizers) for layer, quantizers in table.items()})
-
-
-def owners_of(targets: Iterable[Target]) -> dict[str, bool]:
-    """The names of the modules whose weights are targets, as the model spells them."""
-    return {target.name.rpartition(".")[0]: True for target in targets}
-
-
 def with_argument(
     args: Sequence[Any], kwargs: Mapping[str, Any], index: int, name: str, change: Callable[[Any], Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -283,27 +199,3 @@ def _take_stock(module: nn.Module, stored: dict[str, Any], prefix: str, *_: Any)
             if prefix + name not in stored:
                 stored[prefix + name] = torch.zeros_like(getattr(module, name)).detach()
         quantizer.ready = bool((stored[prefix + quantizer.tensor_names[0]] != 0).all())
-
-
-def _axis(module: nn.Module, place: Place) -> int:
-    if place.call.function:
-        return CHANNEL_AXIS[place.call.function]
-    return int(isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)))
-
-
-def _each(numbers: Numbers, complete: Callable[[Int], Int]) -> dict[str, Int | None]:
-    given = numbers if isinstance(numbers, Mapping) else {"*": numbers}
-    return {glob: None if integers is None else complete(integers) for glob, integers in given.items()}
-
-
-def _first(numbers: Mapping[str, Int | None], name: str) -> Int | None:
-    name = name.replace(COMPILED, "")
-    return next((integers for glob, integers in numbers.items() if glob == "*" or matches(glob, name)), None)
-
-
-def _check_globs(numbers: Mapping[str, Int | None], names: Sequence[str], what: str) -> None:
-    for glob in numbers:
-        if glob != "*" and not any(matches(glob, name.replace(COMPILED, "")) for name in names):
-            raise ValueError(
-                f"{what}: {glob!r} matches nothing that is quantized; the places are {shorten(sorted(set(names)))}."
-            )

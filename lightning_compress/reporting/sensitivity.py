@@ -19,8 +19,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lightning_compress.quantization.integers import Int
+from lightning_compress.quantization.plan import Plan
 from lightning_compress.quantization.quantizer import Quantizer
-from lightning_compress.quantization.simulation import Plan, quantizers_of, remove_quantizers
+from lightning_compress.quantization.simulation import quantizers_of, remove_quantizers
 from lightning_compress.quantization.trace import Graph, recording
 from lightning_compress.reporting.figures import draw_rises
 from lightning_compress.reporting.mixed_precision import Effect, as_numbers, by_layer, choose

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lightning_compress as lc
+from lightning_compress.quantization.plan import Plan
 from lightning_compress.quantization.quantizer import Quantizer
 from lightning_compress.quantization.simulation import (
-    Plan,
     is_quantized,
     quantizers_of,
     remove_quantizers,
