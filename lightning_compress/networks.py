@@ -118,7 +118,6 @@ class LeNet300(nn.Module):
         self.fc2 = nn.Linear(300, 100)
         self.act2 = nn.ReLU()
         self.fc3 = nn.Linear(100, num_classes)
-        _init_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images ``(N, in_chans, img_size, img_size)`` to logits ``(N, num_classes)``."""
@@ -145,7 +144,6 @@ class LeNet5(nn.Module):
         self.fc1 = nn.Linear(800, 500)
         self.act1 = nn.ReLU()
         self.fc2 = nn.Linear(500, num_classes)
-        _init_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images ``(N, in_chans, 28, 28)`` to logits ``(N, num_classes)``."""

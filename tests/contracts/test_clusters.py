@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from tests.cases import (
     Case,
     Loader,
     Net,
+    dataset,
     every_clustering,
     load,
     placed,
@@ -28,6 +31,7 @@ from tests.cases import (
 )
 from tests.lifecycle.test_averaging import AVERAGES
 
+WITH_INTEGERS = [case for case in CASES if case.values and case.quantizes]
 WEIGHTS = ("conv1.weight", "conv2.weight", "fc.weight")
 
 
@@ -119,6 +123,23 @@ def test_weights_are_held_on_schedule(tmp_path: Path) -> None:
         shares.append(int(held.sum()))
     # 288 (1 - (1 - x)^3) with x = 0, 1/6, 3/6, 5/6 and 1 after steps 1, 2, 4, 6 and 7
     assert shares == [0, 121, 121, 252, 252, 287, 288, 288, 288, 288]
+
+
+@pytest.mark.parametrize("case", WITH_INTEGERS, ids=lambda case: case.name)
+def test_integers_in_the_file_are_few_in_each_channel_and_keep_every_zero(case: Case, tmp_path: Path) -> None:
+    model = run(case)
+    lc.export_onnx(lc.finalize(model), tmp_path / "model.onnx", dataset(2).tensors[0])
+    constants = [onnx.numpy_helper.to_array(c) for c in onnx.load(tmp_path / "model.onnx").graph.initializer]
+    integers = [torch.from_numpy(c.copy()) for c in constants if c.dtype == np.int8 and c.ndim > 1]
+    assert len(integers) == len(WEIGHTS)
+    for name in WEIGHTS:
+        weight = model.get_parameter(name).detach()
+        (stored,) = (c if c.shape == weight.shape else c.T for c in integers if set(c.shape) == set(weight.shape))
+        assert all(len(channel.unique()) <= case.values for channel in stored)
+        assert bool((stored[weight == 0] == 0).all())
+        assert num_values(stored) > 1
+    if case.zeros:
+        assert sum(int((c == 0).sum()) for c in integers) >= case.zeros
 
 
 def test_layers_that_would_not_gain_are_left_alone() -> None:
