@@ -49,7 +49,8 @@ def cluster_rows(
 
     Returns:
         Codebooks (rows, num_clusters), ascending, of the dtype of ``rows``, and for each number the index of its
-        value, int32, on the device of ``rows``. A cluster that stays empty has the value of a neighbour.
+        value, int32, on the device of ``rows``. A cluster that stays empty has the value that it started with; at the
+        optimum, that of a neighbour.
 
     >>> codebook, assignment = cluster_rows(torch.tensor([[1.0, 9.0, 2.0, 8.0]]), 2)
     >>> codebook.tolist(), assignment.tolist()
@@ -121,18 +122,19 @@ def _binned(rows: Tensor, weights: Tensor | None, num_bins: int) -> _Points:
     rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
     low, high = rows.aminmax(dim=1, keepdim=True)
     width = torch.where(high > low, (high - low) / num_bins, torch.ones_like(low))
+    if rows.dtype == torch.float32 and not bool(((width > torch.finfo(width.dtype).tiny) & width.isfinite()).all()):
+        return _binned(rows.double(), weights, num_bins)
     bins = rows.sub(low).div_(width).clamp_(0, num_bins - 1).int()
     if len(rows) > 1:
         bins += torch.arange(len(rows), dtype=torch.int32).mul_(num_bins).unsqueeze(1)
     bins = bins.flatten()
     size = len(rows) * num_bins
-    weighted = rows if weights is None else rows * weights
+    weighted = rows.double() if weights is None else rows.double() * weights
     masses = torch.bincount(bins, None if weights is None else weights.flatten(), size).double().view(-1, num_bins)
-    sums = torch.bincount(bins, weighted.flatten(), size).double().view(-1, num_bins)
+    sums = torch.bincount(bins, weighted.flatten(), size).view(-1, num_bins)
     middles = low.double() + width.double() * (torch.arange(num_bins) + 0.5)
-    # Sums of rounded numbers may leave their bin, and points have to ascend.
-    half = width.double() / 2
-    means = torch.where(masses > 0, sums / masses, middles).clamp(middles - half, middles + half)
+    # Rounding may let a mean leave its bin, and points have to ascend.
+    means = torch.where(masses > 0, sums / masses, middles).cummax(dim=1).values
     return _Points(means, masses, lambda labels: labels.flatten().index_select(0, bins).view(len(rows), -1))
 
 
@@ -203,18 +205,18 @@ def _where(cumulated: Tensor, amounts: Tensor) -> Tensor:
 def _optimal(points: _Points, num_clusters: int, seed: int) -> Tensor:
     """Best centers, if clusters end between groups of neighbouring points, of which there are many."""
     masses, moments = (_cumulated(t) for t in (points.masses, points.masses * points.positions))
-    low, high = _extremes(points)
-    otherwise = ((low + high) / 2).expand(-1, num_clusters)
+    # Empty clusters are where the one before them is.
+    otherwise = _extremes(points)[0].expand(-1, num_clusters)
     if num_clusters > _MOST_OPTIMAL:
-        return _means(masses, moments, _groups(points, num_clusters)[:, 1:-1], otherwise).sort(dim=1).values
+        return _means(masses, moments, _groups(points, num_clusters)[:, 1:-1], otherwise).cummax(dim=1).values
     squares = _cumulated(points.masses * points.positions.square())
     ends = _groups(points, min(_num_groups(num_clusters), points.positions.shape[1]))
     cuts = _best_cuts(masses.gather(1, ends), moments.gather(1, ends), squares.gather(1, ends), num_clusters)
-    return _means(masses, moments, ends.gather(1, cuts), otherwise).sort(dim=1).values
+    return _means(masses, moments, ends.gather(1, cuts), otherwise).cummax(dim=1).values
 
 
 def _num_groups(num_clusters: int) -> int:
-    return min(max(128, 8 * num_clusters), 512)
+    return min(max(256, 8 * num_clusters), 512)
 
 
 def _groups(points: _Points, num_groups: int) -> Tensor:
@@ -238,9 +240,12 @@ def _smoothed(points: _Points) -> Tensor:
     size = max(1, num_points // _NUM_STEPS)
     windows = torch.arange(0, num_points, size)
     starts = points.positions[:, windows]
-    widths = torch.cat([starts[:, 1:], points.positions[:, -1:]], dim=1) - starts
     masses = _cumulated(points.masses)
     mass = masses.gather(1, torch.cat([windows, torch.tensor([num_points])]).expand(len(masses), -1)).diff(dim=1)
+    # Windows without points belong to the one before, so that what stands behind a wide gap is told apart.
+    last = points.positions[:, -1:]
+    begins = torch.cat([torch.where(mass > 0, starts, last), last], dim=1)[:, 1:].flip(1).cummin(dim=1).values.flip(1)
+    widths = begins - starts
     share = (mass * widths.square()).pow(1 / 3) / size
     return share.repeat_interleave(size, dim=1)[:, :num_points]
 
@@ -253,16 +258,16 @@ def _best_cuts(masses: Tensor, moments: Tensor, squares: Tensor, num_clusters: i
     cost -= (moments.unsqueeze(2) - moments.unsqueeze(1)).square_().div_(mass.clamp_(min=torch.finfo(mass.dtype).tiny))
     backwards = torch.ones(cost.shape[1:], dtype=torch.bool).triu(1)
     cost.clamp_(min=0.0).masked_fill_(backwards, torch.inf)
-    best, begins = cost[:, :, 0], []
+    # best[k][r, j]: of k + 1 clusters of the groups before j.
+    best = [cost[:, :, 0]]
     for _ in range(num_clusters - 1):
-        best, begin = (cost + best.unsqueeze(1)).min(dim=2)
-        begins.append(begin)
-    end = torch.full_like(best[:, :1], best.shape[1] - 1, dtype=torch.long)
-    cuts = []
-    for begin in reversed(begins):
-        end = begin.gather(1, end)
-        cuts.append(end)
-    return torch.cat(cuts[::-1], dim=1) if cuts else torch.empty(len(best), 0, dtype=torch.long)
+        best.append((cost + best[-1].unsqueeze(1)).amin(dim=2))
+    cuts = torch.full((len(cost), num_clusters), cost.shape[1] - 1)
+    # Minima are found again where they are needed, as indices of all would take most of the time.
+    rows = torch.arange(len(cost))
+    for k in range(num_clusters - 1, 0, -1):
+        cuts[:, k - 1] = (cost[rows, cuts[:, k]] + best[k - 1]).argmin(dim=1)
+    return cuts[:, :-1]
 
 
 _STARTS: dict[str, Callable[[_Points, int, int], Tensor]] = {

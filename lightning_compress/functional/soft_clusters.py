@@ -44,9 +44,9 @@ class _SoftAssign(torch.autograd.Function):
                 counted = torch.ones_like(rows[:, part]) if masses is None else masses[:, part].to(rows.dtype)
                 sums = torch.stack([counted, counted * rows[:, part]], dim=1) @ attention.transpose(1, 2)
                 mass, moment = mass + sums[:, 0], moment + sums[:, 1]
-            mass = mass.clamp(min=torch.finfo(rows.dtype).tiny)
-            # A value that nothing attends to stays where it is.
-            moved = torch.where(moment.abs() + mass > 1e-12, moment / mass, attend.codebooks)
+            # A value that nothing attends to stays where it is: nothing can move an infinite mass.
+            mass = mass.masked_fill(mass <= 1e-12, torch.inf)
+            moved = torch.where(mass.isinf(), attend.codebooks, moment / mass)
             soft = torch.empty_like(rows)
             for part in _parts(rows):
                 attention = attend(rows[:, part]) if kept is None else kept
