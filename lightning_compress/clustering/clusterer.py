@@ -118,8 +118,11 @@ class Clusterer:
         if dead is not None:
             scores.masked_fill_(dead.flatten(), torch.inf)
             num_live -= int(dead.sum())
-        num_free = num_live - round(part * num_live)
-        return scores <= scores.kthvalue(num_free).values if num_free else None
+        num_free = min(num_live - round(part * num_live), int(scores.isfinite().sum()))
+        if num_free == 0:
+            return None
+        smallest = scores.argsort(stable=True)[:num_free]
+        return torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, smallest, True)
 
     def _clustered(self, i: int, points: Tensor, dead: Tensor | None, start: Tensor | None) -> tuple[Tensor, Tensor]:
         layer = self.constraint.layers[i]
@@ -131,11 +134,13 @@ class Clusterer:
         return self.sharings[i].cluster(layer, points, zeros=dead, sensitivity=sensitivity, start=start)
 
     def _codebook(self, i: int, *, pins_zero: bool) -> Tensor | None:
-        """The values there are, if clusters of their kind are wanted again."""
+        """The values there are, means of free members included, if clusters of their kind are wanted again."""
         assignment = self.constraint.assignments[i]
         if assignment is None or assignment.pins_zero != pins_zero:
             return None
-        return assignment.values(self.constraint.layers[i].weight)[int(pins_zero) :]
+        if assignment.free is not None:
+            assignment = Assignment(assignment.index, assignment.num_clusters)
+        return assignment.means(self.constraint.layers[i].weight)[int(pins_zero) :]
 
     def _sensitivity(self, layer: Layer) -> Tensor | None:
         """Squared gradients on a floor: also a weight that has not mattered yet should have a value near it."""

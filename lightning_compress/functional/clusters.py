@@ -113,7 +113,7 @@ def _num_points(columns: int, num_clusters: int) -> int:
 
 
 def _sorted(rows: Tensor, weights: Tensor | None) -> _Points:
-    positions, order = rows.double().sort(dim=1, stable=True)
+    positions, order = rows.double().contiguous().sort(dim=1, stable=True)
     masses = torch.ones_like(positions) if weights is None else weights.double().gather(1, order)
     return _Points(positions, masses, lambda labels: torch.empty_like(labels).scatter_(1, order, labels))
 

@@ -296,6 +296,14 @@ def test_the_same_is_found_again(columns: int, init: clusters.Init) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("columns", [100, LONG])
+def test_rows_may_be_laid_out_otherwise(columns: int) -> None:
+    rows = normal(columns, 3).T
+    found, expected = cluster_rows(rows, 4, weights=rows.abs()), cluster_rows(rows.contiguous(), 4, weights=rows.abs())
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_arguments_stay_as_they_are() -> None:
     for columns in (100, LONG):
         rows, weights, start = normal(2, columns), normal(2, columns, seed=1).abs(), torch.tensor([[-1.0, 1.0]] * 2)
