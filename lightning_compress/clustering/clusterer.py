@@ -121,8 +121,9 @@ class Clusterer:
         num_free = min(num_live - round(part * num_live), int(scores.isfinite().sum()))
         if num_free == 0:
             return None
-        smallest = scores.argsort(stable=True)[:num_free]
-        return torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, smallest, True)
+        largest = scores.kthvalue(num_free).values
+        smaller, equal = scores < largest, scores == largest
+        return smaller | (equal & (equal.cumsum(0) <= num_free - smaller.sum()))
 
     def _clustered(self, i: int, points: Tensor, dead: Tensor | None, start: Tensor | None) -> tuple[Tensor, Tensor]:
         layer = self.constraint.layers[i]

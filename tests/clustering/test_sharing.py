@@ -149,8 +149,8 @@ def test_from_its_own_values_nothing_moves(sharing: Sharing, input_dim: int, dea
 
 
 def test_a_start_may_have_lost_its_order() -> None:
-    weight = torch.tensor([[1.0, 2.0, 9.0, 8.0]])
-    assert shared(Sharing(2), weight, start=torch.tensor([9.0, 1.0]))[2].tolist() == [1.5, 8.5]
+    weight = torch.tensor([[1.0, 2.0, 9.0, 8.0, 5.0, 5.0]])
+    assert shared(Sharing(3), weight, start=torch.tensor([9.0, 1.0, 5.0]))[2].tolist() == [1.5, 5.0, 8.5]
 
 
 @pytest.mark.parametrize(
