@@ -150,14 +150,15 @@ def test_no_cluster_is_lost_as_its_members_are_free(sharing: Sharing, part: floa
     assert len(weights_of(clusterer)[0].unique()) == len(weights_of(fresh)[0].unique())
 
 
-def test_values_of_another_kind_are_no_start() -> None:
-    clusterer = make(normal(4, 5) + 3)
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_values_of_another_kind_are_no_start(granularity: str) -> None:
+    clusterer = make(normal(4, 5) + 3, sharing=Sharing(4, granularity))
     clusterer.update([None])
     zeros = torch.zeros(4, 5, dtype=torch.bool)
-    zeros[0] = True
+    zeros[:, 0] = True
     clusterer.update([zeros])
     assert torch.equal(weights_of(clusterer)[0] == 0, zeros)
-    assert len(weights_of(clusterer)[0].unique()) <= 4
+    assert all(len(row.unique()) <= 4 for row in weights_of(clusterer)[0])
 
 
 def test_weights_that_are_not_finite_are_refused_by_name() -> None:

@@ -145,6 +145,13 @@ def test_the_same_is_found_again_and_other_draws_by_other_seeds() -> None:
     assert not torch.equal(first[0], other[0])
 
 
+def test_draws_are_far_apart() -> None:
+    vectors = torch.tensor([[0.0, 0.0]] * 50 + [[5.0, 1.0], [-9.0, 2.0]], dtype=torch.float64)
+    for seed in range(20):
+        drawn = module._drawn(vectors, torch.ones_like(vectors), 3, seed)
+        assert sorted(drawn.tolist()) == [[-9.0, 2.0], [0.0, 0.0], [5.0, 1.0]]
+
+
 def test_draws_among_some_of_many_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_NUM_DRAWN_FROM", 50)
     centers = normal(5, 2) * 20
