@@ -105,6 +105,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         self._tick = -1
         self._landed = False
         self._starting = False
+        self._masks: list[ConstraintCallback[MaskConstraint]] = []
         self._mask_changes = 0
 
     @property
@@ -181,7 +182,8 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
                 layout, device = self._sharing_of(layer).layout(layer), layer.parameter.device
                 self._soften(trainer, layer.name, SoftClusters.from_state(layout, state["soft"][layer.name], device))
         self._starting = True
-        self._mask_changes = self._changes_of_masks(trainer)
+        self._masks = self._find_masks(trainer)
+        self._mask_changes = self._changes_of_masks
         check_times_come(trainer, self._times)
         for name, why in self.left_alone.items():
             rank_zero_info(f"WeightClustering leaves {name!r} alone: {why}.")
@@ -239,11 +241,11 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         """Keeps what a next fit needs and lets go of the model."""
         super().teardown(trainer, pl_module, stage)
         harden(pl_module)
-        self._clusterer, self._soft = None, {}
+        self._clusterer, self._soft, self._masks = None, {}, []
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy needs, without what belongs to the fit."""
-        return {**super().__getstate__(), "_clusterer": None, "_soft": {}}
+        return {**super().__getstate__(), "_clusterer": None, "_soft": {}, "_masks": []}
 
     @property
     def _times(self) -> dict[str, int | float | str]:
@@ -266,26 +268,26 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
     def _advance(self, trainer: Trainer, now: Progress) -> None:
         """Does what is due at this moment of the run."""
         assert self._clusterer is not None
-        if not self._is_due(trainer, now) or not self._clusterer.has_evidence:
+        if not self._is_due(now) or not self._clusterer.has_evidence:
             return
         self._tick = max(self.schedule.tick(now), 0)
         self._landed = self.schedule.landed(now)
-        self._mask_changes = self._changes_of_masks(trainer)
+        self._mask_changes = self._changes_of_masks
         if self.method == "dkm" and not self._landed:
-            for name, clusters in self._clusterer.soft(self._zeros(trainer)).items():
+            for name, clusters in self._clusterer.soft(self._zeros()).items():
                 self._soften(trainer, name, clusters)
             return
         starts = {name: clusters.codebooks for name, clusters in self._soft.items()}
         harden(trainer.lightning_module)
         self._soft = {}
         part = self.schedule.sparsity(1.0, now)
-        self._clusterer.update(self._zeros(trainer), part=part, starts=starts)
+        self._clusterer.update(self._zeros(), part=part, starts=starts)
         self.update_constraint(trainer)
 
-    def _is_due(self, trainer: Trainer, now: Progress) -> bool:
-        if not now.reached(self.schedule.begin) or not all(mask.reached for mask in self._masks(trainer)):
+    def _is_due(self, now: Progress) -> bool:
+        if not now.reached(self.schedule.begin) or not all(mask.reached for mask in self._masks):
             return False
-        if self._tick < 0 or self._changes_of_masks(trainer) != self._mask_changes:
+        if self._tick < 0 or self._changes_of_masks != self._mask_changes:
             return True
         ticked = self.schedule.tick(now) > self._tick and self.method == "hard"
         return not self._landed and (ticked or self.schedule.landed(now))
@@ -295,20 +297,21 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         module, _, attribute = name.rpartition(".")
         soften(trainer.lightning_module.get_submodule(module), attribute, clusters)
 
-    def _masks(self, trainer: Trainer) -> list[ConstraintCallback[MaskConstraint]]:
-        """The callbacks that hold zeros among the clustered weights."""
+    def _find_masks(self, trainer: Trainer) -> list[ConstraintCallback[MaskConstraint]]:
+        """The callbacks that hold zeros among the clustered weights; in a fit they stay the same."""
         assert self.constraint is not None
         found = (mask for layer in self.constraint.layers for mask in constraints_on(trainer, MaskConstraint, layer))
         return list(dict.fromkeys(found))
 
-    def _changes_of_masks(self, trainer: Trainer) -> int:
-        return sum(mask.num_changes for mask in self._masks(trainer))
+    @property
+    def _changes_of_masks(self) -> int:
+        return sum(mask.num_changes for mask in self._masks)
 
-    def _zeros(self, trainer: Trainer) -> list[Tensor | None]:
+    def _zeros(self) -> list[Tensor | None]:
         """Where other callbacks hold zeros."""
         held = {
             id(layer.parameter): zeros
-            for mask in self._masks(trainer)
+            for mask in self._masks
             if mask.constraint is not None
             for layer, zeros in zip(mask.constraint.layers, mask.constraint.zeros, strict=True)
         }

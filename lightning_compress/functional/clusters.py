@@ -19,9 +19,8 @@ Init = Literal["optimal", "kmeans++", "linear", "density"]
 Vassilvitskii 2007), evenly between the extremes, or evenly among the sorted numbers (Han et al. 2016)."""
 
 _SHORT = 2**13  # numbers in a row that are sorted; longer rows are counted into bins
-_NUM_BINS = (
-    2**14
-)  # for up to 32 clusters: then a bin is far narrower than a cluster, also where outliers widen the range
+# For up to 32 clusters: then a bin is far narrower than a cluster, also where outliers widen the range.
+_NUM_BINS = 2**14
 _MAX_ITERATIONS = 10_000  # of which each is a search for a few numbers among sorted ones
 _MOST_OPTIMAL = 64  # clusters of dynamic programming; for more, the best spacing is as good once it is polished
 _NUM_STEPS = 1024  # in which the density of the points is seen
