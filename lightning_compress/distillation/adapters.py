@@ -96,8 +96,8 @@ class Projections(nn.Module):
     @override
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         embeddings = self.student(averaged(student)), self.teacher(averaged(teacher.detach()))
-        student, teacher = (unit(*widened(x)) for x in embeddings)
-        return student, teacher
+        student, teacher = widened(*embeddings)
+        return unit(student), unit(teacher)
 
 
 def averaged(feature: Tensor) -> Tensor:
@@ -125,8 +125,8 @@ def _sized(feature: Tensor, like: torch.Size) -> Tensor:
         return feature
     if feature.ndim == 3:
         return F.adaptive_avg_pool1d(feature.transpose(1, 2), like[1]).transpose(1, 2)
-    here, there = list(feature.shape[2:]), list(like[2:])
-    smaller = [min(sides) for sides in zip(here, there, strict=True)]
+    here, there = (feature.shape[2], feature.shape[3]), (like[2], like[3])
+    smaller = (min(here[0], there[0]), min(here[1], there[1]))
     if smaller != here:
         feature = F.adaptive_avg_pool2d(feature, smaller)
     return F.interpolate(feature, there, mode="bilinear", align_corners=False) if smaller != there else feature

@@ -15,7 +15,7 @@ from lightning_compress.functional import feature_losses
 
 @dataclass(frozen=True)
 class FitNet(FeatureLoss):
-    """Mean squared difference from what a learned linear map makes of the student's. Romero et al. 2015, arXiv:1412.6550.
+    """Mean squared difference from a learned map of the student's. Romero et al. 2015 (arXiv:1412.6550).
 
     Args:
         layers: Pairs of names of modules, the student's and the teacher's.

@@ -107,7 +107,8 @@ def _is_number(value: object) -> bool:
 
 
 def _pairs(loss: object, layers: object) -> tuple[tuple[str, str], ...]:
-    pairs = tuple(tuple(p) if isinstance(p, (list, tuple)) else p for p in layers) if _is_list(layers) else ()
+    given = layers if isinstance(layers, (list, tuple)) else ()
+    pairs = tuple(tuple(pair) if isinstance(pair, list) else pair for pair in given)
     if not pairs or not all(_is_pair(pair) for pair in pairs):
         raise ValueError(
             f"{type(loss).__name__}(layers={layers!r}) must be pairs of names of modules, the student's and the "
@@ -116,10 +117,6 @@ def _pairs(loss: object, layers: object) -> tuple[tuple[str, str], ...]:
     if len(set(pairs)) < len(pairs):
         raise ValueError(f"{type(loss).__name__}(layers={layers!r}) has a pair twice: write it once and use weight.")
     return pairs
-
-
-def _is_list(layers: object) -> bool:
-    return isinstance(layers, (list, tuple))
 
 
 def _is_pair(pair: object) -> bool:

@@ -6,6 +6,8 @@ features, or differences of them, vanish. None flows into the teacher, except in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,7 +29,8 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
             f"{tuple(teacher.shape)}: bring them together with FitNet's adapter."
         )
     with torch.autocast(student.device.type, enabled=False):
-        return F.mse_loss(*widened(student, teacher.detach()))
+        student, teacher = widened(student, teacher.detach())
+        return F.mse_loss(student, teacher)
 
 
 def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
@@ -52,7 +55,8 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
         channels = 1 if student.ndim == 4 else 2
         maps = [x.square().sum(dim=channels) for x in widened(student, teacher.detach())]
         size = [min(sides) for sides in zip(maps[0].shape[1:], maps[1].shape[1:], strict=True)]
-        return F.mse_loss(*(unit(_pooled(x, size).flatten(1), _SHORTEST**2) for x in maps))
+        student, teacher = (unit(_pooled(x, size).flatten(1), _SHORTEST**2) for x in maps)
+        return F.mse_loss(student, teacher)
 
 
 def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
@@ -63,7 +67,8 @@ def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: Features (N, ...); all but N may differ.
     """
     with torch.autocast(student.device.type, enabled=False):
-        return F.mse_loss(*(_similarities(x.flatten(1)) for x in widened(student, teacher.detach())))
+        student, teacher = (_similarities(x.flatten(1)) for x in widened(student, teacher.detach()))
+        return F.mse_loss(student, teacher)
 
 
 def relational(student: Tensor, teacher: Tensor, distance: float = 25.0, angle: float = 50.0) -> Tensor:
@@ -80,16 +85,16 @@ def relational(student: Tensor, teacher: Tensor, distance: float = 25.0, angle: 
         angle: Factor of the angles.
     """
     with torch.autocast(student.device.type, enabled=False):
-        distances = [_relative_distances(x.flatten(1)) for x in widened(student, teacher.detach())]
-        loss = distance * F.smooth_l1_loss(*distances)
-        return loss + angle * F.smooth_l1_loss(*(_cosines(d) for d in distances)) if angle else loss
+        student, teacher = (_relative_distances(x.flatten(1)) for x in widened(student, teacher.detach()))
+        loss = distance * F.smooth_l1_loss(student, teacher)
+        return loss + angle * F.smooth_l1_loss(_cosines(student), _cosines(teacher)) if angle else loss
 
 
 def contrastive(student: Tensor, teacher: Tensor, labels: Tensor | None = None, temperature: float = 0.07) -> Tensor:
     """Finds a sample's teacher embedding among the batch's by the student's, and the other way. Tian et al. 2020, CRD.
 
     InfoNCE in the batch (after arXiv:1910.10699): there is no memory bank, so the negatives are the batch's other
-    samples, on this device. The mean of both ways. Gradients flow into both, for the teacher's projection to be learned.
+    samples, on this device. The mean of both ways. Gradients flow into both: the teacher's projection is learned too.
 
     Args:
         student: Embeddings (N, D), of any length: they are divided by it.
@@ -113,10 +118,10 @@ def unit(vectors: Tensor, shortest: float = _SHORTEST) -> Tensor:
     return vectors / vectors.square().sum(dim=1, keepdim=True).clamp_min(shortest**2).sqrt()
 
 
-def _pooled(maps: Tensor, size: list[int]) -> Tensor:
-    if list(maps.shape[1:]) == size:
+def _pooled(maps: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(maps.shape[1:]) == tuple(size):
         return maps
-    return F.adaptive_avg_pool2d(maps, size) if len(size) == 2 else F.adaptive_avg_pool1d(maps, size)
+    return F.adaptive_avg_pool2d(maps, (size[0], size[1])) if len(size) == 2 else F.adaptive_avg_pool1d(maps, size[0])
 
 
 def _similarities(vectors: Tensor) -> Tensor:

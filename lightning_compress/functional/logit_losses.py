@@ -1,7 +1,7 @@
 """How far a student's logits are from a teacher's.
 
-Whatever comes in, sums are done in float32 (float64 stays), in log space and outside of autocast. A class whose logit is
-``-inf`` in either network is left out of both: the others are renormalised, and its gradient is exactly zero. No
+Whatever comes in, sums are done in float32 (float64 stays), in log space and outside of autocast. A class whose logit
+is ``-inf`` in either network is left out of both: the others are renormalised, and its gradient is exactly zero. No
 gradient flows into the teacher.
 """
 
@@ -13,9 +13,7 @@ from torch.nn import functional as F
 
 from lightning_compress.functional.pairs import classes, widened
 
-_FLATTEST = (
-    1e-3  # Deviations smaller than this are divided by this: gradients grow as their inverse, and fp16 ends soon.
-)
+_FLATTEST = 1e-3  # Smaller deviations are divided by this: gradients grow as the inverse, and would leave fp16.
 
 
 def common(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,9 +105,8 @@ def dist(student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float = 1.0
     with torch.autocast(student.device.type, enabled=False):
         student, teacher = common(student, teacher)
         left_out = student.isneginf()
-        rows = [_shifted(logits, left_out, 1) / temperature for logits in (student, teacher)]
-        columns = [_log_softmax(logits, left_out, temperature) for logits in (student, teacher)]
-        between, within = _unrelated(*rows, left_out, dim=1), _unrelated(*columns, left_out, dim=0)
+        student, teacher = (_log_softmax(logits, left_out, temperature) for logits in (student, teacher))
+        between, within = _unrelated(student, teacher, left_out, dim=1), _unrelated(student, teacher, left_out, dim=0)
         return temperature**2 * (beta * between + gamma * within)
 
 
@@ -128,7 +125,7 @@ def standardize(logits: Tensor) -> Tensor:
             [0., 0., 0.]])
     """
     with torch.autocast(logits.device.type, enabled=False):
-        (logits,) = widened(logits)
+        logits, _ = widened(logits, logits)
         left_out = logits.isneginf()
         centred = _centred(_shifted(logits, left_out, 1), left_out, 1)
         variance = centred.square().sum(dim=1, keepdim=True) / _count(left_out, 1)
@@ -153,7 +150,8 @@ def _log_softmax(logits: Tensor, left_out: Tensor, temperature: float) -> Tensor
 
 
 def _divergence(student: Tensor, teacher: Tensor, left_out: Tensor, temperature: float) -> Tensor:
-    return _mean_divergence(*(_log_softmax(logits, left_out, temperature) for logits in (student, teacher)))
+    student, teacher = (_log_softmax(logits, left_out, temperature) for logits in (student, teacher))
+    return _mean_divergence(student, teacher)
 
 
 def _mean_divergence(student: Tensor, teacher: Tensor) -> Tensor:

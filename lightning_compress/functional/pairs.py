@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
 
-def widened(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors in the widest of their dtypes, and in float32 at least."""
-    dtype = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
-    return tuple(t.to(dtype) for t in tensors)
+def widened(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their dtypes, and in float32 at least."""
+    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    return student.to(dtype), teacher.to(dtype)
 
 
 def classes(labels: Tensor) -> Tensor:
