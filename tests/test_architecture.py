@@ -24,14 +24,15 @@ MODULES = {
 LAYERS = [
     ("files", "functional", "schedules", "targets"),
     ("constraints", "packing"),
-    ("clustering", "pruning", "quantization", "structure"),
+    ("clustering", "distillation", "pruning", "quantization", "structure"),
     ("networks", "reporting"),
     ("callbacks", "data", "export", "modules"),
     ("migration",),
     ("cli",),
 ]
 TORCH_ONLY = (
-    "clustering", "constraints", "files", "functional", "packing", "pruning", "quantization", "schedules", "targets",
+    "clustering", "constraints", "distillation", "files", "functional", "packing", "pruning", "quantization", "schedules",
+    "targets",
 )  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Distillation: what a student has to have in common with its teacher; torch only."""

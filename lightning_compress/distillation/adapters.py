@@ -1,0 +1,132 @@
+"""What makes features of a student and of a teacher comparable.
+
+Features are (N, C), tokens (N, L, C) or (N, C, H, W). Whatever is learned here is not deployed. No gradient flows into
+the teacher's feature.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import override
+
+from lightning_compress.functional.feature_losses import unit
+from lightning_compress.functional.pairs import widened
+
+
+def check_features(*shapes: torch.Size) -> None:
+    """Refuses what is no feature.
+
+    Raises:
+        ValueError: For shapes of less than 2 or more than 4 dimensions.
+    """
+    if not all(2 <= len(shape) <= 4 for shape in shapes):
+        raise ValueError(
+            f"Features of shape {' and '.join(str(tuple(shape)) for shape in shapes)} cannot be compared: choose "
+            "layers with outputs (N, C), (N, L, C) or (N, C, H, W)."
+        )
+
+
+class AsTheyAre(nn.Module):
+    """Features that need nothing."""
+
+    @override
+    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        return student, teacher.detach()
+
+
+class Regression(nn.Module):
+    """A learned linear map of the student's channels to the teacher's where their numbers differ, and one size.
+
+    Sizes become the teacher's, by average pooling where there is less, by bilinear interpolation where there is more;
+    the number of tokens by average pooling. Features of different kinds are averaged over space or tokens.
+
+    Args:
+        student: Shape of the student's feature.
+        teacher: Shape of the teacher's.
+
+    Raises:
+        ValueError: For shapes of less than 2 or more than 4 dimensions.
+    """
+
+    def __init__(self, student: torch.Size, teacher: torch.Size) -> None:
+        super().__init__()
+        check_features(student, teacher)
+        self.averages = len(student) != len(teacher)
+        of_student, of_teacher = _channels(student), _channels(teacher)
+        self.map: nn.Conv2d | nn.Linear | nn.Identity
+        if of_student == of_teacher:
+            self.map = nn.Identity()
+            return
+        spatial = len(student) == 4 and not self.averages
+        self.map = (
+            nn.Conv2d(of_student, of_teacher, 1, bias=False)
+            if spatial
+            else nn.Linear(of_student, of_teacher, bias=False)
+        )
+        nn.init.kaiming_normal_(self.map.weight)
+
+    @override
+    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        teacher = teacher.detach()
+        if self.averages:
+            return self.map(averaged(student)), averaged(teacher)
+        return self.map(_sized(student, teacher.shape)), teacher
+
+
+class Projections(nn.Module):
+    """Learned embeddings of unit length of both features, averaged over space or tokens.
+
+    Args:
+        student: Shape of the student's feature.
+        teacher: Shape of the teacher's.
+        dim: Size of the embeddings, and of what is hidden between.
+
+    Raises:
+        ValueError: For shapes of less than 2 or more than 4 dimensions.
+    """
+
+    def __init__(self, student: torch.Size, teacher: torch.Size, dim: int) -> None:
+        super().__init__()
+        check_features(student, teacher)
+        self.student = _projection(_channels(student), dim)
+        self.teacher = _projection(_channels(teacher), dim)
+
+    @override
+    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        embeddings = self.student(averaged(student)), self.teacher(averaged(teacher.detach()))
+        student, teacher = widened(*embeddings)
+        return unit(student), unit(teacher)
+
+
+def averaged(feature: Tensor) -> Tensor:
+    """A feature (N, C), averaged over space or tokens.
+
+    >>> averaged(torch.arange(6.0).view(1, 3, 2))
+    tensor([[2., 3.]])
+    """
+    if feature.ndim == 2:
+        return feature
+    return feature.mean(dim=1) if feature.ndim == 3 else feature.mean(dim=(2, 3))
+
+
+def _channels(shape: torch.Size) -> int:
+    return shape[2] if len(shape) == 3 else shape[1]
+
+
+def _projection(channels: int, dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(channels, dim), nn.ReLU(), nn.Linear(dim, dim))
+
+
+def _sized(feature: Tensor, like: torch.Size) -> Tensor:
+    """A feature with the number of tokens or the height and width of another of its kind."""
+    if feature.ndim == 2 or (feature.ndim == 3 and feature.shape[1] == like[1]):
+        return feature
+    if feature.ndim == 3:
+        return F.adaptive_avg_pool1d(feature.transpose(1, 2), like[1]).transpose(1, 2)
+    here, there = (feature.shape[2], feature.shape[3]), (like[2], like[3])
+    smaller = (min(here[0], there[0]), min(here[1], there[1]))
+    if smaller != here:
+        feature = F.adaptive_avg_pool2d(feature, smaller)
+    return F.interpolate(feature, there, mode="bilinear", align_corners=False) if smaller != there else feature
