@@ -22,17 +22,18 @@ MODULES = {
 
 # Lower layers first. A part may import itself and those in layers before its own, not those beside it.
 LAYERS = [
-    ("files", "functional", "schedules", "targets"),
+    ("files", "functional", "plain", "schedules", "targets"),
     ("constraints", "packing"),
     ("clustering", "distillation", "pruning", "quantization", "structure"),
     ("networks", "reporting"),
-    ("callbacks", "data", "export", "modules"),
+    ("callbacks", "data", "export"),
+    ("modules",),
     ("migration",),
     ("cli",),
 ]
 TORCH_ONLY = (
-    "clustering", "constraints", "distillation", "files", "functional", "packing", "pruning", "quantization", "schedules",
-    "targets",
+    "clustering", "constraints", "distillation", "files", "functional", "packing", "plain", "pruning", "quantization",
+    "schedules", "targets",
 )  # fmt: skip
 
 

@@ -36,6 +36,30 @@ class AsTheyAre(nn.Module):
         return student, teacher.detach()
 
 
+class ChannelMap(nn.Module):
+    """A learned linear map of channels.
+
+    It is no ``nn.Linear`` or ``nn.Conv2d``, so that what compresses layers leaves it alone: it is not deployed.
+
+    Args:
+        student: Channels of the input.
+        teacher: Channels of the output.
+        bias: Whether a constant is added.
+    """
+
+    def __init__(self, student: int, teacher: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(teacher, student))
+        self.bias = nn.Parameter(torch.zeros(teacher)) if bias else None
+        nn.init.kaiming_normal_(self.weight)
+
+    @override
+    def forward(self, feature: Tensor) -> Tensor:
+        if feature.ndim == 4:
+            return F.conv2d(feature, self.weight[:, :, None, None], self.bias)
+        return F.linear(feature, self.weight, self.bias)
+
+
 class Regression(nn.Module):
     """A learned linear map of the student's channels to the teacher's where their numbers differ, and one size.
 
@@ -55,17 +79,8 @@ class Regression(nn.Module):
         check_features(student, teacher)
         self.averages = len(student) != len(teacher)
         of_student, of_teacher = _channels(student), _channels(teacher)
-        self.map: nn.Conv2d | nn.Linear | nn.Identity
-        if of_student == of_teacher:
-            self.map = nn.Identity()
-            return
-        spatial = len(student) == 4 and not self.averages
-        self.map = (
-            nn.Conv2d(of_student, of_teacher, 1, bias=False)
-            if spatial
-            else nn.Linear(of_student, of_teacher, bias=False)
-        )
-        nn.init.kaiming_normal_(self.map.weight)
+        same = of_student == of_teacher
+        self.map: nn.Module = nn.Identity() if same else ChannelMap(of_student, of_teacher)
 
     @override
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +131,7 @@ def _channels(shape: torch.Size) -> int:
 
 
 def _projection(channels: int, dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(channels, dim), nn.ReLU(), nn.Linear(dim, dim))
+    return nn.Sequential(ChannelMap(channels, dim, bias=True), nn.ReLU(), ChannelMap(dim, dim, bias=True))
 
 
 def _sized(feature: Tensor, like: torch.Size) -> Tensor:

@@ -70,7 +70,8 @@ class ClassificationModule(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.label_smoothing = label_smoothing
-        self.model = _create(model, num_classes, model_kwargs or {}) if isinstance(model, str) else model
+        arguments = {"num_classes": num_classes, **(model_kwargs or {})}
+        self.model = create(model, arguments) if isinstance(model, str) else model
         if checkpoint is not None:
             load_weights_(self.model, checkpoint)
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
@@ -118,15 +119,26 @@ class ClassificationModule(LightningModule):
         self.log(f"{stage}/acc", accuracy, prog_bar=True)
 
 
-def _create(name: str, num_classes: int, kwargs: dict[str, Any]) -> nn.Module:
+def create(name: str, arguments: dict[str, Any], *, what: str = "model") -> nn.Module:
+    """Builds a network of timm's, or one that this package registers there.
+
+    Args:
+        name: Its name.
+        arguments: For ``timm.create_model``.
+        what: What messages call it.
+
+    Raises:
+        ValueError: If there is none of that name, if it does not take the arguments, and if it has no weights to load.
+    """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         advice = f"did you mean {' or '.join(map(repr, near))}?" if near else "timm.list_models() has the names."
-        raise ValueError(f"model={name!r} is no network that timm knows; {advice}")
+        raise ValueError(f"{what}={name!r} is no network that timm knows; {advice}")
     try:
-        return timm.create_model(name, num_classes=num_classes, **kwargs)
+        return timm.create_model(name, **arguments)
     except TypeError as error:
-        raise ValueError(f"model_kwargs={kwargs} do not fit {name!r}: {error}") from error
+        given = {key: value for key, value in arguments.items() if key not in ("num_classes", "pretrained")}
+        raise ValueError(f"model_kwargs={given} do not fit {name!r}: {error}") from error
 
 
 def _monitored(scheduler: Any) -> dict[str, Any]:

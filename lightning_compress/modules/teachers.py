@@ -1,0 +1,146 @@
+"""From a specification to the network that is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from lightning_compress.distillation.conversion import Conversion, Normalization
+from lightning_compress.distillation.frozen import FrozenNetwork
+from lightning_compress.distillation.teacher import Teacher
+from lightning_compress.modules.classification import ClassificationModule, create
+from lightning_compress.modules.weights import load_weights_
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, None: None}
+
+
+def build_teacher(
+    teacher: Teacher,
+    *,
+    num_classes: int | None,
+    taps: Sequence[str],
+    images: Normalization | None,
+    student: nn.Module | None,
+    cache: Path | None,
+) -> FrozenNetwork:
+    """Builds a teacher's network and loads its weights.
+
+    Args:
+        teacher: Which one.
+        num_classes: Number of the student's classes, where it is known.
+        taps: Names of its modules whose outputs are wanted.
+        images: How the student's images are normalised; by default as its timm configuration says.
+        student: The student's network, if it is one of timm's.
+        cache: Directory in which logits are kept, if they are.
+
+    Raises:
+        ValueError: If it cannot be built, or its weights do not fit.
+    """
+    network = teacher.model if isinstance(teacher.model, nn.Module) else _named(teacher, num_classes)
+    name = type(network).__name__ if isinstance(teacher.model, nn.Module) else teacher.model
+    return FrozenNetwork(
+        network,
+        name=name,
+        dtype=_DTYPES[teacher.precision],
+        compiled=teacher.compile,
+        taps=taps,
+        conversion=_conversion(teacher, _config(network), images, _config(student)),
+        cache=cache,
+    )
+
+
+def _named(teacher: Teacher, num_classes: int | None) -> nn.Module:
+    assert isinstance(teacher.model, str)
+    if teacher.model.endswith(".ckpt"):
+        return load_network(teacher.model, "teacher").model
+    # A pretrained network with another number of classes has a random head, so it keeps its own.
+    classes = teacher.num_classes or (num_classes if teacher.checkpoint is not None else None)
+    arguments = {**teacher.model_kwargs, **({"num_classes": classes} if classes else {})}
+    if teacher.checkpoint is None:
+        return _pretrained(teacher.model, arguments)
+    network = create(teacher.model, arguments, what="teacher")
+    load_weights_(network, teacher.checkpoint)
+    return network
+
+
+def _pretrained(name: str, arguments: dict[str, Any]) -> nn.Module:
+    try:
+        return create(name, {"pretrained": True, **arguments}, what="teacher")
+    except ValueError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"The pretrained weights of teacher {name!r} are not to be had ({reason}): give Teacher(checkpoint=...)."
+        ) from error
+
+
+def load_network(path: str, what: str) -> ClassificationModule:
+    """The module of a Lightning checkpoint.
+
+    Raises:
+        ValueError: If it is no checkpoint of a ``ClassificationModule`` with a named network.
+    """
+    try:
+        return ClassificationModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{what}={path!r} is no checkpoint of a ClassificationModule with a timm name ({reason}): load the network "
+            "yourself and pass it."
+        ) from error
+
+
+def _config(network: nn.Module | None) -> dict[str, Any] | None:
+    """What timm knows of a network's images; ``None`` where it knows nothing."""
+    known = network is not None and getattr(network, "pretrained_cfg", None)
+    return timm.data.resolve_model_data_config(network) if known else None
+
+
+def _conversion(
+    teacher: Teacher, theirs: dict[str, Any] | None, images: Normalization | None, ours: dict[str, Any] | None
+) -> Conversion | None:
+    have = images or _normalization(ours)
+    want = teacher.normalization or _normalization(theirs)
+    if teacher.normalization is not None and have is None:
+        raise ValueError(
+            "Teacher(normalization=...) needs to know how the student's images are normalised: set the "
+            "DistillationModule's normalization, too."
+        )
+    size = teacher.input_size
+    if size is None and ours and theirs and ours["input_size"] != theirs["input_size"]:
+        size = tuple(theirs["input_size"][1:])
+    return Conversion(have, want, size) if (have and want and have != want) or size is not None else None
+
+
+def _normalization(config: dict[str, Any] | None) -> Normalization | None:
+    return Normalization(config["mean"], config["std"]) if config else None
+
+
+def as_teachers(teacher: Any) -> list[Teacher]:
+    """One or several teachers as specifications.
+
+    Raises:
+        ValueError: For what is no teacher.
+    """
+    if teacher is None:
+        return []
+    several = teacher if isinstance(teacher, (list, tuple)) else [teacher]
+    return [_as_teacher(each) for each in several]
+
+
+def _as_teacher(teacher: Any) -> Teacher:
+    if isinstance(teacher, Mapping):
+        return Teacher(**teacher)
+    if isinstance(teacher, Path):
+        return Teacher(str(teacher))
+    if isinstance(teacher, (str, nn.Module)):
+        return Teacher(teacher)
+    if not isinstance(teacher, Teacher):
+        raise ValueError(f"teacher={teacher!r} is none: give a timm name, a network, an lc.Teacher, or a list of them.")
+    return teacher
