@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -54,7 +55,7 @@ def accuracy(trainer: Trainer, module: LightningModule, teacher: FrozenNetwork) 
 def _count(trainer: Trainer, module: LightningModule, teacher: FrozenNetwork, limit: int) -> Tensor:
     """Samples that are right, samples, and samples times classes."""
     counts = torch.zeros(3, dtype=torch.double, device=module.device if module.device.type != "mps" else "cpu")
-    loaders = trainer.val_dataloaders
+    loaders: Any = trainer.val_dataloaders
     for batch in islice(loaders[0] if isinstance(loaders, list) else loaders, limit):
         batch = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
         batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)

@@ -42,7 +42,9 @@ def make_student(
         module = load_network(student, "student")
         module.optimizer, module.lr_scheduler = optimizer, lr_scheduler
         return module
-    given = dict(student) if isinstance(student, Mapping) else {"model": student, "model_kwargs": model_kwargs}
+    given: dict[str, Any] = (
+        dict(student) if isinstance(student, Mapping) else {"model": student, "model_kwargs": model_kwargs}
+    )
     classes = given.pop("num_classes", None) or num_classes or _classes(student, teachers)
     return ClassificationModule(num_classes=classes, optimizer=optimizer, lr_scheduler=lr_scheduler, **given)
 
@@ -55,9 +57,7 @@ def check_student(student: LightningModule) -> None:
     """
     name = type(student).__name__
     if not student.automatic_optimization:
-        raise ValueError(
-            f"The student {name} optimizes by hand, so that nothing can be added to its loss: it must not."
-        )
+        raise ValueError(f"The student {name} optimizes by hand, so nothing can be added to its loss: it must not.")
     if is_overridden("configure_model", student):
         raise ValueError(f"The student {name} is built in configure_model: build it in __init__.")
 
@@ -71,7 +71,7 @@ def arguments_of(student: LightningModule) -> dict[str, Any] | None:
 def num_classes_of(module: nn.Module) -> int | None:
     """Number of a network's classes: what timm networks say, else the width of the last linear layer."""
     if isinstance(module, ClassificationModule):
-        return int(module.val_acc.num_classes)
+        return module.val_acc.num_classes
     said = getattr(module, "num_classes", None)
     linears = [layer.out_features for layer in module.modules() if isinstance(layer, nn.Linear)]
     return said if isinstance(said, int) else next(reversed(linears), None)

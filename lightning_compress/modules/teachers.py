@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
+from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from lightning_compress.distillation.conversion import Conversion, Normalization
@@ -99,7 +99,7 @@ def load_network(path: str, what: str) -> ClassificationModule:
 def _config(network: nn.Module | None) -> dict[str, Any] | None:
     """What timm knows of a network's images; ``None`` where it knows nothing."""
     known = network is not None and getattr(network, "pretrained_cfg", None)
-    return timm.data.resolve_model_data_config(network) if known else None
+    return resolve_model_data_config(network) if known else None
 
 
 def _conversion(
