@@ -81,15 +81,19 @@ class FrozenNetwork:
         # Whoever else holds the network may have changed its mode.
         if any(module.training for module in self.network.modules()):
             self.network.eval()
-        with self.taps.open(), torch.no_grad():
-            if self._directory is None or keys is None:
-                yield self._run(*args, **kwargs)
-            elif len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
-                raise ValueError("A cache needs a student that takes one tensor.")
-            else:
-                name = self._numerics(args[0].device.type)
-                cache = self._caches.setdefault(name, LogitCache(self._directory / name))
-                yield cache.logits(keys, args[0], lambda missing: logits_of(self._run(missing), "teacher"))
+        with self.taps.open():
+            with torch.no_grad():
+                output = self._answer(args, kwargs, keys)
+            yield output
+
+    def _answer(self, args: Sequence[Any], kwargs: Mapping[str, Any], keys: Tensor | None) -> Any:
+        if self._directory is None or keys is None:
+            return self._run(*args, **kwargs)
+        if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
+            raise ValueError("A cache needs a student that takes one tensor.")
+        name = self._numerics(args[0].device.type)
+        cache = self._caches.setdefault(name, LogitCache(self._directory / name))
+        return cache.logits(keys, args[0], lambda missing: logits_of(self._run(missing), "teacher"))
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = tree_map(self._input, (args, kwargs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,7 @@ class Objective(nn.Module):
     def forward(
         self,
         call: Call,
+        output: Any,
         features: Taps,
         teachers: Sequence[FrozenNetwork],
         labels: Tensor | None,
@@ -60,6 +62,7 @@ class Objective(nn.Module):
 
         Args:
             call: The student's forward pass; the teachers are run on its inputs.
+            output: What has its logits.
             features: The student's modules.
             teachers: The teachers.
             labels: Classes ``(N,)``, probabilities ``(N, C)``, or nothing.
@@ -75,7 +78,7 @@ class Objective(nn.Module):
         with ExitStack() as asked:
             said = [asked.enter_context(teacher.asked(call.args, call.kwargs, keys)) for teacher in teachers]
             if self.of_logits:
-                student = logits_of(call.output, "student")
+                student = logits_of(output, "student")
                 teacher = self._combine([_alike(logits_of(each, "teacher"), student) for each in said], labels)
                 values |= {name: loss(student, teacher, labels) for name, loss in self.of_logits.items()}
             for name, loss in self.of_features.items():
@@ -85,6 +88,10 @@ class Objective(nn.Module):
                 ]
                 values[name] = torch.stack([loss(s, t, labels) for s, t in pairs]).mean()
         return values
+
+    def take(self, other: Objective) -> None:
+        """Takes over the adapters of a copy."""
+        self.adapters, self.shapes = other.adapters, other.shapes
 
     def restore(self, shapes: Mapping[str, Sequence[Sequence[int]]]) -> None:
         """Makes adapters for the shapes of features that another objective of the same losses has seen.
@@ -97,7 +104,7 @@ class Objective(nn.Module):
 
     def _pair(self, key: str, loss: FeatureLoss, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         adapter = self._adapter(key, loss, student.shape, teacher.shape)
-        pair: tuple[Tensor, Tensor] = adapter(student, teacher)
+        pair: tuple[Tensor, Tensor] = adapter(student, teacher.to(student.dtype))
         return pair
 
     def _adapter(self, key: str, loss: FeatureLoss, student: torch.Size, teacher: torch.Size) -> nn.Module:

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_compress.callbacks.example import training_batch
-from lightning_compress.callbacks.timing import progress
+from lightning_compress.callbacks.timing import check_time_fits, progress
 from lightning_compress.distillation import ensemble
 from lightning_compress.distillation.conversion import Normalization
 from lightning_compress.distillation.frozen import FrozenNetwork
@@ -52,7 +52,8 @@ class DistillationModule(LightningModule):
             teacher's (of the first, if there are several). By default ``{"kd": KD()}``.
         task_weight: Weight of the student's own loss.
         output: Name of the student's module that returns the logits; by default the student itself if its
-            ``training_step`` calls it, else the only child that is called.
+            ``training_step`` calls it, else the only child that is called. What the student, or else that child, is
+            called with is what the teachers get.
         combine: With several teachers: the ``"mean"`` of their probabilities, or one in which each sample trusts those
             with the smaller loss on its label (``"confidence"``).
         normalization: How the images are normalised, for teachers that want it otherwise; by default as the timm
@@ -89,15 +90,18 @@ class DistillationModule(LightningModule):
         if combine not in _COMBINE:
             raise ValueError(f"combine={combine!r} is unknown: write 'mean' or 'confidence'.")
         teachers, losses = as_teachers(from_plain(teacher)), from_plain(dict(losses or {})) or {"kd": KD()}
-        self.weights = {name: loss.weight for name, loss in losses.items()}
         self.task_weight: float | Ramp = from_plain(task_weight)
         self.student = make_student(student, teachers, num_classes, optimizer, lr_scheduler, model_kwargs)
         check_student(self.student)
         self.objective = Objective(losses, _COMBINE[combine])
+        self.weights = {name: loss.weight for name, loss in losses.items()}
         network = self.student if isinstance(student, LightningModule) else self.student.get_submodule("model")
         self._features = Taps(network, self.objective.layers[0], whose="student")
-        self._names = (output,) if output is not None else ("", *(name for name, _ in self.student.named_children()))
-        self._calls = Taps(self.student, self._names, whose="student")
+        self._output = output
+        self._children = [
+            name for name, child in self.student.named_children() if any(True for _ in child.parameters())
+        ]
+        self._calls = Taps(self.student, ["", *self._children, *([output] if output else [])], whose="student")
         self._images = from_plain(normalization)
         if cache is not None and self.objective.of_features:
             raise ValueError("cache=... keeps logits only: leave it out, or the losses of features.")
@@ -129,7 +133,8 @@ class DistillationModule(LightningModule):
             task = output["loss"] if isinstance(output, dict) else output
             if task is None:
                 return None
-            values = self.objective(self._call(), self._features, teachers, labels_of(batch), self._keys)
+            call, logits = self._seen()
+            values = self.objective(call, logits, self._features, teachers, labels_of(batch), self._keys)
         total = self._now(self.task_weight) * task
         for name, value in values.items():
             self.log(f"train/{name}", value.detach())
@@ -141,6 +146,10 @@ class DistillationModule(LightningModule):
         self.student.setup(stage)
         if stage != "fit":
             return
+        for ramp in (self.task_weight, *self.weights.values()):
+            if isinstance(ramp, Ramp):
+                check_time_fits(self.trainer, "begin", ramp.schedule.begin)
+                check_time_fits(self.trainer, "end", ramp.schedule.end)
         self._ready()
         try:
             batch = training_batch(self.trainer, self)
@@ -210,12 +219,15 @@ class DistillationModule(LightningModule):
                 )
         self.objective.restore(stored["adapters"])
 
-    def _call(self) -> Call:
-        called = [name for name in self._names if name in self._calls]
+    def _seen(self) -> tuple[Call, Any]:
+        """The student's forward pass, and what has its logits."""
+        called = [name for name in ("", *self._children) if name in self._calls]
+        if self._output is not None:
+            whole = "" if "" in called else self._output.split(".")[0]
+            return self._calls[whole], self._calls[self._output].output
         if "" in called or len(called) == 1:
-            return self._calls["" if "" in called else called[0]]
-        if len(self._names) == 1:
-            return self._calls[self._names[0]]
+            call = self._calls[called[0]]
+            return call, call.output
         raise ValueError(
             f"The student's training_step calls {', '.join(map(repr, called)) or 'none of its modules'}: say which "
             "returns the logits with output=..."
@@ -245,6 +257,8 @@ class DistillationModule(LightningModule):
     def _now(self, weight: float | Ramp) -> float:
         if not isinstance(weight, Ramp):
             return weight
+        if self.trainer.train_dataloader is None:
+            return weight.first  # a step that is tried before the fit
         return weight.at(progress(self.trainer, self.global_step, in_step=False, in_batch=False))
 
     def _save_arguments(self, losses: Mapping[str, Any], output: str | None, combine: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from lightning_compress.callbacks.lightning import averaged_models
 from lightning_compress.callbacks.probe import TrainingProbe
 from lightning_compress.targets import shorten
 
@@ -29,6 +31,8 @@ def try_step(module: DistillationModule, batch: Any) -> None:
     """
     probe = TrainingProbe(module.trainer, module, _some(batch), 0)
     copy: Any = probe.model
+    # As the strategy will do it with the model.
+    module.trainer.precision_plugin.convert_module(copy)
     copy._keys = None
     probe.loss().backward()
     idle = [name for name, p in copy.student.named_parameters() if p.requires_grad and p.grad is None]
@@ -38,7 +42,10 @@ def try_step(module: DistillationModule, batch: Any) -> None:
             "freeze them, or under DDP set strategy='ddp_find_unused_parameters_true'."
         )
     copy.objective.zero_grad(set_to_none=True)
-    module.objective.adapters, module.objective.shapes = copy.objective.adapters, copy.objective.shapes
+    module.objective.take(copy.objective)
+    # Averages of the weights were copied before there were adapters.
+    for average in averaged_models(module.trainer):
+        average.objective.take(deepcopy(copy.objective))  # type: ignore[union-attr, operator]
 
 
 def _some(batch: Any) -> Any:

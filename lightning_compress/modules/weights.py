@@ -17,7 +17,7 @@ def load_weights_(model: nn.Module, path: str | Path) -> None:
     Args:
         model: The network.
         path: A ``.safetensors`` file, or a ``.pt``, ``.pth`` or ``.ckpt`` file that holds a state dict or a Lightning
-            checkpoint. Names may carry the prefix under which a LightningModule holds the network (``model.``).
+            checkpoint. Names may carry the prefix under which our LightningModules hold the network.
 
     Raises:
         ValueError: If the file is missing, holds no weights, or its names or shapes are not those of the network.
@@ -41,6 +41,8 @@ def mismatch(error: RuntimeError) -> str:
     return text
 
 
+# Where a ClassificationModule, and a DistillationModule around one or around another module, hold the network.
+_PREFIXES = ("model.", "student.model.", "student.")
 _MISMATCHES = {
     r'Missing key\(s\) in state_dict: "([^"]+)"': "it lacks {0!r}",
     r'Unexpected key\(s\) in state_dict: "([^"]+)"': "it has {0!r}, which the model lacks",
@@ -66,7 +68,10 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _without_prefix(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Only what a LightningModule holds under ``model.``, if that is where the file has the network."""
-    inner = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
+    """Only what a LightningModule holds of the network, if it is one's file."""
     names = set(model.state_dict())
-    return inner if inner and not names & set(weights) else weights
+    for prefix in _PREFIXES if not names & set(weights) else ():
+        inner = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+        if names & set(inner):
+            return inner
+    return weights
