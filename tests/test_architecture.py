@@ -31,8 +31,8 @@ LAYERS = [
     ("cli",),
 ]
 TORCH_ONLY = (
-    "clustering", "constraints", "distillation", "files", "functional", "packing", "pruning", "quantization", "schedules",
-    "targets",
+    "clustering", "constraints", "distillation", "files", "functional", "packing", "pruning", "quantization",
+    "schedules", "targets",
 )  # fmt: skip
 
 
