@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from lightning_compress.functional.logit_losses import common, dist, dkd, kd, standardize
 
@@ -280,6 +282,26 @@ def test_autocast_changes_nothing(name: str) -> None:
             value.backward()
         results.append((value.detach(), student.grad))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+class OutsideOfAutocast(TorchFunctionMode):
+    """Counts sums, and fails for those under autocast, whose policies are each device's own."""
+
+    sums = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ in ("kl_div", "expm1", "square", "logsigmoid", "log_softmax", "logsumexp"):
+            self.sums += 1
+            assert not torch.is_autocast_enabled("cpu"), func
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_sums_are_outside_of_autocast(name: str) -> None:
+    student, teacher = pair(torch.float32, 3.0, "same")
+    with torch.autocast("cpu", torch.bfloat16), OutsideOfAutocast() as mode:
+        LOSSES[name](student, teacher, 2.0)
+    assert mode.sums > 1
 
 
 @pytest.mark.parametrize("name", LOSSES)
