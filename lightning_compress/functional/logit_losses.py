@@ -76,7 +76,7 @@ def dkd(
         student, teacher = common(student, teacher)
         left_out, target = student.isneginf(), classes(labels).unsqueeze(1)
         others = left_out.scatter(1, target, True)
-        undecided = others.all(dim=1, keepdim=True) | left_out.gather(1, target)
+        undecided = left_out.gather(1, target)
         of_student, of_teacher = (
             _target_log_probabilities(logits, left_out, others, target, undecided, temperature)
             for logits in (student, teacher)
@@ -120,9 +120,8 @@ def standardize(logits: Tensor) -> Tensor:
     Args:
         logits: Of shape (N, C).
 
-    >>> standardize(torch.tensor([[1.0, 3.0, -torch.inf], [5.0, 5.0, 5.0]]))
-    tensor([[-1., 1., -inf],
-            [0., 0., 0.]])
+    >>> standardize(torch.tensor([[1.0, 3.0, -torch.inf], [5.0, 5.0, 5.0]])).tolist()
+    [[-1.0, 1.0, -inf], [0.0, 0.0, 0.0]]
     """
     with torch.autocast(logits.device.type, enabled=False):
         logits, _ = widened(logits, logits)
@@ -162,7 +161,10 @@ def _mean_divergence(student: Tensor, teacher: Tensor) -> Tensor:
 def _target_log_probabilities(
     logits: Tensor, left_out: Tensor, others: Tensor, target: Tensor, undecided: Tensor, temperature: float
 ) -> Tensor:
-    """Log probabilities (N, 2) of the target class and of the rest; halves where there is no such choice."""
+    """Log probabilities (N, 2) of the target class and of the rest; halves where the target class is left out.
+
+    They are the same of both networks where the target class is all that is left: all is zero then.
+    """
     scaled = _shifted(logits, left_out, 1) / temperature
     rest = _hidden(scaled, others).logsumexp(dim=1, keepdim=True)
     margin = (scaled.gather(1, target) - rest).masked_fill(undecided, 0.0)

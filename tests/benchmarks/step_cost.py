@@ -1,10 +1,11 @@
-"""Cost of a training step under Pruning over the plain step: ResNet-20, 32x32 images, batch 128, SGD.
+"""Cost of a training step under a constraint over the plain step: ResNet-20, 32x32 images, batch 128, SGD.
 
-    python tests/benchmarks/step_cost.py [--rounds 15] [--steps 12] [--accelerator cpu|gpu]
+    python tests/benchmarks/step_cost.py [--rounds 15] [--steps 12] [--accelerator cpu|gpu] [--arms masked dkm]
 
-Both arms are real fits of Lightning's Trainer, run in turns; a step is timed from one batch start to the next.
-``steady`` has a fixed mask of 90 %; ``updating`` recomputes the mask at every step, a hundred times more often than by
-default, to show what an update costs.
+All arms are real fits of Lightning's Trainer, run in turns; a step is timed from one batch start to the next.
+``masked`` has a fixed mask of 90 %; ``masking`` finds a new one at every step, a hundred times more often than by
+default, to show what an update costs. ``clustered`` has 16 values a layer, whose weights stay in their clusters;
+``dkm`` is in the soft phase of differentiable k-means with 16.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import logging
 import time
 import warnings
+from collections.abc import Callable
 
 import timm
 import torch
@@ -74,31 +76,38 @@ def fit(callbacks: list[Callback], data: DataLoader, accelerator: str) -> list[f
     return watch.times
 
 
+STEADY = lc.Schedule(begin=0.0, curve="one_shot")
+ARMS: dict[str, Callable[[], list[Callback]]] = {
+    "plain": list,
+    "masked": lambda: [lc.Pruning(0.9, schedule=STEADY)],
+    "masking": lambda: [lc.Pruning(0.9, schedule=lc.Schedule(begin=0.0, end=1.0, every=1))],
+    "clustered": lambda: [lc.WeightClustering(16, schedule=STEADY)],
+    "dkm": lambda: [lc.WeightClustering(16, method="dkm", schedule=lc.Schedule(begin=0.0, end=1.0, every=0.5))],
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--accelerator", default="cpu")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
 
     images = torch.randn(128 * (args.steps + 2), 3, 32, 32)
     data = DataLoader(TensorDataset(images, torch.randint(0, 10, (len(images),))), batch_size=128)
-    steady = lc.Schedule(begin=0.0, curve="one_shot")
-    updating = lc.Schedule(begin=0.0, end=1.0, every=1)
+    arms = {name: ARMS[name] for name in dict.fromkeys(["plain", *args.arms])}
     results = medians(
-        {
-            "plain": lambda: fit([], data, args.accelerator),
-            "steady": lambda: fit([lc.Pruning(0.9, schedule=steady)], data, args.accelerator),
-            "updating": lambda: fit([lc.Pruning(0.9, schedule=updating)], data, args.accelerator),
-        },
+        {name: lambda make=make: fit(make(), data, args.accelerator) for name, make in arms.items()},
         rounds=args.rounds,
     )
     print(f"torch {torch.__version__}, {args.accelerator}, {torch.get_num_threads()} threads")
     print(f"plain step: {1e3 * sorted(results['plain'])[len(results['plain']) // 2]:.2f} ms")
-    print(f"pruned step / plain step, fixed mask:             {ratio(results, 'steady', 'plain')}")
-    print(f"pruned step / plain step, new mask at every step: {ratio(results, 'updating', 'plain')}")
+    for name in results:
+        if name != "plain":
+            print(f"{name} step / plain step: {ratio(results, name, 'plain')}")
 
 
 if __name__ == "__main__":
