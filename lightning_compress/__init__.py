@@ -6,6 +6,7 @@ from typing import Any
 _HOME = {
     "BNScale": "pruning.scores",
     "Block": "pruning.patterns",
+    "Catalogue": "catalogue.table",
     "Channels": "pruning.patterns",
     "ClassificationModule": "modules.classification",
     "CompressionCLI": "cli",
@@ -20,6 +21,7 @@ _HOME = {
     "MSE": "quantization.observers",
     "Magnitude": "pruning.scores",
     "MinMax": "quantization.observers",
+    "Mixing": "modules.mixing",
     "Movement": "pruning.scores",
     "MovingAverage": "quantization.observers",
     "NM": "pruning.patterns",
@@ -43,6 +45,7 @@ _HOME = {
     "Uniform": "pruning.distributions",
     "Unstructured": "pruning.patterns",
     "WeightClustering": "callbacks.clustering",
+    "backbones": "catalogue.listing",
     "calibrate": "quantization.calibration",
     "export_executorch": "export.executorch",
     "export_onnx": "export.onnx",

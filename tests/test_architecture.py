@@ -26,7 +26,7 @@ LAYERS = [
     ("constraints", "packing"),
     ("clustering", "pruning", "quantization", "structure"),
     ("networks", "reporting"),
-    ("callbacks", "data", "export", "modules"),
+    ("callbacks", "catalogue", "data", "export", "modules"),
     ("migration",),
     ("cli",),
 ]

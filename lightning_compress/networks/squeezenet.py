@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import SelectAdaptivePool2d
+from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torchvision.models import SqueezeNet1_0_Weights, SqueezeNet1_1_Weights
@@ -74,7 +74,7 @@ class SqueezeNet(nn.Module):
         self.conv1 = nn.Conv2d(in_chans, width, kernel_size, stride=2)
         self.act1 = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
-        self.feature_info = [{"num_chs": width, "reduction": 2, "module": "act1"}]
+        self.feature_info: list[dict[str, Any]] = [{"num_chs": width, "reduction": 2, "module": "act1"}]
         for number, fires in enumerate(stages, start=1):
             self.add_module(f"stage{number}", _stage(width, fires))
             width = 2 * next(fire for fire in reversed(fires) if fire)[1]
@@ -85,6 +85,7 @@ class SqueezeNet(nn.Module):
         self.act = nn.ReLU(inplace=True)
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         _init(self)
+        _init_classifier(self.classifier)
 
     def get_classifier(self) -> nn.Module:
         """The 1x1 convolution to the classes, or an identity."""
@@ -97,7 +98,7 @@ class SqueezeNet(nn.Module):
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         like = self.conv1.weight
         self.classifier = _classifier(self.num_features, num_classes).to(like.device, like.dtype)
-        _init(self.classifier, last=self.classifier)
+        _init_classifier(self.classifier)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns of parameter names by which timm gives layers learning rates of their own."""
@@ -152,7 +153,7 @@ class SqueezeNet(nn.Module):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt!r} must be 'NCHW'.")
         wanted = _indices(indices, len(self.feature_info))
-        names = [str(info["module"]) for info in self.feature_info]
+        names = [info["module"] for info in self.feature_info]
         intermediates = []
         for name, module in self._feature_modules().items():
             x = module(x)
@@ -172,10 +173,10 @@ class SqueezeNet(nn.Module):
         """
         wanted = _indices(indices, len(self.feature_info))
         last = max(wanted)
-        unneeded = [str(info["module"]) for info in self.feature_info[last + 1 :]]
+        unneeded = [info["module"] for info in self.feature_info[last + 1 :]]
         for name in [*unneeded, *(["maxpool"] if last == 0 else [])]:
             setattr(self, name, nn.Identity())
-        self.num_features = self.head_hidden_size = int(self.feature_info[last]["num_chs"])
+        self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
         # Without the last stage the classifier fits nothing.
         if prune_head or unneeded:
             self.reset_classifier(0, "")
@@ -235,14 +236,18 @@ def _classifier(in_chans: int, num_classes: int) -> nn.Module:
     return nn.Conv2d(in_chans, num_classes, 1) if num_classes else nn.Identity()
 
 
-def _init(model: nn.Module, last: nn.Module | None = None) -> None:
+def _init(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            if module is (last or model.classifier):
-                nn.init.normal_(module.weight, std=0.01)
-            else:
-                nn.init.kaiming_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+            nn.init.kaiming_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _init_classifier(classifier: nn.Module) -> None:
+    _init(classifier)
+    if isinstance(classifier, nn.Conv2d):
+        nn.init.normal_(classifier.weight, std=0.01)
 
 
 def _cfg(weights: Any) -> dict[str, Any]:
