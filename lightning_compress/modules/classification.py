@@ -79,13 +79,13 @@ class ClassificationModule(LightningModule):
         super().__init__()
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1).")
-        # As a dict, which is what a checkpoint gives back.
+        # Checkpoints hold it as a dict.
         self.mixup = Mixing(**mixup) if isinstance(mixup, Mapping) else mixup
-        self.save_hyperparameters({"mixup": self.mixup and asdict(self.mixup)})
         # No functions and no networks, which checkpoints must not hold; nor a file of starting weights, since a
         # checkpoint has its own.
         own_network = ["model"] if isinstance(model, nn.Module) else []
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler", "checkpoint", "mixup", *own_network])
+        self.save_hyperparameters({"mixup": self.mixup and asdict(self.mixup)})
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.label_smoothing = label_smoothing

@@ -9,7 +9,9 @@ import pytest
 import timm
 import torch
 import torchvision
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_compress as lc
 from lightning_compress import networks
@@ -172,12 +174,17 @@ def test_pruning_takes_every_convolution() -> None:
 def test_everything_becomes_integers(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
-    model = timm.create_model("squeezenet1_1", num_classes=4).eval()
-    model = lc.calibrate(model, [images(32)])
-    file = lc.export_onnx(lc.finalize(model), tmp_path / "model.onnx", images(32)[:1])
+    net = networks.SqueezeNet((8, 3), [[(4, 8)], [None, (4, 8)]], num_classes=4)
+    module = lc.ClassificationModule(net, 4)
+    data = DataLoader(TensorDataset(images(32), torch.tensor([0, 1])), batch_size=2)
+    Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[lc.QuantizationAwareTraining()],
+    ).fit(module, data)  # fmt: skip
+    file = lc.export_onnx(lc.finalize(module, module="model"), tmp_path / "model.onnx", images(32)[:1])
     assert file.integers is not None
-    assert file.integers.integer["conv"] == 26
-    assert file.integers.integer["concat"] == 8
+    assert file.integers.integer["conv"] == 8
+    assert file.integers.integer["concat"] == 2
     assert not {"conv", "concat"} & file.integers.float.keys()
     assert file.parity is not None
     assert max(file.parity.steps.values()) <= 1
