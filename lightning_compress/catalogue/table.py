@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
@@ -74,13 +75,16 @@ class Catalogue:
 
     def _table(self) -> Table:
         timed = any(row.latency is not None for row in self.rows)
-        table = Table(title="Compact networks")
+        # As narrow as can be: the longest name and all figures fit into 80 columns.
+        table = Table(title="Compact networks", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         table.add_column("network", overflow="fold")
-        for column in ("M params", "M MACs", "MB fp32", "MB int8", "pixels", *(["ms"] if timed else [])):
+        for column in ("params\nM", "MACs\nM", "fp32\nMB", "int8\nMB", "size\npx", *(["\nms"] if timed else [])):
             table.add_column(column, justify="right")
-        table.add_column("weights")
+        table.add_column("pre-\ntrained")
         for row in self.rows:
-            millions = (f"{count / 1e6:,.2f}" for count in (row.params, row.macs, row.fp32_bytes, row.int8_bytes))
-            times = [f"{1e3 * row.latency:.2f}"] if row.latency is not None else [""] * timed
-            table.add_row(row.name, *millions, str(row.input_size), *times, "yes" if row.pretrained else "")
+            megabytes = (f"{size / 1e6:.1f}" for size in (row.fp32_bytes, row.int8_bytes))
+            times = [f"{1e3 * row.latency:.1f}"] if row.latency is not None else [""] * timed
+            trained = "yes" if row.pretrained else ""
+            counts = f"{row.params / 1e6:.2f}", f"{row.macs / 1e6:,.1f}"
+            table.add_row(row.name, *counts, *megabytes, str(row.input_size), *times, trained)
         return table

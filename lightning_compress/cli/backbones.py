@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import NoReturn
@@ -41,7 +42,8 @@ def backbones(arguments: Sequence[str]) -> None:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        fail(f"{message.removeprefix('argument ')}.")
+        # An option is called by the first of its names.
+        fail(re.sub(r"^argument ([^/:]+)[^:]*", r"\1", message) + ".")
 
 
 def _parser() -> _Parser:
