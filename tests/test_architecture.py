@@ -26,7 +26,7 @@ LAYERS = [
     ("constraints", "packing"),
     ("clustering", "distillation", "pruning", "quantization", "structure"),
     ("networks", "reporting"),
-    ("callbacks", "data", "export"),
+    ("callbacks", "catalogue", "data", "export"),
     ("modules",),
     ("migration",),
     ("cli",),

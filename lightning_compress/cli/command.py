@@ -59,6 +59,12 @@ def _sensitivity(arguments: Sequence[str]) -> None:
     sensitivity(arguments)
 
 
+def _backbones(arguments: Sequence[str]) -> None:
+    from lightning_compress.cli.backbones import backbones
+
+    backbones(arguments)
+
+
 def _recipes(arguments: Sequence[str]) -> None:
     from lightning_compress.cli.recipes import recipes
 
@@ -72,5 +78,6 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "test": ("--config=FILE --ckpt_path=FILE: evaluate on the test data", _lightning("test")),
     "predict": ("--config=FILE --ckpt_path=FILE: predict", _lightning("predict")),
     "sensitivity": ("--config=FILE [--mean_bits=4]: what fewer bits cost, layer by layer", _sensitivity),
+    "backbones": ("[GLOB] [--max-macs=300M]: compact networks of timm and what they cost", _backbones),
     "recipes": ("list the recipes, or copy NAME [DEST]", _recipes),
 }

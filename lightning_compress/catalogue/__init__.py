@@ -1,0 +1,1 @@
+"""Which compact networks there are, and what they cost."""
