@@ -86,6 +86,11 @@ class FrozenNetwork:
                 yield self._run(*args, **kwargs)
             elif len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
                 raise ValueError("A cache needs a student that takes one tensor.")
+            elif len(args[0]) != len(keys):
+                raise ValueError(
+                    f"The student is called with {len(args[0])} samples of a batch that has {len(keys)} keys: a cache "
+                    "needs one sample for each key."
+                )
             else:
                 name = self._numerics(args[0].device.type)
                 cache = self._caches.setdefault(name, LogitCache(self._directory / name))
