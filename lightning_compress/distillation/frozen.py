@@ -81,7 +81,7 @@ class FrozenNetwork:
         # Whoever else holds the network may have changed its mode.
         if any(module.training for module in self.network.modules()):
             self.network.eval()
-        with self.taps.open(), torch.no_grad():
+        with self.taps.open():
             if self._directory is None or keys is None:
                 yield self._run(*args, **kwargs)
             elif len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
@@ -98,7 +98,9 @@ class FrozenNetwork:
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = tree_map(self._input, (args, kwargs))
-        return self.network(*args, **kwargs)
+        # No wider: what is computed in the context of `asked` needs its gradients.
+        with torch.no_grad():
+            return self.network(*args, **kwargs)
 
     def _numerics(self, device: str) -> str:
         """Name for all that its logits depend on beside the samples."""
