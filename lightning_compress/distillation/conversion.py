@@ -74,5 +74,7 @@ class Conversion:
             shift = [(a - b) / c for a, b, c in zip(have.mean, want.mean, want.std, strict=True)]
             images = images * images.new_tensor(scale)[:, None, None] + images.new_tensor(shift)[:, None, None]
         if self.size is not None and images.shape[2:] != self.size:
-            images = F.interpolate(images, self.size, mode="bicubic", align_corners=False, antialias=True)
+            wide = images.float() if images.element_size() < 4 else images  # on CPUs nothing narrower is resized
+            resized = F.interpolate(wide, self.size, mode="bicubic", align_corners=False, antialias=True)
+            images = resized.to(images.dtype)
         return images

@@ -124,10 +124,10 @@ class FrozenNetwork:
         return value.to(parameter.dtype)
 
 
-def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """Hexadecimal digest of names, types, shapes and values, the same on every device."""
+def fingerprint(state: Mapping[str, Any]) -> str:
+    """Hexadecimal digest of the tensors' names, types, shapes and values, the same on every device."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(state.items()):
+    for name, tensor in sorted((name, value) for name, value in state.items() if isinstance(value, Tensor)):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

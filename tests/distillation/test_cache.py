@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -230,36 +229,33 @@ def test_copies_open_the_files_again(tmp_path: Path) -> None:
         ask(other, 1, 0, compute=never)
 
 
-WRITER = """
-import sys, time
-from pathlib import Path
-import torch
-from lightning_compress.distillation.cache import LogitCache
+def big(keys: Tensor) -> Tensor:
+    return torch.arange(20.0) + 100 * keys[:, None]
 
-folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-(folder / f"ready-{rank}").touch()
-while not (folder / f"ready-{1 - rank}").exists():
-    time.sleep(0.001)
-cache = LogitCache(folder / "cache")
-order = torch.randperm(600, generator=torch.Generator().manual_seed(rank)) * 997
-computed = 0
-def compute(inputs):
-    global computed
-    computed += len(inputs)
-    return inputs[:, :5] * 3
-for keys in order.split(10):
-    inputs = torch.stack([torch.arange(20.0) + 100 * key for key in keys])
-    assert torch.equal(cache.logits(keys, inputs, compute), inputs[:, :5] * 3)
-print(computed)
-"""
+
+def write(folder: Path, rank: int, meet: Any, computed: Any) -> None:
+    def compute(inputs: Tensor) -> Tensor:
+        computed[rank] += len(inputs)
+        return inputs[:, :CLASSES] * 3
+
+    cache = LogitCache(folder)
+    order = torch.randperm(600, generator=torch.Generator().manual_seed(rank)) * 997
+    meet.wait()
+    for keys in order.split(10):
+        assert torch.equal(cache.logits(keys, big(keys), compute), big(keys)[:, :CLASSES] * 3)
 
 
 def test_two_processes_write_at_the_same_time(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WRITER, str(tmp_path)]
-    writers = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True) for rank in (0, 1)]
-    computed = [int(writer.communicate(timeout=120)[0]) for writer in writers]
-    assert [writer.returncode for writer in writers] == [0, 0]
+    context = multiprocessing.get_context("fork")
+    meet, computed = context.Barrier(2), context.Array("i", 2)
+    arguments = [(tmp_path / "cache", rank, meet, computed) for rank in (0, 1)]
+    writers = [context.Process(target=write, args=each) for each in arguments]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(timeout=120)
+    assert [writer.exitcode for writer in writers] == [0, 0]
     assert 600 <= sum(computed) <= 1200
     keys = torch.arange(600) * 997
-    inputs = torch.stack([torch.arange(20.0) + 100 * key for key in keys])
-    assert torch.equal(LogitCache(tmp_path / "cache").logits(keys, inputs, never), inputs[:, :5] * 3)
+    found = LogitCache(tmp_path / "cache").logits(keys, big(keys), never)
+    assert torch.equal(found, big(keys)[:, :CLASSES] * 3)

@@ -37,8 +37,8 @@ stds = st.lists(st.floats(0.05, 3), min_size=3, max_size=3)
 
 @given(numbers, stds, numbers, stds)
 @settings(max_examples=30, deadline=None)
-def test_there_and_back(*given: list[float]) -> None:
-    a, b = Normalization(given[0], given[1]), Normalization(given[2], given[3])
+def test_there_and_back(mean: list[float], std: list[float], other_mean: list[float], other_std: list[float]) -> None:
+    a, b = Normalization(mean, std), Normalization(other_mean, other_std)
     images = IMAGES.double()
     torch.testing.assert_close(Conversion(b, a)(Conversion(a, b)(images)), images, rtol=1e-8, atol=1e-8)
 
