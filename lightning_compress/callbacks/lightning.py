@@ -5,6 +5,7 @@ Classes are told by name where Lightning's are meant, so that a Trainer of ``pyt
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -40,7 +41,9 @@ def refuse_strategy(trainer: Trainer, technique: str) -> None:
 def is_built_late(pl_module: LightningModule) -> bool:
     """Whether the model may still be incomplete in ``Callback.setup``, since it overrides a hook that can build it."""
     hooks = (getattr(type(pl_module), name) for name in ("configure_model", "setup"))
-    return any(not hook.__module__.endswith(".core.hooks") for hook in hooks)
+    # What this package's modules do there builds nothing of the model.
+    overridden = not all(re.search(r"\.core\.hooks$|^lightning_compress\.modules\.", hook.__module__) for hook in hooks)
+    return overridden or any(is_built_late(part) for part in pl_module.children() if is_a(part, "LightningModule"))
 
 
 def refuse_foreign_weights(pl_module: LightningModule) -> RemovableHandle:

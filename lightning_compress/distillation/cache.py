@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ class LogitCache:
     """Logits by key in memory-mapped files, which several processes may read and write at once.
 
     Beside the logits of a sample stand a few of its numbers: another sample under the same key is an error, not a
-    wrong answer. A row counts once it is complete; ranks that write the same row write the same bytes.
+    wrong answer. A row counts once it is complete; ranks that write the same row write the same bytes. Rows that a
+    file has lost at its end are computed again. Files that may not be written can be read.
 
     Args:
         directory: Where the files are; it is made where it is not there.
@@ -35,7 +38,7 @@ class LogitCache:
         """Logits of a batch, from the files or else computed and written.
 
         Args:
-            keys: ``(N,)``.
+            keys: ``(N,)``, not negative.
             inputs: The samples ``(N, ...)``.
             compute: Maps samples that have no row yet ``(M, ...)`` to logits ``(M, C)``.
 
@@ -43,15 +46,24 @@ class LogitCache:
             ``(N, C)`` of float32 on the device of the inputs.
 
         Raises:
-            ValueError: If a key stands for another sample, or the files for another number of classes.
+            ValueError: If a key stands for another sample or is negative, the files are for another number of classes,
+                or cannot be written.
         """
         numbers = keys.cpu().numpy()
+        if (numbers < 0).any():
+            raise ValueError(f"The key {numbers.min()} is negative: keys of a cache count from 0.")
         probes = _probe(inputs)
         known = self._known(numbers, probes)
         if not known.all():
             missing = torch.from_numpy(~known)
             computed = compute(inputs[missing.to(inputs.device)]).float().cpu().numpy()
-            self._write(numbers[~known], probes[~known], computed)
+            try:
+                self._write(numbers[~known], probes[~known], computed)
+            except OSError as error:
+                raise ValueError(
+                    f"The cache in {str(self.directory)!r} cannot be written ({error.strerror}): give another directory."
+                ) from error
+            self._known(numbers, probes)  # two samples of the batch may have one key
         return torch.from_numpy(self._read(numbers)).to(inputs.device)
 
     def _known(self, keys: np.ndarray, probes: np.ndarray) -> np.ndarray:
@@ -60,7 +72,7 @@ class LogitCache:
             if (table := self._table(block)) is None:
                 continue
             there = table["complete"][rows] == 1
-            if not np.array_equal(table["probe"][rows[there]], probes[at[there]]):
+            if not np.array_equal(table["probe"][rows[there]], probes[at[there]], equal_nan=True):
                 raise ValueError(
                     f"The cache in {str(self.directory)!r} holds other samples under these keys: what changes samples "
                     "must depend on the key alone (no mixup), and another dataset or Keyed(seed=...) needs a directory "
@@ -84,6 +96,8 @@ class LogitCache:
                     f"The cache in {str(self.directory)!r} is of {table['logits'].shape[1]} classes, the teacher has "
                     f"{logits.shape[1]}: give another directory."
                 )
+            if not table.flags.writeable:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             table["probe"][rows], table["logits"][rows] = probes[at], logits[at]
             table["complete"][rows] = 1
 
@@ -97,7 +111,7 @@ class LogitCache:
                 found = self.directory / f"logits-{block}-{num_classes}.bin"
                 self._make(found, num_classes)
             classes = int(found.stem.rpartition("-")[2])
-            self._blocks[block] = np.memmap(found, _row(classes), mode="r+", shape=(_BLOCK,))
+            self._blocks[block] = _mapped(found, classes)
         return self._blocks[block]
 
     def _make(self, path: Path, num_classes: int) -> None:
@@ -113,8 +127,19 @@ class LogitCache:
         return [(int(b), keys[at] % _BLOCK, at) for b in np.unique(blocks) for at in [np.flatnonzero(blocks == b)]]
 
 
+def _mapped(path: Path, num_classes: int) -> Any:
+    """A file's rows; it is made as long as it should be, and of one that may not be written they are read-only."""
+    try:
+        return np.memmap(path, _row(num_classes), mode="r+", shape=(_BLOCK,))
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return np.memmap(path, _row(num_classes), mode="r", shape=(_BLOCK,))
+
+
 def _row(num_classes: int) -> np.dtype[Any]:
-    return np.dtype([("complete", "u1"), ("probe", "<f4", _PROBES), ("logits", "<f4", num_classes)])
+    """What is in a row; where a file has been cut, it lacks ``complete``."""
+    return np.dtype([("probe", "<f4", _PROBES), ("logits", "<f4", num_classes), ("complete", "u1")])
 
 
 def _probe(inputs: Tensor) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +22,7 @@ def mean(logits: Sequence[Tensor], labels: Tensor | None) -> Tensor:
     """
     if len(logits) == 1:
         return logits[0]
-    return torch.logsumexp(_log_probabilities(logits), 0) - torch.tensor(float(len(logits))).log()
+    return torch.logsumexp(_log_probabilities(logits), 0) - math.log(len(logits))
 
 
 def confidence(logits: Sequence[Tensor], labels: Tensor | None) -> Tensor:
@@ -45,9 +46,17 @@ def confidence(logits: Sequence[Tensor], labels: Tensor | None) -> Tensor:
     if labels is None:
         raise ValueError("combine='confidence' compares teachers with labels, which the batches do not have.")
     logs = _log_probabilities(logits)
-    losses = torch.stack([F.cross_entropy(log, labels, reduction="none") for log in logs])
+    losses = torch.stack([_cross_entropies(log, labels) for log in logs])
+    losses = losses.clamp(max=torch.finfo(losses.dtype).max)  # of several that are infinite none is better
     weights = (1 - losses.softmax(0)) / (len(logits) - 1)
     return torch.logsumexp(logs + weights.log()[:, :, None], 0)
+
+
+def _cross_entropies(log: Tensor, labels: Tensor) -> Tensor:
+    if not labels.is_floating_point():
+        return F.nll_loss(log, labels, reduction="none")
+    # A class that is impossible to both is no loss.
+    return -torch.where(labels > 0, labels * log, 0.0).sum(1)
 
 
 def _log_probabilities(logits: Sequence[Tensor]) -> Tensor:

@@ -91,13 +91,20 @@ class FrozenNetwork:
             return self._run(*args, **kwargs)
         if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
             raise ValueError("A cache needs a student that takes one tensor.")
+        if len(args[0]) != len(keys):
+            raise ValueError(
+                f"The student is called with {len(args[0])} samples of a batch that has {len(keys)} keys: a cache "
+                "needs one sample for each key."
+            )
         name = self._numerics(args[0].device.type)
         cache = self._caches.setdefault(name, LogitCache(self._directory / name))
         return cache.logits(keys, args[0], lambda missing: logits_of(self._run(missing), "teacher"))
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = tree_map(self._input, (args, kwargs))
-        return self.network(*args, **kwargs)
+        # No wider: what is computed in the context of `asked` needs its gradients.
+        with torch.no_grad():
+            return self.network(*args, **kwargs)
 
     def _numerics(self, device: str) -> str:
         """Name for all that its logits depend on beside the samples."""
@@ -121,10 +128,10 @@ class FrozenNetwork:
         return value.to(parameter.dtype)
 
 
-def fingerprint(state: Mapping[str, Tensor]) -> str:
-    """Hexadecimal digest of names, types, shapes and values, the same on every device."""
+def fingerprint(state: Mapping[str, Any]) -> str:
+    """Hexadecimal digest of the tensors' names, types, shapes and values, the same on every device."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(state.items()):
+    for name, tensor in sorted((name, value) for name, value in state.items() if isinstance(value, Tensor)):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
@@ -55,17 +56,19 @@ class Keyed(Dataset[KeyedSample]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> KeyedSample:
+        index = range(len(self))[index]  # of one from the end, its number
         view = int(torch.randint(self.num_views, ())) if self.num_views > 1 else 0
         key = index * self.num_views + view
-        with _seeded(self.seed * 2**40 + key):
+        with _seeded(f"{self.seed} {key}"):
             return KeyedSample(self.dataset[index], key)
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _seeded(of: str) -> Iterator[None]:
+    seed = int.from_bytes(hashlib.blake2b(of.encode(), digest_size=8).digest(), "little")
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed([seed % 2**32, seed >> 32])
     torch.default_generator.manual_seed(seed)  # of the CPU only, as a worker must not touch a GPU
     try:
         yield

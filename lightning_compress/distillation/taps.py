@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ class Taps:
     """Keeps the last call of modules, by forward hooks, until it is released.
 
     The hooks are plain functions that leave the call at the module, so that a deep copy has taps of its own, and so
-    that ``torch.compile`` traces them.
+    that ``torch.compile`` traces them. What has been compiled before does not know of them and is forgotten.
 
     Args:
         network: Where the modules are.
@@ -51,9 +52,12 @@ class Taps:
             known = [name for name in modules if name]
             raise ValueError(f"The {whose} has no module {unknown[0]!r}: its modules are {shorten(known)}.")
         self._modules = {name: modules[name] for name in names}
-        for module in self._modules.values():
-            if _keep not in module._forward_hooks.values():
-                module.register_forward_hook(_keep, with_kwargs=True)
+        new = [module for module in self._modules.values() if _keep not in module._forward_hooks.values()]
+        for module in new:
+            vars(module)[_OPEN] = False
+            module.register_forward_hook(_keep, with_kwargs=True)
+        if new and "torch._dynamo" in sys.modules:
+            torch.compiler.reset()
 
     def __getitem__(self, name: str) -> Call:
         """The last call of a module.
@@ -86,21 +90,29 @@ class Taps:
         Then they are forgotten, so that no graph outlives its step, and the network can be copied.
         """
         for module in self._modules.values():
-            vars(module)[_CALL] = None
+            vars(module)[_OPEN] = True
         try:
             yield
         finally:
             for module in self._modules.values():
+                vars(module)[_OPEN] = False
                 vars(module).pop(_CALL, None)
 
 
 _CALL = "_distillation_call"
+_OPEN = "_distillation_open"  # an attribute of its own, since compiled code does not notice that a name is missing
 
 
 def _keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    if _CALL in module.__dict__:
-        counted = isinstance(output, Tensor) and not torch.compiler.is_compiling()
-        module.__dict__[_CALL] = Call(args, kwargs, output, output._version if counted else None)
+    if not getattr(module, _OPEN):
+        return
+    version = None
+    if isinstance(output, Tensor):
+        if torch.compiler.is_compiling():
+            output = output.clone()  # compiled code does not count what it changes in place
+        else:
+            version = output._version
+    module.__dict__[_CALL] = Call(args, kwargs, output, version)
 
 
 def feature(call: Call, name: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
@@ -44,6 +45,9 @@ class Teacher:
     def __post_init__(self) -> None:
         if self.precision not in (None, "bf16", "fp16"):
             raise ValueError(f"Teacher(precision={self.precision!r}) must be 'bf16', 'fp16' or None.")
+        for name in ("model", "checkpoint"):
+            if isinstance(value := getattr(self, name), Path):
+                object.__setattr__(self, name, str(value))
         built = isinstance(self.model, nn.Module) or self.model.endswith(".ckpt")
         if built and (self.checkpoint or self.model_kwargs or self.num_classes):
             raise ValueError(

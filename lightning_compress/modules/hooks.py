@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 
 _STEPS = (
     "validation_step", "test_step", "predict_step", "configure_callbacks", "configure_gradient_clipping",
-    "lr_scheduler_step", "optimizer_step", "optimizer_zero_grad",
+    "backward", "lr_scheduler_step", "optimizer_step", "optimizer_zero_grad",
 )  # fmt: skip
 
 

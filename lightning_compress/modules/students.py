@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -38,6 +39,9 @@ def make_student(
     """
     if isinstance(student, LightningModule):
         return student
+    student = str(student) if isinstance(student, Path) else student
+    if not isinstance(student, (str, nn.Module, Mapping)):
+        raise ValueError(f"student={student!r} is none: give a LightningModule, a timm name, a network or a .ckpt file.")
     if isinstance(student, str) and student.endswith(".ckpt"):
         module = load_network(student, "student")
         module.optimizer, module.lr_scheduler = optimizer, lr_scheduler
