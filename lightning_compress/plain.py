@@ -36,8 +36,8 @@ def from_plain(value: Any) -> Any:
         ValueError: If a ``class_path`` names no dataclass, or one that does not take the ``init_args``.
     """
     if isinstance(value, Mapping) and set(value) == {"class_path", "init_args"}:
-        found = _found(value["class_path"], "class_path")
-        if not is_dataclass(found):
+        found: Any = _found(value["class_path"], "class_path")
+        if not (isinstance(found, type) and is_dataclass(found)):
             raise ValueError(f"class_path={value['class_path']!r} is no specification: it must name a dataclass.")
         try:
             return found(**from_plain(value["init_args"]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
@@ -43,7 +44,8 @@ def is_built_late(pl_module: LightningModule) -> bool:
     hooks = (getattr(type(pl_module), name) for name in ("configure_model", "setup"))
     # What this package's modules do there builds nothing of the model.
     overridden = not all(re.search(r"\.core\.hooks$|^lightning_compress\.modules\.", hook.__module__) for hook in hooks)
-    return overridden or any(is_built_late(part) for part in pl_module.children() if is_a(part, "LightningModule"))
+    parts = [part for part in pl_module.children() if is_a(part, "LightningModule")]
+    return overridden or any(is_built_late(cast(LightningModule, part)) for part in parts)
 
 
 def refuse_foreign_weights(pl_module: LightningModule) -> RemovableHandle:

@@ -38,7 +38,7 @@ def compare(
     features = Taps(student, objective.layers[0], whose="student")
     with features.open():
         output = student(IMAGES)
-        return objective(Call((IMAGES,), kwargs, output, None), features, teachers, labels, keys)
+        return objective(Call((IMAGES,), kwargs, output, None), output, features, teachers, labels, keys)
 
 
 def frozen(*networks: nn.Module, taps: Sequence[str] = (), **options: Any) -> list[FrozenNetwork]:
