@@ -36,7 +36,7 @@ class TrainingProbe:
         example_inputs: Any = None,
     ) -> None:
         self.model: LightningModule = copy.deepcopy(pl_module)  # without the Trainer, which Lightning leaves out
-        self.model._trainer = trainer
+        self.model.trainer = trainer  # and that of modules inside it
         if pl_module._compiler_ctx is not None:
             _drop_compiled_methods(self.model)
         vars(self.model).update(log=_ignore, log_dict=_ignore)

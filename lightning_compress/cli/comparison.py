@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -16,13 +16,15 @@ class Comparison:
     """Test metrics side by side; prints as tables.
 
     Attributes:
-        dense: Of the model without techniques; empty where there is none.
-        compressed: Of the compressed model.
+        columns: Of every model, in the order in which they are shown; those without metrics are left out.
+        made: The column of the model that the run has made.
+        base: The column that it is compared with.
         files: What was exported, if anything was.
     """
 
-    dense: dict[str, float]
-    compressed: dict[str, float]
+    columns: Mapping[str, Mapping[str, float]]
+    made: str
+    base: str
     files: Files | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -34,16 +36,15 @@ class Comparison:
     def _metrics(self) -> Table:
         table = Table(title="Test")
         table.add_column("metric")
-        columns = {"dense": self.dense, "compressed": self.compressed}
-        if self.files is not None:
-            columns["file"] = self.files.metrics
-        columns = {name: metrics for name, metrics in columns.items() if metrics}
-        for name in [*columns, *(["change"] if self.dense else [])]:
+        files = {} if self.files is None else {"file": self.files.metrics}
+        columns = {name: metrics for name, metrics in {**self.columns, **files}.items() if metrics}
+        compared = self.base in columns
+        for name in [*columns, *(["change"] if compared else [])]:
             table.add_column(name, justify="right")
-        for metric in self.compressed:
-            values = [metrics.get(metric, float("nan")) for metrics in columns.values()]
-            change = [f"{values[-1] - values[0]:+.4f}"] if self.dense else []
-            table.add_row(metric, *(f"{value:.4f}" for value in values), *change)
+        for metric in self.columns[self.made]:
+            values = {name: metrics.get(metric, float("nan")) for name, metrics in columns.items()}
+            change = [f"{[*values.values()][-1] - values[self.base]:+.4f}"] if compared else []
+            table.add_row(metric, *(f"{value:.4f}" for value in values.values()), *change)
         return table
 
 

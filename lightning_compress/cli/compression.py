@@ -71,7 +71,7 @@ class CompressionCLI(LightningCLI):
             raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds a key for each technique, and the one that only ``run`` reads."""
+        """Adds a key for each technique, and those that only ``run`` reads."""
         for key, name in TECHNIQUES.items():
             technique = getattr(lightning_compress, name)
             summary = (technique.__doc__ or "").partition("\n")[0]
@@ -80,7 +80,14 @@ class CompressionCLI(LightningCLI):
             "--baseline",
             type=Literal["fit", "test", "skip"],
             default="skip",
-            help="What 'run' compares with: the same run without techniques, the model it starts from, or nothing.",
+            help="What 'run' compares with: the same run without techniques or teacher, the model it starts from, or "
+            "nothing.",
+        )
+        parser.add_argument(
+            "--teacher",
+            type=str | None,
+            default=None,
+            help="Recipe of the teacher of a DistillationModule, which 'run' runs first if model.teacher names none.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -111,8 +118,12 @@ class CompressionCLI(LightningCLI):
         self.config = portable.clone()
         for logger in _loggers(self._own(self.config)):
             self.adapt_logger(logger)
+        self.complete(self._own(self.config))
         super().instantiate_classes()
         self.config = portable
+
+    def complete(self, config: Namespace) -> None:
+        """Completes the configuration before objects are built of it, in the run's directory."""
 
     def make_directory(self) -> Path:
         """Makes the directory of the run."""

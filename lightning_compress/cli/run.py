@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,20 @@ def run(arguments: Sequence[str]) -> None:
     report = lc.report(cli.model)
     packed = cli.pack()
     files = cli.export()
-    dense = Baseline(cli).metrics() if cli.config.baseline != "skip" else {}
+    baseline = Baseline(cli).metrics() if cli.config.baseline != "skip" else {}
     if cli.trainer.is_global_zero:
-        _conclude(cli.directory, report, Comparison(dense, compressed, files), packed)
+        distilled = isinstance(cli.model, lc.DistillationModule)
+        alone, made = ("alone", "distilled") if distilled else ("dense", "compressed")
+        columns = {"teacher": cli.teacher, alone: baseline, made: compressed}
+        _conclude(cli.directory, report, Comparison(columns, made, alone, files), packed)
 
 
 class RunCLI(CompressionCLI):
     """CompressionCLI that fits, then tests."""
 
     inputs: Sequence[Any] = ()
+    teacher: Mapping[str, float] = {}
+    """Test metrics of the teacher, if it was trained in this run."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the arguments of ``Trainer.fit``, so that a configuration written by ``fit`` can be run."""
@@ -65,6 +70,19 @@ class RunCLI(CompressionCLI):
         super().before_instantiate_classes()
         if self.config.get("quantization"):
             require("onnx", "onnxruntime", "onnxscript")
+
+    def complete(self, config: Namespace) -> None:
+        """Trains the teacher where a recipe says how and nothing says who it is."""
+        arguments = config.model.get("init_args") or Namespace()
+        if not config.teacher or arguments.get("teacher") is not None:
+            return
+        if "teacher" not in arguments:
+            raise ValueError(f"teacher={config.teacher}: the model learns from none; it must be a DistillationModule.")
+        run = TeacherRun(self, config.teacher)
+        self.teacher = run.fit_and_test()
+        arguments.teacher = run.save()
+        # The student begins as it does without a teacher to be trained before.
+        self._set_seed()
 
     def adapt_logger(self, logger: Namespace) -> None:
         """Puts the baseline's W&B run and this one into one group."""
@@ -128,41 +146,74 @@ class RunCLI(CompressionCLI):
         return {name: value for part in found for name, value in part.items()}
 
 
-class Baseline(RunCLI):
-    """The same run without techniques.
+class SideRun(RunCLI):
+    """A run that belongs to another, in whose directory it is.
 
     Args:
-        compressed: The run to compare with.
+        main: The other run.
+        name: What it is called in that directory and in W&B.
+        args: Its configuration.
     """
 
-    def __init__(self, compressed: RunCLI) -> None:
-        self.compressed = compressed
-        config = compressed.config.clone()
-        self.what = config.baseline
-        config.pop("config", None)
-        for key in (*TECHNIQUES, "ckpt_path"):
-            config[key] = None
-        config["baseline"] = "skip"
-        super().__init__(args=config, run=False, run_name=compressed.run_name)
+    def __init__(self, main: RunCLI, name: str, args: Any) -> None:
+        self.main, self.name = main, name
+        super().__init__(args=args, run=False, run_name=main.run_name)
 
     @property
     def label(self) -> str:
         """What W&B calls the run."""
-        return f"{self.run_name} baseline"
+        return f"{self.run_name} {self.name}"
 
     @property
     def group(self) -> str:
-        """That of the compressed run."""
-        return self.compressed.group
+        """That of the main run."""
+        return self.main.group
 
     def make_directory(self) -> Path:
-        """A directory inside that of the compressed run."""
-        return self.compressed.directory / "baseline"
+        """A directory inside that of the main run."""
+        return self.main.directory / self.name
 
     @property
     def log_directory(self) -> Path:
-        """That of the compressed run, so that one ``wandb sync`` has both."""
-        return self.compressed.log_directory
+        """That of the main run, so that one ``wandb sync`` has both."""
+        return self.main.log_directory
+
+
+class TeacherRun(SideRun):
+    """The run of the teacher's recipe.
+
+    Args:
+        main: The run whose student learns from it.
+        recipe: Path or name of the recipe.
+    """
+
+    def __init__(self, main: RunCLI, recipe: str) -> None:
+        super().__init__(main, "teacher", [f"--config={find(recipe)}"])
+
+    def save(self) -> str:
+        """Writes the weights that were tested as a checkpoint, and says where."""
+        path = str(self.directory / "teacher.ckpt")
+        self.trainer.save_checkpoint(path, weights_only=True)
+        return path
+
+
+class Baseline(SideRun):
+    """The same run without techniques, and without a teacher.
+
+    Args:
+        main: The run to compare with.
+    """
+
+    def __init__(self, main: RunCLI) -> None:
+        config = main.config.clone()
+        self.what = config.baseline
+        config.pop("config", None)
+        for key in (*TECHNIQUES, "ckpt_path", "teacher"):
+            config[key] = None
+        config["baseline"] = "skip"
+        super().__init__(main, "baseline", config)
+        if isinstance(self.model, lc.DistillationModule):
+            self.model = self.model.student
 
     def own_callbacks(self) -> list[Callback]:
         """None but the record."""

@@ -23,7 +23,6 @@ from lightning_compress.distillation.outputs import labels_of
 from lightning_compress.distillation.ramp import Ramp
 from lightning_compress.distillation.taps import Call, Taps
 from lightning_compress.distillation.teacher import Teacher
-from lightning_compress.modules.classification import sgd
 from lightning_compress.modules.examination import accuracy
 from lightning_compress.modules.hooks import adopt_hooks, training_step
 from lightning_compress.modules.students import arguments_of, check_student, make_student, num_classes_of
@@ -61,7 +60,7 @@ class DistillationModule(LightningModule):
         cache: Directory in which the teachers' logits are kept, memory-mapped, by the keys that a training dataset in
             :class:`Keyed` gives its samples; used by every run whose teacher has the same weights and precision.
         num_classes: Number of classes of a student that is a timm name or a network; by default the teacher's.
-        optimizer: Makes the optimizer of such a student.
+        optimizer: Makes the optimizer of such a student; by default that of :class:`ClassificationModule`.
         lr_scheduler: Makes its scheduler; by default a cosine, step by step.
         model_kwargs: Further arguments of a student that is a timm name.
 
@@ -82,7 +81,7 @@ class DistillationModule(LightningModule):
         normalization: Normalization | None = None,
         cache: str | Path | None = None,
         num_classes: int | None = None,
-        optimizer: OptimizerCallable = sgd,
+        optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         model_kwargs: dict[str, Any] | None = None,
     ) -> None:

@@ -29,23 +29,28 @@ def adopt_hooks(outer: LightningModule, inner: LightningModule) -> None:
     for name in (*hooks, *_STEPS):
         if is_overridden(name, inner) and not is_overridden(name, outer):
             vars(outer)[name] = getattr(inner, name)
-    vars(inner).update(log=Relay(outer, "log"), log_dict=Relay(outer, "log_dict"))
+    vars(inner).update(log=Relay(inner, outer, "log"), log_dict=Relay(inner, outer, "log_dict"))
 
 
 class Relay:
-    """Calls a method of another object, by name, so that replacing it there is seen, and copies go together.
+    """Calls a method of the outer module in the place of the inner one's, unless the inner one is used by itself.
+
+    By name, so that replacing it there is seen; copies of both go together.
 
     Args:
-        owner: The object.
-        method: Name of its method.
+        inner: The module whose attribute this is.
+        outer: The other.
+        method: Name of the method.
     """
 
-    def __init__(self, owner: object, method: str) -> None:
-        self._owner, self._method = owner, method
+    def __init__(self, inner: LightningModule, outer: LightningModule, method: str) -> None:
+        self._inner, self._outer, self._method = inner, outer, method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls it."""
-        return getattr(self._owner, self._method)(*args, **kwargs)
+        if self._inner._trainer is not self._outer._trainer:
+            return getattr(type(self._inner), self._method)(self._inner, *args, **kwargs)
+        return getattr(self._outer, self._method)(*args, **kwargs)
 
 
 def training_step(inner: LightningModule, batch: Any, batch_idx: int) -> Any:

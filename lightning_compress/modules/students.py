@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lightning_compress.distillation.teacher import Teacher
-from lightning_compress.modules.classification import ClassificationModule
+from lightning_compress.modules.classification import ClassificationModule, sgd
 from lightning_compress.modules.teachers import load_network
 
 
@@ -20,7 +20,7 @@ def make_student(
     student: str | nn.Module | Mapping[str, Any],
     teachers: Sequence[Teacher],
     num_classes: int | None,
-    optimizer: OptimizerCallable,
+    optimizer: OptimizerCallable | None,
     lr_scheduler: LRSchedulerCallable | None,
     model_kwargs: dict[str, Any] | None,
 ) -> LightningModule:
@@ -38,6 +38,11 @@ def make_student(
         ValueError: If it cannot be built.
     """
     if isinstance(student, LightningModule):
+        if optimizer or lr_scheduler or model_kwargs or num_classes:
+            raise ValueError(
+                f"The student {type(student).__name__} is a LightningModule, which has a network and an optimizer: "
+                "leave out optimizer, lr_scheduler, model_kwargs and num_classes."
+            )
         return student
     student = str(student) if isinstance(student, Path) else student
     if not isinstance(student, (str, nn.Module, Mapping)):
@@ -46,13 +51,13 @@ def make_student(
         )
     if isinstance(student, str) and student.endswith(".ckpt"):
         module = load_network(student, "student")
-        module.optimizer, module.lr_scheduler = optimizer, lr_scheduler
+        module.optimizer, module.lr_scheduler = optimizer or sgd, lr_scheduler
         return module
     given: dict[str, Any] = (
         dict(student) if isinstance(student, Mapping) else {"model": student, "model_kwargs": model_kwargs}
     )
     classes = given.pop("num_classes", None) or num_classes or _classes(student, teachers)
-    return ClassificationModule(num_classes=classes, optimizer=optimizer, lr_scheduler=lr_scheduler, **given)
+    return ClassificationModule(num_classes=classes, optimizer=optimizer or sgd, lr_scheduler=lr_scheduler, **given)
 
 
 def check_student(student: LightningModule) -> None:

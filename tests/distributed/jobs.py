@@ -104,7 +104,7 @@ def make(case: Case, kind: str, seed: int = 0) -> Net:
 
 
 def fit_model(
-    model: Net, kind: str, callbacks: list[Callback], ckpt_path: Path | None = None, **options: Any
+    model: LightningModule, kind: str, callbacks: list[Callback], ckpt_path: Path | None = None, **options: Any
 ) -> Result:
     watch = Watch()
     placed = {} if kind == "one" else {"devices": 2, "strategy": strategy(kind), "use_distributed_sampler": False}
@@ -127,6 +127,24 @@ def accumulate(name: str, kind: str) -> Result:
 
 def average(kind: str) -> Result:
     return fit_model(make(case("cubic"), kind), kind, [lc.Pruning(0.9, schedule=RAMP), EMAWeightAveraging(decay=0.5)])
+
+
+def distil(name: str, kind: str, seed: int = 0, folder: Path | None = None, ckpt_path: Path | None = None) -> Result:
+    """Fits a case on a student whose teacher is another network of its kind, matching logits and features."""
+    torch.manual_seed(seed + (dist.get_rank() if dist.is_initialized() else 0))
+    teacher = Net().double()
+    for parameter in teacher.parameters():
+        parameter.data.add_(0.1)
+    losses = {"kd": lc.KD(), "hints": lc.FitNet((("conv2", "norm1"),))}
+    student = Net("adam", frozen_norms=True).double()
+    case(name).prepare(student)
+    module = lc.DistillationModule(student, teacher, losses=losses).double()
+    callbacks = case(name).callbacks() + ([save_every_step(folder)] if folder is not None else [])
+    result = fit_model(module, kind, callbacks, ckpt_path)
+    buckets = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert all(name.startswith(("student.", "objective.")) for name in buckets)
+    assert module.teacher.conv1.weight.grad is None
+    return result
 
 
 class Tamper(Callback):

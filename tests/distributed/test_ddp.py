@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.cases import Case, Net, assert_same, every_case, load, num_masked, num_zeros
@@ -70,6 +71,18 @@ def test_averages(pool: Pool) -> None:
 def test_ranks_that_disagree_are_told(pool: Pool) -> None:
     for message in pool(jobs.tamper, "ddp"):
         assert "masks differ between ranks" in message
+
+
+@pytest.mark.parametrize("name", ["cubic", "prune_and_cluster", "qat"])
+def test_two_processes_with_a_teacher_are_one(name: str, pool: Pool, tmp_path: Path) -> None:
+    first, second = pool(jobs.distil, name, "ddp", 0, tmp_path)
+    assert_same(first.masks, second.masks)
+    assert_same(first.state, second.state)
+    one = jobs.distil(name, "one")
+    assert_same(first.masks, one.masks)
+    assert_close(first.state, one.state)
+    resumed = pool(jobs.distil, name, "ddp", 50, None, tmp_path / "step=5.ckpt")[0]
+    assert_same(resumed.state, first.state)
 
 
 def test_a_checkpoint_is_evaluated_alike(pool: Pool, tmp_path: Path) -> None:
