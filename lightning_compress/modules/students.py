@@ -41,7 +41,9 @@ def make_student(
         return student
     student = str(student) if isinstance(student, Path) else student
     if not isinstance(student, (str, nn.Module, Mapping)):
-        raise ValueError(f"student={student!r} is none: give a LightningModule, a timm name, a network or a .ckpt file.")
+        raise ValueError(
+            f"student={student!r} is none: give a LightningModule, a timm name, a network or a .ckpt file."
+        )
     if isinstance(student, str) and student.endswith(".ckpt"):
         module = load_network(student, "student")
         module.optimizer, module.lr_scheduler = optimizer, lr_scheduler

@@ -132,9 +132,7 @@ def test_loaders_and_worker_processes(num_workers: int) -> None:
 
 def test_images_in_memory_with_the_usual_collate() -> None:
     images = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    dataset = InMemoryImages(
-        images, torch.arange(6), mean=(0.5,) * 3, std=(0.25,) * 3, augment=random_crop_and_flip
-    )
+    dataset = InMemoryImages(images, torch.arange(6), mean=(0.5,) * 3, std=(0.25,) * 3, augment=random_crop_and_flip)
     keyed = lc.Keyed(dataset, num_views=2)
     expected: dict[int, Tensor] = {}
     for epoch in range(6):
