@@ -73,7 +73,7 @@ def test_classes_and_arguments(tmp_path: Path) -> None:
     teacher = lc.Teacher("conv4", checkpoint=path, num_classes=7, model_kwargs=SMALL)
     assert same_weights(build(teacher, num_classes=5).network, network)
     assert teacher.model_kwargs == SMALL
-    with pytest.raises(ValueError, match="is of another network: .*in the file and .* in the model") as error:
+    with pytest.raises(ValueError, match=r"is of another network: .*in the file and .* in the model") as error:
         build(lc.Teacher("conv4", checkpoint=path, model_kwargs=SMALL), num_classes=5)
     assert "\n" not in str(error.value)
 
@@ -246,5 +246,5 @@ def test_forms_of_teachers(tmp_path: Path) -> None:
     assert [each.model for each in found] == [network, "b", "a", "c"]
     assert found[2] is teacher
     for wrong in (3, [[teacher]], lc.KD()):
-        with pytest.raises(ValueError, match="is none: give a timm name, a network, an lc.Teacher, or a list of them"):
+        with pytest.raises(ValueError, match=r"is none: give a timm name, a network, an lc.Teacher, or a list of them"):
             as_teachers(wrong)
