@@ -36,11 +36,9 @@ def from_plain(value: Any) -> Any:
         ValueError: If a ``class_path`` names no dataclass, or one that does not take the ``init_args``.
     """
     if isinstance(value, Mapping) and set(value) == {"class_path", "init_args"}:
-        found: Any = _found(value["class_path"], "class_path")
-        if not (isinstance(found, type) and is_dataclass(found)):
-            raise ValueError(f"class_path={value['class_path']!r} is no specification: it must name a dataclass.")
+        specification = _dataclass(value["class_path"])
         try:
-            return found(**from_plain(value["init_args"]))
+            return specification(**from_plain(value["init_args"]))
         except TypeError as error:
             raise ValueError(f"init_args do not fit class_path={value['class_path']!r}: {error}.") from error
     if isinstance(value, Mapping) and set(value) == {"type_path"}:
@@ -48,6 +46,13 @@ def from_plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: from_plain(item) for key, item in value.items()}
     return [from_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _dataclass(path: str) -> Any:
+    found = _found(path, "class_path")
+    if not is_dataclass(found):
+        raise ValueError(f"class_path={path!r} is no specification: it must name a dataclass.")
+    return found
 
 
 def _found(path: str, what: str) -> Any:

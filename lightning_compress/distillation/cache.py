@@ -60,9 +60,9 @@ class LogitCache:
             try:
                 self._write(numbers[~known], probes[~known], computed)
             except OSError as error:
-                where = str(self.directory)
+                where, reason = str(self.directory), error.strerror
                 raise ValueError(
-                    f"The cache in {where!r} cannot be written ({error.strerror}): give another directory."
+                    f"The cache in {where!r} cannot be written ({reason}): give another directory."
                 ) from error
             self._known(numbers, probes)  # two samples of the batch may have one key
         return torch.from_numpy(self._read(numbers)).to(inputs.device)

@@ -144,7 +144,7 @@ def test_one_key_twice_in_a_batch(tmp_path: Path) -> None:
 
 
 def test_negative_keys(tmp_path: Path) -> None:
-    keys, inputs = batch(4, 5)
+    _, inputs = batch(4, 5)
     with pytest.raises(ValueError, match="The key -3 is negative: keys of a cache count from 0"):
         LogitCache(tmp_path).logits(torch.tensor([1, -3]), inputs, logits_of)
     assert not list(tmp_path.iterdir())
