@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from lightning_compress.distillation.cache import LogitCache
 from lightning_compress.distillation.conversion import Conversion
+from lightning_compress.distillation.loss import LogitLoss
 from lightning_compress.distillation.outputs import logits_of
 from lightning_compress.distillation.taps import Taps
 
@@ -58,6 +60,9 @@ class FrozenNetwork:
         self._directory = cache
         self._caches: dict[str, LogitCache] = {}
 
+    learns = False
+    """Whether it changes during the fit."""
+
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenNetwork:
         """Itself: nothing about it changes."""
         return self
@@ -82,9 +87,34 @@ class FrozenNetwork:
         if any(module.training for module in self.network.modules()):
             self.network.eval()
         with self.taps.open():
+            # No wider: what is computed in this context needs its gradients.
             with torch.no_grad():
                 output = self._answer(args, kwargs, keys)
             yield output
+
+    def study(self, student: Tensor, labels: Tensor | None, losses: Sequence[tuple[float, LogitLoss]]) -> None:
+        """Nothing: it has learned what it knows.
+
+        Args:
+            student: The student's logits ``(N, C)`` for what was asked last.
+            labels: Classes ``(N,)``, probabilities ``(N, C)``, or nothing.
+            losses: Losses of logits with their weights.
+        """
+
+    def advance(self, student: nn.Module, optimizer: Optimizer) -> None:
+        """Nothing: it stays as it is.
+
+        Args:
+            student: The student's network, after a step.
+            optimizer: The student's, which has made it.
+        """
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold of it: nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state` said."""
 
     def _answer(self, args: Sequence[Any], kwargs: Mapping[str, Any], keys: Tensor | None) -> Any:
         if self._directory is None or keys is None:
@@ -102,9 +132,7 @@ class FrozenNetwork:
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = tree_map(self._input, (args, kwargs))
-        # No wider: what is computed in the context of `asked` needs its gradients.
-        with torch.no_grad():
-            return self.network(*args, **kwargs)
+        return self.network(*args, **kwargs)
 
     def _numerics(self, device: str) -> str:
         """Name for all that its logits depend on beside the samples."""

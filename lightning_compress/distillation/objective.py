@@ -57,6 +57,7 @@ class Objective(nn.Module):
         teachers: Sequence[FrozenNetwork],
         labels: Tensor | None,
         keys: Tensor | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> dict[str, Tensor]:
         """Asks the teachers and compares.
 
@@ -67,6 +68,7 @@ class Objective(nn.Module):
             teachers: The teachers.
             labels: Classes ``(N,)``, probabilities ``(N, C)``, or nothing.
             keys: Keys ``(N,)`` under which teachers with a cache keep their logits, or nothing.
+            weights: Weights of losses for teachers that learn, too; 1 where there is none.
 
         Returns:
             Every loss, a scalar, not yet weighted.
@@ -81,6 +83,9 @@ class Objective(nn.Module):
                 student = logits_of(output, "student")
                 teacher = self._combine([_alike(logits_of(each, "teacher"), student) for each in said], labels)
                 values |= {name: loss(student, teacher, labels) for name, loss in self.of_logits.items()}
+                back = [((weights or {}).get(name, 1.0), loss) for name, loss in self.of_logits.items()]
+                for each in teachers:
+                    each.study(student, labels, back)
             for name, loss in self.of_features.items():
                 pairs = [
                     self._pair(f"{name}_{index}", loss, feature(features[s], s), feature(teachers[0].taps[t], t))

@@ -60,3 +60,41 @@ class Teacher:
                 raise ValueError(
                     f"Teacher(input_size={self.input_size}) must be a height and a width, such as (224, 224)."
                 )
+
+
+@dataclass(frozen=True)
+class MeanTeacher:
+    """The exponential moving average of the student's own weights. Tarvainen and Valpola 2017 (arXiv:1703.01780).
+
+    A checkpoint holds it, since nothing else could restore it.
+
+    Args:
+        decay: Part of the average that stays in a step, in (0, 1).
+
+    Raises:
+        ValueError: For any other decay.
+    """
+
+    decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay < 1:
+            raise ValueError(f"MeanTeacher(decay={self.decay}) must lie between 0 and 1, such as 0.999.")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A network that learns along, from the student as the student from it. Zhang et al. 2018 (arXiv:1706.00384).
+
+    It has an optimizer of the student's kind, at the student's learning rate, and is not compressed with it. A
+    checkpoint holds it.
+
+    Args:
+        model: A timm name, or a network of your own, which is copied.
+        num_classes: Classes of a named network; by default those of the student.
+        model_kwargs: Further arguments of a named network.
+    """
+
+    model: str | nn.Module
+    num_classes: int | None = None
+    model_kwargs: dict[str, Any] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +10,8 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.callbacks.example import training_batch
 from lightning_compress.callbacks.timing import check_time_fits, progress
@@ -22,11 +25,11 @@ from lightning_compress.distillation.objective import Objective
 from lightning_compress.distillation.outputs import labels_of
 from lightning_compress.distillation.ramp import Ramp
 from lightning_compress.distillation.taps import Call, Taps
-from lightning_compress.distillation.teacher import Teacher
+from lightning_compress.distillation.teacher import MeanTeacher, Peer, Teacher
 from lightning_compress.modules.examination import accuracy
 from lightning_compress.modules.hooks import adopt_hooks, training_step
 from lightning_compress.modules.students import arguments_of, check_student, make_student, num_classes_of
-from lightning_compress.modules.teachers import as_teachers, build_teacher
+from lightning_compress.modules.teachers import Taught, as_teachers, build_teacher
 from lightning_compress.modules.trial import try_step
 from lightning_compress.plain import from_plain, to_plain
 
@@ -45,7 +48,8 @@ class DistillationModule(LightningModule):
     Args:
         student: A LightningModule; or, trained as a :class:`ClassificationModule`, a timm name, a network, or a
             checkpoint (``.ckpt``) of such a module.
-        teacher: A timm name, a network, a :class:`Teacher`, or several of those. ``None`` is for evaluation only.
+        teacher: A timm name, a network, a :class:`Teacher`, a :class:`MeanTeacher` (the average of the student itself),
+            a :class:`Peer` (which learns along), or several of those. ``None`` is for evaluation only.
         losses: Losses of distillation by the name under which they are logged, as ``train/<name>``. A loss of features
             names modules of the student's network (of the LightningModule, if that is what the student is) and of the
             teacher's (of the first, if there are several). By default ``{"kd": KD()}``.
@@ -72,7 +76,7 @@ class DistillationModule(LightningModule):
     def __init__(
         self,
         student: str | nn.Module | Mapping[str, Any],
-        teacher: str | nn.Module | Teacher | Mapping[str, Any] | Sequence[Any] | None = None,
+        teacher: str | nn.Module | Teacher | MeanTeacher | Peer | Mapping[str, Any] | Sequence[Any] | None = None,
         *,
         losses: Mapping[str, LogitLoss | FeatureLoss] | None = None,
         task_weight: float | Ramp = 1.0,
@@ -94,8 +98,8 @@ class DistillationModule(LightningModule):
         check_student(self.student)
         self.objective = Objective(losses, _COMBINE[combine])
         self.weights = {name: loss.weight for name, loss in losses.items()}
-        network = self.student if isinstance(student, LightningModule) else self.student.get_submodule("model")
-        self._features = Taps(network, self.objective.layers[0], whose="student")
+        self._inside = "" if isinstance(student, LightningModule) else "model"
+        self._features = Taps(self.network, self.objective.layers[0], whose="student")
         self._output = output
         self._children = [
             name for name, child in self.student.named_children() if any(True for _ in child.parameters())
@@ -106,18 +110,24 @@ class DistillationModule(LightningModule):
             raise ValueError("cache=... keeps logits only: leave it out, or the losses of features.")
         self._cache = None if cache is None else Path(cache)
         self._keys: Tensor | None = None
-        self._teachers: list[Teacher | FrozenNetwork] = list(teachers)
+        self._after_steps: RemovableHandle | None = None
+        self._teachers: list[Taught | FrozenNetwork] = list(teachers)
         adopt_hooks(self, self.student)
         self.example_input_array = self.student.example_input_array
         self._save_arguments(losses, output, combine)
         for index, each in enumerate(teachers):
             # Nothing to load: a network of the caller's is copied before it changes.
-            if isinstance(each.model, nn.Module):
+            if isinstance(each, Teacher) and isinstance(each.model, nn.Module):
                 self._teachers[index] = self._build(index, each)
 
     @property
+    def network(self) -> nn.Module:
+        """The student's network; the student itself, if it was given as a LightningModule."""
+        return self.student.get_submodule(self._inside)
+
+    @property
     def teacher(self) -> nn.Module:
-        """The network of the first teacher, frozen and in eval mode; it is no submodule."""
+        """The network of the first teacher; it is no submodule."""
         return self._ready()[0].network
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -133,11 +143,12 @@ class DistillationModule(LightningModule):
             if task is None:
                 return None
             call, logits = self._seen()
-            values = self.objective(call, logits, self._features, teachers, labels_of(batch), self._keys)
+            weights = {name: self._now(weight) for name, weight in self.weights.items()}
+            values = self.objective(call, logits, self._features, teachers, labels_of(batch), self._keys, weights)
         total = self._now(self.task_weight) * task
         for name, value in values.items():
             self.log(f"train/{name}", value.detach())
-            total = total + self._now(self.weights[name]) * value
+            total = total + weights[name] * value
         return {**output, "loss": total} if isinstance(output, dict) else total
 
     def setup(self, stage: str) -> None:
@@ -176,8 +187,10 @@ class DistillationModule(LightningModule):
             del self.student.distillation_adapters
 
     def on_fit_start(self) -> None:
-        """Refuses adapters that nothing trains."""
+        """Refuses adapters that nothing trains; teachers that learn, too, do so after the student's steps."""
         self.student.on_fit_start()
+        if any(teacher.learns for teacher in self._ready()):
+            self._after_steps = self.trainer.optimizers[0].register_step_post_hook(self._advance)
         groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
         trained = {id(parameter) for group in groups for parameter in group["params"]}
         for name, parameter in self.objective.adapters.named_parameters():
@@ -187,19 +200,30 @@ class DistillationModule(LightningModule):
                     "self.parameters(), which includes the adapters there."
                 )
 
+    def on_fit_end(self) -> None:
+        """Teachers learn no more."""
+        self.student.on_fit_end()
+        if self._after_steps is not None:
+            self._after_steps.remove()
+            self._after_steps = None
+
     def on_train_start(self) -> None:
         """Logs how good the teachers are, as ``teacher/val_acc``, unless the run goes on from a checkpoint."""
         self.student.on_train_start()
         if self.global_step == 0:
             for index, teacher in enumerate(self._ready()):
-                found = accuracy(self.trainer, self, teacher)
+                found = None if teacher.learns else accuracy(self.trainer, self, teacher)
                 if found is not None:
                     self.log(f"teacher/val_acc{f'_{index}' if index else ''}", found)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes who the teachers are, and which adapters there are."""
+        """Writes who the teachers are, what those that learn have learned, and which adapters there are."""
         self.student.on_save_checkpoint(checkpoint)
-        checkpoint[_KEY] = {"teachers": self._identities(), "adapters": self.objective.shapes}
+        checkpoint[_KEY] = {
+            "teachers": [teacher.identity for teacher in self._built()],
+            "states": [teacher.state() for teacher in self._built()],
+            "adapters": self.objective.shapes,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes the adapters that are in the checkpoint.
@@ -208,14 +232,16 @@ class DistillationModule(LightningModule):
             ValueError: If the student learned from another teacher.
         """
         self.student.on_load_checkpoint(checkpoint)
-        stored = checkpoint.get(_KEY, {"teachers": [], "adapters": {}})
-        for theirs, ours in zip(stored["teachers"], self._identities(), strict=False):
+        stored = checkpoint.get(_KEY, {"teachers": [], "states": [], "adapters": {}})
+        for theirs, state, teacher in zip(stored["teachers"], stored["states"], self._built(), strict=False):
+            ours = teacher.identity
             if theirs != ours:
                 raise ValueError(
                     f"The checkpoint's student learned from {theirs['name']!r} ({theirs['hash'][:8]}), and the teacher "
                     f"here is {ours['name']!r} ({ours['hash'][:8]}): give it the same weights, or start a new run from "
                     "the checkpoint's weights alone."
                 )
+            teacher.restore(state)
         self.objective.restore(stored["adapters"])
 
     def _seen(self) -> tuple[Call, Any]:
@@ -236,22 +262,26 @@ class DistillationModule(LightningModule):
         if not self._teachers:
             raise ValueError("This DistillationModule has no teacher: pass teacher=..., which checkpoints do not hold.")
         for index, each in enumerate(self._teachers):
-            if isinstance(each, Teacher):
+            if not isinstance(each, FrozenNetwork):
                 self._teachers[index] = self._build(index, each)
-        return self._teachers  # type: ignore[return-value]
+        return self._built()
 
-    def _build(self, index: int, teacher: Teacher) -> FrozenNetwork:
+    def _built(self) -> list[FrozenNetwork]:
+        return [teacher for teacher in self._teachers if isinstance(teacher, FrozenNetwork)]
+
+    def _build(self, index: int, teacher: Taught) -> FrozenNetwork:
         return build_teacher(
             teacher,
+            student=copy.deepcopy(self.network, {id(self): None}),  # which holds on to this module
             num_classes=num_classes_of(self.student),
             taps=() if index else self.objective.layers[1],
             images=self._images,
-            student=getattr(self.student, "model", None),
             cache=self._cache,
         )
 
-    def _identities(self) -> list[dict[str, str]]:
-        return [teacher.identity for teacher in self._teachers if isinstance(teacher, FrozenNetwork)]
+    def _advance(self, optimizer: Optimizer, *_: Any) -> None:
+        for teacher in self._built():
+            teacher.advance(self.network, optimizer)
 
     def _now(self, weight: float | Ramp) -> float:
         if not isinstance(weight, Ramp):
@@ -262,7 +292,7 @@ class DistillationModule(LightningModule):
 
     def _save_arguments(self, losses: Mapping[str, Any], output: str | None, combine: str) -> None:
         """What ``load_from_checkpoint`` builds the module of: no network, and no function."""
-        specified = [t for t in self._teachers if isinstance(t, Teacher) and isinstance(t.model, str)]
+        specified = [t for t in self._teachers if isinstance(getattr(t, "model", ""), str)]
         self.save_hyperparameters(
             {
                 "student": arguments_of(self.student),

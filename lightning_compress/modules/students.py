@@ -11,14 +11,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
-from lightning_compress.distillation.teacher import Teacher
 from lightning_compress.modules.classification import ClassificationModule, sgd
-from lightning_compress.modules.teachers import load_network
+from lightning_compress.modules.teachers import Taught, load_network
 
 
 def make_student(
     student: str | nn.Module | Mapping[str, Any],
-    teachers: Sequence[Teacher],
+    teachers: Sequence[Taught],
     num_classes: int | None,
     optimizer: OptimizerCallable | None,
     lr_scheduler: LRSchedulerCallable | None,
@@ -88,11 +87,13 @@ def num_classes_of(module: nn.Module) -> int | None:
     return said if isinstance(said, int) else next(reversed(linears), None)
 
 
-def _classes(student: Any, teachers: Sequence[Teacher]) -> int:
+def _classes(student: Any, teachers: Sequence[Taught]) -> int:
     known = [num_classes_of(student)] if isinstance(student, nn.Module) else []
     for teacher in teachers:
-        network = teacher.model if isinstance(teacher.model, nn.Module) else None
-        known.append(teacher.num_classes if network is None else num_classes_of(network))
+        network = getattr(teacher, "model", None)
+        known.append(
+            num_classes_of(network) if isinstance(network, nn.Module) else getattr(teacher, "num_classes", None)
+        )
     found = next((number for number in known if number), None)
     if found is None:
         raise ValueError("The number of classes is known neither of the student nor of the teacher: give num_classes.")

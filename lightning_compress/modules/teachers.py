@@ -12,45 +12,66 @@ from torch import nn
 
 from lightning_compress.distillation.conversion import Conversion, Normalization
 from lightning_compress.distillation.frozen import FrozenNetwork
-from lightning_compress.distillation.teacher import Teacher
+from lightning_compress.distillation.mean import MeanNetwork
+from lightning_compress.distillation.peer import PeerNetwork
+from lightning_compress.distillation.teacher import MeanTeacher, Peer, Teacher
 from lightning_compress.modules.classification import ClassificationModule, create
 from lightning_compress.modules.weights import load_weights_
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, None: None}
 
 
+Taught = Teacher | MeanTeacher | Peer
+"""What says by whom a student is taught."""
+
+
 def build_teacher(
-    teacher: Teacher,
+    teacher: Taught,
     *,
+    student: nn.Module,
     num_classes: int | None,
     taps: Sequence[str],
     images: Normalization | None,
-    student: nn.Module | None,
     cache: Path | None,
 ) -> FrozenNetwork:
     """Builds a teacher's network and loads its weights.
 
     Args:
         teacher: Which one.
-        num_classes: Number of the student's classes, where it is known.
-        taps: Names of its modules whose outputs are wanted.
+        student: The student's network.
+        num_classes: Number of its classes, where it is known.
+        taps: Names of the teacher's modules whose outputs are wanted.
         images: How the student's images are normalised; by default as its timm configuration says.
-        student: The student's network, if it is one of timm's.
         cache: Directory in which logits are kept, if they are.
 
     Raises:
         ValueError: If it cannot be built, or its weights do not fit.
     """
+    if isinstance(teacher, MeanTeacher):
+        return MeanNetwork(student, decay=teacher.decay, name="mean of the student", taps=taps)
+    if isinstance(teacher, Peer):
+        network = teacher.model if isinstance(teacher.model, nn.Module) else _peer(teacher, num_classes)
+        return PeerNetwork(network, name=_name(teacher.model), taps=taps)
     network = teacher.model if isinstance(teacher.model, nn.Module) else _named(teacher, num_classes)
-    name = type(network).__name__ if isinstance(teacher.model, nn.Module) else teacher.model
     return FrozenNetwork(
         network,
-        name=name,
+        name=_name(teacher.model),
         dtype=_DTYPES[teacher.precision],
         compiled=teacher.compile,
         taps=taps,
         conversion=_conversion(teacher, _config(network), images, _config(student)),
         cache=cache,
+    )
+
+
+def _name(model: str | nn.Module) -> str:
+    return model if isinstance(model, str) else type(model).__name__
+
+
+def _peer(teacher: Peer, num_classes: int | None) -> nn.Module:
+    classes = teacher.num_classes or num_classes
+    return create(
+        str(teacher.model), {**teacher.model_kwargs, **({"num_classes": classes} if classes else {})}, what="peer"
     )
 
 
@@ -122,7 +143,7 @@ def _normalization(config: dict[str, Any] | None) -> Normalization | None:
     return Normalization(config["mean"], config["std"]) if config else None
 
 
-def as_teachers(teacher: Any) -> list[Teacher]:
+def as_teachers(teacher: Any) -> list[Taught]:
     """One or several teachers as specifications.
 
     Raises:
@@ -134,13 +155,13 @@ def as_teachers(teacher: Any) -> list[Teacher]:
     return [_as_teacher(each) for each in several]
 
 
-def _as_teacher(teacher: Any) -> Teacher:
+def _as_teacher(teacher: Any) -> Taught:
     if isinstance(teacher, Mapping):
         return Teacher(**teacher)
     if isinstance(teacher, Path):
         return Teacher(str(teacher))
     if isinstance(teacher, (str, nn.Module)):
         return Teacher(teacher)
-    if not isinstance(teacher, Teacher):
+    if not isinstance(teacher, (Teacher, MeanTeacher, Peer)):
         raise ValueError(f"teacher={teacher!r} is none: give a timm name, a network, an lc.Teacher, or a list of them.")
     return teacher

@@ -544,6 +544,82 @@ def test_cache_needs_keys(tmp_path: Path) -> None:
     assert "wrap the training dataset as lc.Keyed" in refused(lc.DistillationModule(Net(), teacher(), cache=tmp_path))
 
 
+LEARNING: dict[str, Callable[[], Any]] = {
+    "mean": lambda: lc.MeanTeacher(decay=0.9),
+    "peer": lambda: lc.Peer(teacher()),
+    "both": lambda: [lc.Peer(teacher()), lc.MeanTeacher(), teacher(2)],
+}
+
+
+@pytest.mark.parametrize("taught", LEARNING.values(), ids=list(LEARNING))
+def test_teachers_that_learn_resume(taught: Callable[[], Any], tmp_path: Path) -> None:
+    def build() -> lc.DistillationModule:
+        return lc.DistillationModule(Net(), taught(), losses={"kd": lc.KD(weight=0.5)})
+
+    whole = build()
+    fit(whole, save_every_step(tmp_path), lc.Pruning(0.9, schedule=lc.Schedule(end=6)))
+    for step in (1, 5, 7):
+        torch.manual_seed(step)
+        resumed = build()
+        fit(resumed, lc.Pruning(0.9, schedule=lc.Schedule(end=6)), ckpt_path=tmp_path / f"step={step}.ckpt")
+        assert_same(dict(resumed.state_dict()), dict(whole.state_dict()))
+        for ours, theirs in zip(resumed._built(), whole._built(), strict=True):
+            assert_same(ours.state(), theirs.state())
+    assert num_zeros(whole.student) == 346
+    assert all(name.startswith("student.") for name in whole.state_dict())
+
+
+def test_a_mean_teacher_is_the_average_of_the_student() -> None:
+    class Mean(Callback):
+        """The same average, by its formula."""
+
+        def on_fit_start(self, run: Trainer, module: LightningModule) -> None:
+            self.mean = module.student.fc.weight.detach().clone()
+            self.step = 0
+
+        def on_train_batch_end(self, run: Trainer, module: LightningModule, *args: Any) -> None:
+            self.step += 1
+            decay = min(0.3, (1 + self.step) / (10 + self.step))
+            self.mean = decay * self.mean + (1 - decay) * module.student.fc.weight.detach()
+
+    mean = Mean()
+    module = lc.DistillationModule(Net(), lc.MeanTeacher(decay=0.3))
+    fit(module, mean)
+    torch.testing.assert_close(module.teacher.fc.weight, mean.mean)
+    assert torch.equal(module.teacher.norm1.running_mean, module.student.norm1.running_mean)
+    assert not module.teacher.training
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_peers_learn_from_each_other(batches: int) -> None:
+    peer, student = teacher(), Net()
+    peer[3] = nn.Identity()  # type: ignore[call-overload]
+    module = lc.DistillationModule(student, lc.Peer(peer), losses={"kd": lc.KD(temperature=1.0, weight=0.5)})
+    fit(module, max_epochs=1, accumulate_grad_batches=batches, limit_train_batches=2 * batches)
+    alone = Net()
+    ours, theirs = alone.configure_optimizers(), torch.optim.SGD(peer.parameters(), **OPTIONS)
+    for number, (images, classes) in zip(range(2 * batches), Loader(), strict=False):
+        here, there = alone(images), peer(images)
+        for mine, other in ((here, there), (there, here)):
+            kd = nn.functional.kl_div(
+                mine.log_softmax(1), other.detach().log_softmax(1), log_target=True, reduction="batchmean"
+            )
+            loss = nn.functional.cross_entropy(mine, classes) + 0.5 * kd
+            (loss / (batches if mine is here else 1)).backward()
+        if number % batches == batches - 1:
+            ours["optimizer"].step()
+            theirs.step()
+            ours["optimizer"].zero_grad()
+            theirs.zero_grad()
+    for name, parameter in peer.named_parameters():
+        torch.testing.assert_close(module.teacher.get_parameter(name), parameter)
+    for name, parameter in alone.named_parameters():
+        torch.testing.assert_close(student.get_parameter(name), parameter)
+
+
+OPTIONS = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}
+
+
 def test_several_teachers() -> None:
     one, two = teacher(1), teacher(2)
     module = lc.DistillationModule(Net(), [one, lc.Teacher(two)], combine="confidence")
