@@ -179,6 +179,13 @@ def test_a_file_that_was_cut_has_lost_no_more_than_that(tmp_path: Path, left: in
     ask(LogitCache(tmp_path), 0, 1, 2, 3, compute=never)
 
 
+def test_a_file_that_another_process_has_made_meanwhile_stays(tmp_path: Path) -> None:
+    ask(LogitCache(tmp_path), 0, 1)
+    (file,) = tmp_path.iterdir()
+    LogitCache(tmp_path)._make(file, CLASSES)
+    ask(LogitCache(tmp_path), 0, 1, compute=never)
+
+
 def test_what_fails_while_it_is_computed_leaves_no_row(tmp_path: Path) -> None:
     cache = LogitCache(tmp_path)
     ask(cache, 0)

@@ -150,6 +150,7 @@ def test_those_of_the_outer_class_win() -> None:
     assert "on_train_start" not in vars(outer)
     assert vars(outer)["on_train_end"] == inner.on_train_end
     assert vars(outer)["backward"] == inner.backward
+    assert vars(outer)["on_save_checkpoint"] == inner.on_save_checkpoint
 
 
 def test_copies_call_the_hooks_of_the_copied_student() -> None:
@@ -196,6 +197,22 @@ class AnyArguments(Net):
 @pytest.mark.parametrize("kind", [WithoutIndex, WithIndex, AnyArguments])
 def test_training_steps_take_what_they_take(kind: type[Net]) -> None:
     trainer([], max_steps=2).fit(distilled(kind()), DataLoader(dataset(), batch_size=8))
+
+
+def test_what_a_training_step_returns_beside_its_loss_reaches_the_hooks() -> None:
+    class Returns(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+            return {"loss": self.loss(batch), "extra": batch_idx}
+
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            assert outputs["extra"] == batch_idx
+            assert set(outputs) == {"loss", "extra"}
+            assert outputs["loss"].ndim == 0
+            self.seen = batch_idx
+
+    student = Returns()
+    trainer([], max_steps=2).fit(distilled(student), DataLoader(dataset(), batch_size=8))
+    assert student.seen == 1
 
 
 # What a student logs.
