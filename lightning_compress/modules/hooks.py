@@ -29,7 +29,7 @@ def adopt_hooks(outer: LightningModule, inner: LightningModule) -> None:
     for name in (*hooks, *_STEPS):
         if is_overridden(name, inner) and not is_overridden(name, outer):
             vars(outer)[name] = getattr(inner, name)
-    vars(inner).update(log=Relay(inner, outer, "log"), log_dict=Relay(inner, outer, "log_dict"))
+    vars(inner)["log"] = Relay(inner, outer, "log")  # which log_dict calls, too
 
 
 class Relay:

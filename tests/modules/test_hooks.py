@@ -158,23 +158,30 @@ def test_copies_call_the_hooks_of_the_copied_student() -> None:
     module.on_train_end()
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         other.on_train_end()
-        other.on_fit_end()
-        assert [name for name, _ in other.student.calls] == ["on_train_end", "on_train_end", "on_fit_end"]
-        assert vars(other)["on_fit_end"].__self__ is other.student
-        assert vars(other.student)["log"]._owner is other
+        other.on_test_end()
+        assert [name for name, _ in other.student.calls] == ["on_train_end", "on_train_end", "on_test_end"]
+        assert vars(other)["on_test_end"].__self__ is other.student
+        assert vars(other.student)["log"]._outer is other
     assert [name for name, _ in module.student.calls] == ["on_train_end"]
 
 
 def test_a_relay_sees_what_is_put_in_place() -> None:
     class Owner:
-        def log(self, name: str, *, value: int) -> str:
-            return f"{name}={value}"
+        _trainer: object = None
 
-    owner = Owner()
-    relay = Relay(owner, "log")
-    assert relay("a", value=3) == "a=3"
-    owner.log = lambda name: f"instead {name}"
+        def log(self, name: str, *, value: int) -> str:
+            return f"{type(self).__name__}: {name}={value}"
+
+    class Inner(Owner):
+        pass
+
+    owner, inner = Owner(), Inner()
+    relay = Relay(inner, owner, "log")
+    assert relay("a", value=3) == "Owner: a=3"
+    owner.log = lambda name, value=0: f"instead {name}"
     assert relay("a") == "instead a"
+    inner._trainer = object()
+    assert relay("a", value=3) == "Inner: a=3", "the inner one is used by itself"
 
 
 class WithoutIndex(Net):

@@ -10,7 +10,6 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 import lightning_compress as lc
-from lightning_compress.modules.classification import sgd
 from lightning_compress.modules.students import arguments_of, check_student, make_student, num_classes_of
 from tests.cases import Net, TwoPlayers
 
@@ -22,7 +21,7 @@ def network(classes: int = 3) -> nn.Module:
 
 
 def make(student: Any, teachers: list[lc.Teacher] | None = None, **options: Any) -> Any:
-    defaults = {"num_classes": None, "optimizer": sgd, "lr_scheduler": None, "model_kwargs": None}
+    defaults = {"num_classes": None, "optimizer": None, "lr_scheduler": None, "model_kwargs": None}
     return make_student(student, teachers or [], **{**defaults, **options})
 
 
@@ -36,7 +35,10 @@ def step(optimizer: Any) -> Any:
 
 def test_a_lightning_module_stays_itself() -> None:
     module = Net()
-    assert make(module, optimizer=adam) is module
+    assert make(module) is module
+    for options in ({"optimizer": adam}, {"lr_scheduler": step}, {"model_kwargs": SMALL}, {"num_classes": 4}):
+        with pytest.raises(ValueError, match="student Net is a LightningModule, which has a network and an optimizer"):
+            make(module, **options)
 
 
 def test_a_name() -> None:
@@ -45,7 +47,8 @@ def test_a_name() -> None:
     assert found(torch.zeros(2, 1, 8, 8)).shape == (2, 6)
     assert (found.optimizer, found.lr_scheduler) == (adam, step)
     assert arguments_of(found) == {
-        "model": "conv4", "num_classes": 6, "label_smoothing": 0.0, "model_kwargs": SMALL
+        "model": "conv4", "num_classes": 6, "label_smoothing": 0.0, "model_kwargs": SMALL, "mixup": None,
+        "small_input": False,
     }  # fmt: skip
     again = make(arguments_of(found))
     assert again(torch.zeros(2, 1, 8, 8)).shape == (2, 6)
