@@ -97,6 +97,8 @@ class ClassificationModule(LightningModule):
             keep_resolution_(self.model, model if isinstance(model, str) else type(model).__name__)
         if checkpoint is not None:
             load_weights_(self.model, checkpoint)
+        # Lightning tells every user of a data module that this class has the hook, who has not written it.
+        warnings.filterwarnings("ignore", ".*overridden `on_after_batch_transfer` in `LightningModule` but have passed")
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_acc = MulticlassAccuracy(num_classes, average="micro")
 
@@ -104,12 +106,11 @@ class ClassificationModule(LightningModule):
         """Maps images ``(N, C, H, W)`` to logits ``(N, num_classes)``."""
         return self.model(x)
 
-    def setup(self, stage: str) -> None:
-        """Takes the seed of the run for mixing, which a checkpoint may replace, and checks that nothing prevents it."""
-        self._mixing_seed = _seed_of_the_run()
-        # Lightning tells every user of a data module that this class has the hook, who has not written it.
-        warnings.filterwarnings("ignore", ".*overridden `on_after_batch_transfer` in `LightningModule` but have passed")
-        datamodule = getattr(self._trainer, "datamodule", None)
+    def on_fit_start(self) -> None:
+        """Takes the seed of the run for mixing, unless it resumes another, and checks that nothing prevents mixing."""
+        if not self.trainer.ckpt_path:
+            self._mixing_seed = _seed_of_the_run()
+        datamodule = getattr(self.trainer, "datamodule", None)
         if self.mixup and datamodule is not None and is_overridden("on_after_batch_transfer", datamodule):
             name = type(datamodule).__name__
             raise ValueError(
@@ -124,7 +125,7 @@ class ClassificationModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Goes on with the seed for mixing of the run that is resumed."""
-        self._mixing_seed = checkpoint.get(_MIXING_SEED, self._mixing_seed)
+        self._mixing_seed = checkpoint.get(_MIXING_SEED, _seed_of_the_run())
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Mixes training batches; all others stay as they are."""
@@ -167,7 +168,7 @@ class ClassificationModule(LightningModule):
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy with classes ``(N,)``, which are smoothed, or with targets ``(N, num_classes)``, which are."""
         if labels.is_floating_point():
-            return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, labels.dtype)), labels)
+            return F.cross_entropy(logits, labels)
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     @property

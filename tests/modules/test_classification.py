@@ -217,8 +217,13 @@ def test_mixing_hangs_on_the_seed_of_the_run(tmp_path, loader):
     fit(tmp_path, loader, module, seed=1)
     module.seen.clear()
     assert same(fit(tmp_path, loader, module).seen, first.seen)  # that of the later run
-    epochs = first.seen[:4], first.seen[4:]
-    assert not same(*epochs)
+    assert not same(first.seen[:4], first.seen[4:])  # the second epoch in other ways
+
+    class Second(Watched):
+        global_rank = 1
+
+    rank = Second(network(), 2, mixup=MIXING)
+    assert not same(fit(tmp_path, loader, rank).seen, first.seen)
 
 
 def amount(targets) -> float:
@@ -241,6 +246,8 @@ def test_a_resumed_run_mixes_on(step, tmp_path, loader):
     if step == 4:
         assert same(resumed.seen, whole.seen[4:])
     loaded = Watched.load_from_checkpoint(tmp_path / "step=4.ckpt", model=network(), weights_only=True)
+    # It starts a run of its own.
+    assert not same(fit(tmp_path, loader, loaded, seed=9).seen, whole.seen)
     assert "mixing_seed" in torch.load(tmp_path / "step=4.ckpt", weights_only=True)
     assert loaded.mixup == MIXING
 
@@ -286,6 +293,8 @@ class Images(LightningDataModule):
     def train_dataloader(self):
         return self.loader
 
+    predict_dataloader = train_dataloader
+
 
 class Hooked(Images):
     def on_after_batch_transfer(self, batch, dataloader_idx):
@@ -297,6 +306,7 @@ def test_data_modules(tmp_path, loader, recwarn):
         module = watched(mixup)
         make_trainer(tmp_path, max_epochs=1).fit(module, datamodule=Images(loader))
         assert module.seen[0][1].is_floating_point() == (mixup is not None)
+        make_trainer(tmp_path).predict(module, datamodule=Images(loader))
     assert not [w for w in recwarn if "on_after_batch_transfer" in str(w.message)]
     with pytest.raises(ValueError, match=r"mixup: Hooked\.on_after_batch_transfer takes the place"):
         make_trainer(tmp_path).fit(watched(), datamodule=Hooked(loader))

@@ -72,8 +72,8 @@ def test_what_it_cannot_be_done_with(model: str, words: str) -> None:
 def test_networks_of_ones_own_say_nothing() -> None:
     with pytest.raises(ValueError, match="'Linear' does not say"):
         lc.ClassificationModule(nn.Linear(2, 2), 2, small_input=True)
-    model = nn.Sequential(nn.Linear(2, 2))
-    for place in ("0", "1", ("0",)):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Conv2d(3, 3, 3, stride=2))
+    for place in ("0", "2", ("0",), ("1", "2"), ("1", "0")):
         model.default_cfg = {"first_conv": place}
         with pytest.raises(ValueError, match="'own' does not say"):
             keep_resolution_(model, "own")
