@@ -270,9 +270,12 @@ class DistillationModule(LightningModule):
         return [teacher for teacher in self._teachers if isinstance(teacher, FrozenNetwork)]
 
     def _build(self, index: int, teacher: Taught) -> FrozenNetwork:
+        student = self.network
+        if isinstance(teacher, MeanTeacher):
+            student = copy.deepcopy(student, {id(self): nn.Module()})  # without this module, which it holds on to
         return build_teacher(
             teacher,
-            student=copy.deepcopy(self.network, {id(self): None}),  # which holds on to this module
+            student=student,
             num_classes=num_classes_of(self.student),
             taps=() if index else self.objective.layers[1],
             images=self._images,

@@ -1,6 +1,7 @@
 """The main job: fit, test, report, and the dense numbers beside it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 from lightning_compress.cli import main
 
+ROOT = Path(__file__).parents[2]
 WANDB = "--trainer.logger={class_path: WandbLogger, init_args: {project: tests, offline: true}}"
 BEST = "--trainer.callbacks=[{class_path: ModelCheckpoint, init_args: {monitor: val/acc, mode: max}}]"
 
@@ -89,3 +91,27 @@ def test_two_processes_share_one_directory(command, recipe):
     if command == "run":
         assert len(list(run.glob("baseline/checkpoints/*.ckpt"))) == 1
         assert done.stdout.count("Everything of this run is in") == 1
+
+
+def test_a_recipe_of_distillation_trains_its_teacher_first(workdir, capsys):
+    short = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=3", "--trainer.enable_progress_bar=false"]
+    teacher = (ROOT / "recipes/digits/teacher.yaml").read_text().replace("max_epochs: 15", "max_epochs: 1")
+    (workdir / "teacher.yaml").write_text(teacher)
+    main(["run", "digits/distill", "--teacher=teacher.yaml", *short])
+    line = next(line for line in capsys.readouterr().out.splitlines() if "metric" in line)
+    assert re.findall(r"\w+", line) == ["metric", "teacher", "alone", "distilled", "change"]
+    (run,) = (workdir / "runs/digits-distill").iterdir()
+    trained = run / "teacher/teacher.ckpt"
+    saved = torch.load(trained, weights_only=True)["state_dict"]
+    assert all(name.startswith("model.") for name in saved)
+    # The teacher is there now; the student alone need not be trained again.
+    main(["run", "digits/distill", f"--model.teacher={trained}", "--baseline=skip", *short])
+    line = next(line for line in capsys.readouterr().out.splitlines() if "metric" in line)
+    assert re.findall(r"\w+", line) == ["metric", "distilled"]
+
+
+def test_a_teacher_for_a_model_that_learns_from_none(workdir, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "digits/prune", "--teacher=digits/teacher"])
+    assert stopped.value.code == 2
+    assert "teacher=digits/teacher: the model learns from none" in capsys.readouterr().err
