@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 import lightning_compress as lc
+import lightning_compress.networks  # registers resnet56_cifar with timm
 from tests.packing.samples import bits
 
 
@@ -71,6 +74,30 @@ assert all(name.startswith(("lightning_compress.packing", "lightning_compress.fi
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_sparse_and_clustered_network_in_a_clean_process(tmp_path: Path) -> None:
+    net = timm.create_model("resnet56_cifar", num_classes=10)
+    for parameter in net.parameters():
+        if parameter.ndim > 1:  # 90 % zeros, 16 values
+            size = parameter.detach().abs()
+            kept = size > size.flatten().kthvalue(int(0.9 * size.numel())).values
+            parameter.data = ((parameter.detach() / size.max() * 8).round() / 8).where(kept, 0.0)
+    lc.save_packed(net, tmp_path / "net.packed")
+    code = f"""
+import hashlib, sys
+sys.modules.update({{name: None for name in ("lightning", "timm", "rich", "wandb", "torchvision", "sklearn")}})
+import torch
+import lightning_compress as lc
+for name, tensor in lc.load_packed({str(tmp_path / "net.packed")!r}).items():
+    print(name, tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.numpy().tobytes()).hexdigest())
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    expected = [
+        f"{name} {t.dtype} {tuple(t.shape)} {hashlib.sha256(t.numpy().tobytes()).hexdigest()}"
+        for name, t in net.state_dict().items()
+    ]
+    assert result.stdout.splitlines() == expected, result.stderr
 
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), "meta"])
