@@ -33,7 +33,7 @@ def accuracy(trainer: Trainer, module: LightningModule, teacher: FrozenNetwork) 
         return None
     loop = trainer.fit_loop.epoch_loop.val_loop
     loop.setup_data()
-    if not loop.max_batches:
+    if not trainer.val_dataloaders:
         return None
     stage, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING
     try:

@@ -392,6 +392,12 @@ def test_teachers_accuracy_is_told() -> None:
         fit(lc.DistillationModule(Net(), Answers(1)))
 
 
+def test_no_validation_data() -> None:
+    run = trainer([])
+    run.fit(distil(), Loader(), [])
+    assert "teacher/val_acc" not in run.callback_metrics
+
+
 class Answers(nn.Module):
     """Knows the answers to some images by heart."""
 
