@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,26 +9,25 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.callbacks.example import training_batch
 from lightning_compress.callbacks.timing import check_time_fits, progress
 from lightning_compress.distillation import ensemble
 from lightning_compress.distillation.conversion import Normalization
-from lightning_compress.distillation.frozen import FrozenNetwork
 from lightning_compress.distillation.keyed import KeyedSample
 from lightning_compress.distillation.logits import KD
 from lightning_compress.distillation.loss import FeatureLoss, LogitLoss
 from lightning_compress.distillation.objective import Objective
 from lightning_compress.distillation.outputs import labels_of
 from lightning_compress.distillation.ramp import Ramp
-from lightning_compress.distillation.taps import Call, Taps
+from lightning_compress.distillation.sight import Sight
 from lightning_compress.distillation.teacher import MeanTeacher, Peer, Teacher
 from lightning_compress.modules.examination import accuracy
+from lightning_compress.modules.faculty import Faculty
 from lightning_compress.modules.hooks import adopt_hooks, training_step
-from lightning_compress.modules.students import arguments_of, check_student, make_student, num_classes_of
-from lightning_compress.modules.teachers import Taught, as_teachers, build_teacher
+from lightning_compress.modules.students import arguments_of, check_student, make_student
+from lightning_compress.modules.teachers import as_teachers
 from lightning_compress.modules.trial import try_step
 from lightning_compress.plain import from_plain, to_plain
 
@@ -93,42 +91,49 @@ class DistillationModule(LightningModule):
         if combine not in _COMBINE:
             raise ValueError(f"combine={combine!r} is unknown: write 'mean' or 'confidence'.")
         teachers, losses = as_teachers(from_plain(teacher)), from_plain(dict(losses or {})) or {"kd": KD()}
+        images = from_plain(normalization)
         self.task_weight: float | Ramp = from_plain(task_weight)
         self.student = make_student(student, teachers, num_classes, optimizer, lr_scheduler, model_kwargs)
         check_student(self.student)
         self.objective = Objective(losses, _COMBINE[combine])
-        self.weights = {name: loss.weight for name, loss in losses.items()}
-        self._inside = "" if isinstance(student, LightningModule) else "model"
-        self._features = Taps(self.network, self.objective.layers[0], whose="student")
-        self._output = output
-        self._children = [
-            name for name, child in self.student.named_children() if any(True for _ in child.parameters())
-        ]
-        self._calls = Taps(self.student, ["", *self._children, *([output] if output else [])], whose="student")
-        self._images = from_plain(normalization)
         if cache is not None and self.objective.of_features:
             raise ValueError("cache=... keeps logits only: leave it out, or the losses of features.")
-        self._cache = None if cache is None else Path(cache)
+        self.weights = {name: loss.weight for name, loss in losses.items()}
+        network = self.student if isinstance(student, LightningModule) else self.student.get_submodule("model")
+        ours, theirs = self.objective.layers
+        self._sight = Sight(self.student, network, ours, output)
+        adopt_hooks(self, self.student)
+        self._cached = cache is not None
         self._keys: Tensor | None = None
         self._after_steps: RemovableHandle | None = None
-        self._teachers: list[Taught | FrozenNetwork] = list(teachers)
-        adopt_hooks(self, self.student)
         self.example_input_array = self.student.example_input_array
-        self._save_arguments(losses, output, combine)
-        for index, each in enumerate(teachers):
-            # Nothing to load: a network of the caller's is copied before it changes.
-            if isinstance(each, Teacher) and isinstance(each.model, nn.Module):
-                self._teachers[index] = self._build(index, each)
-
-    @property
-    def network(self) -> nn.Module:
-        """The student's network; the student itself, if it was given as a LightningModule."""
-        return self.student.get_submodule(self._inside)
+        self.save_hyperparameters(
+            {
+                # What load_from_checkpoint builds the module of: no network, and no function.
+                "student": arguments_of(self.student),
+                "teacher": to_plain(teachers)
+                if all(isinstance(getattr(t, "model", ""), str) for t in teachers)
+                else None,
+                "losses": to_plain(losses),
+                "task_weight": to_plain(self.task_weight),
+                "output": output,
+                "combine": combine,
+                "normalization": to_plain(images),
+            }
+        )
+        self._faculty = Faculty(
+            teachers,
+            student=self.student,
+            network=network,
+            layers=theirs,
+            images=images,
+            cache=None if cache is None else Path(cache),
+        )
 
     @property
     def teacher(self) -> nn.Module:
         """The network of the first teacher; it is no submodule."""
-        return self._ready()[0].network
+        return self._faculty.ready()[0].network
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The student's."""
@@ -136,15 +141,15 @@ class DistillationModule(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """The student's own loss and the losses of distillation, weighted."""
-        teachers = self._ready()
-        with self._calls.open(), self._features.open():
+        teachers = self._faculty.ready()
+        with self._sight.open():
             output = training_step(self.student, batch, batch_idx)
             task = output["loss"] if isinstance(output, dict) else output
             if task is None:
                 return None
-            call, logits = self._seen()
+            call, logits = self._sight.call()
             weights = {name: self._now(weight) for name, weight in self.weights.items()}
-            values = self.objective(call, logits, self._features, teachers, labels_of(batch), self._keys, weights)
+            values = self.objective(call, logits, self._sight.features, teachers, labels_of(batch), self._keys, weights)
         total = self._now(self.task_weight) * task
         for name, value in values.items():
             self.log(f"train/{name}", value.detach())
@@ -160,7 +165,7 @@ class DistillationModule(LightningModule):
             if isinstance(ramp, Ramp):
                 check_time_fits(self.trainer, "begin", ramp.schedule.begin)
                 check_time_fits(self.trainer, "end", ramp.schedule.end)
-        self._ready()
+        self._faculty.ready()
         try:
             batch = training_batch(self.trainer, self)
         except ValueError:
@@ -174,7 +179,7 @@ class DistillationModule(LightningModule):
         self._keys = None
         if isinstance(batch, KeyedSample):
             batch, self._keys = batch
-        elif self._cache is not None and self.trainer.training:
+        elif self._cached and self.trainer.training:
             raise ValueError("cache=... needs samples with keys: wrap the training dataset as lc.Keyed(dataset).")
         return self.student.on_before_batch_transfer(batch, dataloader_idx)
 
@@ -189,8 +194,8 @@ class DistillationModule(LightningModule):
     def on_fit_start(self) -> None:
         """Refuses adapters that nothing trains; teachers that learn, too, do so after the student's steps."""
         self.student.on_fit_start()
-        if any(teacher.learns for teacher in self._ready()):
-            self._after_steps = self.trainer.optimizers[0].register_step_post_hook(self._advance)
+        if any(teacher.learns for teacher in self._faculty.ready()):
+            self._after_steps = self.trainer.optimizers[0].register_step_post_hook(self._faculty.advance)
         groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
         trained = {id(parameter) for group in groups for parameter in group["params"]}
         for name, parameter in self.objective.adapters.named_parameters():
@@ -211,7 +216,7 @@ class DistillationModule(LightningModule):
         """Logs how good the teachers are, as ``teacher/val_acc``, unless the run goes on from a checkpoint."""
         self.student.on_train_start()
         if self.global_step == 0:
-            for index, teacher in enumerate(self._ready()):
+            for index, teacher in enumerate(self._faculty.ready()):
                 found = None if teacher.learns else accuracy(self.trainer, self, teacher)
                 if found is not None:
                     self.log(f"teacher/val_acc{f'_{index}' if index else ''}", found)
@@ -219,11 +224,7 @@ class DistillationModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Writes who the teachers are, what those that learn have learned, and which adapters there are."""
         self.student.on_save_checkpoint(checkpoint)
-        checkpoint[_KEY] = {
-            "teachers": [teacher.identity for teacher in self._built()],
-            "states": [teacher.state() for teacher in self._built()],
-            "adapters": self.objective.shapes,
-        }
+        checkpoint[_KEY] = {**self._faculty.record(), "adapters": self.objective.shapes}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes the adapters that are in the checkpoint.
@@ -233,58 +234,8 @@ class DistillationModule(LightningModule):
         """
         self.student.on_load_checkpoint(checkpoint)
         stored = checkpoint.get(_KEY, {"teachers": [], "states": [], "adapters": {}})
-        for theirs, state, teacher in zip(stored["teachers"], stored["states"], self._built(), strict=False):
-            ours = teacher.identity
-            if theirs != ours:
-                raise ValueError(
-                    f"The checkpoint's student learned from {theirs['name']!r} ({theirs['hash'][:8]}), and the teacher "
-                    f"here is {ours['name']!r} ({ours['hash'][:8]}): give it the same weights, or start a new run from "
-                    "the checkpoint's weights alone."
-                )
-            teacher.restore(state)
+        self._faculty.restore(stored)
         self.objective.restore(stored["adapters"])
-
-    def _seen(self) -> tuple[Call, Any]:
-        """The student's forward pass, and what has its logits."""
-        called = [name for name in ("", *self._children) if name in self._calls]
-        if self._output is not None:
-            whole = "" if "" in called else self._output.split(".")[0]
-            return self._calls[whole], self._calls[self._output].output
-        if "" in called or len(called) == 1:
-            call = self._calls[called[0]]
-            return call, call.output
-        raise ValueError(
-            f"The student's training_step calls {', '.join(map(repr, called)) or 'none of its modules'}: say which "
-            "returns the logits with output=..."
-        )
-
-    def _ready(self) -> list[FrozenNetwork]:
-        if not self._teachers:
-            raise ValueError("This DistillationModule has no teacher: pass teacher=..., which checkpoints do not hold.")
-        for index, each in enumerate(self._teachers):
-            if not isinstance(each, FrozenNetwork):
-                self._teachers[index] = self._build(index, each)
-        return self._built()
-
-    def _built(self) -> list[FrozenNetwork]:
-        return [teacher for teacher in self._teachers if isinstance(teacher, FrozenNetwork)]
-
-    def _build(self, index: int, teacher: Taught) -> FrozenNetwork:
-        student = self.network
-        if isinstance(teacher, MeanTeacher):
-            student = copy.deepcopy(student, {id(self): nn.Module()})  # without this module, which it holds on to
-        return build_teacher(
-            teacher,
-            student=student,
-            num_classes=num_classes_of(self.student),
-            taps=() if index else self.objective.layers[1],
-            images=self._images,
-            cache=self._cache,
-        )
-
-    def _advance(self, optimizer: Optimizer, *_: Any) -> None:
-        for teacher in self._built():
-            teacher.advance(self.network, optimizer)
 
     def _now(self, weight: float | Ramp) -> float:
         if not isinstance(weight, Ramp):
@@ -292,18 +243,3 @@ class DistillationModule(LightningModule):
         if self.trainer.train_dataloader is None:
             return weight.first  # a step that is tried before the fit
         return weight.at(progress(self.trainer, self.global_step, in_step=False, in_batch=False))
-
-    def _save_arguments(self, losses: Mapping[str, Any], output: str | None, combine: str) -> None:
-        """What ``load_from_checkpoint`` builds the module of: no network, and no function."""
-        specified = [t for t in self._teachers if isinstance(getattr(t, "model", ""), str)]
-        self.save_hyperparameters(
-            {
-                "student": arguments_of(self.student),
-                "teacher": to_plain(specified) if len(specified) == len(self._teachers) else None,
-                "losses": to_plain(losses),
-                "task_weight": to_plain(self.task_weight),
-                "output": output,
-                "combine": combine,
-                "normalization": to_plain(self._images),
-            }
-        )

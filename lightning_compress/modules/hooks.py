@@ -44,13 +44,13 @@ class Relay:
     """
 
     def __init__(self, inner: LightningModule, outer: LightningModule, method: str) -> None:
-        self._inner, self._outer, self._method = inner, outer, method
+        self._inner, self.outer, self._method = inner, outer, method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls it."""
-        if self._inner._trainer is not self._outer._trainer:
+        if self._inner._trainer is not self.outer._trainer:
             return getattr(type(self._inner), self._method)(self._inner, *args, **kwargs)
-        return getattr(self._outer, self._method)(*args, **kwargs)
+        return getattr(self.outer, self._method)(*args, **kwargs)
 
 
 def training_step(inner: LightningModule, batch: Any, batch_idx: int) -> Any:

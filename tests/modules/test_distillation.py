@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import lightning_compress as lc
-from lightning_compress.distillation.frozen import FrozenNetwork
 from tests.cases import (
     NUM_STEPS,
     Case,
@@ -576,7 +575,7 @@ def test_teachers_that_learn_resume(taught: Callable[[], Any], tmp_path: Path) -
         resumed = build()
         fit(resumed, lc.Pruning(0.9, schedule=lc.Schedule(end=6)), ckpt_path=tmp_path / f"step={step}.ckpt")
         assert_same(dict(resumed.state_dict()), dict(whole.state_dict()))
-        for ours, theirs in zip(resumed._built(), whole._built(), strict=True):
+        for ours, theirs in zip(resumed._faculty.built, whole._faculty.built, strict=True):
             assert_same(ours.state(), theirs.state())
     assert num_zeros(whole.student) == 346
     assert all(name.startswith("student.") for name in whole.state_dict())
@@ -637,4 +636,4 @@ def test_several_teachers() -> None:
     module = lc.DistillationModule(Net(), [one, lc.Teacher(two)], combine="confidence")
     run = fit(module)
     assert {"teacher/val_acc", "teacher/val_acc_1"} <= set(run.callback_metrics)
-    assert len([t for t in module._teachers if isinstance(t, FrozenNetwork)]) == 2
+    assert len(module._faculty.built) == 2

@@ -161,7 +161,7 @@ def test_copies_call_the_hooks_of_the_copied_student() -> None:
         other.on_test_end()
         assert [name for name, _ in other.student.calls] == ["on_train_end", "on_train_end", "on_test_end"]
         assert vars(other)["on_test_end"].__self__ is other.student
-        assert vars(other.student)["log"]._outer is other
+        assert vars(other.student)["log"].outer is other
     assert [name for name, _ in module.student.calls] == ["on_train_end"]
 
 
