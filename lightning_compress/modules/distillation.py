@@ -27,7 +27,7 @@ from lightning_compress.modules.examination import accuracy
 from lightning_compress.modules.faculty import Faculty
 from lightning_compress.modules.hooks import adopt_hooks, training_step
 from lightning_compress.modules.students import arguments_of, check_student, make_student
-from lightning_compress.modules.teachers import as_teachers
+from lightning_compress.modules.teachers import as_teachers, is_network
 from lightning_compress.modules.trial import try_step
 from lightning_compress.plain import from_plain, to_plain
 
@@ -111,9 +111,7 @@ class DistillationModule(LightningModule):
             {
                 # What load_from_checkpoint builds the module of: no network, and no function.
                 "student": arguments_of(self.student),
-                "teacher": to_plain(teachers)
-                if all(isinstance(getattr(t, "model", ""), str) for t in teachers)
-                else None,
+                "teacher": None if any(map(is_network, teachers)) else to_plain(teachers),
                 "losses": to_plain(losses),
                 "task_weight": to_plain(self.task_weight),
                 "output": output,

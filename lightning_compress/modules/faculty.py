@@ -14,7 +14,7 @@ from lightning_compress.distillation.conversion import Normalization
 from lightning_compress.distillation.frozen import FrozenNetwork
 from lightning_compress.distillation.teacher import MeanTeacher, Teacher
 from lightning_compress.modules.students import num_classes_of
-from lightning_compress.modules.teachers import Taught, build_teacher
+from lightning_compress.modules.teachers import Taught, build_teacher, is_network
 
 
 class Faculty:
@@ -47,7 +47,7 @@ class Faculty:
         self._layers, self._images, self._cache = layers, images, cache
         for index, each in enumerate(teachers):
             # Nothing to load: a network of the caller's is copied before it changes.
-            if isinstance(each, Teacher) and isinstance(each.model, nn.Module):
+            if isinstance(each, Teacher) and is_network(each):
                 self._teachers[index] = self._build(index, each)
 
     @property

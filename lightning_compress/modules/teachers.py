@@ -143,6 +143,11 @@ def _normalization(config: dict[str, Any] | None) -> Normalization | None:
     return Normalization(config["mean"], config["std"]) if config else None
 
 
+def is_network(teacher: Taught) -> bool:
+    """Whether a teacher is a network of the caller's, which plain data cannot say."""
+    return isinstance(getattr(teacher, "model", None), nn.Module)
+
+
 def as_teachers(teacher: Any) -> list[Taught]:
     """One or several teachers as specifications.
 
