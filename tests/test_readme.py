@@ -47,8 +47,9 @@ def test_further_examples(block: str, tmp_path: Path, monkeypatch: pytest.Monkey
     def loss(net: nn.Module, images: Tensor) -> Tensor:
         return net(images).square().mean()
 
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     exec(block, {"lc": lc, "Trainer": Trainer, "model": model, "datamodule": datamodule, "images": batches[0],
-                 "net": model.net, "batches": batches, "loss": loss})  # fmt: skip
+                 "net": model.net, "batches": batches, "loss": loss, "teacher": teacher})  # fmt: skip
 
 
 def test_two_command_lines_open_it() -> None:
