@@ -10,6 +10,8 @@ from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
+from lightning_compress.reporting.printed import Printed
+
 
 @dataclass(frozen=True)
 class Backbone:
@@ -40,7 +42,7 @@ class Backbone:
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class Catalogue(Printed):
     """Networks with what they cost; prints as a table.
 
     Attributes:
@@ -58,12 +60,6 @@ class Catalogue:
     def filter(self, takes: Callable[[Backbone], bool]) -> Catalogue:
         """Those that it takes, as in ``catalogue.filter(lambda row: row.int8_bytes < 2**20)``."""
         return Catalogue(tuple(filter(takes, self.rows)), self.left_out)
-
-    def __str__(self) -> str:
-        console = Console(width=100, color_system=None)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get().rstrip()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if self.rows:

@@ -25,13 +25,14 @@ from lightning_compress.quantization.simulation import quantizers_of, remove_qua
 from lightning_compress.quantization.trace import Graph, recording
 from lightning_compress.reporting.figures import draw_rises
 from lightning_compress.reporting.mixed_precision import Effect, as_numbers, by_layer, choose
+from lightning_compress.reporting.printed import Printed
 from lightning_compress.targets import Targets
 
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Printed):
     """What fewer bits cost, layer by layer; prints as a table.
 
     Attributes:
@@ -80,12 +81,6 @@ class Sensitivity:
         writer.writerow(("layer", "num_weights", "bits", "rise"))
         writer.writerows(astuple(effect) for effect in self.effects)
         return text.getvalue()
-
-    def __str__(self) -> str:
-        console = Console(width=100, color_system=None)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get().rstrip()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table(title="Rise of the loss with one layer's weights in integers")

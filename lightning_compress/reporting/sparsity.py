@@ -11,6 +11,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from lightning_compress.reporting.printed import Printed
+
 # Said wherever zeros are reported without what would make use of them.
 ZEROS_ALONE = (
     "Zeros alone make neither the model faster nor its checkpoint smaller: dense kernels multiply by them and dense "
@@ -39,7 +41,7 @@ class Count:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Printed):
     """What a model is; prints as a table.
 
     Attributes:
@@ -55,12 +57,6 @@ class Report:
     def to_json(self) -> str:
         """The same as JSON, for programs."""
         return json.dumps(asdict(self), indent=2)
-
-    def __str__(self) -> str:
-        console = Console(width=100, color_system=None)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get().rstrip()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table(title="Sparsity")
