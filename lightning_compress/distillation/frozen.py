@@ -50,7 +50,7 @@ class FrozenNetwork:
         cache: Path | None = None,
     ) -> None:
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
-        self.identity = {"name": name, "hash": fingerprint(network.state_dict())}
+        self.identity = self._identify(name)
         if dtype is not None:
             self.network.to(dtype)
         self.taps = Taps(self.network, taps, whose="teacher")
@@ -66,6 +66,9 @@ class FrozenNetwork:
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenNetwork:
         """Itself: nothing about it changes."""
         return self
+
+    def _identify(self, name: str) -> dict[str, str]:
+        return {"name": name, "hash": fingerprint(self.network.state_dict())}
 
     @contextmanager
     def asked(self, args: Sequence[Any], kwargs: Mapping[str, Any], keys: Tensor | None = None) -> Iterator[Any]:

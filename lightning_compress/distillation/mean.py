@@ -27,10 +27,12 @@ class MeanNetwork(FrozenNetwork):
 
     def __init__(self, network: nn.Module, *, decay: float, **options: Any) -> None:
         super().__init__(network, **options)
-        # Its weights say nothing about who it is.
-        self.identity = {"name": "mean of the student", "hash": ""}
         self._decay = decay
         self._steps = 0
+
+    @override
+    def _identify(self, name: str) -> dict[str, str]:
+        return {"name": name, "hash": ""}  # its weights say nothing about who it is
 
     @override
     def advance(self, student: nn.Module, optimizer: Optimizer) -> None:
