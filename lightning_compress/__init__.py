@@ -44,6 +44,7 @@ _HOME = {
     "RKD": "distillation.features",
     "Ramp": "distillation.ramp",
     "Random": "pruning.scores",
+    "RemovalLog": "structure.log",
     "Report": "reporting.sparsity",
     "RewindLearningRate": "pruning.rewind",
     "RewindWeights": "pruning.rewind",
@@ -52,6 +53,7 @@ _HOME = {
     "SNIP": "pruning.scores",
     "Schedule": "schedules",
     "Sensitivity": "reporting.sensitivity",
+    "Shrunk": "callbacks.shrunk",
     "SimilarityPreserving": "distillation.features",
     "SynFlow": "pruning.scores",
     "Targets": "targets",
@@ -62,6 +64,7 @@ _HOME = {
     "WeightClustering": "callbacks.clustering",
     "backbones": "catalogue.listing",
     "calibrate": "quantization.calibration",
+    "carry_optimizer_state": "structure.optimizer",
     "export_executorch": "export.executorch",
     "export_onnx": "export.onnx",
     "export_program": "export.program",
@@ -73,6 +76,7 @@ _HOME = {
     "report": "reporting.sparsity",
     "save_packed": "packing.writer",
     "sensitivity": "reporting.sensitivity",
+    "shrink": "structure.removal",
 }
 __all__ = sorted(_HOME)
 

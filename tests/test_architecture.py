@@ -23,8 +23,8 @@ MODULES = {
 # Lower layers first. A part may import itself and those in layers before its own, not those beside it.
 LAYERS = [
     ("files", "functional", "plain", "schedules", "targets"),
-    ("constraints", "packing"),
-    ("clustering", "distillation", "pruning", "quantization", "structure"),
+    ("constraints", "packing", "structure"),
+    ("clustering", "distillation", "pruning", "quantization"),
     ("networks", "reporting"),
     ("callbacks", "catalogue", "data", "export"),
     ("modules",),
@@ -33,7 +33,7 @@ LAYERS = [
 ]
 TORCH_ONLY = (
     "clustering", "constraints", "distillation", "files", "functional", "packing", "plain", "pruning", "quantization",
-    "schedules", "targets",
+    "schedules", "structure", "targets",
 )  # fmt: skip
 
 

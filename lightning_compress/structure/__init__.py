@@ -1,0 +1,1 @@
+"""Channels that depend on each other, and their removal."""

@@ -1,0 +1,53 @@
+"""Channels that are really gone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.structure.cutting import remove_
+from lightning_compress.structure.discovery import find_groups
+from lightning_compress.structure.groups import named_tensors
+from lightning_compress.structure.log import RemovalLog
+
+
+def shrink(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, RemovalLog]:
+    """Removes the channels that are zero: a smaller network that computes the same.
+
+    A channel is zero where every tensor that makes it is: weights, biases, batch norms' scales and shifts, of all
+    layers that it couples. ``Pruning(pattern=Channels())`` leaves such channels. What is coupled is found and tried in
+    runs of copies on the example inputs (DepGraph, Fang et al. 2023, arXiv:2301.12900); channels that cannot be removed
+    without changing what the network computes stay.
+
+    Args:
+        model: The network, which is left as it is.
+        example_inputs: What it is called with: a tensor, a tuple of arguments, or a dict of keyword arguments.
+
+    Returns:
+        The smaller network, and the log with which the same is done to a fresh one before weights are loaded.
+
+    Raises:
+        ValueError: If the network cannot be run on the example inputs.
+    """
+    args, kwargs = _arguments(example_inputs)
+    groups, _ = find_groups(model, args, kwargs)
+    tensors = named_tensors(model)
+    small = copy.deepcopy(model)
+    log = remove_(small, {group: _all_but_one(group.dead(tensors)) for group in groups})
+    log.remember(model.named_parameters())
+    return small, log
+
+
+def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    if isinstance(example_inputs, Mapping):
+        return (), example_inputs
+    return (tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)), {}
+
+
+def _all_but_one(dead: Tensor) -> Tensor:
+    """The dead channels; where all are dead, one is kept, which computes nothing but zeros either."""
+    return dead & (torch.arange(len(dead)) > 0) if dead.all() else dead

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_compress.networks import cifar_resnet
+from lightning_compress.structure.cutting import remove_
+from lightning_compress.structure.discovery import find_groups
+from lightning_compress.structure.groups import ChannelGroup, named_tensors
+from tests.structure.nets import (
+    SOUND,
+    Concatenated,
+    Flattened,
+    Ghost,
+    Grouped,
+    Padded,
+    Residual,
+    Squeeze,
+    images,
+    trained,
+    transformer,
+)
+
+
+def found(net: nn.Module) -> tuple[dict[str, ChannelGroup], dict[str, str]]:
+    groups, whole = find_groups(net, (images(),), {})
+    return {group.name: group for group in groups}, whole
+
+
+def names(group: ChannelGroup) -> list[str]:
+    return sorted(part.tensor for part in group.makers)
+
+
+def test_a_stream_goes_with_all_that_write_to_it() -> None:
+    groups, whole = found(Residual())
+    assert not whole
+    stream = next(group for group in groups.values() if group.num_channels == 8)
+    assert names(stream) == sorted(
+        ["stem.weight", "stem.bias"]
+        + [f"blocks.{i}.{part}" for i in (0, 1) for part in ("conv2.weight", "norm2.weight", "norm2.bias")]
+    )
+    assert {part.tensor for part in stream.readers} == {"blocks.0.conv1.weight", "blocks.1.conv1.weight", "fc.weight"}
+    assert len(stream.riders) == 4  # running mean and variance of two norms
+    assert sorted(group.num_channels for group in groups.values()) == [6, 8, 10]
+
+
+def test_a_depthwise_convolution_and_its_gate_go_with_their_input() -> None:
+    groups, _ = found(Squeeze())
+    wide = next(group for group in groups.values() if group.num_channels == 8)
+    assert names(wide) == sorted(f"{n}.{k}" for n in ("expand", "depthwise", "gate") for k in ("weight", "bias"))
+    assert {part.tensor for part in wide.readers} == {"reduce.weight", "project.weight"}
+    assert "project" not in groups, "makes the output"
+
+
+def test_groups_of_a_convolution_lose_the_same_places() -> None:
+    groups, _ = found(Grouped())
+    assert {name: group.num_channels for name, group in groups.items()} == {"before": 4, "grouped": 2}
+    second = torch.tensor([False, True, False, False])
+    made = next(part for part in groups["before"].makers if part.tensor == "before.weight")
+    read = groups["before"].readers[0]
+    assert made.of(second).tolist() == [1, 5, 9]
+    assert (read.tensor, read.dim, read.of(second).tolist()) == ("grouped.weight", 1, [1])
+
+
+def test_parts_of_a_concatenation_have_channels_of_their_own() -> None:
+    groups, _ = found(Concatenated())
+    norm = next(part for part in groups["right"].makers if part.tensor == "norm.weight")
+    assert norm.positions.tolist() == [4, 5, 6, 7, 8, 9]
+    assert {part.tensor for part in groups["right"].readers} == {"join.weight", "side.weight"}
+
+
+def test_channels_tied_in_two_ways_are_one() -> None:
+    groups, _ = found(Ghost())
+    assert [group.num_channels for group in groups.values()] == [4]
+    (group,) = groups.values()
+    stem = next(part for part in group.makers if part.tensor == "stem.weight")
+    assert stem.of(torch.tensor([True, False, False, False])).tolist() == [0, 4]
+
+
+def test_pixels_transposed_convolutions_and_slopes() -> None:
+    groups, _ = found(Flattened())
+    up = next(group for group in groups.values() if "up.weight" in names(group))
+    assert next(part for part in up.makers if part.tensor == "up.weight").dim == 1
+    assert [part.tensor for part in up.riders] == ["slopes.weight"]
+    pixels = next(part for part in up.readers if part.tensor == "fc1.weight")
+    assert pixels.of(torch.tensor([False, True, *4 * [False]])).tolist() == list(range(144, 288))
+
+
+def test_a_shortcut_that_pads_channels_leaves_its_stream_whole() -> None:
+    groups, whole = found(Padded())
+    assert list(groups) == ["conv1"]
+    assert whole == {"conv2": "'stem' has fewer channels than meet there"}
+
+
+def test_what_the_graph_gets_wrong_is_found_out_by_trying() -> None:
+    groups, whole = find_groups(cifar_resnet.resnet20_cifar(), (torch.randn(1, 3, 32, 32),), {})
+    assert sorted(group.name for group in groups) == [f"layer{i}.{j}.conv1" for i in (1, 2, 3) for j in (0, 1, 2)]
+    assert whole == {"conv1": "without some of its channels the network does not compute the same"}
+
+
+def test_transformers_lose_heads_and_hidden_units_and_keep_their_stream() -> None:
+    groups, whole = found(transformer())
+    assert {name: group.num_channels for name, group in groups.items()} == {
+        **{f"blocks.{i}.attn": 3 for i in (0, 1)},
+        **{f"blocks.{i}.mlp.fc1": 24 for i in (0, 1)},
+    }
+    assert all("LayerNorm sees all channels at once" in reason for reason in whole.values())
+
+
+def test_a_classifier_that_is_a_convolution_is_left_alone() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    groups, _ = found(net)
+    assert list(groups) == ["0"]
+
+
+@pytest.mark.parametrize("make", SOUND.values(), ids=SOUND)
+def test_any_channels_can_go(make: type[nn.Module]) -> None:
+    net = trained(make).double()
+    groups = list(found(net)[0].values())
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        chosen = {g: torch.rand(g.num_channels, generator=generator) < 0.6 for g in groups}
+        chosen = {g: gone & (torch.arange(len(gone)) != seed % len(gone)) for g, gone in chosen.items()}
+        masked, small = copy.deepcopy(net), copy.deepcopy(net)
+        for group, gone in chosen.items():
+            group.zero_(named_tensors(masked), gone)
+        remove_(small, chosen)
+        torch.testing.assert_close(small(images().double()), masked(images().double()), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", SOUND.values(), ids=SOUND)
+def test_the_network_stays_as_it_is(make: type[nn.Module]) -> None:
+    net = make().train()
+    next(net.parameters()).requires_grad_(False)
+    state, flags = copy.deepcopy(net.state_dict()), [p.requires_grad for p in net.parameters()]
+    random = torch.get_rng_state()
+    found(net)
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert [p.requires_grad for p in net.parameters()] == flags
+    assert net.training
+    assert not any(module._forward_hooks for module in net.modules())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_inputs_that_do_not_fit_are_named() -> None:
+    with pytest.raises(ValueError, match="cannot be run on the example inputs"):
+        find_groups(Residual(), (torch.randn(2, 5, 6, 6),), {})
