@@ -133,6 +133,11 @@ def _method(old: Any) -> tuple[Pattern, Score]:
         )
     if options.get("dim", 0) != 0:
         raise ValueError(f"pruning_dim={options['dim']} has no counterpart: only output channels (0) can be pruned.")
+    if "dim" in options:
+        rank_zero_warn(
+            "ModelPruning zeroes rows of single layers; Channels goes on to what is coupled with them, so that "
+            "lc.shrink can remove them, and leaves rows that make an output."
+        )
     return Channels() if "dim" in options else Unstructured(), scores[function.__name__]
 
 

@@ -73,6 +73,7 @@ def qat(**options: Any) -> list[Callback]:
 
 PROBES = "runs training_step by itself"
 SHARDED = "does not work on sharded weights"
+CHANNELS_REFUSE = {"fsdp2": "does not work under ModelParallelStrategy", "late": "build the model in __init__"}
 QAT_REFUSES = {
     "fsdp2": "does not work under ModelParallelStrategy",
     "average first": "put QuantizationAwareTraining before it",
@@ -110,10 +111,9 @@ CASES = [
     ),
     Case(
         "bn_scale",
-        lambda: [lc.Pruning(0.5, score=lc.BNScale(), pattern=lc.Channels(), targets=BODY, schedule=RAMP)],
+        lambda: [lc.Pruning(0.5, score=lc.BNScale(), pattern=lc.Channels(), scope="layer", schedule=RAMP)],
         zeros=176,
-        within=18,
-        refused={"manual": PROBES, "fsdp2": SHARDED},
+        refused=CHANNELS_REFUSE,
     ),
     Case(
         "rigl",
@@ -129,7 +129,19 @@ CASES = [
         zeros=192,
         refused={"fsdp2": "cannot be cut into blocks of 4x4"},
     ),
-    Case("channels", lambda: [lc.Pruning(0.5, pattern=lc.Channels(), schedule=RAMP)], zeros=192, within=18),
+    Case(
+        "channels",
+        lambda: [lc.Pruning(0.5, pattern=lc.Channels(), scope="layer", schedule=RAMP)],
+        zeros=176,
+        refused=CHANNELS_REFUSE,
+    ),
+    Case(
+        "channels_macs",
+        lambda: [lc.Pruning(0.5, pattern=lc.Channels(of="macs"), score=lc.Taylor(), schedule=RAMP)],
+        zeros=176,
+        within=40,
+        refused=CHANNELS_REFUSE,
+    ),
     Case(
         "rewind_weights",
         lambda: [lc.Pruning(0.9, rewind=lc.RewindWeights(1), schedule=RAMP)],
@@ -363,7 +375,7 @@ def mine_only(case: Case) -> list[Callback]:
     """The case's callbacks, kept off the discriminator; a training step by hand cannot be tried."""
     callbacks = case.callbacks()
     for callback in callbacks:
-        if isinstance(callback, lc.QuantizationAwareTraining):
+        if case.quantizes or isinstance(getattr(callback, "pattern", None), lc.Channels):
             callback.example_inputs = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
         old = callback.targets
         callback.targets = lc.Targets(old.include, (*old.exclude, "discriminator"), old.types, old.module)
@@ -453,8 +465,8 @@ def is_of_quantizer(name: str) -> bool:
 
 
 def num_masked(masks: Mapping[str, Tensor]) -> int:
-    """Number of masked weights."""
-    return sum(int((~mask).sum()) for mask in masks.values())
+    """Number of masked weights of layers; channels mask norms as well."""
+    return sum(int((~mask).sum()) for mask in masks.values() if mask.ndim > 1)
 
 
 def num_zeros(model: nn.Module) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -10,7 +12,54 @@ from lightning.pytorch.trainer.connectors.data_connector import _request_dataloa
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
+from lightning_compress.callbacks.probe import TrainingProbe
+
 _ADVICE = "give example_inputs, or set the LightningModule's example_input_array."
+
+
+def probe_before_fit(
+    trainer: Trainer, pl_module: LightningModule, *, module: str, example_inputs: Any
+) -> tuple[TrainingProbe, bool]:
+    """A copy of the model to run in ``Callback.setup``, in eval mode, and whether its part has example inputs.
+
+    Without example inputs, those given or the module's own, what can be run is a training step.
+
+    Args:
+        trainer: The Trainer of the fit.
+        pl_module: The model.
+        module: Name of the deployable part.
+        example_inputs: What it is called with, or ``None``.
+
+    Raises:
+        ValueError: If there is nothing to run it on.
+    """
+    inputs = given_inputs(pl_module, example_inputs)
+    if inputs is None and not pl_module.automatic_optimization:
+        raise ValueError(
+            "With manual optimization a training step cannot be tried: give example_inputs, or set the "
+            "LightningModule's example_input_array."
+        )
+    batch = training_batch(trainer, pl_module) if inputs is None else None
+    inputs = trainer.precision_plugin.convert_input(inputs)
+    probe = TrainingProbe(trainer, pl_module, batch, 0, module=module, example_inputs=inputs)
+    trainer.precision_plugin.convert_module(probe.model.eval())  # as the strategy will do it with the model
+    return probe, inputs is not None
+
+
+def given_inputs(pl_module: LightningModule, example_inputs: Any) -> Any:
+    """The example inputs, those of the module if none are given."""
+    return example_inputs if example_inputs is not None else pl_module.example_input_array
+
+
+def containers(layers: Sequence[str]) -> list[str]:
+    """Names of the modules that have all the layers, the outermost (``""``) first.
+
+    >>> containers(["net.body.conv1", "net.body.conv2"])
+    ['', 'net', 'net.body']
+    """
+    levels = zip(*(layer.split(".")[:-1] for layer in layers), strict=False)
+    shared = [level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)]
+    return [".".join(shared[:depth]) for depth in range(len(shared) + 1)]
 
 
 def training_batch(trainer: Trainer, pl_module: LightningModule) -> Any:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import takewhile
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_compress.callbacks.example import training_batch
+from lightning_compress.callbacks.example import containers, given_inputs, probe_before_fit
 from lightning_compress.callbacks.probe import TrainingProbe
 from lightning_compress.quantization.plan import owners_of
 from lightning_compress.quantization.simulation import Attached, quantizers_of
@@ -37,16 +36,9 @@ class Look:
         Raises:
             ValueError: If the model cannot be run.
         """
-        given = self._given(pl_module) is not None
-        batch = None if given else training_batch(self._trainer, pl_module)
-        if not given and not pl_module.automatic_optimization:
-            raise ValueError(
-                "With manual optimization a training step cannot be tried: give example_inputs, or set the "
-                "LightningModule's example_input_array."
-            )
-        probe = self._probe(pl_module, batch, 0)
-        # As the strategy will do it with the model.
-        self._trainer.precision_plugin.convert_module(probe.model.eval())
+        probe, given = probe_before_fit(
+            self._trainer, pl_module, module=self._targets.module, example_inputs=self._example_inputs
+        )
         with torch.compiler.set_stance("force_eager"), recording(probe.model) as graph, torch.no_grad():
             try:
                 probe.run() if given else probe.loss()
@@ -73,9 +65,12 @@ class Look:
             batch_idx: Its index.
             part: One part in so many of it is looked at.
         """
-        if not pl_module.automatic_optimization and self._given(pl_module) is None:
+        given = given_inputs(pl_module, self._example_inputs)
+        if not pl_module.automatic_optimization and given is None:
             return
-        probe = self._probe(pl_module, batch, batch_idx)
+        inputs = self._trainer.precision_plugin.convert_input(given)
+        module = self._targets.module
+        probe = TrainingProbe(self._trainer, pl_module, batch, batch_idx, module=module, example_inputs=inputs)
         copies = list(quantizers_of(probe.model))
         for copy in copies:
             copy.quantizer.observing, copy.quantizer.quantizing = part, False
@@ -87,23 +82,10 @@ class Look:
             else:
                 attached.quantizer.seen = copy.quantizer.seen
 
-    def _given(self, pl_module: LightningModule) -> Any:
-        return self._example_inputs if self._example_inputs is not None else pl_module.example_input_array
-
-    def _probe(self, pl_module: LightningModule, batch: Any, batch_idx: int) -> TrainingProbe:
-        inputs = self._trainer.precision_plugin.convert_input(self._given(pl_module))
-        module = self._targets.module
-        return TrainingProbe(self._trainer, pl_module, batch, batch_idx, module=module, example_inputs=inputs)
-
 
 def _deployed(graph: Graph, module: str, layers: Sequence[str]) -> list[str]:
     """The modules that are deployed: the smallest that was called and has all targets, else those that have some."""
     if module:
         return [module]
-    levels = zip(*(layer.split(".")[:-1] for layer in layers), strict=False)
-    name = ".".join(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels))
-    while name and name not in graph.called:
-        name = name.rpartition(".")[0]
-    if name in graph.called:
-        return [name]
-    return sorted({layer.split(".")[0] for layer in layers})
+    called = [name for name in containers(layers) if name in graph.called]
+    return called[-1:] or sorted({layer.split(".")[0] for layer in layers})

@@ -6,24 +6,28 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import final
 
-from lightning_compress.callbacks.lightning import loss_scale
+from lightning_compress.callbacks.coupling import Coupling
+from lightning_compress.callbacks.lightning import loss_scale, refuse_strategy
 from lightning_compress.callbacks.masking import MaskCallback
 from lightning_compress.callbacks.probe import TrainingProbe
 from lightning_compress.callbacks.recalibration import check_loader, recalibrate_norms
 from lightning_compress.callbacks.rewinding import Snapshot
 from lightning_compress.callbacks.timing import check_time_fits, check_times_come, progress
 from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.mask import MaskConstraint
+from lightning_compress.pruning.channel_pruner import ChannelPruner
 from lightning_compress.pruning.distributions import Distribution, Uniform
 from lightning_compress.pruning.growth import Growth
-from lightning_compress.pruning.patterns import NM, Pattern, Unstructured
+from lightning_compress.pruning.patterns import NM, Channels, Pattern, Unstructured, WeightPattern
 from lightning_compress.pruning.pools import make_pools
-from lightning_compress.pruning.pruner import Pruner
+from lightning_compress.pruning.probe_scores import ProbeScore, probe_score
+from lightning_compress.pruning.pruner import Pruner, WeightPruner
 from lightning_compress.pruning.rewind import Rewind
-from lightning_compress.pruning.scores import Magnitude, ProbeScore, Score
+from lightning_compress.pruning.scores import Magnitude, Score
 from lightning_compress.schedules import Progress, Schedule
 from lightning_compress.targets import Targets
 
@@ -81,6 +85,9 @@ class Pruning(MaskCallback):
             raise ValueError("NM fixes the sparsity of every layer: leave distribution and growth out.")
         if scope not in ("global", "layer"):
             raise ValueError(f"scope={scope!r} is unknown: write 'global' or 'layer'.")
+        if isinstance(pattern, Channels):
+            whole = scope == "global" and not isinstance(sparsity, dict)
+            _check_channels(pattern, whole=whole, alone=distribution is None and growth is None)
         if growth is not None and rewind is not None:
             raise ValueError("growth and rewind exclude each other: weights that grow have no earlier value.")
         if recalibrate is not None and recalibrate < 1:
@@ -95,7 +102,8 @@ class Pruning(MaskCallback):
         self.rewind = rewind
         self.recalibrate = recalibrate
         self.example_inputs = example_inputs
-        self._pruner: Pruner | None = None
+        self._pruner: Pruner[Any] | None = None
+        self._coupling: Coupling | None = None
         self._tick = -1
         self._landed = False
         self._starting = False
@@ -110,26 +118,36 @@ class Pruning(MaskCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses early what cannot work."""
+        if stage == "fit" and isinstance(self.pattern, Channels):
+            refuse_strategy(trainer, "Pruning")
+            self._coupling = Coupling(trainer, pl_module, self.pattern, self.targets, self.example_inputs)
+            self._coupling.pools(pl_module, self.sparsity, each=self.scope == "layer")
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         for name, time in {**self._times, **({"to": self.rewind.to} if self.rewind else {})}.items():
             check_time_fits(trainer, name, time)
-        if not pl_module.automatic_optimization and (self.recalibrate or isinstance(self.score, ProbeScore)):
+        if not pl_module.automatic_optimization and (self.recalibrate or self._probe_score):
             option = "recalibrate" if self.recalibrate else type(self.score).__name__
             raise ValueError(
                 f"{option} runs training_step by itself, which manual optimization does not allow: "
                 "score with Magnitude, Taylor or Movement, and set recalibrate to None."
             )
 
+    def layers(self, model: nn.Module) -> list[Layer]:
+        """The selected weights, or all tensors that make the channels in question."""
+        return super().layers(model) if self._coupling is None else self._coupling.layers(model)
+
     def check(self, layers: Sequence[Layer]) -> None:
         """Refuses layers that do not fit the pattern or that would be emptied."""
-        misfits = self.pattern.misfits(layers)
-        if misfits:
-            raise ValueError(misfits)
-        make_pools(layers, self.sparsity, self.distribution, unit_size=self.pattern.unit_size)
+        if isinstance(self.pattern, WeightPattern):
+            misfits = self.pattern.misfits(layers)
+            if misfits:
+                raise ValueError(misfits)
+            make_pools(layers, self.sparsity, self.distribution, unit_size=self.pattern.unit_size)
         whole_only = {"recalibrate": self.recalibrate is not None, type(self.rewind).__name__: self.rewind is not None}
-        whole_only[type(self.score).__name__] = isinstance(self.score, ProbeScore)
+        whole_only[type(self.score).__name__] = self._probe_score is not None
+        whole_only[type(self.pattern).__name__] = isinstance(self.pattern, Channels)
         option = next((name for name, used in whole_only.items() if used), None)
         if option is not None and any(layer.group is not None for layer in layers):
             raise ValueError(f"{option} does not work on sharded weights: use DDP, or leave it out.")
@@ -139,8 +157,7 @@ class Pruning(MaskCallback):
         assert self.constraint is not None
         state = state or {}
         layers = self.constraint.layers
-        pools = make_pools(layers, self.sparsity, self.distribution, unit_size=self.pattern.unit_size)
-        self._pruner = Pruner(self.constraint, pools, pattern=self.pattern, score=self.score, growth=self.growth)
+        self._pruner = self._make_pruner(trainer.lightning_module, self.constraint)
         self.steps, self._tick, self._landed = state.get("steps", 0), state.get("tick", -1), state.get("landed", False)
         if "constraint" in state:
             self.constraint.load_state_dict(state["constraint"])
@@ -171,9 +188,9 @@ class Pruning(MaskCallback):
         self._batch = (batch, batch_idx)
         if self._starting:
             self._starting = False
-            if isinstance(self.score, ProbeScore):
+            if self._pruner is not None and self._pruner.probe_score is not None:
                 assert self.constraint is not None
-                self.score.check(self._probe(trainer), [layer.name for layer in self.constraint.layers])
+                self._pruner.probe_score.check(self._probe(trainer), [layer.name for layer in self.constraint.layers])
             if self._tick < 0:
                 self._advance(trainer, progress(trainer, self.steps, in_step=False, in_batch=False))
 
@@ -216,6 +233,10 @@ class Pruning(MaskCallback):
     def __getstate__(self) -> dict[str, Any]:
         """What a copy needs, without what belongs to the fit."""
         return {**super().__getstate__(), **_outside_fits()}
+
+    @property
+    def _probe_score(self) -> ProbeScore | None:
+        return probe_score(self.score, channels=isinstance(self.pattern, Channels))
 
     @property
     def _times(self) -> dict[str, int | float | str]:
@@ -266,6 +287,16 @@ class Pruning(MaskCallback):
         if self.recalibrate is not None:
             recalibrate_norms(trainer, self._probe(trainer), num_batches=self.recalibrate, seed=self.steps)
 
+    def _make_pruner(self, model: nn.Module, constraint: MaskConstraint) -> Pruner[Any]:
+        layers, pattern, score = constraint.layers, self.pattern, self.score
+        if isinstance(pattern, WeightPattern):
+            pools = make_pools(layers, self.sparsity, self.distribution, unit_size=pattern.unit_size)
+            return WeightPruner(constraint, pools, score, pattern=pattern, growth=self.growth)
+        assert isinstance(pattern, Channels)
+        assert self._coupling is not None
+        channels = self._coupling.pools(model, self.sparsity, each=self.scope == "layer")
+        return ChannelPruner(constraint, channels, score, round_to=pattern.round_to)
+
     def _probe(self, trainer: Trainer) -> TrainingProbe:
         assert self._batch is not None, "updates happen inside a training batch"
         batch, batch_idx = self._batch
@@ -281,7 +312,14 @@ class Pruning(MaskCallback):
 
 def _outside_fits() -> dict[str, Any]:
     """Attributes that hold on to the model or to a batch, as they are outside of fits."""
-    return {"_pruner": None, "_snapshot": None, "_batch": None, "_gradients": {}}
+    return {"_pruner": None, "_coupling": None, "_snapshot": None, "_batch": None, "_gradients": {}}
+
+
+def _check_channels(pattern: Channels, *, whole: bool, alone: bool) -> None:
+    if not alone:
+        raise ValueError("Channels are ranked all together, or by scope='layer': leave distribution and growth out.")
+    if pattern.of != "channels" and not whole:
+        raise ValueError(f"Channels(of={pattern.of!r}) counts the whole network: give one sparsity and scope='global'.")
 
 
 def _check_sparsity(sparsity: float, pattern: Pattern) -> None:

@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -18,8 +18,15 @@ from lightning_compress.functional.select import keep_highest
 from lightning_compress.targets import shorten
 
 
-class Pattern(ABC):
+class Pattern:
     """The shape of the zeros."""
+
+    def check_sparsity(self, sparsity: float) -> None:
+        """Refuses a final sparsity the pattern cannot have, with a ``ValueError``."""
+
+
+class WeightPattern(Pattern, ABC):
+    """Zeros of each layer's weight by itself."""
 
     @abstractmethod
     def misfits(self, layers: Sequence[Layer]) -> str:
@@ -42,11 +49,8 @@ class Pattern(ABC):
         """Number of weights of the layer that go together."""
         return 1
 
-    def check_sparsity(self, sparsity: float) -> None:  # noqa: B027  (most patterns allow any)
-        """Refuses a final sparsity the pattern cannot have, with a ``ValueError``."""
 
-
-class _Units(Pattern):
+class _Units(WeightPattern):
     """Patterns whose units of equal size are ranked against each other by their mean score."""
 
     def choose(self, layers: Sequence[Layer], score: Callable[[Layer], Tensor], num_pruned: int) -> list[Tensor]:
@@ -128,58 +132,36 @@ class Block(_Units):
 
 
 @dataclass(frozen=True)
-class Channels(_Units):
-    """Whole output channels of a layer's weight.
+class Channels(Pattern):
+    """Whole channels, from all layers that they couple, so that :func:`lightning_compress.shrink` can remove them.
+
+    Where a channel goes, everything that makes it is zero: weights, biases, batch norms' scales and shifts, of all
+    layers that add to one stream. Of grouped convolutions the same channel of every group goes, of attention whole
+    heads, of the multi-layer perceptrons beside it hidden units. Layers are left whole whose channels cannot be removed
+    without changing what the network computes otherwise, and such that make its output. What depends on what is found
+    in runs of copies on the example inputs (DepGraph, Fang et al. 2023, arXiv:2301.12900).
 
     Args:
-        round_to: Keep a multiple of this many channels in every layer (as near below the target as that allows).
+        round_to: Keep a multiple of so many channels in each layer, where it has that many; 8 suits most hardware.
+        of: What the sparsity is a fraction of: the ``"channels"`` that can go, or the network's ``"parameters"``,
+            ``"macs"`` (of convolutions and linear layers) or ``"latency"``, measured where the model is trained.
 
     Raises:
-        ValueError: If ``round_to`` is below one.
+        ValueError: If ``round_to`` is below one, or ``of`` something else.
     """
 
     round_to: int = 1
+    of: Literal["channels", "parameters", "macs", "latency"] = "channels"
 
     def __post_init__(self) -> None:
         if self.round_to < 1:
             raise ValueError(f"Channels(round_to={self.round_to}) must be at least 1.")
-
-    @override
-    def misfits(self, layers: Sequence[Layer]) -> str:
-        names = [layer.name for layer in layers if layer.group is not None and _output_dim(layer) != 0]
-        return _advice(names, "is sharded across its output channels' dimension")
-
-    @override
-    def choose(self, layers: Sequence[Layer], score: Callable[[Layer], Tensor], num_pruned: int) -> list[Tensor]:
-        masks = super().choose(layers, score, num_pruned)
-        if self.round_to == 1:
-            return masks
-        return [self._rounded(layer, score(layer), mask) for layer, mask in zip(layers, masks, strict=True)]
-
-    def _rounded(self, layer: Layer, scores: Tensor, mask: Tensor) -> Tensor:
-        """The mask with the best of the pruned channels back, up to the next multiple."""
-        kept = int(mask.sum()) // self.unit_size(layer)
-        channels = layer.shape[_output_dim(layer)]
-        wanted = min(-(-kept // self.round_to) * self.round_to, channels)
-        best = self._mean(scores, layer).argsort(descending=True, stable=True)[:wanted]
-        return self._spread(
-            torch.zeros(channels, dtype=torch.bool, device=mask.device).index_fill_(0, best, True), layer
-        )
-
-    @override
-    def unit_size(self, layer: Layer) -> int:
-        return layer.shape.numel() // layer.shape[_output_dim(layer)]
-
-    def _mean(self, scores: Tensor, layer: Layer) -> Tensor:
-        return scores.movedim(_output_dim(layer), 0).flatten(1).mean(dim=1)
-
-    def _spread(self, keep: Tensor, layer: Layer) -> Tensor:
-        weight, dim = layer.weight, _output_dim(layer)
-        return keep.view([-1 if d == dim else 1 for d in range(weight.ndim)]).expand_as(weight).contiguous()
+        if self.of not in ("channels", "parameters", "macs", "latency"):
+            raise ValueError(f"Channels(of={self.of!r}) must be 'channels', 'parameters', 'macs' or 'latency'.")
 
 
 @dataclass(frozen=True)
-class NM(Pattern):
+class NM(WeightPattern):
     """At most ``n`` nonzero of every ``m`` consecutive weights along the input dimension; 2:4 is the case that matters.
 
     The sparsity of every layer is that of the pattern, ``1 - n / m``; on the way there whole steps of ``1 / m`` are
@@ -222,10 +204,6 @@ class NM(Pattern):
         sparsity = num_pruned / sum(layer.shape.numel() for layer in layers)
         kept = self.m - math.floor(sparsity * self.m + 1e-6)
         return [keep_n_of_m(score(layer), n=max(kept, self.n), m=self.m, dim=layer.input_dim) for layer in layers]
-
-
-def _output_dim(layer: Layer) -> int:
-    return 1 - layer.input_dim
 
 
 def _advice(names: list[str], what: str) -> str:

@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.pruning.growth import Growth
-from lightning_compress.pruning.patterns import Pattern
+from lightning_compress.pruning.patterns import WeightPattern
 from lightning_compress.pruning.pools import Pool
-from lightning_compress.pruning.scores import GradientScore, Probe, ProbeScore, Score
+from lightning_compress.pruning.probe_scores import Probe, ProbeScore, probe_score
+from lightning_compress.pruning.scores import GradientScore, Score
 
 
-class Pruner:
-    """Masks for the layers of a constraint, pool by pool.
+class Ranked(Protocol):
+    """What is ranked together."""
+
+    @property
+    def sparsity(self) -> float:
+        """The final sparsity."""
+
+
+P = TypeVar("P", bound=Ranked)
+
+
+class Pruner(ABC, Generic[P]):
+    """Finds new masks, and gathers what its score is to know for that.
 
     Args:
         constraint: Holds the masks and the layers.
-        pools: Layers that are ranked together, and their targets.
-        pattern: Shape of the zeros.
-        score: What ranks the weights.
-        growth: What grows back, if anything.
+        pools: What is ranked together, and the final sparsities.
+        score: What ranks it.
+        probe_score: The same, if it needs passes of its own for that.
     """
 
     def __init__(
-        self,
-        constraint: MaskConstraint,
-        pools: Sequence[Pool],
-        *,
-        pattern: Pattern,
-        score: Score,
-        growth: Growth | None = None,
+        self, constraint: MaskConstraint, pools: Sequence[P], score: Score, probe_score: ProbeScore | None
     ) -> None:
         self.constraint = constraint
         self.pools = list(pools)
-        self.pattern = pattern
         self.score = score
-        self.growth = growth
+        self.probe_score = probe_score
         self.evidence: dict[str, Tensor] = {}
         self._pending: dict[str, Tensor] = {}
 
@@ -82,46 +89,85 @@ class Pruner:
             exchange: Fraction of the schedule that is done, if weights are to be dropped and grown.
             gradients: Dense gradients, for growth that needs them.
         """
-        due = [round(pool.num_weights * sparsity(pool.sparsity)) for pool in self.pools]
-        if exchange is not None and self.growth is not None:
+        due = [sparsity(pool.sparsity) for pool in self.pools]
+        if exchange is not None:
             self._exchange(due, exchange, gradients or {}, step)
-        elif isinstance(self.score, ProbeScore):
+        elif self.probe_score is not None:
             assert probe is not None
-            self._probe(self.score, due, probe(), step)
+            self._probe(self.probe_score, due, probe(), step)
         else:
             self._prune(due, step)
         if isinstance(self.score, GradientScore) and self.score.restarts:
             self.evidence = {}
 
-    def _prune(self, due: Sequence[int], step: int) -> None:
-        def importance(i: int) -> Tensor:
-            layer = self.constraint.layers[i]
-            scores = self.score.importance(layer, self.evidence.get(layer.name), step)
-            return scores if self.constraint.is_dense else scores.masked_fill_(self.constraint.zeros[i], -torch.inf)
-
-        chosen = self._choose(due, importance)
-        # What is pruned stays so, also where a lower sparsity is due than the masks have.
-        self.constraint.replace(
-            [new.logical_and_(~old) for new, old in zip(chosen, self.constraint.zeros, strict=True)]
-        )
-
-    def _probe(self, score: ProbeScore, due: Sequence[int], probe: Probe, step: int) -> None:
+    def _probe(self, score: ProbeScore, due: Sequence[float], probe: Probe, step: int) -> None:
         names = [layer.name for layer in self.constraint.layers]
-        before = [self._num_masked(pool) for pool in self.pools]
+        before = [self._masked(pool) for pool in self.pools]
         for done in range(1, score.rounds + 1):
             self.constraint.project_copy_(probe.model)
             with torch.enable_grad():
                 evidence = score.evidence(probe, names)
             self.evidence = dict(zip(names, evidence, strict=True))
-            part = done / score.rounds
-            self._prune([_exponential(*ends, part) for ends in zip(self.pools, before, due, strict=True)], step)
+            self._prune([_exponential(*ends, done / score.rounds) for ends in zip(before, due, strict=True)], step)
         self.evidence = {}
 
-    def _exchange(self, due: Sequence[int], done: float, gradients: Mapping[str, Tensor], step: int) -> None:
+    @abstractmethod
+    def _prune(self, due: Sequence[float], step: int) -> None:
+        """Masks the lowest, up to a sparsity of each pool."""
+
+    @abstractmethod
+    def _masked(self, pool: P) -> float:
+        """The sparsity that the masks give a pool."""
+
+    def _exchange(self, due: Sequence[float], done: float, gradients: Mapping[str, Tensor], step: int) -> None:
+        """Drops and grows weights."""
+        raise AssertionError("only weights grow back")
+
+
+class WeightPruner(Pruner[Pool]):
+    """Masks for the layers of a constraint, pool by pool.
+
+    Args:
+        constraint: Holds the masks and the layers.
+        pools: Layers that are ranked together, and their targets.
+        score: What ranks the weights.
+        pattern: Shape of the zeros.
+        growth: What grows back, if anything.
+    """
+
+    def __init__(
+        self,
+        constraint: MaskConstraint,
+        pools: Sequence[Pool],
+        score: Score,
+        *,
+        pattern: WeightPattern,
+        growth: Growth | None = None,
+    ) -> None:
+        super().__init__(constraint, pools, score, probe_score(score, channels=False))
+        self.pattern = pattern
+        self.growth = growth
+
+    @override
+    def _prune(self, due: Sequence[float], step: int) -> None:
+        def importance(i: int) -> Tensor:
+            layer = self.constraint.layers[i]
+            scores = self.score.importance(layer, self.evidence.get(layer.name), step)
+            return scores if self.constraint.is_dense else scores.masked_fill_(self.constraint.zeros[i], -torch.inf)
+
+        chosen = self._choose(self._numbers(due), importance)
+        # What is pruned stays so, also where a lower sparsity is due than the masks have.
+        self.constraint.replace(
+            [new.logical_and_(~old) for new, old in zip(chosen, self.constraint.zeros, strict=True)]
+        )
+
+    @override
+    def _exchange(self, due: Sequence[float], done: float, gradients: Mapping[str, Tensor], step: int) -> None:
         growth = self.growth
         assert growth is not None
         dead = self.constraint.zeros
         layers = self.constraint.layers
+        pruned = self._numbers(due)
 
         def magnitude(i: int) -> Tensor:
             return layers[i].weight.abs().float().masked_fill_(dead[i], -torch.inf)
@@ -130,10 +176,10 @@ class Pruner:
             ranked = growth.priority(layers[i], gradients.get(layers[i].name), step)
             return ranked.masked_fill_(live[i], torch.inf)
 
-        extra = [growth.exchanged(pool.num_weights - num, done) for pool, num in zip(self.pools, due, strict=True)]
-        live = self._choose([num + more for num, more in zip(due, extra, strict=True)], magnitude)
+        extra = [growth.exchanged(pool.num_weights - num, done) for pool, num in zip(self.pools, pruned, strict=True)]
+        live = self._choose([num + more for num, more in zip(pruned, extra, strict=True)], magnitude)
         live = [new.logical_and_(~old) for new, old in zip(live, dead, strict=True)]
-        grown = self._choose(due, priority)
+        grown = self._choose(pruned, priority)
         # Grown weights begin at zero, also those that were dropped just now.
         self.constraint.replace(live)
         self.constraint.replace(grown)
@@ -148,11 +194,16 @@ class Pruner:
             masks.update(zip(pool.layers, chosen, strict=True))
         return [masks[i] for i in range(len(layers))]
 
-    def _num_masked(self, pool: Pool) -> int:
-        return sum(int(self.constraint.layers[i].whole(self.constraint.zeros[i]).sum()) for i in pool.layers)
+    def _numbers(self, due: Sequence[float]) -> list[int]:
+        """Number of weights to prune in each pool."""
+        return [round(pool.num_weights * sparsity) for pool, sparsity in zip(self.pools, due, strict=True)]
+
+    @override
+    def _masked(self, pool: Pool) -> float:
+        layers, zeros = self.constraint.layers, self.constraint.zeros
+        return sum(int(layers[i].whole(zeros[i]).sum()) for i in pool.layers) / pool.num_weights
 
 
-def _exponential(pool: Pool, before: int, after: int, part: float) -> int:
-    """Number of weights to prune at a part of the way between two numbers, along an exponential curve of density."""
-    start, end = pool.num_weights - before, pool.num_weights - after
-    return pool.num_weights - round(start * (end / start) ** part)
+def _exponential(before: float, after: float, part: float) -> float:
+    """The sparsity at a part of the way between two, along an exponential curve of density."""
+    return after if part == 1 else 1 - (1 - before) * ((1 - after) / (1 - before)) ** part

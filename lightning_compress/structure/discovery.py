@@ -73,6 +73,7 @@ class Trial:
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.model = copy.deepcopy(model).cpu().to(_PRECISION).eval()
         self.args, self.kwargs = args, kwargs
+        _forget_hooks_(self.model)
         _randomize_(self.model)
         try:
             self._outputs(self.model)
@@ -123,6 +124,13 @@ def _is_close(output: Tensor, expected: Tensor) -> bool:
 
 def _prepared(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().to(_PRECISION if tensor.is_floating_point() else tensor.dtype)
+
+
+def _forget_hooks_(model: nn.Module) -> None:
+    """Takes off what observes modules or simulates numerics; it has no part in what depends on what."""
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._forward_hooks_always_called):
+            hooks.clear()
 
 
 @torch.no_grad()

@@ -31,8 +31,14 @@ def shrink(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, RemovalLog
         The smaller network, and the log with which the same is done to a fresh one before weights are loaded.
 
     Raises:
-        ValueError: If the network cannot be run on the example inputs.
+        ValueError: If the network cannot be run on the example inputs, or if it has quantizers, whose scales belong to
+            the channels that it has.
     """
+    quantizer = next((name for name, _ in model.named_buffers() if name.rpartition(".")[2].startswith("quant_")), None)
+    if quantizer is not None:
+        raise ValueError(
+            f"shrink: {quantizer!r} is of a quantizer: shrink first, then train or calibrate for integers."
+        )
     args, kwargs = _arguments(example_inputs)
     groups, _ = find_groups(model, args, kwargs)
     tensors = named_tensors(model)

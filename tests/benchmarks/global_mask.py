@@ -26,7 +26,7 @@ import lightning_compress as lc
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.pruning.pools import make_pools
-from lightning_compress.pruning.pruner import Pruner
+from lightning_compress.pruning.pruner import WeightPruner
 
 SPARSITY = 0.9
 
@@ -42,7 +42,7 @@ def ours(model: nn.Module) -> MaskConstraint:
     layers = [Layer(target.name, target.parameter) for target in lc.Targets().select(model)]
     constraint = MaskConstraint(layers)
     pools = make_pools(layers, SPARSITY)
-    Pruner(constraint, pools, pattern=lc.Unstructured(), score=lc.Magnitude()).update(lambda s: s, step=0)
+    WeightPruner(constraint, pools, lc.Magnitude(), pattern=lc.Unstructured()).update(lambda s: s, step=0)
     return constraint
 
 

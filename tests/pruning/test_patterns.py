@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_compress.constraints.layer import Layer
-from lightning_compress.pruning.patterns import NM, Block, Channels, Pattern, Unstructured
+from lightning_compress.pruning.patterns import NM, Block, Channels, Unstructured, WeightPattern
 
 
 def linear(values: list[list[float]], name: str = "fc.weight") -> Layer:
@@ -23,7 +23,7 @@ def magnitude(layer: Layer) -> Tensor:
     return layer.weight.abs()
 
 
-def choose(pattern: Pattern, layers: list[Layer], num_pruned: int) -> list[list]:
+def choose(pattern: WeightPattern, layers: list[Layer], num_pruned: int) -> list[list]:
     return [mask.int().tolist() for mask in pattern.choose(layers, magnitude, num_pruned)]
 
 
@@ -77,50 +77,14 @@ def test_block_needs_two_sides(shape: tuple[int, ...]) -> None:
         Block(shape)
 
 
-def test_channels_of_a_linear_layer_are_rows() -> None:
-    layer = linear([[1.0, 1.0], [0.0, 1.5], [3.0, 0.0]])
-    assert choose(Channels(), [layer], 2) == [[[1, 1], [0, 0], [1, 1]]]
-
-
-def test_channels_of_a_convolution() -> None:
-    layer = random_layer(4, 3, 2, 2)
-    (mask,) = Channels().choose([layer], magnitude, 24)
-    means = layer.weight.abs().mean(dim=(1, 2, 3))
-    assert mask.shape == layer.shape
-    assert mask.is_contiguous()
-    assert torch.equal(mask[:, 0, 0, 0], means >= means.sort().values[2])
-    assert (mask == mask[:, :1, :1, :1]).all()
-
-
-def test_output_channels_of_a_transposed_convolution_are_its_second_dimension() -> None:
-    layer = random_layer(3, 4, 2, 2, input_dim=0)
-    (mask,) = Channels().choose([layer], magnitude, 24)
-    means = layer.weight.abs().mean(dim=(0, 2, 3))
-    assert torch.equal(mask[0, :, 0, 0], means >= means.sort().values[2])
-    assert (mask == mask[:1, :, :1, :1]).all()
-
-
-def test_channels_of_layers_of_different_width_are_ranked_by_their_mean() -> None:
-    wide, narrow = linear([[1.0] * 8, [2.0] * 8]), linear([[1.5, 1.5], [1.9, 1.9]])
-    assert choose(Channels(), [wide, narrow], 10) == [[[0] * 8, [1] * 8], [[0, 0], [1, 1]]]
-
-
-@pytest.mark.parametrize(("round_to", "kept"), [(1, 3), (2, 4), (4, 4), (8, 8)])
-def test_channels_keep_a_multiple(round_to: int, kept: int) -> None:
-    layer = linear([[float(i)] * 2 for i in range(8)])
-    (mask,) = Channels(round_to=round_to).choose([layer], magnitude, 10)
-    assert mask[:, 0].tolist() == [i >= 8 - kept for i in range(8)]
-
-
-def test_channels_that_are_no_multiple_stay_whole() -> None:
-    layer = linear([[1.0], [2.0], [3.0]])
-    assert choose(Channels(round_to=2), [layer], 1) == [[[0], [1], [1]]]
-    assert choose(Channels(round_to=4), [layer], 1) == [[[1], [1], [1]]]
-
-
 def test_channels_need_a_multiple_of_at_least_one() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Channels(round_to=0)
+
+
+def test_channels_are_a_part_of_something_known() -> None:
+    with pytest.raises(ValueError, match="must be 'channels', 'parameters', 'macs' or 'latency'"):
+        Channels(of="flops")
 
 
 def test_two_of_four_along_the_input_dimension() -> None:
@@ -180,8 +144,8 @@ def test_input_dimensions_that_are_no_multiple_are_named() -> None:
     )
 
 
-@pytest.mark.parametrize("pattern", [Unstructured(), Block((2, 2)), Channels(), NM(2, 4)])
-def test_specifications_are_frozen_equal_and_hashable(pattern: Pattern) -> None:
+@pytest.mark.parametrize("pattern", [Unstructured(), Block((2, 2)), NM(2, 4)])
+def test_specifications_are_frozen_equal_and_hashable(pattern: WeightPattern) -> None:
     assert pattern == eval(repr(pattern))  # their repr is how users write them
     assert hash(pattern) == hash(eval(repr(pattern)))
     with pytest.raises(AttributeError):

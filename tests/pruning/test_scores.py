@@ -11,19 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.constraints.layer import Layer
-from lightning_compress.pruning.scores import (
-    LAMP,
-    SNIP,
-    BNScale,
-    GraSP,
-    Magnitude,
-    Movement,
-    ProbeScore,
-    Random,
-    Score,
-    SynFlow,
-    Taylor,
-)
+from lightning_compress.pruning.probe_scores import SNIP, BNScale, GraSP, ProbeScore, SynFlow
+from lightning_compress.pruning.scores import LAMP, Magnitude, Movement, Random, Score, Taylor
 
 
 class Probe:

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import lightning_compress as lc
+from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.mask import MaskConstraint
+from lightning_compress.pruning.channel_pruner import ChannelPool, ChannelPruner, least_left, multiple, rounded
+from lightning_compress.pruning.coupled import couple
+from lightning_compress.pruning.scores import Score
+from lightning_compress.structure.costs import Cost, NumChannels, TensorSizes, parameters
+from lightning_compress.structure.discovery import find_groups
+from lightning_compress.structure.groups import ChannelGroup, named_tensors
+from tests.structure.nets import SOUND, images, trained
+
+
+def make(
+    name: str, sparsity: float, score: Score = lc.Magnitude(), *, round_to: int = 1, counts_parameters: bool = False
+) -> tuple[nn.Module, list[ChannelGroup], ChannelPruner]:
+    net = trained(SOUND[name])
+    groups, _ = find_groups(net, (images(),), {})
+    tensors = dict(net.named_parameters())
+    names = dict.fromkeys(part.tensor for group in groups for part in group.makers)
+    layers = [Layer(name, tensors[name]) for name in names]
+    members = couple(groups, tensors, layers, "")
+    cost: Cost = TensorSizes(net, groups, parameters(net)) if counts_parameters else NumChannels(groups)
+    dense = cost.left({g: torch.zeros(g.num_channels, dtype=torch.bool) for g in groups})
+    pool = ChannelPool(tuple(members), sparsity, cost, dense)
+    return net, groups, ChannelPruner(MaskConstraint(layers), [pool], score, round_to=round_to)
+
+
+def numbers(net: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, int]:
+    return {group.name: int(group.dead(named_tensors(net)).sum()) for group in groups}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_half_of_the_channels(name: str) -> None:
+    net, groups, pruner = make(name, 0.5)
+    pruner.update(lambda sparsity: sparsity, step=0)
+    total = sum(group.num_channels for group in groups)
+    assert sum(numbers(net, groups).values()) == -(-total // 2)
+    assert all(num < group.num_channels for group, num in zip(groups, numbers(net, groups).values(), strict=True))
+    small, _ = lc.shrink(net, images())
+    torch.testing.assert_close(small(images(3)), net(images(3)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_as_few_as_it_takes_to_lose_a_part_of_the_parameters(name: str) -> None:
+    net, groups, pruner = make(name, 0.4, counts_parameters=True)
+    dense = sum(p.numel() for p in net.parameters())
+    pruner.update(lambda sparsity: sparsity, step=0)
+    small, _ = lc.shrink(net, images())
+    left = sum(p.numel() for p in small.parameters())
+    largest = max(sum(part.of(torch.arange(g.num_channels) == 0).numel() * 40 for part in g.slices) for g in groups)
+    assert 0.6 * dense - largest <= left <= 0.6 * dense
+
+
+def test_the_lowest_of_all_coupled_tensors_go_first() -> None:
+    net, groups, pruner = make("residual", 1 / 24)
+    stream = next(group for group in groups if group.num_channels == 8)
+    for part in (*stream.makers, *stream.readers):
+        named_tensors(net)[part.tensor].data.index_fill_(part.dim, part.of(torch.arange(8) == 3), 1e-3)
+    pruner.update(lambda sparsity: sparsity, step=0)
+    assert stream.dead(named_tensors(net)).tolist() == [channel == 3 for channel in range(8)]
+    assert sum(numbers(net, groups).values()) == 1
+
+
+def test_readers_count_with_makers() -> None:
+    net, groups, pruner = make("concatenated", 1 / 10)
+    for part in next(group for group in groups if group.name == "right").readers:
+        named_tensors(net)[part.tensor].data[:, part.of(torch.arange(6) == 2)] = 0.0
+    pruner.update(lambda sparsity: sparsity, step=0)
+    assert numbers(net, groups) == {"left": 0, "right": 1}
+
+
+@pytest.mark.parametrize("score", [lc.Magnitude(2), lc.LAMP(), lc.FPGM(), lc.Random()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("name", SOUND)
+def test_every_score_ranks_every_network(name: str, score: Score) -> None:
+    net, groups, pruner = make(name, 0.5, score)
+    pruner.update(lambda sparsity: sparsity, step=0)
+    assert sum(numbers(net, groups).values()) == -(-sum(group.num_channels for group in groups) // 2)
+
+
+def test_filters_near_the_others_go_first() -> None:
+    net, groups, pruner = make("flattened", 0.0, lc.FPGM())
+    conv = next(group for group in groups if group.name == "conv")
+    weight = named_tensors(net)["conv.weight"].data
+    weight[0], weight[1], weight[2], weight[3] = 5.0, 5.1, 5.2, 0.1
+    (coupled,) = [member for member in pruner.pools[0].members if member.group is conv]
+    scores = lc.FPGM().of_channels(coupled, {}, 0)
+    assert scores.argmax() == 3, "unlike all others, small as it is"
+
+
+def test_scales_of_norms() -> None:
+    net, _, pruner = make("residual", 0.0)
+    stream = next(member for member in pruner.pools[0].members if member.group.num_channels == 8)
+    scales = torch.stack([net.blocks[i].norm2.weight.detach() for i in (0, 1)]).mean(dim=0)
+    torch.testing.assert_close(lc.BNScale().of_channels(stream, {}, 0), scales.double())
+    _, _, other = make("squeeze", 0.0)
+    with pytest.raises(ValueError, match="no batch norm scales the channels of"):
+        lc.BNScale().of_channels(other.pools[0].members[0], {}, 0)
+
+
+@given(
+    parts=st.lists(st.floats(0, 1), min_size=1, max_size=5),
+    name=st.sampled_from(["residual", "grouped", "ghost", "concatenated"]),
+    round_to=st.sampled_from([1, 2, 4]),
+)
+@settings(max_examples=40, deadline=None)
+def test_what_is_gone_stays_gone(parts: list[float], name: str, round_to: int) -> None:
+    net, groups, pruner = make(name, 0.6, lc.Random(), round_to=round_to)
+    before = {group: torch.zeros(group.num_channels, dtype=torch.bool) for group in groups}
+    for step, part in enumerate(parts):
+        pruner.update(lambda sparsity, part=part: sparsity * part, step=step)
+        for group in groups:
+            dead = group.dead(named_tensors(net))
+            assert bool((dead | ~before[group]).all())
+            assert not bool(dead.all())
+            kept = group.num_channels - int(dead.sum())
+            assert kept % multiple(group, round_to) == 0 or kept == group.num_channels
+            before[group] = dead
+
+
+def test_a_multiple_of_what_layers_have() -> None:
+    heads = find_groups(trained(SOUND["transformer"]), (images(),), {})[0]
+    attention = next(group for group in heads if group.name == "blocks.0.attn")
+    assert multiple(attention, 8) == 2  # a head is 12 rows of qkv
+    grouped = find_groups(trained(SOUND["grouped"]), (images(),), {})[0]
+    assert [multiple(group, 6) for group in grouped] == [2, 2]  # three channels of each layer
+
+
+@pytest.mark.parametrize(("step", "kept"), [(1, 3), (2, 4), (4, 4), (8, 8), (16, 8)])
+def test_rounded_up(step: int, kept: int) -> None:
+    chosen = torch.arange(8) < 5
+    assert rounded(chosen, torch.arange(8.0), step).tolist() == [i < 8 - kept for i in range(8)]
+
+
+def test_the_least_that_can_be_left() -> None:
+    _, groups, _ = make("residual", 0.0)
+    assert least_left(groups, NumChannels(groups), 1) == 3
+    assert least_left(groups, NumChannels(groups), 4) == 12
