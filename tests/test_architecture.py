@@ -22,7 +22,7 @@ MODULES = {
 
 # Lower layers first. A part may import itself and those in layers before its own, not those beside it.
 LAYERS = [
-    ("files", "functional", "plain", "schedules", "targets"),
+    ("calls", "files", "functional", "plain", "schedules", "targets"),
     ("constraints", "packing", "structure"),
     ("clustering", "distillation", "pruning", "quantization"),
     ("networks", "reporting"),
@@ -32,8 +32,8 @@ LAYERS = [
     ("cli",),
 ]
 TORCH_ONLY = (
-    "clustering", "constraints", "distillation", "files", "functional", "packing", "plain", "pruning", "quantization",
-    "schedules", "structure", "targets",
+    "calls", "clustering", "constraints", "distillation", "files", "functional", "packing", "plain", "pruning",
+    "quantization", "schedules", "structure", "targets",
 )  # fmt: skip
 
 

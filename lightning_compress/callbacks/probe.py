@@ -12,6 +12,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
+from lightning_compress.calls import as_arguments
+
 
 class TrainingProbe:
     """Runs the training step of a deep copy on a batch: modes, buffers, metrics, logs and RNG of the original stay.
@@ -67,10 +69,7 @@ class TrainingProbe:
             self._seen = self._seen_inputs()
         if self._seen is not None:
             return self._seen
-        given = self._trainer.strategy.batch_to_device(self._example_inputs)
-        if isinstance(given, dict):
-            return (), given
-        return (tuple(given) if isinstance(given, (tuple, list)) else (given,)), {}
+        return as_arguments(self._trainer.strategy.batch_to_device(self._example_inputs))
 
     def reduce(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Means over ranks, of tensors that every rank has whole."""

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from lightning_compress.export.inputs import Arguments, dynamic_batch_shapes
+from lightning_compress.calls import Arguments
+from lightning_compress.export.inputs import dynamic_batch_shapes
 from lightning_compress.export.plain import finalize
 from lightning_compress.quantization.dialect import Dialect
 from lightning_compress.quantization.lowering import Lowered, lower

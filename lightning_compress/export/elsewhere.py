@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lightning_compress.export.inputs import Arguments
+from lightning_compress.calls import Arguments
 
 
 def run_elsewhere(code: str, path: Path, inputs: Arguments) -> Any:

@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
+from lightning_compress.calls import Arguments, as_arguments
 from lightning_compress.export.capture import captured, exporting, lowered_or_float
 from lightning_compress.export.elsewhere import run_elsewhere
-from lightning_compress.export.inputs import Arguments
 from lightning_compress.export.outputs import agreement, difference, outputs_of_model
 from lightning_compress.export.parity import Cut
 from lightning_compress.export.requirements import require
 from lightning_compress.files import written
-from lightning_compress.quantization.calibration import as_arguments
 from lightning_compress.quantization.dialect import Bias, Grid, Weight
 from lightning_compress.quantization.lowering import Lowered
 from lightning_compress.quantization.placement import PASSING

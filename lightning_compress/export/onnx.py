@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.calls import Arguments, as_arguments
 from lightning_compress.export.capture import captured, exporting, lowered_or_float
-from lightning_compress.export.inputs import Arguments, batched
+from lightning_compress.export.inputs import batched
 from lightning_compress.export.ort import Integers, Parity, check_integers, check_layers, latency, outputs_of
 from lightning_compress.export.outputs import difference, names_of_outputs, outputs_of_model
 from lightning_compress.export.requirements import require
 from lightning_compress.files import written
-from lightning_compress.quantization.calibration import as_arguments
 from lightning_compress.quantization.dialect import Bias, Grid, Weight
 from lightning_compress.quantization.recording import record
 from lightning_compress.quantization.simulation import is_quantized, with_weight_bits

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_compress.export.inputs import Arguments
+from lightning_compress.calls import Arguments
 from lightning_compress.export.outputs import median_seconds, tensors
 from lightning_compress.export.parity import checked, steps_apart
 from lightning_compress.quantization.dialect import Grid

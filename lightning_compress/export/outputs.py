@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lightning_compress.export.inputs import Arguments
+from lightning_compress.calls import Arguments
 from lightning_compress.export.plain import finalize
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.export.inputs import Arguments
+from lightning_compress.calls import Arguments
 from lightning_compress.quantization.dialect import Bias, Dialect, Grid, Weight
 from lightning_compress.quantization.lowering import lower
 from lightning_compress.quantization.recording import record

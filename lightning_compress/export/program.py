@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from lightning_compress.calls import Arguments, as_arguments
 from lightning_compress.export.capture import captured, exporting, lowered_or_float
 from lightning_compress.export.elsewhere import run_elsewhere
-from lightning_compress.export.inputs import Arguments, batched
+from lightning_compress.export.inputs import batched
 from lightning_compress.export.outputs import difference, median_seconds, one_thread, outputs_of_model
 from lightning_compress.export.parity import Cut
 from lightning_compress.files import written
-from lightning_compress.quantization.calibration import as_arguments
 from lightning_compress.quantization.dialect import Bias, Grid, Weight
 from lightning_compress.quantization.lowering import Lowered
 from lightning_compress.quantization.simulation import is_quantized

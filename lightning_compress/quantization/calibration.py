@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.calls import as_arguments
 from lightning_compress.functional.histograms import widened
 from lightning_compress.quantization.integers import Int
 from lightning_compress.quantization.observers import Seen
@@ -86,23 +87,6 @@ def call(model: nn.Module, inputs: Any) -> Any:
     """Calls a model with a tensor, a tuple of positional or a dict of keyword arguments."""
     args, kwargs = as_arguments(inputs)
     return model(*args, **kwargs)
-
-
-def as_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of a tensor, a tuple, a dict, or a pair of a tuple and a dict.
-
-    >>> as_arguments({"x": 1})
-    ((), {'x': 1})
-    """
-    match inputs:
-        case dict():
-            return (), inputs
-        case (tuple() as args, dict() as kwargs):
-            return args, kwargs
-        case tuple() | list():
-            return tuple(inputs), {}
-        case _:
-            return (inputs,), {}
 
 
 def update(found: Sequence[Attached], largest: Reduce | None = None, total: Reduce | None = None) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.calls import as_arguments
 from lightning_compress.structure.cutting import remove_
 from lightning_compress.structure.discovery import find_groups
 from lightning_compress.structure.groups import named_tensors
@@ -39,19 +39,13 @@ def shrink(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, RemovalLog
         raise ValueError(
             f"shrink: {quantizer!r} is of a quantizer: shrink first, then train or calibrate for integers."
         )
-    args, kwargs = _arguments(example_inputs)
+    args, kwargs = as_arguments(example_inputs)
     groups, _ = find_groups(model, args, kwargs)
     tensors = named_tensors(model)
     small = copy.deepcopy(model)
     log = remove_(small, {group: _all_but_one(group.dead(tensors)) for group in groups})
     log.remember(model.named_parameters())
     return small, log
-
-
-def _arguments(example_inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    if isinstance(example_inputs, Mapping):
-        return (), example_inputs
-    return (tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else (example_inputs,)), {}
 
 
 def _all_but_one(dead: Tensor) -> Tensor:

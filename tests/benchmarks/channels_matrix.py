@@ -106,7 +106,9 @@ def row(name: str, ratio: float, size: int) -> str:
         torch.save((images, net(images).detach()), Path(folder) / "expected.pt")
         subprocess.run([sys.executable, "-W", "ignore", "-c", RELOAD, folder, name], check=True)
     after = macs(net, images[:1]), sum(p.numel() for p in net.parameters())
-    reasons = {reason.partition(", and a ")[2].partition(" sees")[0] or "untraceable stream" for reason in whole.values()}
+    reasons = {
+        reason.partition(", and a ")[2].partition(" sees")[0] or "untraceable stream" for reason in whole.values()
+    }
     return (
         f"| {name} | {ratio:g} | {len(groups)} | {sum(g.num_channels for g in groups):,} | {after[0] / before[0]:.2f} "
         f"| {after[1] / before[1]:.2f} | {worst:.0e} | {file.difference:.0e} | {', '.join(sorted(reasons)) or 'none'} |"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import lightning_compress as lc
-from lightning_compress.quantization.calibration import as_arguments
+from lightning_compress.calls import as_arguments
 from lightning_compress.quantization.simulation import is_quantized, quantizers_of
 from tests.cases import assert_same, scales_of
 from tests.quantization.nets import Residual
