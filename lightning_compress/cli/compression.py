@@ -89,6 +89,12 @@ class CompressionCLI(LightningCLI):
             default=None,
             help="Recipe of the teacher of a DistillationModule, which 'run' runs first if model.teacher names none.",
         )
+        parser.add_argument(
+            "--after",
+            type=str | None,
+            default=None,
+            help="Recipe whose network 'run' begins with, which it runs first, or the directory of a finished run.",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses; unlike LightningCLI's does not warn that a command of ours has handed its arguments on."""

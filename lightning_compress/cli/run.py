@@ -20,6 +20,7 @@ from lightning_compress.cli.compression import TECHNIQUES, CompressionCLI
 from lightning_compress.cli.directory import write_new
 from lightning_compress.cli.errors import fail
 from lightning_compress.cli.recipes import find, title
+from lightning_compress.cli.start import NETWORK, REMOVAL, Start, remove_channels_
 from lightning_compress.export.requirements import require
 
 Metrics = dict[str, float]
@@ -41,6 +42,7 @@ def run(arguments: Sequence[str]) -> None:
     recipe = find(arguments[0])
     cli = RunCLI(args=[f"--config={recipe}", *arguments[1:]], run=False, run_name=title(recipe))
     compressed = cli.fit_and_test()
+    smaller = cli.shrink()
     report = lc.report(cli.model)
     packed = cli.pack()
     files = cli.export()
@@ -48,7 +50,7 @@ def run(arguments: Sequence[str]) -> None:
     if cli.trainer.is_global_zero:
         distilled = isinstance(cli.model, lc.DistillationModule)
         alone, made = ("alone", "distilled") if distilled else ("dense", "compressed")
-        columns = {"teacher": cli.teacher, alone: baseline, made: compressed}
+        columns = {"teacher": cli.teacher, alone: baseline, **cli.earlier, made: compressed, "smaller": smaller}
         _conclude(cli.directory, report, Comparison(columns, made, alone, files), packed)
 
 
@@ -58,6 +60,10 @@ class RunCLI(CompressionCLI):
     inputs: Sequence[Any] = ()
     teacher: Mapping[str, float] = {}
     """Test metrics of the teacher, if it was trained in this run."""
+    earlier: Mapping[str, Metrics] = {}
+    """Test metrics of the runs that came before this one, by their recipes."""
+    start: Start | None = None
+    part: str = ""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the arguments of ``Trainer.fit``, so that a configuration written by ``fit`` can be run."""
@@ -71,7 +77,28 @@ class RunCLI(CompressionCLI):
         if self.config.get("quantization"):
             require("onnx", "onnxruntime", "onnxscript")
 
+    def instantiate_classes(self) -> None:
+        """Builds the objects, and begins with another run's network where the recipe says so."""
+        super().instantiate_classes()
+        if self.start is not None:
+            self.part = self.start.into(self.model)
+
     def complete(self, config: Namespace) -> None:
+        """Makes what the run begins with: the network of a run before, the teacher."""
+        if config.after:
+            self.start = self._start(config.after)
+        self._complete_teacher(config)
+
+    def _start(self, after: str) -> Start:
+        if Path(after).is_dir():
+            return Start(Path(after))
+        run = EarlierRun(self, after)
+        self.earlier = run.make()
+        # This run begins as it does after one that was finished before.
+        self._set_seed()
+        return Start(run.directory)
+
+    def _complete_teacher(self, config: Namespace) -> None:
         """Trains the teacher where a recipe says how and nothing says who it is."""
         arguments = config.model.get("init_args") or Namespace()
         if not config.teacher or arguments.get("teacher") is not None:
@@ -120,13 +147,30 @@ class RunCLI(CompressionCLI):
     def deployable(self) -> str:
         """Name of the part of the model that is deployed: what the techniques' targets say."""
         techniques = (self.config_init.get(key) for key in reversed(TECHNIQUES))
-        return next((t.targets.module for t in techniques if getattr(t, "targets", None)), "")
+        named = (t.targets.module for t in techniques if getattr(t, "targets", None))
+        return next((module for module in named if module), self.part)
+
+    def shrink(self) -> Metrics:
+        """Removes channels that were pruned, and tests what is left."""
+        pattern = getattr(self.config_init.get("pruning"), "pattern", None)
+        quantized = self.config_init.get("quantization") is not None
+        log = lc.RemovalLog()
+        if isinstance(pattern, lc.Channels) and not quantized and self.inputs:
+            with self.refusals():
+                log = remove_channels_(self.model.get_submodule(self.deployable), self.inputs[0])
+        if not self.trainer.is_global_zero:
+            return {}
+        whole = log if self.start is None else self.start.log.then(log)
+        if whole.cuts:
+            whole.save(self.directory / REMOVAL)
+        return self._tested(_plain_trainer(), self.model) if log.cuts else {}
 
     def pack(self) -> lc.PackedFile | None:
         """Writes a compressed model's weights as ``model.packed``."""
-        if not any(self.config_init.get(key) for key in TECHNIQUES) or not self.trainer.is_global_zero:
+        made = self.start is not None or any(self.config_init.get(key) for key in TECHNIQUES)
+        if not made or not self.trainer.is_global_zero:
             return None
-        return lc.save_packed(lc.finalize(self.model, module=self.deployable).cpu(), self.directory / "model.packed")
+        return lc.save_packed(lc.finalize(self.model, module=self.deployable).cpu(), self.directory / NETWORK)
 
     def export(self) -> Files | None:
         """Writes a quantized model as files, and tests the file with integers in the model's place."""
@@ -135,9 +179,7 @@ class RunCLI(CompressionCLI):
         with self.refusals():
             integers, floats = write_files(self.model, self.deployable, self.inputs[0], self.directory)
             file = in_place_of(self.model, self.deployable, integers, self.inputs[0])
-            # Without the techniques, which would look for layers in it.
-            plain = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
-            return Files(integers, floats, self._tested(plain, file))
+            return Files(integers, floats, self._tested(_plain_trainer(), file))
 
     def _tested(self, trainer: Trainer, model: LightningModule, ckpt_path: str | None = None) -> Metrics:
         if not is_overridden("test_step", model):
@@ -197,6 +239,26 @@ class TeacherRun(SideRun):
         return path
 
 
+class EarlierRun(SideRun):
+    """The run of the recipe whose network the main run begins with.
+
+    Args:
+        main: That run.
+        recipe: Path or name of the recipe.
+    """
+
+    def __init__(self, main: RunCLI, recipe: str) -> None:
+        self.recipe = title(find(recipe))
+        super().__init__(main, "before", [f"--config={find(recipe)}"])
+
+    def make(self) -> dict[str, Metrics]:
+        """Fits, tests and packs; test metrics of this run and those before it, by their recipes."""
+        fitted = self.fit_and_test()
+        smaller = self.shrink()
+        self.pack()
+        return {**self.earlier, self.recipe: smaller or fitted}
+
+
 class Baseline(SideRun):
     """The same run without techniques, and without a teacher.
 
@@ -208,7 +270,7 @@ class Baseline(SideRun):
         config = main.config.clone()
         self.what = config.baseline
         config.pop("config", None)
-        for key in (*TECHNIQUES, "ckpt_path", "teacher"):
+        for key in (*TECHNIQUES, "ckpt_path", "teacher", "after"):
             config[key] = None
         config["baseline"] = "skip"
         super().__init__(main, "baseline", config)
@@ -228,6 +290,11 @@ def _best(trainer: Trainer) -> str | None:
     """The best model that a monitored checkpoint has kept; without one, the model as it is counts."""
     kept = (c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor)
     return next((path for path in kept if path), None)
+
+
+def _plain_trainer() -> Trainer:
+    """A Trainer for what is made of a model, without techniques, which would look for layers in it."""
+    return Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
 
 
 def _finish(trainer: Trainer) -> None:

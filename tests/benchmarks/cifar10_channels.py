@@ -2,7 +2,7 @@
 
     python tests/benchmarks/cifar10_channels.py --root DATA --weights cifar10_resnet20.safetensors
         [--network resnet20_cifar] [--times 2.0] [--epochs 2] [--runs ours torch_pruning] [--seeds 0 1 2]
-        [--score Magnitude] [--end 0.25] [--held-out 5000] [--compile]
+        [--score Magnitude] [--begin 0] [--end 0.25] [--curve cubic] [--held-out 5000] [--compile]
 
 Both begin with the trained weights, end with --times fewer multiply-accumulates, and train --epochs epochs: SGD with
 momentum 0.9, weight decay 1e-4, learning rate 0.01 to 0 along a cosine per step, batch 128, shifts of up to 4 pixels
@@ -77,7 +77,7 @@ def ours(data: CIFAR10DataModule, args: argparse.Namespace) -> nn.Module:
         1 - 1 / args.times,
         pattern=lc.Channels(of="macs"),
         score=getattr(lc, args.score)(),
-        schedule=lc.Schedule(end=args.end),
+        schedule=lc.Schedule(begin=args.begin, end=args.end, curve=args.curve),
         targets=lc.Targets(module="model"),
         example_inputs=IMAGE,
     )
@@ -130,7 +130,9 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--score", default="Magnitude")
+    parser.add_argument("--begin", type=float, default=0.0, help="fraction of the run after which channels are masked")
     parser.add_argument("--end", type=float, default=0.25, help="fraction of the run in which channels are masked")
+    parser.add_argument("--curve", default="cubic")
     parser.add_argument("--held-out", type=int, default=0, help="choose by so many training images")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network, which is faster on a CPU")
     args = parser.parse_args()
