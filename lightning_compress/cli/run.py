@@ -163,7 +163,7 @@ class RunCLI(CompressionCLI):
         whole = log if self.start is None else self.start.log.then(log)
         if whole.cuts:
             whole.save(self.directory / REMOVAL)
-        return self._tested(_plain_trainer(), self.model) if log.cuts else {}
+        return self._tested(self._plain_trainer(), self.model) if log.cuts else {}
 
     def pack(self) -> lc.PackedFile | None:
         """Writes a compressed model's weights as ``model.packed``."""
@@ -179,7 +179,12 @@ class RunCLI(CompressionCLI):
         with self.refusals():
             integers, floats = write_files(self.model, self.deployable, self.inputs[0], self.directory)
             file = in_place_of(self.model, self.deployable, integers, self.inputs[0])
-            return Files(integers, floats, self._tested(_plain_trainer(), file))
+            return Files(integers, floats, self._tested(self._plain_trainer(), file))
+
+    def _plain_trainer(self) -> Trainer:
+        """A Trainer for what is made of the model, without techniques, which would look for layers in it."""
+        limit = self.trainer.limit_test_batches
+        return Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, limit_test_batches=limit)
 
     def _tested(self, trainer: Trainer, model: LightningModule, ckpt_path: str | None = None) -> Metrics:
         if not is_overridden("test_step", model):
@@ -290,11 +295,6 @@ def _best(trainer: Trainer) -> str | None:
     """The best model that a monitored checkpoint has kept; without one, the model as it is counts."""
     kept = (c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor)
     return next((path for path in kept if path), None)
-
-
-def _plain_trainer() -> Trainer:
-    """A Trainer for what is made of a model, without techniques, which would look for layers in it."""
-    return Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
 
 
 def _finish(trainer: Trainer) -> None:

@@ -1,0 +1,120 @@
+"""Recipes that begin with what another has made."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import lightning_compress as lc
+from lightning_compress.cli import main
+from tests.cli.test_run import the_run
+
+CHANNELS = "pruning: {sparsity: 0.5, pattern: {class_path: lightning_compress.Channels}, targets: {module: model}}"
+UNPRUNED = "pruning: {sparsity: 0.5, schedule: {end: 0.5}}"
+
+
+@pytest.fixture
+def stages(recipe: Path) -> Path:
+    """Channels are removed, then comes a fine-tuning, then integers."""
+    text = recipe.read_text()
+    Path("first.yaml").write_text(text.replace(UNPRUNED, CHANNELS))
+    Path("second.yaml").write_text(text.replace(UNPRUNED, "after: first.yaml"))
+    third = "after: second.yaml\nquantization: {targets: {module: model}}"
+    Path("third.yaml").write_text(text.replace(UNPRUNED, third))
+    return recipe
+
+
+def header(printed: str) -> list[str]:
+    return re.findall(r"\w+", next(line for line in printed.splitlines() if "metric" in line))
+
+
+def network(directory: Path) -> torch.nn.Module:
+    """The plain network, made from the files of a run."""
+    net = lc.ClassificationModule("conv4", 10, model_kwargs={"in_chans": 1, "img_size": 8}).model
+    lc.RemovalLog.load(directory / "removal.json").replay_(net)
+    lc.load_packed(directory / "model.packed", into=net)
+    return net
+
+
+@pytest.mark.slow
+def test_three_stages_in_one_command(stages, capsys):
+    main(["run", "third.yaml"])
+    assert header(capsys.readouterr().out) == ["metric", "first", "second", "compressed", "file"]
+    run = the_run("third")
+    first, second = network(run / "before/before"), network(run / "before")
+    assert sum(p.numel() for p in first.parameters()) < 0.4 * 459_000
+    shapes = [{name: p.shape for name, p in net.named_parameters()} for net in (first, second)]
+    assert shapes[0] == shapes[1]
+    assert not torch.equal(first.classifier[0].weight, second.classifier[0].weight), "it was trained on"
+    assert (run / "model.onnx").stat().st_size < 0.4 * 459_000
+    assert lc.RemovalLog.load(run / "removal.json") == lc.RemovalLog.load(run / "before/before/removal.json")
+
+
+def test_the_table_has_the_smaller_network(stages, capsys):
+    main(["run", "first.yaml"])
+    printed = capsys.readouterr().out
+    assert header(printed) == ["metric", "compressed", "smaller"]
+    values = re.findall(r"\d\.\d{4}", next(line for line in printed.splitlines() if "test/acc" in line))
+    assert values[0] == values[1], "it computes the same"
+
+
+def test_a_stage_that_was_finished_is_not_run_again(stages, capsys):
+    main(["run", "first.yaml"])
+    before = the_run("first")
+    main(["run", "second.yaml", f"--after={before}"])
+    assert header(capsys.readouterr().out.rpartition("Test")[2]) == ["metric", "compressed"]
+    (again,) = Path("runs/second").iterdir()
+    assert not (again / "before").exists()
+    main(["run", "second.yaml"])
+    whole = next(run for run in Path("runs/second").iterdir() if run != again)
+    ends = [network(run).state_dict() for run in (again, whole)]
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_resumed_within_a_stage(stages):
+    main(["run", "first.yaml"])
+    after = f"--after={the_run('first')}"
+    main(["run", "second.yaml", after, "--trainer.max_epochs=2"])
+    (whole,) = Path("runs/second").iterdir()
+    main(["run", "second.yaml", after, "--trainer.max_epochs=1"])
+    (half,) = (run for run in Path("runs/second").iterdir() if run != whole)
+    checkpoint = next(half.glob("checkpoints/*.ckpt"))
+    main(["run", "second.yaml", after, "--trainer.max_epochs=2", f"--ckpt_path={checkpoint}"])
+    (resumed,) = (run for run in Path("runs/second").iterdir() if run not in (whole, half))
+    assert {name: p.shape for name, p in network(resumed).named_parameters()} == {
+        name: p.shape for name, p in network(whole).named_parameters()
+    }
+
+
+def test_a_student_begins_with_it_too(stages, capsys):
+    main(["run", "first.yaml"])
+    student = "student: conv4, teacher: conv4, num_classes: 10, model_kwargs: {in_chans: 1, img_size: 8}"
+    text = Path("second.yaml").read_text()
+    taught = re.sub(
+        r"lightning_compress.ClassificationModule\n.*\n", "lightning_compress.DistillationModule\n  X\n", text
+    )
+    Path("taught.yaml").write_text(taught.replace("X", f"init_args: {{{student}}}"))
+    main(["run", "taught.yaml", f"--after={the_run('first')}"])
+    assert network(the_run("taught")).features[0].out_channels < 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "second.yaml", "--after=nowhere"], "There is no recipe 'nowhere'"),
+        (
+            ["run", "second.yaml", "--after=runs"],
+            "there is no model.packed in it; give the directory of a finished run",
+        ),
+    ],
+)
+def test_refusals(stages, refusal, arguments, words):
+    Path("runs").mkdir()
+    assert words in refusal(*arguments)
+
+
+def test_another_network(stages, refusal):
+    main(["run", "first.yaml"])
+    words = refusal("run", "second.yaml", f"--after={the_run('first')}", "--model.model=lenet300_100")
+    assert "no part of the model is built like the network in it" in words
