@@ -7,7 +7,8 @@ import pytest
 
 from lightning_compress.cli import main
 from lightning_compress.cli.compression import TECHNIQUES
-from lightning_compress.cli.run import RunCLI
+from lightning_compress.cli.recipes import find
+from lightning_compress.cli.run import RunCLI, SideRun, TeacherRun
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
@@ -17,6 +18,19 @@ def names(paths: list[Path]) -> list[str]:
     return [path.relative_to(ROOT / "recipes").as_posix() for path in paths]
 
 
+@pytest.fixture
+def hasty_teachers(monkeypatch):
+    """Teachers of recipes are built as they are, but see a batch of each kind: whoever builds a recipe trains them."""
+    short = ["--trainer.max_epochs=1", "--trainer.logger=false", "--trainer.enable_progress_bar=false"]
+    short += [f"--trainer.limit_{kind}_batches=1" for kind in ("train", "val", "test")]
+
+    def init(self, main, recipe):
+        SideRun.__init__(self, main, "teacher", [f"--config={find(recipe)}", *short])
+
+    monkeypatch.setattr(TeacherRun, "__init__", init)
+
+
+@pytest.mark.usefixtures("hasty_teachers")
 @pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
 def test_round_trip(path, workdir):
     def build(file: Path) -> RunCLI:
@@ -41,6 +55,7 @@ def test_header_and_comments(path):
     assert "offline: true" in text
 
 
+@pytest.mark.usefixtures("hasty_teachers")
 @pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
 def test_an_agent_can_sweep_over_it(path, workdir):
     """``${args}`` of a W&B sweep are flags with dotted keys."""
