@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true", WANDB_ERROR_REPORTING="false")
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
+import functools
 import sys
 from pathlib import Path
 
@@ -18,8 +19,11 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 import lightning.pytorch  # noqa: F401  (its log handler keeps the stderr of its import, which a test may close)
 import pytest
 import torch
+from lightning.fabric.utilities import registry
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# Every Trainer looks through all installed packages for callbacks; nothing is installed while tests run.
+registry.entry_points = functools.cache(registry.entry_points)
 
 
 @pytest.fixture
