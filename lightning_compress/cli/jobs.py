@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 import lightning_compress as lc
@@ -131,7 +132,9 @@ class RunCLI(CompressionCLI):
         whole = log if self.start is None else self.start.log.then(log)
         if whole.cuts:
             whole.save(self.directory / REMOVAL)
-        return self._tested(self._plain_trainer(), self.model) if log.cuts else {}
+        metrics = self._tested(self._plain_trainer(), self.model) if log.cuts else {}
+        _warn_of_chance(metrics, self.model.hparams.get("num_classes"))
+        return metrics
 
     def pack(self) -> lc.PackedFile | None:
         """Writes a compressed model's weights as ``model.packed``."""
@@ -257,6 +260,16 @@ class Baseline(SideRun):
     def metrics(self) -> Metrics:
         """Test metrics of the model fitted alike, or as it starts."""
         return self.fit_and_test() if self.what == "fit" else self.test()
+
+
+def _warn_of_chance(metrics: Metrics, num_classes: int | None) -> None:
+    """Says so if a network has forgotten what it had learned."""
+    accuracy = next((value for name, value in metrics.items() if name.endswith("acc")), None)
+    if accuracy is not None and num_classes and accuracy < 1.5 / num_classes:
+        rank_zero_warn(
+            f"An accuracy of {accuracy:.4f} is that of chance with {num_classes} classes: prune less, over more of the "
+            "run (pruning.schedule.end), or train on afterwards (after)."
+        )
 
 
 def _best(trainer: Trainer) -> str | None:

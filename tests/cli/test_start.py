@@ -59,6 +59,13 @@ def test_the_table_has_the_smaller_network(stages, capsys):
     assert values[0] == values[1], "it computes the same"
 
 
+def test_a_network_that_knows_nothing_is_told(stages):
+    still = "optimizer: {class_path: torch.optim.SGD, init_args: {lr: 1.0e-9}}, model: conv4"
+    Path("first.yaml").write_text(Path("first.yaml").read_text().replace("model: conv4", still))
+    with pytest.warns(UserWarning, match="is that of chance with 10 classes: prune less"):
+        main(["run", "first.yaml", "--trainer.limit_test_batches=1.0"])
+
+
 def test_a_stage_that_was_finished_is_not_run_again(stages, capsys):
     main(["run", "first.yaml"])
     before = the_run("first")
