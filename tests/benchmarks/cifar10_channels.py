@@ -23,10 +23,9 @@ import warnings
 from collections.abc import Callable
 
 import torch
-import torch_pruning as tp
 from lightning.pytorch import Trainer, seed_everything
+from peers import macs, torch_pruned
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import lightning_compress as lc
 from lightning_compress.data import CIFAR10DataModule
@@ -36,12 +35,6 @@ IMAGE = torch.zeros(1, 3, 32, 32)
 
 def sgd(params: object) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=0.01, momentum=0.9, weight_decay=1e-4)
-
-
-def macs(net: nn.Module) -> float:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(IMAGE)
-    return counter.get_total_flops() / 2
 
 
 def train(
@@ -86,32 +79,16 @@ def ours(data: CIFAR10DataModule, args: argparse.Namespace) -> nn.Module:
 
 
 def torch_pruning(data: CIFAR10DataModule, args: argparse.Namespace) -> nn.Module:
-    low, high = 0.0, 0.95
-    for _ in range(12):  # the least ratio that reaches the target
-        ratio = (low + high) / 2
-        net = pruned(args, ratio)
-        low, high = (ratio, high) if macs(net) > macs(dense(args)) / args.times else (low, ratio)
-    module = classifier(pruned(args, high))
+    def is_whole(name: str) -> bool:
+        return name in ("conv1", "linear") or name.endswith("conv2")
+
+    module = classifier(torch_pruned(lambda: dense(args), IMAGE, args.times, is_whole, round_to=None))
     train(module, data, args)
     return module.model
 
 
 def dense(args: argparse.Namespace) -> nn.Module:
     return classifier(args.network, args.weights).model.eval()
-
-
-def pruned(args: argparse.Namespace, ratio: float) -> nn.Module:
-    net = dense(args)
-    whole = [m for name, m in net.named_modules() if name in ("conv1", "linear") or name.endswith("conv2")]
-    tp.pruner.BasePruner(
-        net,
-        IMAGE,
-        importance=tp.importance.GroupMagnitudeImportance(p=2),
-        global_pruning=True,
-        pruning_ratio=ratio,
-        ignored_layers=whole,
-    ).step()
-    return net
 
 
 RUNS: dict[str, Callable[[CIFAR10DataModule, argparse.Namespace], nn.Module]] = {
@@ -152,7 +129,7 @@ def main() -> None:
             (measured,) = test(module, datamodule=data, verbose=False)
             results[name].append(100 * next(value for key, value in measured.items() if key.endswith("acc")))
             print(
-                f"{name} seed {seed}: {results[name][-1]:.2f} %, {macs(dense(args)) / macs(small):.2f} times fewer "
+                f"{name} seed {seed}: {results[name][-1]:.2f} %, {macs(dense(args), IMAGE) / macs(small, IMAGE):.2f} times fewer "
                 f"multiply-accumulates, {sum(p.numel() for p in small.parameters()):,} parameters "
                 f"({time.perf_counter() - start:.0f} s)",
                 flush=True,

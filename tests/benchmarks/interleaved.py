@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import random
 import statistics
+import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
 
 
 def medians(arms: Mapping[str, Callable[[], list[float]]], *, rounds: int, seed: int = 0) -> dict[str, list[float]]:
@@ -24,3 +28,23 @@ def ratio(results: Mapping[str, list[float]], arm: str, base: str) -> str:
     ratios = sorted(a / b for a, b in zip(results[arm], results[base], strict=True))
     low, middle, high = statistics.quantiles(ratios, n=4)
     return f"{middle:.4f} (quartiles {low:.4f} to {high:.4f}, {len(ratios)} rounds)"
+
+
+def onnx_runs(path: Path, images: np.ndarray, *, runs: int = 10) -> Callable[[], list[float]]:
+    """Times of some runs of a file in ONNX Runtime, with one thread."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    runtime = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feed = {value.name: images for value in runtime.get_inputs()}
+
+    def run() -> list[float]:
+        times = []
+        for _ in range(runs):
+            start = time.perf_counter()
+            runtime.run(None, feed)
+            times.append(time.perf_counter() - start)
+        return times
+
+    return run

@@ -19,30 +19,10 @@ from pathlib import Path
 
 import timm
 import torch
-from interleaved import medians, ratio
+from interleaved import medians, onnx_runs, ratio
 
 import lightning_compress as lc
 import lightning_compress.networks  # registers resnet20_cifar with timm
-
-
-def session(path: Path) -> Callable[[], list[float]]:
-    """Times of ten runs of a file."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    runtime = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feed = {value.name: IMAGES.numpy() for value in runtime.get_inputs()}
-
-    def run() -> list[float]:
-        times = []
-        for _ in range(10):
-            start = time.perf_counter()
-            runtime.run(None, feed)
-            times.append(time.perf_counter() - start)
-        return times
-
-    return run
 
 
 def quantize_static(floats: Path, path: Path, *, reduce_range: bool) -> None:
@@ -91,7 +71,7 @@ def main() -> None:
         lc.export_onnx(net, files["float"], IMAGES)
         ours = lc.export_onnx(quantized, files["ours"], IMAGES, reduce_range=not args.full_range)
         quantize_static(files["float"], files["ort"], reduce_range=not args.full_range)
-        arms = {name: session(path) for name, path in files.items()}
+        arms = {name: onnx_runs(path, IMAGES.numpy()) for name, path in files.items()}
         pairs = [("ours", "ort"), ("float", "ort"), ("float", "ours")]
         try:
             arms |= executorch(net, quantized, Path(folder))
