@@ -128,8 +128,9 @@ def main() -> None:
             test = trainer(args).validate if args.held_out else trainer(args).test
             (measured,) = test(module, datamodule=data, verbose=False)
             results[name].append(100 * next(value for key, value in measured.items() if key.endswith("acc")))
+            fewer = macs(dense(args), IMAGE) / macs(small, IMAGE)
             print(
-                f"{name} seed {seed}: {results[name][-1]:.2f} %, {macs(dense(args), IMAGE) / macs(small, IMAGE):.2f} times fewer "
+                f"{name} seed {seed}: {results[name][-1]:.2f} %, {fewer:.2f} times fewer "
                 f"multiply-accumulates, {sum(p.numel() for p in small.parameters()):,} parameters "
                 f"({time.perf_counter() - start:.0f} s)",
                 flush=True,
