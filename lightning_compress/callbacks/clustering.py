@@ -15,7 +15,8 @@ from lightning_compress.callbacks.base import techniques
 from lightning_compress.callbacks.constrained import ConstraintCallback, constraints_on
 from lightning_compress.callbacks.lightning import is_a, is_compiled, loss_scale
 from lightning_compress.callbacks.masking import MaskCallback
-from lightning_compress.callbacks.timing import check_time_fits, check_times_come, progress
+from lightning_compress.callbacks.scheduled import ScheduledCallback
+from lightning_compress.callbacks.timing import progress
 from lightning_compress.clustering.clusterer import Clusterer
 from lightning_compress.clustering.layout import Granularity
 from lightning_compress.clustering.sharing import Sharing
@@ -29,7 +30,7 @@ from lightning_compress.targets import Targets, matches, shorten
 
 
 @final
-class WeightClustering(ConstraintCallback[CodebookConstraint]):
+class WeightClustering(ScheduledCallback[CodebookConstraint]):
     """Makes the weights of a layer share a few values, and trains these.
 
     Weights stay plain parameters under their own names. At each update of the schedule they are clustered anew and a
@@ -82,7 +83,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         schedule: Schedule = Schedule(end=0.5, every=0.02),
         targets: Targets = Targets(),
     ) -> None:
-        super().__init__(targets)
+        super().__init__(targets, schedule)
         if gradient not in ("mean", "sum"):
             raise ValueError(f"gradient={gradient!r} is unknown: write 'mean' or 'sum'.")
         if method not in ("hard", "dkm"):
@@ -98,20 +99,11 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         self.init = init
         self.weighted = weighted
         self.gradient = gradient
-        self.schedule = schedule
         self.left_alone: dict[str, str] = {}
         self._clusterer: Clusterer | None = None
         self._soft: dict[str, SoftClusters] = {}
-        self._tick = -1
-        self._landed = False
-        self._starting = False
         self._masks: list[ConstraintCallback[MaskConstraint]] = []
         self._mask_changes = 0
-
-    @property
-    def reached(self) -> bool:
-        """Whether weights have found their clusters."""
-        return self._landed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses early what cannot work."""
@@ -123,8 +115,6 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
                 "WeightClustering does not work under ModelParallelStrategy, which shards the weights that share "
                 "values: use 'ddp'."
             )
-        for name, time in self._times.items():
-            check_time_fits(trainer, name, time)
         if self.method == "dkm" and any(is_a(t, "QuantizationAwareTraining") for t in techniques(trainer)):
             raise ValueError(
                 "WeightClustering(method='dkm') beside QuantizationAwareTraining would round weights that are not on "
@@ -169,22 +159,18 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
 
     def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
         """Begins with free weights, or where the state left off."""
+        super().prepare(trainer, state)
         assert self.constraint is not None
         state = state or {}
         sharings = [self._sharing_of(layer) for layer in self.constraint.layers]
         self._clusterer = Clusterer(self.constraint, sharings, weighted=self.weighted)
-        self.steps, self._tick, self._landed = state.get("steps", 0), state.get("tick", -1), state.get("landed", False)
-        if "constraint" in state:
-            self.constraint.load_state_dict(state["constraint"])
-            self._clusterer.load_state_dict(state["squares"])
+        self._clusterer.load_state_dict(state.get("squares", {}))
         for layer in self.constraint.layers:
             if layer.name in state.get("soft", {}):
                 layout, device = self._sharing_of(layer).layout(layer), layer.parameter.device
                 self._soften(trainer, layer.name, SoftClusters.from_state(layout, state["soft"][layer.name], device))
-        self._starting = True
         self._masks = self._find_masks(trainer)
         self._mask_changes = self._changes_of_masks
-        check_times_come(trainer, self._times)
         for name, why in self.left_alone.items():
             rank_zero_info(f"WeightClustering leaves {name!r} alone: {why}.")
 
@@ -194,18 +180,13 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
             return super().state_dict()
         return {
             **super().state_dict(),
-            "tick": self._tick,
-            "landed": self._landed,
             "squares": self._clusterer.state_dict(),
             "soft": {name: clusters.state_dict() for name, clusters in self._soft.items()},
         }
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Clusters what is due before the first step."""
+        """Clusters what is due before the first step, and draws weights as close to them as they are to be."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self._starting and self._tick < 0:
-            self._advance(trainer, progress(trainer, self.steps, in_step=False, in_batch=False))
-        self._starting = False
         if self._soft:
             now = progress(trainer, self.steps, in_step=False, in_batch=False)
             for clusters in self._soft.values():
@@ -223,8 +204,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         """Counts gradients that were read, and updates the clusters where that is due."""
         assert self._clusterer is not None
         self._clusterer.step_completed(self.held_by(optimizer))
-        if optimizer is self.clock:
-            self._advance(trainer, progress(trainer, self.steps, in_step=True))
+        super().after_step(trainer, optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -232,9 +212,6 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         """Lands the last update where the run ends without a step that could have done so."""
         for clusters in self._soft.values():
             clusters.advance()
-        now = progress(trainer, self.steps, in_step=False)
-        if not self._landed and now.fraction == 1.0:
-            self._advance(trainer, now)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -246,11 +223,6 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
     def __getstate__(self) -> dict[str, Any]:
         """What a copy needs, without what belongs to the fit."""
         return {**super().__getstate__(), "_clusterer": None, "_soft": {}, "_masks": []}
-
-    @property
-    def _times(self) -> dict[str, int | float | str]:
-        names = ("begin",) if self.schedule.curve == "one_shot" else ("begin", "end", "every")
-        return {name: getattr(self.schedule, name) for name in names}
 
     @property
     def _gathers(self) -> bool:
@@ -265,7 +237,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         assert sharing is not None
         return sharing
 
-    def _advance(self, trainer: Trainer, now: Progress) -> None:
+    def advance(self, trainer: Trainer, now: Progress) -> None:
         """Does what is due at this moment of the run."""
         assert self._clusterer is not None
         if not self._is_due(now) or not self._clusterer.has_evidence:

@@ -16,7 +16,8 @@ from lightning_compress.callbacks.masking import MaskCallback
 from lightning_compress.callbacks.probe import TrainingProbe
 from lightning_compress.callbacks.recalibration import check_loader, recalibrate_norms
 from lightning_compress.callbacks.rewinding import Snapshot
-from lightning_compress.callbacks.timing import check_time_fits, check_times_come, progress
+from lightning_compress.callbacks.scheduled import ScheduledCallback
+from lightning_compress.callbacks.timing import check_time_fits, progress
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.pruning.channel_pruner import ChannelPruner
@@ -33,7 +34,7 @@ from lightning_compress.targets import Targets
 
 
 @final
-class Pruning(MaskCallback):
+class Pruning(ScheduledCallback[MaskConstraint], MaskCallback):
     """Prunes weights on a schedule while the model trains, and keeps them exactly zero.
 
     Weights stay plain parameters under their own names. They are projected onto the mask after every completed
@@ -78,7 +79,7 @@ class Pruning(MaskCallback):
         recalibrate: int | None = None,
         example_inputs: Any = None,
     ) -> None:
-        super().__init__(targets)
+        super().__init__(targets, schedule)
         for value in sparsity.values() if isinstance(sparsity, dict) else (sparsity,):
             _check_sparsity(value, pattern)
         if isinstance(pattern, NM) and (distribution is not None or growth is not None):
@@ -97,24 +98,15 @@ class Pruning(MaskCallback):
         self.pattern = pattern
         self.score = score
         self.distribution = Uniform() if distribution is None and scope == "layer" else distribution
-        self.schedule = schedule
         self.growth = growth
         self.rewind = rewind
         self.recalibrate = recalibrate
         self.example_inputs = example_inputs
         self._pruner: Pruner[Any] | None = None
         self._coupling: Coupling | None = None
-        self._tick = -1
-        self._landed = False
-        self._starting = False
         self._snapshot: Snapshot | None = None
         self._gradients: dict[str, Tensor] = {}
         self._batch: tuple[Any, int] | None = None
-
-    @property
-    def reached(self) -> bool:
-        """Whether the masks have their final sparsity."""
-        return self._landed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses early what cannot work."""
@@ -125,8 +117,8 @@ class Pruning(MaskCallback):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        for name, time in {**self._times, **({"to": self.rewind.to} if self.rewind else {})}.items():
-            check_time_fits(trainer, name, time)
+        if self.rewind is not None:
+            check_time_fits(trainer, "to", self.rewind.to)
         if not pl_module.automatic_optimization and (self.recalibrate or self._probe_score):
             option = "recalibrate" if self.recalibrate else type(self.score).__name__
             raise ValueError(
@@ -154,18 +146,13 @@ class Pruning(MaskCallback):
 
     def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
         """Begins at no sparsity, or where the state left off."""
+        super().prepare(trainer, state)
         assert self.constraint is not None
         state = state or {}
-        layers = self.constraint.layers
+        evidence, layers = state.get("evidence", {}), self.constraint.layers
         self._pruner = self._make_pruner(trainer.lightning_module, self.constraint)
-        self.steps, self._tick, self._landed = state.get("steps", 0), state.get("tick", -1), state.get("landed", False)
-        if "constraint" in state:
-            self.constraint.load_state_dict(state["constraint"])
-            evidence = state["evidence"]
-            self._pruner.evidence = {la.name: la.part(evidence[la.name]) for la in layers if la.name in evidence}
+        self._pruner.evidence = {la.name: la.part(evidence[la.name]) for la in layers if la.name in evidence}
         self._snapshot = Snapshot.from_state(state["snapshot"]) if state.get("snapshot") else None
-        self._starting = True
-        check_times_come(trainer, self._times)
         if self.recalibrate is not None:
             check_loader(trainer)
 
@@ -176,23 +163,17 @@ class Pruning(MaskCallback):
         evidence, layers = self._pruner.evidence, self.constraint.layers
         return {
             **super().state_dict(),
-            "tick": self._tick,
-            "landed": self._landed,
             "evidence": {la.name: la.whole(evidence[la.name]).cpu() for la in layers if la.name in evidence},
             "snapshot": self._snapshot.state_dict() if self._snapshot else None,
         }
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Keeps the batch for scores that need one, and prunes what is due before the first step."""
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self._batch = (batch, batch_idx)
-        if self._starting:
-            self._starting = False
-            if self._pruner is not None and self._pruner.probe_score is not None:
-                assert self.constraint is not None
-                self._pruner.probe_score.check(self._probe(trainer), [layer.name for layer in self.constraint.layers])
-            if self._tick < 0:
-                self._advance(trainer, progress(trainer, self.steps, in_step=False, in_batch=False))
+        if self._starting and self._probe_score is not None:
+            assert self.constraint is not None
+            self._probe_score.check(self._probe(trainer), [layer.name for layer in self.constraint.layers])
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Projects gradients of manual optimization, unless they are to be read dense before the step."""
@@ -212,18 +193,14 @@ class Pruning(MaskCallback):
         """Counts gradients that were read, and updates the masks where that is due."""
         assert self._pruner is not None
         self._pruner.step_completed(self.held_by(optimizer))
-        if optimizer is self.clock:
-            self._advance(trainer, progress(trainer, self.steps, in_step=True))
+        super().after_step(trainer, optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Lands the last update where the run ends without a step that could have done so."""
-        now = progress(trainer, self.steps, in_step=False)
-        if not self._landed and now.fraction == 1.0:
-            self._advance(trainer, now)
-        self._batch = None
+        """Lets go of the batch."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._batch = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keeps what a next fit needs and lets go of the model."""
@@ -239,10 +216,10 @@ class Pruning(MaskCallback):
         return probe_score(self.score, channels=isinstance(self.pattern, Channels))
 
     @property
-    def _times(self) -> dict[str, int | float | str]:
-        """The times of the schedule that matter: pruning at one stroke has no more than a beginning."""
-        names = ("begin",) if self._is_single else ("begin", "end", "every")
-        return {name: getattr(self.schedule, name) for name in names}
+    def times(self) -> dict[str, int | float | str]:
+        """As of every schedule; dynamic sparse training goes on after all was masked at one stroke."""
+        every = {name: getattr(self.schedule, name) for name in ("begin", "end", "every")}
+        return super().times if self.growth is None else every
 
     @property
     def _is_single(self) -> bool:
@@ -263,7 +240,7 @@ class Pruning(MaskCallback):
             return False
         return self._is_due(progress(trainer, self.steps + 1, in_step=True))
 
-    def _advance(self, trainer: Trainer, now: Progress) -> None:
+    def advance(self, trainer: Trainer, now: Progress) -> None:
         """Does what is due at this moment of the run."""
         if self.rewind is not None and self._snapshot is None and now.reached(self.rewind.to):
             self._snapshot = Snapshot.take(trainer, weights=self.rewind.weights)

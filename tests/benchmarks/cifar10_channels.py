@@ -2,14 +2,14 @@
 
     python tests/benchmarks/cifar10_channels.py --root DATA --weights cifar10_resnet20.safetensors
         [--network resnet20_cifar] [--times 2.0] [--epochs 2] [--runs ours torch_pruning] [--seeds 0 1 2]
-        [--score Magnitude] [--begin 0] [--end 0.25] [--curve cubic] [--held-out 5000] [--compile]
+        [--score Magnitude] [--begin 0] [--end 0.25] [--curve one_shot] [--held-out 5000] [--compile]
 
 Both begin with the trained weights, end with --times fewer multiply-accumulates, and train --epochs epochs: SGD with
 momentum 0.9, weight decay 1e-4, learning rate 0.01 to 0 along a cosine per step, batch 128, shifts of up to 4 pixels
 and mirror images. Torch-Pruning removes channels at once, ranked by the L2 norms of their groups, and trains the
 smaller network; the layers that write to the streams are left whole by hand, since its dependency graph does not see
-that their shortcuts pad channels. Ours masks channels along the cubic schedule over the first part of the run, up to
---end, and removes them afterwards. Accuracy is that of the smaller network on the 10,000 test images, once, at the end;
+that their shortcuts pad channels. Ours masks channels before the first step (with --curve cubic, over the first part of
+the run, up to --end), and removes them afterwards. Accuracy is that of the smaller network on the 10,000 test images, once, at the end;
 with --held-out on so many of the training images, which are then not trained on: for choosing.
 """
 
@@ -82,7 +82,8 @@ def torch_pruning(data: CIFAR10DataModule, args: argparse.Namespace) -> nn.Modul
     def is_whole(name: str) -> bool:
         return name in ("conv1", "linear") or name.endswith("conv2")
 
-    module = classifier(torch_pruned(lambda: dense(args), IMAGE, args.times, is_whole, round_to=None))
+    net = torch_pruned(lambda: dense(args), IMAGE, args.times, is_whole, round_to=None)
+    module = classifier(net.train())  # a Trainer leaves modes as they are
     train(module, data, args)
     return module.model
 
@@ -109,7 +110,7 @@ def main() -> None:
     parser.add_argument("--score", default="Magnitude")
     parser.add_argument("--begin", type=float, default=0.0, help="fraction of the run after which channels are masked")
     parser.add_argument("--end", type=float, default=0.25, help="fraction of the run in which channels are masked")
-    parser.add_argument("--curve", default="cubic")
+    parser.add_argument("--curve", default="one_shot")
     parser.add_argument("--held-out", type=int, default=0, help="choose by so many training images")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network, which is faster on a CPU")
     args = parser.parse_args()
