@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
@@ -114,10 +114,12 @@ def fit_model(
 
 
 def fit(name: str, kind: str, seed: int = 0, folder: Path | None = None, ckpt_path: Path | None = None) -> Result:
-    """Fits a case; ``kind`` is "one", "ddp" or "fsdp2"."""
+    """Fits a case and saves after steps 3, 5, 8, 10 and others; ``kind`` is "one", "ddp" or "fsdp2"."""
     callbacks = case(name).callbacks()
     if folder is not None:
-        callbacks.append(save_every_step(folder))
+        # Not after every step: to gather what is sharded takes as long as to train.
+        steps = [ModelCheckpoint(folder, filename="{step}", every_n_train_steps=n, save_top_k=-1) for n in (3, 5, 8)]
+        callbacks.extend(steps)
     return fit_model(make(case(name), kind, seed), kind, callbacks, ckpt_path)
 
 

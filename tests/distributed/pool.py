@@ -58,7 +58,9 @@ class Pool:
 
 
 def _start() -> list[tuple[BaseProcess, Connection]]:
-    context = multiprocessing.get_context("spawn")
+    # A server that has nothing but imports behind it forks both: they take seconds, and need not be done twice.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.distributed.jobs"])
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]

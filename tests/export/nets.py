@@ -127,12 +127,14 @@ class Subject:
         shapes: Shapes of one sample, by name where it is called with keywords.
         numbers: Arguments of ``calibrate``.
         num_integer: Numbers of its convolutions and linear layers on integers.
+        others: Numbers of some of its other operators on integers and on floats.
         constant: Whether it is calibrated with zeros only.
     """
 
     make: Callable[[], nn.Module]
     shapes: tuple[int, ...] | Mapping[str, tuple[int, ...]]
     num_integer: tuple[int, int]
+    others: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     numbers: Mapping[str, Any] = field(default_factory=dict)
     constant: bool = False
 
@@ -158,22 +160,26 @@ class Subject:
 IMAGE = (3, 8, 8)
 FOUR = {"weights": lc.Int(4), "activations": lc.Int(4)}
 SUBJECTS = {
-    "residual": Subject(Residual, IMAGE, (4, 1)),
-    "four_bits": Subject(Residual, IMAGE, (4, 1), FOUR),
+    "residual": Subject(Residual, IMAGE, (4, 1), {"add": (1, 0)}),
+    "four_bits": Subject(Residual, IMAGE, (4, 1), numbers=FOUR),
     "constant": Subject(Residual, IMAGE, (4, 1), constant=True),
     "dense": Subject(Dense, IMAGE, (3, 0)),
     "shuffled": Subject(Shuffled, IMAGE, (3, 0)),
-    "token": Subject(Token, (5, 6), (0, 2)),
-    "pooled": Subject(Pooled, IMAGE, (3, 0)),
+    "token": Subject(Token, (5, 6), (0, 2), {"concat": (1, 0)}),  # and one of numbers that are a shape
+    "pooled": Subject(Pooled, IMAGE, (3, 0), {"concat": (1, 0)}),
     "depthwise": Subject(
         plain(nn.Conv2d(3, 6, 1), nn.ReLU6(), nn.Conv2d(6, 6, 3, groups=6), nn.BatchNorm2d(6), nn.SiLU()), IMAGE, (2, 0)
     ),
     "conv1d": Subject(plain(nn.Conv1d(3, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Conv1d(6, 4, 3)), (3, 12), (2, 0)),
     "linear": Subject(plain(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), (6,), (0, 2)),
     "symmetric": Subject(
-        plain(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), (6,), (0, 2), {"activations": lc.Int(8, symmetric=True)}
+        plain(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)),
+        (6,),
+        (0, 2),
+        numbers={"activations": lc.Int(8, symmetric=True)},
     ),
-    "tokens": Subject(plain(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), (5, 6), (0, 2)),
+    # The biases of products of matrices are added as floats.
+    "tokens": Subject(plain(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), (5, 6), (0, 2), {"add": (0, 2)}),
     "named": Subject(Named, {"a": (6,), "b": (4,)}, (0, 3)),
 }
 
