@@ -9,8 +9,8 @@ momentum 0.9, weight decay 1e-4, learning rate 0.01 to 0 along a cosine per step
 and mirror images. Torch-Pruning removes channels at once, ranked by the L2 norms of their groups, and trains the
 smaller network; the layers that write to the streams are left whole by hand, since its dependency graph does not see
 that their shortcuts pad channels. Ours masks channels before the first step (with --curve cubic, over the first part of
-the run, up to --end), and removes them afterwards. Accuracy is that of the smaller network on the 10,000 test images, once, at the end;
-with --held-out on so many of the training images, which are then not trained on: for choosing.
+the run, up to --end), and removes them afterwards. Accuracy is that of the smaller network on the 10,000 test images,
+once, at the end; with --held-out on so many of the training images, which are then not trained on: for choosing.
 """
 
 from __future__ import annotations
