@@ -57,9 +57,13 @@ class Coupled:
         return tuple((layer, part) for layer, part in self.makers if layer.parameter.ndim == 1)
 
     def relative(self, scores: Tensor) -> Tensor:
-        """Scores over the mean of those channels that are not zero, so that groups can be compared."""
-        alive = scores[scores > 0]
-        return scores / alive.mean() if len(alive) else scores
+        """Scores over their mean in the group, so that groups can be compared.
+
+        Channels that are gone count in the mean: of those that are left alone, the mean would rise with every update,
+        and a group that has lost some would lose ever more.
+        """
+        mean = scores.mean()
+        return scores / mean if mean > 0 else scores
 
 
 def couple(

@@ -61,6 +61,15 @@ def test_as_few_as_it_takes_to_lose_a_part_of_the_parameters(name: str) -> None:
     assert 0.6 * dense - largest <= left <= 0.6 * dense
 
 
+def test_a_group_that_has_lost_channels_is_measured_as_before() -> None:
+    _, _, pruner = make("residual", 0.0)
+    coupled = pruner.pools[0].members[0]
+    scores = torch.tensor([0.1, 0.1, 1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    lost = scores.clone()
+    lost[:2] = 0.0
+    torch.testing.assert_close(coupled.relative(lost)[2:], coupled.relative(scores)[2:], rtol=0.03, atol=0)
+
+
 def test_the_lowest_of_all_coupled_tensors_go_first() -> None:
     net, groups, pruner = make("residual", 1 / 24)
     stream = next(group for group in groups if group.num_channels == 8)
