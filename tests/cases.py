@@ -136,6 +136,12 @@ CASES = [
         refused=CHANNELS_REFUSE,
     ),
     Case(
+        "fpgm",
+        lambda: [lc.Pruning(0.5, pattern=lc.Channels(), score=lc.FPGM(), scope="layer", schedule=RAMP)],
+        zeros=176,
+        refused=CHANNELS_REFUSE,
+    ),
+    Case(
         "channels_macs",
         lambda: [lc.Pruning(0.5, pattern=lc.Channels(of="macs"), score=lc.Taylor(), schedule=RAMP)],
         zeros=176,

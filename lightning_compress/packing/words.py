@@ -43,7 +43,8 @@ def as_words(raw: NDArray[np.uint8], size: int) -> Words:
 def tensor_of(words: Words, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """The tensor of a type and shape whose bit patterns these are; ``words`` becomes its memory."""
     if not words.size:
-        return torch.empty(shape, dtype=dtype)
+        # By way of bytes: with deterministic algorithms PyTorch cannot make an empty tensor of every type.
+        return torch.zeros(0, dtype=torch.uint8).view(dtype).reshape(shape)
     return torch.from_numpy(words.reshape(-1).view(np.uint8)).view(dtype).reshape(shape)
 
 

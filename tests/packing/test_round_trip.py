@@ -58,6 +58,16 @@ def test_any_tensor(dtype: str, shape: tuple[int, ...], zeros: float, num_values
     assert [bits(loaded["t"]), bits(loaded["other"])] == [bits(tensor)] * 2
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nothing_of_any_type_with_deterministic_algorithms(dtype: str, tmp_path: Path) -> None:
+    save_packed({"t": torch.zeros(0, dtype=torch.uint8).view(DTYPES[dtype])}, tmp_path / "file")
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert load_packed(tmp_path / "file")["t"].dtype == DTYPES[dtype]
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @given(
     shape=st.sampled_from([(64, 64), (32, 16, 3, 3), (48, 256)]),
     group=st.sampled_from([1, 2, 8]),
