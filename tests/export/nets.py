@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -115,7 +116,16 @@ class Named(nn.Module):
 
 
 def plain(*layers: nn.Module) -> Callable[[], nn.Module]:
-    return lambda: nn.Sequential(*layers)
+    """Makes a sequence with fresh weights: the seed decides about them, not when this file is imported."""
+
+    def make() -> nn.Module:
+        network = copy.deepcopy(nn.Sequential(*layers))
+        for layer in network:
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+        return network
+
+    return make
 
 
 @dataclass(frozen=True)
