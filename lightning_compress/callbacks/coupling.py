@@ -17,10 +17,11 @@ from lightning_compress.constraints.layer import Layer
 from lightning_compress.pruning.channel_pruner import ChannelPool, least_left
 from lightning_compress.pruning.coupled import Coupled, couple
 from lightning_compress.pruning.patterns import Channels
+from lightning_compress.pruning.pools import ranked_together
 from lightning_compress.structure.costs import Cost, Latency, NumChannels, TensorSizes, macs, parameters
 from lightning_compress.structure.discovery import find_groups
 from lightning_compress.structure.groups import ChannelGroup
-from lightning_compress.targets import Targets, matches, shorten
+from lightning_compress.targets import Targets, shorten
 
 
 class Coupling:
@@ -85,7 +86,7 @@ class Coupling:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         here = {name.removeprefix(self._prefix): p for name, p in parameters.items() if name.startswith(self._prefix)}
         members = couple(self.groups, here, self.layers(model), self._prefix)
-        parts = _parts(members, sparsity) if isinstance(sparsity, Mapping) else [(members, sparsity)]
+        parts = ranked_together(members, sparsity, _layers, of="layer whose channels can be removed")
         if each:
             parts = [([member], share) for part, share in parts for member in part]
         pools = []
@@ -93,9 +94,9 @@ class Coupling:
             groups = [member.group for member in part]
             cost = self._cost(groups)
             dense = cost.left({group: torch.zeros(group.num_channels, dtype=torch.bool) for group in groups})
-            least = least_left(groups, cost, self.pattern.round_to)
-            # A measured cost is as good as its clock.
-            if least > dense * (1 - share) and self.pattern.of != "latency":
+            # A measured cost is as good as its clock, and takes its time.
+            least = 0.0 if self.pattern.of == "latency" else least_left(groups, cost, self.pattern.round_to)
+            if least > dense * (1 - share):
                 raise ValueError(
                     f"A sparsity of {share:g} cannot be had from {shorten([member.name for member in part])}: at most "
                     f"{1 - least / dense:.3f} of the {self.pattern.of} can go; lower it, or round_to."
@@ -145,19 +146,6 @@ def _call(
     return (name, *calls[name])
 
 
-def _parts(members: Sequence[Coupled], sparsity: Mapping[str, float]) -> list[tuple[list[Coupled], float]]:
-    """Groups by the first glob that names one of their layers; the others stay dense."""
-    parts: dict[str, list[Coupled]] = {glob: [] for glob in sparsity}
-    for glob in sparsity:
-        if not any(_names(member, glob) for member in members):
-            names = shorten([member.name for member in members])
-            raise ValueError(f"sparsity: {glob!r} matches no layer whose channels can be removed; they are {names}.")
-    for member in members:
-        first = next((glob for glob in sparsity if _names(member, glob)), None)
-        if first is not None:
-            parts[first].append(member)
-    return [(part, sparsity[glob]) for glob, part in parts.items() if part]
-
-
-def _names(member: Coupled, glob: str) -> bool:
-    return any(matches(glob, layer.layer) for layer, _ in member.matrices)
+def _layers(member: Coupled) -> list[str]:
+    """The group's name, and the layers that make its channels."""
+    return [member.name, *(layer.layer for layer, _ in member.matrices)]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.pruning.distributions import Distribution
 from lightning_compress.targets import matches, shorten
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def make_pools(
     Raises:
         ValueError: For a glob that matches no layer, and if a layer would lose all its weights.
     """
-    parts = _parts(layers, sparsity) if isinstance(sparsity, Mapping) else [(range(len(layers)), sparsity)]
+    parts = ranked_together(range(len(layers)), sparsity, lambda i: [layers[i].layer], of="selected layer")
     pools: list[Pool] = []
     for indices, part in parts:
         sizes = [layers[i].shape.numel() for i in indices]
@@ -62,14 +65,31 @@ def make_pools(
     return pools
 
 
-def _parts(layers: Sequence[Layer], sparsity: Mapping[str, float]) -> list[tuple[list[int], float]]:
-    parts: dict[str, list[int]] = {glob: [] for glob in sparsity}
-    names = [layer.layer for layer in layers]
+def ranked_together(
+    items: Sequence[T], sparsity: float | Mapping[str, float], names: Callable[[T], Sequence[str]], *, of: str
+) -> list[tuple[list[T], float]]:
+    """All items, or items by the first glob that matches one of their names, with the sparsity of each such part.
+
+    Items without a match are left out.
+
+    Args:
+        items: What is pruned.
+        sparsity: One for all, or by globs.
+        names: Names of the layers of an item, the first of which stands for it.
+        of: What an item is, for the message.
+
+    Raises:
+        ValueError: For a glob that matches none.
+    """
+    if not isinstance(sparsity, Mapping):
+        return [(list(items), sparsity)]
+    parts: dict[str, list[T]] = {glob: [] for glob in sparsity}
     for glob in sparsity:
-        if not any(matches(glob, name) for name in names):
-            raise ValueError(f"sparsity: {glob!r} matches no selected layer; they are {shorten(names)}.")
-    for i, name in enumerate(names):
-        first = next((glob for glob in sparsity if matches(glob, name)), None)
+        if not any(matches(glob, name) for item in items for name in names(item)):
+            there = shorten([names(item)[0] for item in items])
+            raise ValueError(f"sparsity: {glob!r} matches no {of}; they are {there}.")
+    for item in items:
+        first = next((glob for glob in sparsity if any(matches(glob, name) for name in names(item))), None)
         if first is not None:
-            parts[first].append(i)
-    return [(indices, sparsity[glob]) for glob, indices in parts.items() if indices]
+            parts[first].append(item)
+    return [(part, sparsity[glob]) for glob, part in parts.items() if part]

@@ -19,13 +19,11 @@ def remove_(model: nn.Module, chosen: Mapping[ChannelGroup, Tensor]) -> RemovalL
         model: The network; its parameters are replaced.
         chosen: Which channels of each group go, one bool each; at least one of each has to stay.
     """
-    old = dict(model.named_parameters())
     cuts = _cuts(named_tensors(model), chosen)
     cut_(model, cuts)
     log = RemovalLog(cuts, dict(_resized(model, chosen)))
     for path, (_, after) in log.attributes.items():
         set_(model, path, after)
-    log.remember(old.items())
     log.remember(model.named_parameters())
     return log
 

@@ -43,10 +43,9 @@ class Cut:
 
     def then(self, later: Cut) -> Cut:
         """Both cuts in one."""
-        kept = {dim: self.kept.get(dim, later.kept.get(dim, ())) for dim in {*self.kept, *later.kept}}
-        for dim in set(self.kept) & set(later.kept):
-            kept[dim] = tuple(self.kept[dim][i] for i in later.kept[dim])
-        return Cut(self.shape, kept)
+        both = set(self.kept) & set(later.kept)
+        twice = {dim: tuple(self.kept[dim][i] for i in later.kept[dim]) for dim in both}
+        return Cut(self.shape, {**later.kept, **self.kept, **twice})
 
 
 @dataclass(frozen=True)
@@ -93,15 +92,14 @@ class RemovalLog:
 
     def then(self, later: RemovalLog) -> RemovalLog:
         """This removal and a later one, of what this one left, as one from the original shape."""
-        cuts = {name: self.cuts.get(name, later.cuts.get(name)) for name in (*self.cuts, *later.cuts)}
-        cuts.update({name: self.cuts[name].then(later.cuts[name]) for name in set(self.cuts) & set(later.cuts)})
+        twice = {name: self.cuts[name].then(later.cuts[name]) for name in set(self.cuts) & set(later.cuts)}
         attributes = {**self.attributes}
         for path, (before, after) in later.attributes.items():
             attributes[path] = (self.attributes.get(path, (before, after))[0], after)
         names = WeakIdKeyDictionary()
         for log in (self, later):
             names.update(log._names)
-        return RemovalLog({name: cut for name, cut in cuts.items() if cut is not None}, attributes, names)
+        return RemovalLog({**later.cuts, **self.cuts, **twice}, attributes, names)
 
     def save(self, path: str | Path) -> None:
         """Writes a JSON file, whole or not at all."""

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import timm
 import torch
+from peers import macs
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import lightning_compress as lc
 import lightning_compress.networks  # registers SqueezeNet and the CIFAR ResNets with timm
@@ -67,12 +67,6 @@ def smallest(group: ChannelGroup, tensors: dict[str, Tensor], ratio: float) -> T
         total.index_add_(0, part.channels, squares.reshape(len(squares), -1).sum(dim=1)[part.positions])
     num = min(round(ratio * group.num_channels), group.num_channels - 1)
     return torch.zeros(group.num_channels, dtype=torch.bool).index_fill_(0, total.argsort()[:num], True)
-
-
-def macs(net: nn.Module, image: Tensor) -> float:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net(image)
-    return counter.get_total_flops() / 2
 
 
 def apart(net: nn.Module, other: nn.Module, images: Tensor) -> float:
