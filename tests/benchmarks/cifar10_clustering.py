@@ -1,11 +1,12 @@
 """Accuracy of a ResNet-20 on CIFAR-10 whose layers share a few values, after two epochs of fine-tuning, over seeds.
 
     python tests/benchmarks/cifar10_clustering.py --root DATA --weights cifar10_resnet20.safetensors
-        [--clusters 16 4] [--method hard dkm] [--seeds 0] [--end 0.5] [--every 0.05] [--held-out 5000] [--compile]
+        [--clusters 16 4] [--method hard dkm] [--seeds 0] [--end 0.5] [--every 0.05] [--exclude GLOB]
+        [--held-out 5000] [--compile]
 
 SGD with momentum 0.9, weight decay 1e-4, learning rate 0.01 to 0 along a cosine per step, batch 128, shifts of up to
 4 pixels and mirror images, all 50,000 training images; accuracy on the 10,000 test images, once, at the end. All layers
-are clustered, the final linear one included. The size is that of the packed file.
+are clustered, the final linear one included, unless --exclude names some.
 With --held-out, so many of the training images are not trained on and the accuracy is on them: for choosing a schedule.
 """
 
@@ -47,7 +48,7 @@ def accuracy(clustering: lc.WeightClustering, data: CIFAR10DataModule, args: arg
     trainer.fit(module, datamodule=data)
     evaluate, key = (trainer.validate, "val/acc") if args.held_out else (trainer.test, "test/acc")
     result = evaluate(module, datamodule=data, verbose=False)[0][key]
-    most = max(len(target.parameter.unique()) for target in lc.Targets().select(module))
+    most = max(len(target.parameter.unique()) for target in clustering.targets.select(module))
     return 100 * result, most
 
 
@@ -62,6 +63,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=0.05)
     parser.add_argument("--curve", default="cubic", help="one_shot: weights never change clusters")
     parser.add_argument("--weighted", action="store_true")
+    parser.add_argument("--exclude", nargs="*", default=(), help="globs of layers that stay as they are")
     parser.add_argument("--held-out", type=int, default=0, help="choose by so many training images")
     parser.add_argument("--compile", action="store_true", help="torch.compile the network, which is faster on a CPU")
     args = parser.parse_args()
@@ -70,6 +72,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
 
     data = CIFAR10DataModule(args.root, val_size=args.held_out)
+    targets = lc.Targets(exclude=args.exclude)
     schedule = lc.Schedule(end=args.end, every=args.every, curve=args.curve)
     for method in args.method:
         for clusters in args.clusters:
@@ -77,7 +80,9 @@ def main() -> None:
             for seed in args.seeds:
                 seed_everything(seed, verbose=False)
                 start = time.perf_counter()
-                clustering = lc.WeightClustering(clusters, method=method, weighted=args.weighted, schedule=schedule)
+                clustering = lc.WeightClustering(
+                    clusters, method=method, weighted=args.weighted, schedule=schedule, targets=targets
+                )
                 result, most = accuracy(clustering, data, args)
                 results.append(result)
                 seconds = time.perf_counter() - start
