@@ -29,9 +29,16 @@ def logits_of(output: Any, whose: str) -> Tensor:
 
 
 def labels_of(batch: Any) -> Tensor | None:
-    """The labels in a batch ``(inputs, labels, ...)``: classes ``(N,)`` or probabilities ``(N, C)``, if there are."""
-    if not isinstance(batch, Sequence) or len(batch) < 2 or not isinstance(batch[1], Tensor):
+    """The labels in a batch: classes ``(N,)`` or probabilities ``(N, C)``, if there are.
+
+    Args:
+        batch: ``(inputs, labels, ...)``, or a mapping whose ``"labels"`` or ``"label"`` they are.
+    """
+    if isinstance(batch, Mapping):
+        labels = batch.get("labels", batch.get("label"))
+    else:
+        labels = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
+    if not isinstance(labels, Tensor):
         return None
-    labels = batch[1]
     classes, probabilities = not labels.is_floating_point() and labels.ndim == 1, labels.is_floating_point()
     return labels if classes or (probabilities and labels.ndim == 2) else None

@@ -178,7 +178,10 @@ class ClassificationModule(LightningModule):
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, accuracy: MulticlassAccuracy) -> None:
         images, labels = batch
-        logits = self(images)
+        self._record(self(images), labels, stage, accuracy)
+
+    @torch.compiler.disable  # a metric counts its updates, and code would be compiled for every count
+    def _record(self, logits: Tensor, labels: Tensor, stage: str, accuracy: MulticlassAccuracy) -> None:
         accuracy(logits, labels)
         self.log(f"{stage}/loss", F.cross_entropy(logits, labels), prog_bar=stage == "val", sync_dist=True)
         self.log(f"{stage}/acc", accuracy, prog_bar=True)

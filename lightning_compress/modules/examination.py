@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
@@ -60,7 +61,7 @@ def _count(trainer: Trainer, module: LightningModule, teacher: FrozenNetwork, li
         batch = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
         batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
         labels = labels_of(batch)
-        if labels is None or labels.ndim != 1 or not isinstance(batch[0], Tensor):
+        if isinstance(batch, Mapping) or labels is None or labels.ndim != 1 or not isinstance(batch[0], Tensor):
             return counts * 0
         with trainer.precision_plugin.val_step_context(), teacher.asked(batch[:1], {}) as output:
             logits = logits_of(output, "teacher")

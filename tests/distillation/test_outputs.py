@@ -65,6 +65,8 @@ def test_what_holds_no_logits(output: Any, form: str) -> None:
         (namedtuple("Batch", "x y")(IMAGES, CLASSES), CLASSES),
         (((IMAGES, IMAGES), CLASSES), CLASSES),
         (({"a": IMAGES}, SOFT), SOFT),
+        ({"image": IMAGES, "label": CLASSES}, CLASSES),
+        ({"input_ids": IMAGES, "labels": SOFT}, SOFT),
     ],
 )
 def test_labels(batch: Any, labels: Tensor | str) -> None:
@@ -80,7 +82,8 @@ def test_labels(batch: Any, labels: Tensor | str) -> None:
         [],
         "ab",
         None,
-        {"image": IMAGES, "label": CLASSES},
+        {"image": IMAGES, "target": CLASSES},
+        {"image": IMAGES, "label": "cat"},
         {0: IMAGES, 1: CLASSES},
         (IMAGES, {"label": CLASSES}),
         (IMAGES, [0, 2]),

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 import lightning_compress as lc
 from tests.cases import (
@@ -470,6 +470,29 @@ def test_a_student_without_forward() -> None:
     run.fit(module, Loader())
     assert "train/kd" in run.callback_metrics
     assert not torch.equal(module.student.net[1].weight, before)
+
+
+class Named(MLP):
+    """Takes batches whose parts have names."""
+
+    def training_step(self, batch: Any) -> Tensor:
+        return super().training_step((batch["image"], batch["label"]))
+
+    def validation_step(self, batch: Any) -> None:
+        self.log("val/loss", Named.training_step(self, batch))
+
+
+def test_batches_that_are_dicts() -> None:
+    def named(samples: Any) -> dict[str, Tensor]:
+        images, classes = default_collate(samples)
+        return {"image": images, "label": classes}
+
+    batches = DataLoader(dataset(), 8, collate_fn=named)
+    module = lc.DistillationModule(Named(), teacher(), losses={"dkd": lc.DKD()})
+    run = trainer([])
+    run.fit(module, batches, batches)
+    assert run.callback_metrics["train/dkd"] > 0
+    assert "val/loss" in run.callback_metrics
 
 
 def refused(module: lc.DistillationModule) -> str:
