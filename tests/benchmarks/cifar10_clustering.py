@@ -13,82 +13,49 @@ With --held-out, so many of the training images are not trained on and the accur
 from __future__ import annotations
 
 import argparse
-import logging
-import statistics
-import time
-import warnings
 
-import torch
-from lightning.pytorch import Trainer, seed_everything
+from cifar10 import accuracy, options, over_seeds, sgd, trainer
 
 import lightning_compress as lc
 from lightning_compress.data import CIFAR10DataModule
 
 
-def sgd(params: object) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=0.01, momentum=0.9, weight_decay=1e-4)
-
-
-def accuracy(clustering: lc.WeightClustering, data: CIFAR10DataModule, args: argparse.Namespace) -> tuple[float, int]:
+def run(method: str, clusters: int, data: CIFAR10DataModule, args: argparse.Namespace) -> tuple[float, str]:
     """Accuracy in percent, and the most values that a layer has."""
-    module = lc.ClassificationModule("resnet20_cifar", 10, optimizer=sgd, checkpoint=args.weights)
+    clustering = lc.WeightClustering(
+        clusters,
+        method=method,
+        weighted=args.weighted,
+        schedule=lc.Schedule(end=args.end, every=args.every, curve=args.curve),
+        targets=lc.Targets(exclude=args.exclude),
+    )
+    optimizer = sgd(args.learning_rate)
+    module = lc.ClassificationModule("resnet20_cifar", 10, optimizer=optimizer, checkpoint=args.weights)
     if args.compile:
         module.model.compile()
-    trainer = Trainer(
-        max_epochs=2,
-        accelerator="auto",
-        devices=1,
-        callbacks=[clustering],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-    trainer.fit(module, datamodule=data)
-    evaluate, key = (trainer.validate, "val/acc") if args.held_out else (trainer.test, "test/acc")
-    result = evaluate(module, datamodule=data, verbose=False)[0][key]
+    trainer(args.epochs, clustering).fit(module, datamodule=data)
     most = max(len(target.parameter.unique()) for target in clustering.targets.select(module))
-    return 100 * result, most
+    return accuracy(module, data, args), f"{most} values, "
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True)
-    parser.add_argument("--weights", required=True)
+    parser = options(__doc__, seeds=[0])
     parser.add_argument("--clusters", type=int, nargs="+", default=[16, 4])
     parser.add_argument("--method", nargs="+", default=["hard", "dkm"])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--end", type=float, default=0.5)
     parser.add_argument("--every", type=float, default=0.05)
     parser.add_argument("--curve", default="cubic", help="one_shot: weights never change clusters")
     parser.add_argument("--weighted", action="store_true")
     parser.add_argument("--exclude", nargs="*", default=(), help="globs of layers that stay as they are")
-    parser.add_argument("--held-out", type=int, default=0, help="choose by so many training images")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network, which is faster on a CPU")
     args = parser.parse_args()
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-
     data = CIFAR10DataModule(args.root, val_size=args.held_out)
-    targets = lc.Targets(exclude=args.exclude)
-    schedule = lc.Schedule(end=args.end, every=args.every, curve=args.curve)
     for method in args.method:
         for clusters in args.clusters:
-            results = []
-            for seed in args.seeds:
-                seed_everything(seed, verbose=False)
-                start = time.perf_counter()
-                clustering = lc.WeightClustering(
-                    clusters, method=method, weighted=args.weighted, schedule=schedule, targets=targets
-                )
-                result, most = accuracy(clustering, data, args)
-                results.append(result)
-                seconds = time.perf_counter() - start
-                print(f"{method} {clusters} seed {seed}: {result:.2f} % ({most} values, {seconds:.0f} s)", flush=True)
-            mean, spread = statistics.mean(results), statistics.stdev(results) if len(results) > 1 else 0.0
-            print(f"{method} {clusters}: mean {mean:.2f} %, standard deviation {spread:.2f}, seeds {args.seeds}")
+            over_seeds(
+                f"{method} {clusters}",
+                lambda method=method, clusters=clusters: run(method, clusters, data, args),
+                args.seeds,
+            )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,70 @@
+"""What the benchmarks of accuracy on CIFAR-10 share: their options, the optimizer, a quiet Trainer, runs over seeds."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from torch import nn
+
+
+def options(description: str | None, *, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
+    """The options that all have, to which a benchmark adds its own."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True, help="folder of the images")
+    parser.add_argument("--weights", help="trained weights to begin with")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--learning-rate", type=float, default=0.01)
+    parser.add_argument("--held-out", type=int, default=0, help="choose by so many training images")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the networks, which is faster on a CPU")
+    return parser
+
+
+def sgd(learning_rate: float) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
+    """The optimizer of all runs."""
+    return lambda params: torch.optim.SGD(params, lr=learning_rate, momentum=0.9, weight_decay=1e-4)
+
+
+def trainer(epochs: int, *callbacks: Callback) -> Trainer:
+    """A Trainer that prints and writes nothing."""
+    return Trainer(
+        max_epochs=epochs,
+        accelerator="auto",
+        devices=1,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+
+
+def accuracy(module: LightningModule, data: LightningDataModule, args: argparse.Namespace) -> float:
+    """Accuracy in percent on the test images, or on the training images that were held out."""
+    runs = trainer(0)
+    evaluate, key = (runs.validate, "val/acc") if args.held_out else (runs.test, "test/acc")
+    return 100 * evaluate(module, datamodule=data, verbose=False)[0][key]
+
+
+def over_seeds(name: str, run: Callable[[], tuple[float, str]], seeds: Sequence[int]) -> None:
+    """Prints the accuracy that a run has with each seed, what it says beside it, and their mean and deviation."""
+    for logger in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    results = []
+    for seed in seeds:
+        seed_everything(seed, verbose=False)
+        start = time.perf_counter()
+        result, said = run()
+        results.append(result)
+        print(f"{name} seed {seed}: {result:.2f} % ({said}{time.perf_counter() - start:.0f} s)", flush=True)
+    spread = statistics.stdev(results) if len(results) > 1 else 0.0
+    print(f"{name}: mean {statistics.mean(results):.2f} %, standard deviation {spread:.2f}, seeds {list(seeds)}")
