@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_compress.distillation.adapters import AsTheyAre, Projections, Regression, check_features
+from lightning_compress.distillation.adapters import Projections, Regression
 from lightning_compress.distillation.loss import FeatureLoss, check_not_negative, check_positive
 from lightning_compress.functional import feature_losses
 
@@ -43,13 +43,13 @@ class AttentionTransfer(FeatureLoss):
 
     @override
     def adapter(self, student: torch.Size, teacher: torch.Size) -> nn.Module:
-        check_features(student, teacher)
+        adapter = super().adapter(student, teacher)
         if len(student) != len(teacher) or len(student) == 2:
             raise ValueError(
                 "AttentionTransfer compares (N, C, H, W) with (N, C, H, W) or tokens (N, L, C) with tokens, not "
                 f"{tuple(student)} with {tuple(teacher)}: choose layers of one kind."
             )
-        return AsTheyAre()
+        return adapter
 
     @override
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
@@ -64,11 +64,6 @@ class SimilarityPreserving(FeatureLoss):
         layers: Pairs of names of modules, the student's and the teacher's.
         weight: What the loss is multiplied by where losses are added up.
     """
-
-    @override
-    def adapter(self, student: torch.Size, teacher: torch.Size) -> nn.Module:
-        check_features(student, teacher)
-        return AsTheyAre()
 
     @override
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
@@ -96,11 +91,6 @@ class RKD(FeatureLoss):
         super().__post_init__()
         check_not_negative(self, "distance", self.distance)
         check_not_negative(self, "angle", self.angle)
-
-    @override
-    def adapter(self, student: torch.Size, teacher: torch.Size) -> nn.Module:
-        check_features(student, teacher)
-        return AsTheyAre()
 
     @override
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.distillation.adapters import AsTheyAre, check_features
 from lightning_compress.distillation.ramp import Ramp
 
 
@@ -58,9 +59,8 @@ class FeatureLoss(ABC):
         object.__setattr__(self, "layers", _pairs(self, self.layers))
         check_weight(self, self.weight)
 
-    @abstractmethod
     def adapter(self, student: torch.Size, teacher: torch.Size) -> nn.Module:
-        """What makes the features of one pair comparable.
+        """What makes the features of one pair comparable; unless overridden, they are compared as they are.
 
         Args:
             student: Shape of the student's feature, with the batch.
@@ -72,6 +72,8 @@ class FeatureLoss(ABC):
         Raises:
             ValueError: If features of such shapes cannot be compared.
         """
+        check_features(student, teacher)
+        return AsTheyAre()
 
     @abstractmethod
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
