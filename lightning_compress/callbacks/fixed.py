@@ -15,6 +15,8 @@ from lightning_compress.targets import Targets
 class Fixed(MaskCallback):
     """Keeps the zeros that a loaded model has, while it is trained on.
 
+    Weights are held, and norms are not: whole channels that are zero are better removed first, with :func:`shrink`.
+
     Args:
         targets: Which weights.
 
