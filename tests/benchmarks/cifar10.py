@@ -13,6 +13,8 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from torch import nn
 
+import lightning_compress as lc
+
 
 def options(description: str | None, *, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
     """The options that all have, to which a benchmark adds its own."""
@@ -30,6 +32,14 @@ def options(description: str | None, *, seeds: Sequence[int] = (0, 1, 2)) -> arg
 def sgd(learning_rate: float) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
     """The optimizer of all runs."""
     return lambda params: torch.optim.SGD(params, lr=learning_rate, momentum=0.9, weight_decay=1e-4)
+
+
+def taught(module: lc.ClassificationModule, args: argparse.Namespace) -> LightningModule:
+    """With --taught, the module as the student of its own dense weights; else the module."""
+    if not args.taught:
+        return module
+    teacher = lc.Teacher("resnet20_cifar", checkpoint=args.weights, compile=args.compile)
+    return lc.DistillationModule(module, teacher, losses={"kd": lc.KD(temperature=4.0, weight=0.9)}, task_weight=0.1)
 
 
 def trainer(epochs: int, *callbacks: Callback) -> Trainer:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 
-from cifar10 import accuracy, options, over_seeds, sgd, trainer
+from cifar10 import accuracy, options, over_seeds, sgd, taught, trainer
 
 import lightning_compress as lc
 from lightning_compress.data import CIFAR10DataModule
@@ -30,15 +30,8 @@ def run(sparsity: float, data: CIFAR10DataModule, args: argparse.Namespace) -> t
     module = lc.ClassificationModule("resnet20_cifar", 10, optimizer=optimizer, checkpoint=args.weights)
     if args.compile:
         module.model.compile()
-    trained = taught(module, args) if args.taught else module
-    trainer(args.epochs, pruning).fit(trained, datamodule=data)
+    trainer(args.epochs, pruning).fit(taught(module, args), datamodule=data)
     return accuracy(module, data, args), f"{lc.report(module).weights.sparsity:.4%} zeros, "
-
-
-def taught(module: lc.ClassificationModule, args: argparse.Namespace) -> lc.DistillationModule:
-    """The module as the student of its own dense weights."""
-    teacher = lc.Teacher("resnet20_cifar", checkpoint=args.weights, compile=args.compile)
-    return lc.DistillationModule(module, teacher, losses={"kd": lc.KD(temperature=4.0, weight=0.9)}, task_weight=0.1)
 
 
 def main() -> None:
@@ -47,7 +40,7 @@ def main() -> None:
     parser.add_argument("--score", default="LAMP")
     parser.add_argument("--end", type=float, default=0.25, help="fraction of the run in which weights are pruned")
     parser.add_argument("--curve", default="cubic", help="one_shot: all before the first step")
-    parser.add_argument("--taught", action="store_true", help="by its own dense weights")
+    parser.add_argument("--taught", action="store_true", help="let the dense weights teach the network")
     args = parser.parse_args()
     data = CIFAR10DataModule(args.root, val_size=args.held_out)
     for sparsity in args.sparsity:

@@ -44,7 +44,8 @@ def run(bits: str, data: CIFAR10DataModule, args: argparse.Namespace) -> tuple[f
     module = lc.ClassificationModule("resnet20_cifar", 10, optimizer=optimizer, checkpoint=args.weights)
     if args.compile:
         module.model.compile()
-    trainer(args.epochs, *([] if bits == "float" else [callback(bits, args)])).fit(module, datamodule=data)
+    callbacks = [] if bits == "float" else [callback(bits, args)]
+    trainer(args.epochs, *callbacks).fit(module, datamodule=data)
     simulated = accuracy(module, data, args)
     return (simulated, "") if bits == "float" else (of_file(module, data, args), f"simulated {simulated:.2f} %, ")
 
@@ -59,10 +60,10 @@ def of_file(module: lc.ClassificationModule, data: CIFAR10DataModule, args: argp
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         lc.export_onnx(lc.finalize(module, module="model"), path, next(iter(loader))[0][:8])
-        options = onnxruntime.SessionOptions()
+        session_options = onnxruntime.SessionOptions()
         # Without VNNI the fast kernels overflow on this kind of CPU; the precise ones compute what the file says.
-        options.add_session_config_entry("session.x64quantprecision", "1")
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session_options.add_session_config_entry("session.x64quantprecision", "1")
+        session = onnxruntime.InferenceSession(str(path), session_options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name
         right = total = 0
         for images, labels in loader:
