@@ -16,11 +16,13 @@ from torch import nn
 import lightning_compress as lc
 
 
-def options(description: str | None, *, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
+def options(
+    description: str | None, *, seeds: Sequence[int] = (0, 1, 2), from_scratch: bool = False
+) -> argparse.ArgumentParser:
     """The options that all have, to which a benchmark adds its own."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="folder of the images")
-    parser.add_argument("--weights", help="trained weights to begin with")
+    parser.add_argument("--weights", required=not from_scratch, help="trained weights to begin with")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--learning-rate", type=float, default=0.01)
@@ -32,6 +34,15 @@ def options(description: str | None, *, seeds: Sequence[int] = (0, 1, 2)) -> arg
 def sgd(learning_rate: float) -> Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]:
     """The optimizer of all runs."""
     return lambda params: torch.optim.SGD(params, lr=learning_rate, momentum=0.9, weight_decay=1e-4)
+
+
+def resnet20(args: argparse.Namespace) -> lc.ClassificationModule:
+    """The trained network that is compressed."""
+    optimizer = sgd(args.learning_rate)
+    module = lc.ClassificationModule("resnet20_cifar", 10, optimizer=optimizer, checkpoint=args.weights)
+    if args.compile:
+        module.model.compile()
+    return module
 
 
 def taught(module: lc.ClassificationModule, args: argparse.Namespace) -> LightningModule:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 
-from cifar10 import accuracy, options, over_seeds, sgd, taught, trainer
+from cifar10 import accuracy, options, over_seeds, resnet20, taught, trainer
 
 import lightning_compress as lc
 from lightning_compress.data import CIFAR10DataModule
@@ -30,10 +30,7 @@ def run(method: str, clusters: int, data: CIFAR10DataModule, args: argparse.Name
         schedule=lc.Schedule(end=args.end, every=args.every, curve=args.curve),
         targets=lc.Targets(exclude=args.exclude),
     )
-    optimizer = sgd(args.learning_rate)
-    module = lc.ClassificationModule("resnet20_cifar", 10, optimizer=optimizer, checkpoint=args.weights)
-    if args.compile:
-        module.model.compile()
+    module = resnet20(args)
     trainer(args.epochs, clustering).fit(taught(module, args), datamodule=data)
     most = max(len(target.parameter.unique()) for target in clustering.targets.select(module))
     return accuracy(module, data, args), f"{most} values, "

@@ -58,7 +58,7 @@ def run(name: str, data: CIFAR10DataModule, args: argparse.Namespace) -> tuple[f
 
 
 def main() -> None:
-    parser = options(__doc__)
+    parser = options(__doc__, from_scratch=True)
     parser.add_argument("--teacher", required=True, help="trained weights of a ResNet-56")
     parser.add_argument("--temperature", type=float, default=4.0)
     parser.add_argument("--kd-weight", type=float, default=0.9)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 
-from cifar10 import accuracy, options, over_seeds, sgd, taught, trainer
+from cifar10 import accuracy, options, over_seeds, resnet20, taught, trainer
 
 import lightning_compress as lc
 from lightning_compress.data import CIFAR10DataModule
@@ -26,10 +26,7 @@ def run(sparsity: float, data: CIFAR10DataModule, args: argparse.Namespace) -> t
     """Accuracy in percent, and the sparsity that was counted."""
     schedule = lc.Schedule(end=args.end, curve=args.curve)
     pruning = lc.Pruning(sparsity, score=getattr(lc, args.score)(), schedule=schedule)
-    optimizer = sgd(args.learning_rate)
-    module = lc.ClassificationModule("resnet20_cifar", 10, optimizer=optimizer, checkpoint=args.weights)
-    if args.compile:
-        module.model.compile()
+    module = resnet20(args)
     trainer(args.epochs, pruning).fit(taught(module, args), datamodule=data)
     return accuracy(module, data, args), f"{lc.report(module).weights.sparsity:.4%} zeros, "
 

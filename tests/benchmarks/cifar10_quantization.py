@@ -16,7 +16,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from cifar10 import accuracy, options, over_seeds, sgd, trainer
+from cifar10 import accuracy, options, over_seeds, resnet20, trainer
 
 import lightning_compress as lc
 from lightning_compress.data import CIFAR10DataModule
@@ -40,10 +40,7 @@ def integers(bits: int) -> lc.Int:
 
 def run(bits: str, data: CIFAR10DataModule, args: argparse.Namespace) -> tuple[float, str]:
     """Accuracy in percent of the file (of the float model, where that is what is trained), and of the simulation."""
-    optimizer = sgd(args.learning_rate)
-    module = lc.ClassificationModule("resnet20_cifar", 10, optimizer=optimizer, checkpoint=args.weights)
-    if args.compile:
-        module.model.compile()
+    module = resnet20(args)
     callbacks = [] if bits == "float" else [callback(bits, args)]
     trainer(args.epochs, *callbacks).fit(module, datamodule=data)
     simulated = accuracy(module, data, args)
