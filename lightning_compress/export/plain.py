@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from torch import nn
 
-from lightning_compress.quantization.simulation import remove_quantizers, round_weights_
+from lightning_compress.quantization.lowering import round_biases_
+from lightning_compress.quantization.simulation import is_quantized, remove_quantizers, round_weights_
 
 
-def finalize(model: nn.Module, *, module: str = "") -> nn.Module:
+def finalize(model: nn.Module, *, module: str = "", example_inputs: Any = None) -> nn.Module:
     """A copy of a model as it is deployed: in eval mode, with nothing to train and no hooks of a fit.
 
     Zeros, clusters and integers times their scales are in the weights. Quantizers stay, frozen: their ranges are part
@@ -18,15 +20,20 @@ def finalize(model: nn.Module, *, module: str = "") -> nn.Module:
     Args:
         model: The model, which stays as it is.
         module: Name of its deployable part.
+        example_inputs: What that part is called with: a tensor, a tuple, or a dict of keyword arguments. With them,
+            biases are integers times their scales as well, so that a model with quantizers computes what a file of
+            integers does; activations of few bits make such small differences large.
 
     Raises:
-        ValueError: If it has no such part.
+        ValueError: If it has no such part, or its quantizers are none that a file takes (with ``example_inputs``).
 
     >>> finalize(nn.Sequential(nn.Linear(2, 1)), module="0").weight.requires_grad
     False
     """
     plain = _copied(model, module, "finalize")
     round_weights_(plain)
+    if example_inputs is not None and is_quantized(plain):
+        round_biases_(plain, example_inputs)
     return plain
 
 

@@ -40,6 +40,8 @@ class Layer:
         weight: The weight.
         bias: The bias, if there is one: float32 where the input is float.
         input: Grid of the input, unless that is float.
+        biased: Name of the module whose bias it is: the layer, or the batch norm that is folded into it.
+        rounding: What rounding added to the bias, float64; ``None`` without a bias of integers.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Layer:
     weight: Weight
     bias: Bias | Tensor | None
     input: Grid | None
+    biased: str
+    rounding: Tensor | None
 
 
 @dataclass
@@ -79,38 +83,62 @@ def lower(model: nn.Module, example_inputs: Any, dialect: Dialect, *, unsigned: 
         ValueError: If there are no quantizers, or one has never seen a batch; for weights whose integers no kernel
             takes: affine ones, and scales for groups of inputs.
     """
-    found = {Place.named(attached.layer, attached.quantizer.name): attached for attached in quantizers_of(model)}
-    _check(found)
-    plain = copy.deepcopy(model).eval()
-    remove_quantizers(plain)
-    graph = trace(plain, example_inputs)
-    lowering = _Lowering(graph, found, dialect, unsigned=unsigned)
-    arguments = _arguments(plain, graph, example_inputs)
-    return lowering.run(plain, arguments)
+    return _Lowering(model, example_inputs, unsigned=unsigned).run(dialect)
+
+
+@torch.no_grad()
+def round_biases_(model: nn.Module, example_inputs: Any) -> None:
+    """Writes into biases what a file of integers adds in their place, as is: products of two scales are their steps.
+
+    With few bits the steps are wide, and a value that is rounded to another integer tips others in the layers after it.
+    A bias that several calls add on several grids stays.
+
+    Args:
+        model: A model with quantizers, in eval mode.
+        example_inputs: What it is called with.
+
+    Raises:
+        ValueError: As :func:`lower`.
+    """
+    lowering = _Lowering(model, example_inputs, unsigned=True)
+    rounded: dict[nn.Parameter, list[Tensor]] = {}
+    for node in lowering.graph.nodes:
+        if lowering.is_layer(node):
+            layer = lowering.layer(node)
+            bias = model.get_submodule(layer.biased)._parameters.get("bias")
+            if bias is not None:
+                rounded.setdefault(bias, []).append(torch.zeros(()) if layer.rounding is None else layer.rounding)
+    for bias, roundings in rounded.items():
+        if len(roundings) == 1:
+            bias.copy_(bias.double() + roundings[0].to(bias.device))
 
 
 class _Lowering:
     """Builds the table of what is done at each call."""
 
-    def __init__(self, graph: Graph, found: Mapping[Place, Attached], dialect: Dialect, *, unsigned: bool) -> None:
-        self.graph = graph
+    def __init__(self, model: nn.Module, example_inputs: Any, *, unsigned: bool) -> None:
+        found = {Place.named(attached.layer, attached.quantizer.name): attached for attached in quantizers_of(model)}
+        _check(found)
+        self.plain = copy.deepcopy(model).eval()
+        remove_quantizers(self.plain)
+        self.graph = graph = trace(self.plain, example_inputs)
         self.found = found
-        self.dialect = dialect
         self.unsigned = unsigned
+        self.arguments = _arguments(self.plain, graph, example_inputs)
         layers = [node for node in graph.nodes if node.call.function in CHANNEL_AXIS]
         is_target = {node.module: weight_place(node) in found for node in layers}
         has_weights = any(place.role == "weight" for place in found)
         self.placement = Placement(graph, is_target if has_weights else dict.fromkeys(is_target, True))
 
-    def run(self, model: nn.Module, arguments: Mapping[Node, tuple[Any, Any]]) -> Lowered:
-        lowered = Lowered(model)
+    def run(self, dialect: Dialect) -> Lowered:
+        lowered = Lowered(self.plain)
         table: dict[str, dict[Call, Any]] = {}
         for node in self.graph.nodes:
-            action = self._simulated(node, lowered)
-            if weight_place(node) in self.found and node.call.function in CHANNEL_AXIS:
-                layer = self._layer(node, arguments)
+            action = self._simulated(node, dialect, lowered)
+            if self.is_layer(node):
+                layer = self.layer(node)
                 lowered.layers.append(layer)
-                action = _Folded.of(action, layer, self.dialect)
+                action = _Folded.of(action, layer, dialect)
             elif self.placement.is_folded(node):
                 maker = self.graph.maker[node.operands[0]]
                 if weight_place(maker) in self.found:
@@ -118,10 +146,39 @@ class _Lowering:
             if action is not None:
                 table.setdefault(node.module, {})[node.call] = action
         lowered.left_in_float = [f"{n.module}.{n.call.function}".lstrip(".") for n in self.placement.left_in_float()]
-        install_all(model, {name: Sites(actions) for name, actions in table.items()})
+        install_all(self.plain, {name: Sites(actions) for name, actions in table.items()})
         return lowered
 
-    def _simulated(self, node: Node, lowered: Lowered) -> Simulated | None:
+    def is_layer(self, node: Node) -> bool:
+        """Whether a call's weight is to be integers."""
+        return weight_place(node) in self.found and node.call.function in CHANNEL_AXIS
+
+    def layer(self, node: Node) -> Layer:
+        """A call with the batch norm after it as integers."""
+        attached = self.found[weight_place(node)]
+        args, kwargs = self.arguments[node]
+        weight, bias = argument(args, kwargs, 1, "weight"), argument(args, kwargs, 2, "bias")
+        integers = attached.quantizer.to_integers(attached.module, weight)
+        scale, _ = attached.quantizer.grid(attached.module)
+        axis = CHANNEL_AXIS[node.call.function]
+        scale = scale.detach().double().expand(weight.shape[axis])
+        norm = self.placement.folds_into(node)
+        if norm is not None:
+            factor, shift = as_factor(*self.arguments[norm])
+            bias = shift if bias is None else shift + factor * bias.detach().double()
+            scale = scale * factor
+        grid = self._input(node)
+        folded = fold(
+            node.module, integers, scale, axis, bias=bias, input_scale=grid.scale if grid is not None else None
+        )
+        written = integer_bias(folded, bias, grid)
+        rounding = None
+        if bias is not None and isinstance(written, Bias):
+            rounding = written.integers.double() * written.scale.double() - bias.detach().double()
+        biased = node.module if norm is None else norm.module
+        return Layer(node.module, node.call.function, folded, written, grid, biased, rounding)
+
+    def _simulated(self, node: Node, dialect: Dialect, lowered: Lowered) -> Simulated | None:
         roles = [f"input_{k}" for k in range(len(node.operands))] + ["inner", "output"]
         places = {role: Place(node.module, node.call, role) for role in roles}
         action = Simulated()
@@ -129,11 +186,11 @@ class _Lowering:
             if place in self.found:
                 grid = replace(self._grid(self.found[place]), is_read=role.startswith("input_"))
                 lowered.grids.append(grid)
-                action.put(role, _Written(grid, self.dialect))  # type: ignore[arg-type]
-        if node.call.function in self.dialect.opaque and (read := self._input(node)) is not None:
+                action.put(role, _Written(grid, dialect))  # type: ignore[arg-type]
+        if node.call.function in dialect.opaque and (read := self._input(node)) is not None:
             again = replace(read, is_again=True, is_read=False)
             lowered.grids += [again] * len(node.outputs)
-            action.output = _Written(again, self.dialect)  # type: ignore[assignment]
+            action.output = _Written(again, dialect)  # type: ignore[assignment]
             return action
         return action if any(place in self.found for place in places.values()) else None
 
@@ -144,25 +201,6 @@ class _Lowering:
         if integers.symmetric and self.unsigned:
             return grid.shifted(128)
         return grid if self.unsigned or integers.symmetric else grid.shifted(-(2 ** (integers.bits - 1)))
-
-    def _layer(self, node: Node, arguments: Mapping[Node, tuple[Any, Any]]) -> Layer:
-        attached = self.found[weight_place(node)]
-        args, kwargs = arguments[node]
-        weight, bias = argument(args, kwargs, 1, "weight"), argument(args, kwargs, 2, "bias")
-        integers = attached.quantizer.to_integers(attached.module, weight)
-        scale, _ = attached.quantizer.grid(attached.module)
-        axis = CHANNEL_AXIS[node.call.function]
-        scale = scale.detach().double().expand(weight.shape[axis])
-        norm = self.placement.folds_into(node)
-        if norm is not None:
-            factor, shift = as_factor(*arguments[norm])
-            bias = shift if bias is None else shift + factor * bias.detach().double()
-            scale = scale * factor
-        grid = self._input(node)
-        folded = fold(
-            node.module, integers, scale, axis, bias=bias, input_scale=grid.scale if grid is not None else None
-        )
-        return Layer(node.module, node.call.function, folded, integer_bias(folded, bias, grid), grid)
 
     def _input(self, node: Node) -> Grid | None:
         """The grid of what a call reads: its own, or that of the call that made it."""

@@ -53,10 +53,11 @@ def taught(module: lc.ClassificationModule, args: argparse.Namespace) -> Lightni
     return lc.DistillationModule(module, teacher, losses={"kd": lc.KD(temperature=4.0, weight=0.9)}, task_weight=0.1)
 
 
-def trainer(epochs: int, *callbacks: Callback) -> Trainer:
+def trainer(epochs: int, *callbacks: Callback, max_steps: int = -1) -> Trainer:
     """A Trainer that prints and writes nothing."""
     return Trainer(
         max_epochs=epochs,
+        max_steps=max_steps,
         accelerator="auto",
         devices=1,
         callbacks=list(callbacks),

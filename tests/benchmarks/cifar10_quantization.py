@@ -18,7 +18,10 @@ import argparse
 import tempfile
 from pathlib import Path
 
+import torch
 from cifar10 import accuracy, options, over_seeds, resnet20, taught, trainer
+from torch import nn
+from torch.utils.data import DataLoader
 
 import lightning_compress as lc
 from lightning_compress.data import CIFAR10DataModule
@@ -45,20 +48,22 @@ def run(bits: str, data: CIFAR10DataModule, args: argparse.Namespace) -> tuple[f
     module = resnet20(args)
     callbacks = [] if bits == "float" else [callback(bits, args)]
     trainer(args.epochs, *callbacks).fit(taught(module, args), datamodule=data)
-    simulated = accuracy(module, data, args)
-    return (simulated, "") if bits == "float" else (of_file(module, data, args), f"simulated {simulated:.2f} %, ")
+    if bits == "float":
+        return accuracy(module, data, args), ""
+    loader = data.val_dataloader() if args.held_out else data.test_dataloader()
+    images = next(iter(loader))[0][:8]
+    deployed = lc.finalize(module.cpu(), module="model", example_inputs=images)
+    simulated = accuracy(lc.ClassificationModule(deployed, 10), data, args)
+    return of_file(deployed.cpu(), images, loader), f"simulated {simulated:.2f} %, "
 
 
-def of_file(module: lc.ClassificationModule, data: CIFAR10DataModule, args: argparse.Namespace) -> float:
+def of_file(deployed: nn.Module, images: torch.Tensor, loader: DataLoader) -> float:
     """Accuracy of the exported file in ONNX Runtime, in percent."""
     import onnxruntime
 
-    module = module.cpu()
-    module.model._compiled_call_impl = None
-    loader = data.val_dataloader() if args.held_out else data.test_dataloader()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        lc.export_onnx(lc.finalize(module, module="model"), path, next(iter(loader))[0][:8])
+        lc.export_onnx(deployed, path, images)
         session_options = onnxruntime.SessionOptions()
         # Without VNNI the fast kernels overflow on this kind of CPU; the precise ones compute what the file says.
         session_options.add_session_config_entry("session.x64quantprecision", "1")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import lightning_compress as lc
+from lightning_compress.calls import as_arguments
+from lightning_compress.export.ort import feeds_of, session
 from lightning_compress.quantization.simulation import is_quantized, quantizers_of
 from tests.cases import assert_same
 from tests.export.nets import SUBJECTS, outputs
@@ -52,6 +55,48 @@ def test_finalize_writes_integers_times_their_scales() -> None:
         scale = ours.quantizer.scale(ours.module)
         assert torch.equal(weight, integers * scale.view(-1, *[1] * (weight.ndim - 1)))
         assert not (weight.signbit() & (weight == 0)).any()
+
+
+@pytest.mark.parametrize("name", ["residual", "dense", "named"])
+def test_with_example_inputs_finalize_computes_what_the_file_does(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    subject = SUBJECTS[name]
+    few = lc.Int(4)
+    model = lc.calibrate(subject.make().eval(), [subject.batch(16)], weights=few, activations=few)
+    rounded = lc.finalize(model, example_inputs=subject.batch(2))
+    lc.export_onnx(model, tmp_path / "model.onnx", subject.batch(2))
+    runtime = session(tmp_path / "model.onnx", precise=True)
+    batch = subject.batch(256)
+    written = [torch.from_numpy(o) for o in runtime.run(None, feeds_of(runtime.get_inputs(), as_arguments(batch)))]
+
+    def differing(network: nn.Module) -> int:
+        pairs = zip(outputs(network, batch), written, strict=True)
+        return sum(int((ours - theirs).abs().gt(1e-5 * theirs.abs().max()).sum()) for ours, theirs in pairs)
+
+    assert differing(rounded) == 0
+    assert differing(lc.finalize(model)) > 0
+
+
+def test_biases_that_are_added_on_two_grids_stay() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.twice, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(self.twice(torch.relu(self.twice(x)))))
+
+    torch.manual_seed(0)
+    model = Twice().eval()
+    inputs = torch.randn(8, 4)
+    rounded = lc.finalize(lc.calibrate(model, [inputs]), example_inputs=inputs)
+    assert torch.equal(rounded.twice.bias, model.twice.bias)
+    assert not torch.equal(rounded.last.bias, model.last.bias)
+
+
+def test_example_inputs_change_nothing_in_a_float_model() -> None:
+    model = nn.Linear(2, 2)
+    assert_same(lc.finalize(model, example_inputs=torch.zeros(1, 2)).state_dict(), model.state_dict())
 
 
 def test_finalize_of_a_part() -> None:

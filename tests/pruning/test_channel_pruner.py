@@ -1,18 +1,25 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 import lightning_compress as lc
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
-from lightning_compress.pruning.channel_pruner import ChannelPool, ChannelPruner, least_left, multiple, rounded
-from lightning_compress.pruning.coupled import couple
+from lightning_compress.pruning.channel_pruner import (
+    ChannelPool,
+    ChannelPruner,
+    least_left,
+    multiple,
+    per_saving,
+    rounded,
+)
+from lightning_compress.pruning.coupled import Coupled, couple
 from lightning_compress.pruning.scores import Score
 from lightning_compress.structure.costs import Cost, NumChannels, TensorSizes, parameters
 from lightning_compress.structure.discovery import find_groups
@@ -78,6 +85,40 @@ def test_the_lowest_of_all_coupled_tensors_go_first() -> None:
     pruner.update(lambda sparsity: sparsity, step=0)
     assert stream.dead(named_tensors(net)).tolist() == [channel == 3 for channel in range(8)]
     assert sum(numbers(net, groups).values()) == 1
+
+
+class Ranked(lc.Random):
+    """1.5, 2.5 and so on for the channels of each group."""
+
+    def of_channels(self, coupled: Coupled, evidence: Mapping[str, Tensor], step: int) -> Tensor:
+        return torch.arange(coupled.group.num_channels, dtype=torch.float64) + 1.5
+
+
+class Priced(Cost):
+    """A cost in which each group's channels have a price."""
+
+    def __init__(self, prices: dict[ChannelGroup, float]) -> None:
+        self.prices = prices
+
+    def left(self, gone: Mapping[ChannelGroup, Tensor]) -> float:
+        return sum(price * int((~gone[group]).sum()) for group, price in self.prices.items())
+
+
+def test_of_channels_that_matter_alike_the_dearer_go() -> None:
+    net, groups, pruner = make("concatenated", 0.0)
+    prices = {"left": 1.0, "right": 16.0}  # the scores of the second group count a quarter
+    cost = Priced({group: prices[group.name] for group in groups})
+    dense = cost.left({group: torch.zeros(group.num_channels, dtype=torch.bool) for group in groups})
+    pool = ChannelPool(pruner.pools[0].members, 0.5, cost, dense)
+    assert sorted(pool.savings) == [1.0, 16.0]
+    ChannelPruner(pruner.constraint, [pool], Ranked()).update(lambda sparsity: sparsity, step=0)
+    assert numbers(net, groups) == {"left": 0, "right": 4}
+
+
+def test_the_dearer_of_equal_scores_is_lower_below_zero_too() -> None:
+    scores = torch.tensor([-2.0, -1.0, 1.0, 2.0], dtype=torch.float64)
+    assert bool((per_saving(scores, 4.0) < per_saving(scores, 1.0)).all())
+    assert per_saving(scores, 4.0).tolist() == [-4.0, -2.0, 0.5, 1.0]
 
 
 def test_readers_count_with_makers() -> None:
