@@ -29,11 +29,21 @@ def layer_adaptive(weight: Tensor) -> Tensor:
     >>> layer_adaptive(torch.tensor([3.0, -1.0, 4.0]))
     tensor([0.3600, 0.0385, 1.0000])
     """
-    squares = weight.detach().flatten().double().square()
-    order = squares.argsort(descending=True, stable=True)
-    sums = squares[order].cumsum(0).clamp_min(torch.finfo(torch.float64).tiny)
-    parts = torch.empty_like(squares).index_copy_(0, order, squares[order] / sums)
-    return parts.float().view(weight.shape)
+    return part_of_the_rest(weight.detach().flatten().double().square()).float().view(weight.shape)
+
+
+def part_of_the_rest(values: Tensor) -> Tensor:
+    """Each value as a part of the sum of those that are no smaller, of equal ones the earlier.
+
+    Args:
+        values: None below zero, float64, of one dimension.
+
+    Returns:
+        float64 of the same length, in [0, 1].
+    """
+    order = values.argsort(descending=True, stable=True)
+    sums = values[order].cumsum(0).clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.empty_like(values).index_copy_(0, order, values[order] / sums)
 
 
 def gradient_flow(

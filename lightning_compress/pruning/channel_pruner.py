@@ -119,8 +119,7 @@ def multiple(group: ChannelGroup, round_to: int) -> int:
 def per_saving(scores: Tensor, saving: float) -> Tensor:
     """Scores per square root of what a channel saves, so that of equally important ones the dearer goes first.
 
-    Per whole saving would be right if what a group loses were the sum of its channels' scores. But it is worth more the
-    less is left of it, and the layers where a channel is dear would be emptied.
+    Per whole saving, the first layers, where images are large and channels few and dear, would lose nearly all of them.
     """
     unit = math.sqrt(saving)
     return torch.where(scores < 0, scores * unit, scores / unit)

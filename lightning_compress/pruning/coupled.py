@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.constraints.layer import Layer
+from lightning_compress.functional.scores import part_of_the_rest
 from lightning_compress.structure.groups import ChannelGroup, Slice
 
 Part = tuple[Layer, Slice]
@@ -57,13 +58,12 @@ class Coupled:
         return tuple((layer, part) for layer, part in self.makers if layer.parameter.ndim == 1)
 
     def relative(self, scores: Tensor) -> Tensor:
-        """Scores over their mean in the group, so that groups can be compared.
+        """Scores over the sum of those that are no lower, times the number of channels: groups can be compared.
 
-        Channels that are gone count in the mean: of those that are left alone, the mean would rise with every update,
-        and a group that has lost some would lose ever more.
+        The lowest is over the mean of the group, as in DepGraph; the fewer channels are left, the more each is worth,
+        as in LAMP. Channels that are gone change nothing for the others.
         """
-        mean = scores.mean()
-        return scores / mean if mean > 0 else scores
+        return len(scores) * part_of_the_rest(scores)
 
 
 def couple(

@@ -67,7 +67,7 @@ class Magnitude(Score):
 
     @override
     def of_channels(self, coupled: Coupled, evidence: Mapping[str, Tensor], step: int) -> Tensor:
-        """Also over the weights that read them, relative to the mean of the group, as in DepGraph."""
+        """Also over the weights that read them, as in DepGraph, relative to what remains of the group."""
         both = (*coupled.makers, *coupled.readers)
         return coupled.relative(coupled.sums(both, lambda layer: self.importance(layer, None, step)))
 

@@ -74,7 +74,15 @@ def test_a_group_that_has_lost_channels_is_measured_as_before() -> None:
     scores = torch.tensor([0.1, 0.1, 1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
     lost = scores.clone()
     lost[:2] = 0.0
-    torch.testing.assert_close(coupled.relative(lost)[2:], coupled.relative(scores)[2:], rtol=0.03, atol=0)
+    assert torch.equal(coupled.relative(lost)[2:], coupled.relative(scores)[2:])
+    assert not coupled.relative(lost)[:2].any()
+
+
+def test_a_channel_is_worth_more_the_fewer_are_left() -> None:
+    _, _, pruner = make("residual", 0.0)
+    coupled = pruner.pools[0].members[0]
+    alike = coupled.relative(torch.ones(6, dtype=torch.float64))
+    torch.testing.assert_close(alike, torch.tensor([6.0, 3.0, 2.0, 1.5, 1.2, 1.0], dtype=torch.float64))
 
 
 def test_the_lowest_of_all_coupled_tensors_go_first() -> None:
