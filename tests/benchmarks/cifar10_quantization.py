@@ -50,6 +50,7 @@ def run(bits: str, data: CIFAR10DataModule, args: argparse.Namespace) -> tuple[f
     trainer(args.epochs, *callbacks).fit(taught(module, args), datamodule=data)
     if bits == "float":
         return accuracy(module, data, args), ""
+    data.setup("validate" if args.held_out else "test")
     loader = data.val_dataloader() if args.held_out else data.test_dataloader()
     images = next(iter(loader))[0][:8]
     deployed = lc.finalize(module.cpu(), module="model", example_inputs=images)
