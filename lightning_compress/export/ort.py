@@ -197,23 +197,33 @@ def _nodes(graph: Any, grids: Sequence[Grid]) -> list[Any]:
     import onnx
 
     constants = {constant.name: onnx.numpy_helper.to_array(constant) for constant in graph.initializer}
-    remaining = [node for node in graph.node if node.op_type == "QuantizeLinear"]
-    num_twice = len(grids) - len(remaining)
-    read: dict[tuple[float, int], Any] = {}
-    found = []
-    for grid in grids:
-        wanted = float(np.float32(grid.scale)), grid.zero_point
-        if num_twice and grid.is_read and wanted in read:
-            found.append(read[wanted])
-            num_twice -= 1
+    nodes = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    written = [tuple(constants[name].item() for name in node.input[1:]) for node in nodes]
+    wanted = [(float(np.float32(grid.scale)), grid.zero_point) for grid in grids]
+    chosen: list[int] = []
+    again: list[bool] = []
+    may_be_again = True
+    while len(chosen) < len(grids):
+        i = len(chosen)
+        reads = [chosen[k] for k in range(i) if grids[k].is_read and wanted[k] == wanted[i]]
+        new = i - sum(again)
+        if may_be_again and grids[i].is_read and reads and sum(again) < len(grids) - len(nodes):
+            again.append(True)
+            chosen.append(reads[-1])
+        elif new < len(nodes) and wanted[i] == written[new]:
+            again.append(False)
+            chosen.append(new)
+        else:  # back to the last that was taken for the same as another, by the constants that they share
+            while again and not again[-1]:
+                again.pop()
+                chosen.pop()
+            assert again, f"the file does not quantize what the model does, such as {grids[i].name!r}"
+            again.pop()
+            chosen.pop()
+            may_be_again = False
             continue
-        assert remaining, f"{grid.name!r} is not quantized in the file"
-        found.append(remaining.pop(0))
-        assert wanted == tuple(constants[name].item() for name in found[-1].input[1:]), grid.name
-        if grid.is_read:
-            read[wanted] = found[-1]
-    assert not remaining, f"{len(remaining)} tensors are quantized in the file and not in the model"
-    return found
+        may_be_again = True
+    return [nodes[k] for k in chosen]
 
 
 def feeds_of(values: Iterable[Any], inputs: Arguments) -> dict[str, np.ndarray]:

@@ -72,7 +72,8 @@ def of_file(deployed: nn.Module, images: torch.Tensor, loader: DataLoader) -> fl
         name = session.get_inputs()[0].name
         right = total = 0
         for images, labels in loader:
-            right += int((session.run(None, {name: images.numpy()})[0].argmax(1) == labels.numpy()).sum())
+            logits = torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+            right += int((logits.argmax(1) == labels).sum())  # of equal logits, PyTorch's metrics take the same one
             total += len(labels)
     return 100 * right / total
 

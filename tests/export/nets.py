@@ -101,6 +101,25 @@ class Pooled(nn.Module):
         return self.conv3(torch.cat([x, self.conv2(x)], 1))
 
 
+class Scaled(nn.Module):
+    """Branches with the same tiny scale, two of each width, as in ConvNeXt before training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (4, 4, 6, 6)
+        self.scales = nn.ParameterList(torch.full((width, 1, 1), 1e-6) for width in widths)
+        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for width in widths)
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.wider = nn.Conv2d(4, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for i, (scale, conv) in enumerate(zip(self.scales, self.convs, strict=True)):
+            x = self.wider(x) if i == 2 else x
+            x = x + scale * conv(x)
+        return x
+
+
 class Named(nn.Module):
     """Reads and returns dicts."""
 
@@ -176,6 +195,7 @@ SUBJECTS = {
     "dense": Subject(Dense, IMAGE, (3, 0)),
     "shuffled": Subject(Shuffled, IMAGE, (3, 0)),
     "token": Subject(Token, (5, 6), (0, 2), {"concat": (1, 0)}),  # and one of numbers that are a shape
+    "scaled": Subject(Scaled, IMAGE, (6, 0)),
     "pooled": Subject(Pooled, IMAGE, (3, 0), {"concat": (1, 0)}),
     "depthwise": Subject(
         plain(nn.Conv2d(3, 6, 1), nn.ReLU6(), nn.Conv2d(6, 6, 3, groups=6), nn.BatchNorm2d(6), nn.SiLU()), IMAGE, (2, 0)
