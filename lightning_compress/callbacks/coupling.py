@@ -92,16 +92,15 @@ class Coupling:
         pools = []
         for part, share in parts:
             groups = [member.group for member in part]
-            cost = self._cost(groups)
-            dense = cost.left({group: torch.zeros(group.num_channels, dtype=torch.bool) for group in groups})
+            pool = ChannelPool(tuple(part), share, self._cost(groups))
             # A measured cost is as good as its clock, and takes its time.
-            least = 0.0 if self.pattern.of == "latency" else least_left(groups, cost, self.pattern.round_to)
-            if least > dense * (1 - share):
+            least = 0.0 if self.pattern.of == "latency" else least_left(groups, pool.cost, self.pattern.round_to)
+            if least > pool.dense * (1 - share):
                 raise ValueError(
                     f"A sparsity of {share:g} cannot be had from {shorten([member.name for member in part])}: at most "
-                    f"{1 - least / dense:.3f} of the {self.pattern.of} can go; lower it, or round_to."
+                    f"{1 - least / pool.dense:.3f} of the {self.pattern.of} can go; lower it, or round_to."
                 )
-            pools.append(ChannelPool(tuple(part), share, cost, dense))
+            pools.append(pool)
         return pools
 
     def _cost(self, groups: Sequence[ChannelGroup]) -> Cost:

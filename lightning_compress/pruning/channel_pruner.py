@@ -28,25 +28,30 @@ class ChannelPool:
         members: The groups.
         sparsity: The part of the cost that is gone in the end.
         cost: What is counted.
-        dense: The cost with all channels.
     """
 
     members: tuple[Coupled, ...]
     sparsity: float
     cost: Cost
-    dense: float
+
+    @cached_property
+    def dense(self) -> float:
+        """The cost with all channels."""
+        return self.cost.left(self._none)
 
     @cached_property
     def savings(self) -> list[float]:
         """What a channel of each group saves, on average over half of them."""
-        groups = [member.group for member in self.members]
-        none = {group: torch.zeros(group.num_channels, dtype=torch.bool) for group in groups}
         saved = []
-        for group in groups:
+        for group in self._none:
             half = torch.arange(group.num_channels) < max(group.num_channels // 2, 1)
-            saved.append((self.dense - self.cost.left({**none, group: half})) / int(half.sum()))
+            saved.append((self.dense - self.cost.left({**self._none, group: half})) / int(half.sum()))
         least = max(sum(saved) / len(saved) / 100, 1e-12)  # a clock may say that nothing was saved
         return [max(each, least) for each in saved]
+
+    @property
+    def _none(self) -> dict[ChannelGroup, Tensor]:
+        return {m.group: torch.zeros(m.group.num_channels, dtype=torch.bool) for m in self.members}
 
 
 class ChannelPruner(Pruner[ChannelPool]):

@@ -12,7 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_compress.constraints.layer import Layer
-from lightning_compress.functional.scores import layer_adaptive, uniform_noise
+from lightning_compress.functional.scores import layer_adaptive, part_of_the_rest, uniform_noise
 from lightning_compress.pruning.coupled import Coupled
 
 
@@ -87,7 +87,7 @@ class LAMP(Score):
     def of_channels(self, coupled: Coupled, evidence: Mapping[str, Tensor], step: int) -> Tensor:
         """Of the channels' L2 norms over all tensors of the group."""
         squares = coupled.sums((*coupled.makers, *coupled.readers), lambda layer: layer.weight.double().square())
-        return layer_adaptive(squares.sqrt()).double()
+        return part_of_the_rest(squares)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def lower(model: nn.Module, example_inputs: Any, dialect: Dialect, *, unsigned: 
 
 @torch.no_grad()
 def round_biases_(model: nn.Module, example_inputs: Any) -> None:
-    """Writes into biases what a file of integers adds in their place, as is: products of two scales are their steps.
+    """Writes into biases what a file of integers adds in their place: multiples of two scales' product.
 
     With few bits the steps are wide, and a value that is rounded to another integer tips others in the layers after it.
     A bias that several calls add on several grids stays.

@@ -37,8 +37,7 @@ def make(
     layers = [Layer(name, tensors[name]) for name in names]
     members = couple(groups, tensors, layers, "")
     cost: Cost = TensorSizes(net, groups, parameters(net)) if counts_parameters else NumChannels(groups)
-    dense = cost.left({g: torch.zeros(g.num_channels, dtype=torch.bool) for g in groups})
-    pool = ChannelPool(tuple(members), sparsity, cost, dense)
+    pool = ChannelPool(tuple(members), sparsity, cost)
     return net, groups, ChannelPruner(MaskConstraint(layers), [pool], score, round_to=round_to)
 
 
@@ -116,8 +115,7 @@ def test_of_channels_that_matter_alike_the_dearer_go() -> None:
     net, groups, pruner = make("concatenated", 0.0)
     prices = {"left": 1.0, "right": 16.0}  # the scores of the second group count a quarter
     cost = Priced({group: prices[group.name] for group in groups})
-    dense = cost.left({group: torch.zeros(group.num_channels, dtype=torch.bool) for group in groups})
-    pool = ChannelPool(pruner.pools[0].members, 0.5, cost, dense)
+    pool = ChannelPool(pruner.pools[0].members, 0.5, cost)
     assert sorted(pool.savings) == [1.0, 16.0]
     ChannelPruner(pruner.constraint, [pool], Ranked()).update(lambda sparsity: sparsity, step=0)
     assert numbers(net, groups) == {"left": 0, "right": 4}
