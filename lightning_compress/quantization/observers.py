@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_compress.functional import histograms
+from lightning_compress.functional import histograms, spans
 
 
 @dataclass
@@ -126,8 +126,8 @@ class MSE(Observer):
 
     def span(self, seen: Seen, *, num_levels: int, symmetric: bool) -> tuple[Tensor, Tensor]:
         """The best of many clipped ranges."""
-        return histograms.best_span(
-            seen.counts, seen.extremes, num_levels=num_levels, symmetric=symmetric, loss=histograms.squared_error
+        return spans.best_span(
+            seen.counts, seen.extremes, num_levels=num_levels, symmetric=symmetric, loss=spans.squared_error
         )
 
 
@@ -139,8 +139,8 @@ class Histogram(Observer):
 
     def span(self, seen: Seen, *, num_levels: int, symmetric: bool) -> tuple[Tensor, Tensor]:
         """The best of many clipped ranges."""
-        return histograms.best_span(
-            seen.counts, seen.extremes, num_levels=num_levels, symmetric=symmetric, loss=histograms.divergence
+        return spans.best_span(
+            seen.counts, seen.extremes, num_levels=num_levels, symmetric=symmetric, loss=spans.divergence
         )
 
 
