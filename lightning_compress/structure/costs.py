@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from typing_extensions import override
 
 from lightning_compress.structure.cutting import remove_
-from lightning_compress.structure.groups import ChannelGroup, named_tensors
+from lightning_compress.structure.groups import ChannelGroup, first_names, named_tensors
 
 
 class Cost(ABC):
@@ -124,13 +124,13 @@ def macs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
         How often each weight of the layers is multiplied, by the weights' names.
     """
     twin = copy.deepcopy(model).eval()
-    factors: dict[str, float] = {}
+    names, factors = first_names(twin), dict[str, float]()
 
     def count(name: str) -> Callable[..., None]:
         def hook(module: _ConvNd | nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             # Every output position multiplies each weight once; of a transposed convolution every input position.
             seen = inputs[0] if isinstance(module, _ConvTransposeNd) else output
-            factors[name] = factors.get(name, 0.0) + seen.numel() / len(module.weight)
+            factors[names[name]] = factors.get(names[name], 0.0) + seen.numel() / len(module.weight)
 
         return hook
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_compress.structure.groups import ChannelGroup, named_tensors
 from lightning_compress.structure.log import Cut, RemovalLog, cut_, get, set_
@@ -21,7 +22,7 @@ def remove_(model: nn.Module, chosen: Mapping[ChannelGroup, Tensor]) -> RemovalL
     """
     cuts = _cuts(named_tensors(model), chosen)
     cut_(model, cuts)
-    log = RemovalLog(cuts, dict(_resized(model, chosen)))
+    log = RemovalLog(cuts, dict(_resized(model, chosen)), tuple(name for name in _transposed(model) if name in cuts))
     for path, (_, after) in log.attributes.items():
         set_(model, path, after)
     log.remember(model.named_parameters())
@@ -58,3 +59,9 @@ def _resized(model: nn.Module, chosen: Mapping[ChannelGroup, Tensor]) -> Iterato
     for path, size in after.items():
         if get(model, path) != size:
             yield path, (get(model, path), size)
+
+
+def _transposed(model: nn.Module) -> Iterator[str]:
+    for name, module in model.named_modules():
+        if isinstance(module, _ConvTransposeNd):
+            yield f"{name}.weight".lstrip(".")

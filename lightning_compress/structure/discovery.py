@@ -13,13 +13,13 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_compress.structure.cutting import remove_
 from lightning_compress.structure.graph import coupled
-from lightning_compress.structure.groups import ChannelGroup, named_tensors
+from lightning_compress.structure.groups import ChannelGroup, first_names, named_tensors
 from lightning_compress.structure.heads import attention_heads
 from lightning_compress.structure.members import Unfit, group_of
 
-# A wrong removal cannot hide behind the rounding of twice the precision that is trained in.
-_PRECISION = torch.float64
-_TOLERANCE = 1e-8
+# A wrong removal cannot hide behind the rounding of twice the precision that is trained in; a network that makes tensors
+# of its own precision cannot run in that.
+_TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 
 
 def find_groups(
@@ -27,9 +27,9 @@ def find_groups(
 ) -> tuple[list[ChannelGroup], dict[str, str]]:
     """The channel groups of a network, and why other layers are left whole.
 
-    What the dependency graph proposes is tried: on a copy with random weights half of the channels are zeroed, then
-    removed, and both must compute the same. Where they do not (a shortcut that pads or subsamples channels, a reshape)
-    the group is left out.
+    What the dependency graph proposes is tried: on a copy with random weights some of the channels are zeroed, then
+    removed, and both must compute the same, and run in training. Where they do not (a shortcut that pads or subsamples
+    channels, a reshape) the group is left out.
 
     Args:
         model: The network; it is only copied.
@@ -40,9 +40,9 @@ def find_groups(
         The groups in the order of the network's modules, and reasons by the names of layers that are left whole.
 
     Raises:
-        ValueError: If the network cannot be run.
+        ValueError: If the network cannot be copied or run, or returns no tensors.
     """
-    trial = Trial(model, *tree_map_only(Tensor, _prepared, (args, dict(kwargs))))
+    trial = _trial(model, args, dict(kwargs))
     groups, whole = list(attention_heads(trial.model)), {}
     heads = {part.tensor for group in groups for part in group.slices}
     for members in coupled(copy.deepcopy(trial.model), trial.args, trial.kwargs):
@@ -51,9 +51,12 @@ def find_groups(
         except Unfit as reason:
             whole[members[0].name] = str(reason)
             continue
-        if heads.isdisjoint(part.tensor for part in group.makers):
+        if group.num_channels == 1:
+            whole[group.name] = "all its channels meet in one"
+        elif heads.isdisjoint(part.tensor for part in group.makers):
             groups.append(group)
-    groups = [group for group in groups if group.num_channels > 1]
+    names = first_names(trial.model)  # one for each tensor, so that a shared one loses what any of its layers loses
+    groups = [group.renamed(names) for group in groups if group.num_channels > 1]
     sound = trial.sound(groups)
     whole |= {
         g.name: "without some of its channels the network does not compute the same" for g in groups if g not in sound
@@ -66,35 +69,45 @@ class Trial:
 
     Args:
         model: The network.
-        args: Positional arguments of its forward, in double precision.
+        args: Positional arguments of its forward.
         kwargs: Keyword arguments.
+        precision: What it is run in.
+
+    Raises:
+        Exception: Whatever the network raises.
     """
 
-    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.model = copy.deepcopy(model).cpu().to(_PRECISION).eval()
-        self.args, self.kwargs = args, kwargs
+    def __init__(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, precision: torch.dtype
+    ) -> None:
+        self.model = copy.deepcopy(model).cpu().to(precision).eval()
+        prepared = tree_map_only(Tensor, lambda tensor: _prepared(tensor, precision), (args, kwargs))
+        self.args: tuple[Any, ...] = prepared[0]
+        self.kwargs: dict[str, Any] = prepared[1]
+        self._tolerance = _TOLERANCES[precision]
         _forget_hooks_(self.model)
         _randomize_(self.model)
-        try:
-            self._outputs(self.model)
-        except Exception as error:
-            raise ValueError(
-                f"The network cannot be run on the example inputs ({type(error).__name__}: {error}): give "
-                "example_inputs that it runs on."
-            ) from error
+        self.num_outputs = len(self._outputs(self.model))
+        self._trains = self._runs_in_training(self.model)
 
-    def sound(self, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
-        """Those of the groups whose channels can be removed, found by halving."""
-        if not groups or self._agrees(groups):
+    def sound(self, groups: Sequence[ChannelGroup], beside: Sequence[ChannelGroup] = ()) -> list[ChannelGroup]:
+        """Those of the groups whose channels can be removed beside those of others, found by halving."""
+        if not groups or self._agrees([*beside, *groups]):
             return list(groups)
         if len(groups) == 1:
             return []
         half = len(groups) // 2
-        return self.sound(groups[:half]) + self.sound(groups[half:])
+        first = self.sound(groups[:half], beside)
+        return first + self.sound(groups[half:], [*beside, *first])
 
     def _agrees(self, groups: Sequence[ChannelGroup]) -> bool:
-        """Whether the network without half of the channels computes what it computes with them at zero."""
-        chosen = {group: _every_second(group) for group in groups}
+        """Whether the network without some channels computes what it computes with them at zero, and trains."""
+        return all(
+            self._agrees_without({group: some(group.num_channels, seed) for seed, group in enumerate(groups)})
+            for some in (_every_second, _about_half, _one)
+        )
+
+    def _agrees_without(self, chosen: dict[ChannelGroup, Tensor]) -> bool:
         masked = copy.deepcopy(self.model)
         tensors = named_tensors(masked)
         for group, channels in chosen.items():
@@ -105,25 +118,77 @@ class Trial:
             outputs = self._outputs(masked)
         except Exception:  # shapes that no longer fit, in whatever words
             return False
-        return len(outputs) == len(expected) and all(map(_is_close, outputs, expected))
+        same = len(outputs) == len(expected) and all(map(self._is_close, outputs, expected))
+        return same and (not self._trains or self._runs_in_training(masked))
 
     def _outputs(self, model: nn.Module) -> list[Tensor]:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        # Forked, so that a network that draws random numbers draws the same each time.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"), torch.random.fork_rng(devices=[]):
             return [leaf for leaf in tree_leaves(model(*self.args, **self.kwargs)) if isinstance(leaf, Tensor)]
 
+    def _runs_in_training(self, model: nn.Module) -> bool:
+        """Whether parts that only training calls, such as auxiliary heads, do not fail either."""
+        twin = copy.deepcopy(model).train()
+        try:
+            self._outputs(twin)
+        except Exception:
+            return False
+        return True
 
-def _every_second(group: ChannelGroup) -> Tensor:
-    return torch.arange(group.num_channels) % 2 == 1
+    def _is_close(self, output: Tensor, expected: Tensor) -> bool:
+        if output.shape != expected.shape or not output.is_floating_point() or not output.numel():
+            return torch.equal(output, expected)
+        return bool((output - expected).abs().max() <= self._tolerance * expected.abs().max())
 
 
-def _is_close(output: Tensor, expected: Tensor) -> bool:
-    if output.shape != expected.shape or not output.is_floating_point():
-        return torch.equal(output, expected)
-    return bool((output - expected).abs().max() <= _TOLERANCE * expected.abs().max())
+def _trial(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trial:
+    """In double precision, where the network can."""
+    try:
+        copy.deepcopy(model)
+    except Exception as error:
+        raise ValueError(
+            f"The network cannot be copied ({type(error).__name__}: {error}): take off what computes weights from "
+            "others, such as torch.nn.utils.weight_norm."
+        ) from error
+    for precision in _TOLERANCES:
+        try:
+            trial = Trial(model, args, kwargs, precision=precision)
+        except Exception as error:
+            reason = error
+        else:
+            break
+    else:
+        raise ValueError(
+            f"The network cannot be run on the example inputs ({type(reason).__name__}: {reason}): give "
+            "example_inputs that it runs on."
+        ) from reason
+    if not trial.num_outputs:
+        raise ValueError("The network returns nothing in which tensors can be found: return a tensor, a tuple or a dict.")
+    return trial
 
 
-def _prepared(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().to(_PRECISION if tensor.is_floating_point() else tensor.dtype)
+# Every second channel, which keeps grouped shapes intact; an odd number of them, which keeps no head or pair intact; one.
+
+
+def _every_second(num_channels: int, seed: int) -> Tensor:
+    return torch.arange(num_channels) % 2 == 1
+
+
+def _about_half(num_channels: int, seed: int) -> Tensor:
+    return _drawn(num_channels, min(num_channels // 2 | 1, num_channels - 1), seed)
+
+
+def _one(num_channels: int, seed: int) -> Tensor:
+    return _drawn(num_channels, 1, seed)
+
+
+def _drawn(num_channels: int, count: int, seed: int) -> Tensor:
+    order = torch.randperm(num_channels, generator=torch.Generator().manual_seed(seed))
+    return torch.zeros(num_channels, dtype=torch.bool).index_fill_(0, order[:count], True)
+
+
+def _prepared(tensor: Tensor, precision: torch.dtype) -> Tensor:
+    return tensor.detach().cpu().to(precision if tensor.is_floating_point() else tensor.dtype)
 
 
 def _forget_hooks_(model: nn.Module) -> None:

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_compress.structure.members import Member
 
 
-def coupled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[list[Member]]:
+def coupled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[list[Member]]:
     """Modules whose channels go together, the root layer first; layers that make the network's output are left out.
 
     A module is listed once for each way that leads to it, since two ways may tie different channels together.
@@ -29,24 +29,27 @@ def coupled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    names: dict[Any, str] = {module: name for name, module in model.named_modules()}
+    names: dict[Any, str] = {owned: name for name, owned in (*model.named_parameters(), *model.named_modules())}
     graph = tp.DependencyGraph()
     with torch.enable_grad(), warnings.catch_warnings(), _every_way():
         warnings.simplefilter("ignore")
         graph.build_dependency(model, (), forward_fn=lambda *_: _tensors(model(*args, **kwargs)), verbose=False)
-        for group in graph.get_all_groups(root_module_types=[_ConvNd, nn.Linear]):
-            if not any(item.dep.target.type == tp.ops.OPTYPE.OUTPUT for item in group):
-                yield [
-                    Member(
-                        names.get(item.dep.target.module, ""),
-                        item.dep.target.module,
-                        graph.is_out_channel_pruning_fn(item.dep.handler),
-                        torch.tensor(item.idxs),
-                        torch.tensor(item.root_idxs),
-                    )
-                    for item in group
-                    if item.dep.target.module in names or isinstance(item.dep.target.module, nn.Parameter)
-                ]
+        groups = list(graph.get_all_groups(root_module_types=[_ConvNd, nn.Linear]))
+    return [
+        [
+            Member(
+                names.get(item.dep.target.module, ""),
+                item.dep.target.module,
+                graph.is_out_channel_pruning_fn(item.dep.handler),
+                torch.tensor(item.idxs),
+                torch.tensor(item.root_idxs),
+            )
+            for item in group
+            if item.dep.target.module in names or isinstance(item.dep.target.module, nn.Parameter)
+        ]
+        for group in groups
+        if not any(item.dep.target.type == tp.ops.OPTYPE.OUTPUT for item in group)
+    ]
 
 
 @contextlib.contextmanager

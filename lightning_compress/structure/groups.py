@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,14 @@ class ChannelGroup:
         """Everywhere a channel is removed."""
         return self.makers + self.riders + self.readers
 
+    def renamed(self, names: Mapping[str, str]) -> ChannelGroup:
+        """The group with tensors under other names."""
+        makers, riders, readers = (
+            tuple(replace(part, tensor=names[part.tensor]) for part in parts)
+            for parts in (self.makers, self.riders, self.readers)
+        )
+        return replace(self, makers=makers, riders=riders, readers=readers)
+
     def dead(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Which channels are zero in all their makers, one bool each, on the CPU.
 
@@ -81,3 +89,9 @@ class ChannelGroup:
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, shared ones under each of their names."""
     return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """The name under which ``named_parameters`` and ``named_buffers`` list a tensor, for each name that it has."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named_tensors(model).items()}

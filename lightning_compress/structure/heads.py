@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from lightning_compress.structure.groups import ChannelGroup
-from lightning_compress.structure.members import Member
+from lightning_compress.structure.members import Member, Unfit
 
 
 def attention_heads(model: nn.Module) -> Iterator[ChannelGroup]:
     """One group for each attention module with ``qkv`` and ``proj`` linear layers and ``num_heads``."""
     for name, module in model.named_modules():
         if is_attention(module):
-            yield _heads(name, module)
+            # Where a weight is computed from others, the groups that are found from the graph say so.
+            with contextlib.suppress(Unfit):
+                yield _heads(name, module)
 
 
 def is_attention(module: nn.Module) -> bool:

@@ -55,17 +55,20 @@ class RemovalLog:
     Attributes:
         cuts: What is left of each tensor that lost something, by the name in the state dict.
         attributes: Integers of modules before and after, such as ``{"conv1.out_channels": (64, 32)}``.
+        transposed: Names of weights whose output channels lie along their second dimension.
     """
 
     cuts: Mapping[str, Cut] = field(default_factory=dict)
     attributes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    transposed: tuple[str, ...] = ()
     _names: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary, compare=False, repr=False)
 
     @property
     def layers(self) -> dict[str, tuple[int, ...]]:
         """The output channels that each layer kept, for layers that lost some."""
-        weights = {name.rpartition(".")[0]: cut for name, cut in self.cuts.items() if name.endswith("weight")}
-        return {layer: cut.kept[0] for layer, cut in weights.items() if 0 in cut.kept}
+        weights = {name: cut for name, cut in self.cuts.items() if name.endswith("weight")}
+        made = {name: cut.kept.get(1 if name in self.transposed else 0) for name, cut in weights.items()}
+        return {name.rpartition(".")[0]: kept for name, kept in made.items() if kept is not None}
 
     def replay_(self, model: nn.Module) -> None:
         """Removes the same from a fresh network of the original shape; one that has the final shape is left alone.
@@ -99,13 +102,15 @@ class RemovalLog:
         names = WeakIdKeyDictionary()
         for log in (self, later):
             names.update(log._names)
-        return RemovalLog({**later.cuts, **self.cuts, **twice}, attributes, names)
+        transposed = tuple(dict.fromkeys(self.transposed + later.transposed))
+        return RemovalLog({**later.cuts, **self.cuts, **twice}, attributes, transposed, names)
 
     def save(self, path: str | Path) -> None:
         """Writes a JSON file, whole or not at all."""
         cuts = {name: {"shape": cut.shape, "kept": cut.kept} for name, cut in self.cuts.items()}
         with written(path) as partial:
-            partial.write_text(json.dumps({"version": _VERSION, "tensors": cuts, "attributes": self.attributes}))
+            data = {"tensors": cuts, "attributes": self.attributes, "transposed": self.transposed}
+            partial.write_text(json.dumps({"version": _VERSION, **data}))
 
     @staticmethod
     def load(path: str | Path) -> RemovalLog:
@@ -138,7 +143,7 @@ class RemovalLog:
         return ""
 
     def __reduce__(self) -> Any:
-        return RemovalLog, (self.cuts, self.attributes)
+        return RemovalLog, (self.cuts, self.attributes, self.transposed)
 
 
 def cut_(model: nn.Module, cuts: Mapping[str, Cut]) -> None:
@@ -188,4 +193,5 @@ def _parse(data: Any) -> RemovalLog:
         for dim, kept in cut.kept.items():
             if not kept or list(kept) != sorted(set(kept) & set(range(cut.shape[dim]))):
                 raise ValueError(kept)
-    return RemovalLog(cuts, {path: (before, after) for path, (before, after) in data["attributes"].items()})
+    attributes = {path: (before, after) for path, (before, after) in data["attributes"].items()}
+    return RemovalLog(cuts, attributes, tuple(data.get("transposed", ())))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lightning_compress.structure.groups import ChannelGroup, Slice
@@ -39,8 +39,11 @@ class Member:
         """The channels in a tensor of the module.
 
         Raises:
-            Unfit: If it has fewer than there should be.
+            Unfit: If it has fewer than there should be, or is no tensor of the module's own.
         """
+        assert isinstance(self.module, nn.Module)
+        if tensor not in {**self.module._parameters, **self.module._buffers}:
+            raise Unfit(f"the {tensor} of {self.name!r} is computed from other tensors")
         if int(self.positions.max()) >= getattr(self.module, tensor).shape[dim]:
             raise Unfit(f"{self.name!r} has fewer channels than meet there")
         return Slice(f"{self.name}.{tensor}".lstrip("."), dim, self.positions, self.channels)
@@ -118,7 +121,9 @@ def _add(member: Member, makers: list[Slice], riders: list[Slice], readers: list
     elif isinstance(module, nn.PReLU):
         riders += [member.at("weight", 0)] if module.num_parameters > 1 else []
     elif isinstance(module, nn.Parameter):
-        raise Unfit("they meet a parameter that is no convolution's, linear layer's or batch norm's")
+        raise Unfit(f"they meet the parameter {member.name!r}, which is no convolution's, linear layer's or batch norm's")
+    elif isinstance(module, _NormBase):
+        raise Unfit(f"they pass through {member.name!r}, and a {type(module).__name__} is no batch norm with a scale")
     else:
         raise Unfit(f"they pass through {member.name!r}, and a {type(module).__name__} sees all channels at once")
 

@@ -22,8 +22,8 @@ def carry_optimizer_state(old: Optimizer, new: Optimizer, log: RemovalLog) -> No
         log: What was removed, from the same process: it knows which parameter is which.
 
     Raises:
-        ValueError: If the optimizers are of different classes, or hold parameters that the log does not know or that
-            do not fit it, before anything is changed.
+        ValueError: If the optimizers are of different classes, keep state of another shape than the parameter's (as
+            Adafactor), or hold parameters that the log does not know or that do not fit it, before anything is changed.
     """
     if type(old) is not type(new):
         raise ValueError(
@@ -62,6 +62,13 @@ def _carried(name: str, optimizer: Optimizer, old: Tensor, new: Tensor, log: Rem
     def carry(value: object) -> object:
         if not isinstance(value, Tensor):
             return value
-        return cut.select(value) if cut is not None and value.shape == old.shape else value.clone()
+        if cut is None or value.numel() == 1:
+            return value.clone()
+        if value.shape != old.shape:
+            raise ValueError(
+                f"carry_optimizer_state: {type(optimizer).__name__} keeps state of shape {tuple(value.shape)} for "
+                f"{name!r}, of which channels are gone and cannot be told apart: begin with a new optimizer."
+            )
+        return cut.select(value)
 
     return {key: carry(value) for key, value in optimizer.state.get(old, {}).items()}

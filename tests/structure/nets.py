@@ -128,6 +128,50 @@ class Padded(nn.Module):
         return self.fc((shortcut + self.conv2(self.conv1(x).relu())).relu().mean(dim=(2, 3)))
 
 
+class Heads(nn.Module):
+    """Attention that infers the width of its heads from the number of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=3)
+        self.q, self.k, self.v = (nn.Linear(8, 12) for _ in range(3))
+        self.out = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        q, k, v = (layer(x).unflatten(2, (3, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        heads = nn.functional.scaled_dot_product_attention(q, k, v, scale=0.5)
+        return self.out(heads.transpose(1, 2).flatten(2)).mean(dim=1)
+
+
+class Sharing(nn.Module):
+    """Two layers with one weight, each with a bias of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1)
+        self.other.weight = self.one.weight
+        self.ends = nn.ModuleList([nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, z = (end(layer(x).relu()) for end, layer in zip(self.ends, (self.one, self.other), strict=True))
+        return (y * z).mean(dim=(2, 3))
+
+
+class Auxiliary(nn.Module):
+    """A second head that only training calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1)
+        self.head, self.auxiliary = nn.Conv2d(6, 4, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.stem(x).relu()
+        y = self.head(self.inner(x).relu())
+        return (y, self.auxiliary(x)) if self.training else y
+
+
 def transformer() -> nn.Module:
     """A vision transformer of two blocks with three heads each."""
     return VisionTransformer(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -12,12 +13,15 @@ from lightning_compress.structure.discovery import find_groups
 from lightning_compress.structure.groups import ChannelGroup, named_tensors
 from tests.structure.nets import (
     SOUND,
+    Auxiliary,
     Concatenated,
     Flattened,
     Ghost,
     Grouped,
+    Heads,
     Padded,
     Residual,
+    Sharing,
     Squeeze,
     images,
     trained,
@@ -116,6 +120,86 @@ def test_a_classifier_that_is_a_convolution_is_left_alone() -> None:
     assert list(groups) == ["0"]
 
 
+UNLIKE = "without some of its channels the network does not compute the same"
+
+
+@pytest.mark.parametrize(
+    ("make", "groups", "whole"),
+    [
+        (Heads, ["stem"], ["v"]),
+        (Sharing, [], ["one", "other"]),
+        (Auxiliary, ["inner"], ["stem"]),
+    ],
+)
+def test_what_only_some_removals_or_only_training_would_break(
+    make: type[nn.Module], groups: list[str], whole: list[str]
+) -> None:
+    sound, reasons = found(make())
+    assert list(sound) == groups
+    assert reasons == dict.fromkeys(whole, UNLIKE)
+
+
+def test_groups_that_are_sound_one_by_one_are_tried_together() -> None:
+    class Pair(nn.Module):
+        """Fails where both have lost channels."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+            self.d = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.c(self.a(x).relu()) + self.d(self.b(x).relu())
+            return y * (1.0 + (len(self.a.weight) < 8) * (len(self.b.weight) < 8))
+
+    groups, whole = found(Pair())
+    assert list(groups) == ["b"]
+    assert whole == {"a": UNLIKE}
+
+
+def test_weights_that_are_computed_from_others_stay() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.ReLU(), nn.Conv2d(5, 4, 1))
+    nn.utils.parametrizations.weight_norm(net[0])
+    groups, whole = found(net)
+    assert list(groups) == ["2"]
+    assert whole == {"0": "the weight of '0' is computed from other tensors"}
+
+
+def test_a_network_that_makes_tensors_of_its_own_precision() -> None:
+    class Scaled(Residual):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.float() / 255)
+
+    assert len(found(Scaled())[0]) == 3
+
+
+def test_a_network_that_draws_random_numbers() -> None:
+    class Noisy(Residual):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x + torch.randn_like(x))
+
+    assert len(found(Noisy())[0]) == 3
+
+
+def test_a_channel_that_all_others_meet_in_is_named() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 4, 1))
+    assert found(net) == ({}, {"0": "all its channels meet in one"})
+
+
+def test_a_parameter_of_no_layer_is_named() -> None:
+    class Gamma(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+            self.gamma = nn.Parameter(torch.ones(8, 1, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.conv(x) * self.gamma)
+
+    _, whole = found(Gamma())
+    assert "'gamma'" in whole["conv"]
+
+
 @pytest.mark.parametrize("make", SOUND.values(), ids=SOUND)
 def test_any_channels_can_go(make: type[nn.Module]) -> None:
     net = trained(make).double()
@@ -148,3 +232,20 @@ def test_the_network_stays_as_it_is(make: type[nn.Module]) -> None:
 def test_inputs_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match="cannot be run on the example inputs"):
         find_groups(Residual(), (torch.randn(2, 5, 6, 6),), {})
+
+
+def test_networks_that_cannot_be_tried_are_refused() -> None:
+    @dataclasses.dataclass
+    class Output:
+        logits: torch.Tensor
+
+    class Wrapped(Residual):
+        def forward(self, x: torch.Tensor) -> Output:
+            return Output(super().forward(x))
+
+    with pytest.raises(ValueError, match="returns nothing in which tensors can be found"):
+        find_groups(Wrapped(), (images(),), {})
+    with pytest.warns(FutureWarning):
+        net = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 6, 1)), nn.Conv2d(6, 4, 1))
+    with pytest.raises(ValueError, match="cannot be copied"):
+        find_groups(net, (images(),), {})

@@ -58,6 +58,17 @@ def test_a_prefix_is_recognised() -> None:
         longer.replay_(Residual())
 
 
+def test_layers_lists_output_channels() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ConvTranspose2d(6, 6, 2), nn.ReLU(), nn.Conv2d(6, 4, 1)).eval()
+    with torch.no_grad():
+        for layer, zero in ((net[0].weight, [0, 1]), (net[0].bias, [0, 1]), (net[1].bias, [3, 5])):
+            layer[zero] = 0
+        net[1].weight[:, [3, 5]] = 0
+    _, log = lc.shrink(net, images())
+    assert log.layers == {"0": (2, 3, 4, 5), "1": (0, 1, 2, 4)}
+    assert log.then(lc.RemovalLog()).layers == log.layers
+
+
 def test_saved_and_loaded(tmp_path: Path) -> None:
     _, log = shrunk()
     log.save(tmp_path / "log.json")

@@ -93,3 +93,32 @@ def test_refusals_change_nothing() -> None:
     with pytest.raises(ValueError, match="which the log does not explain"):
         lc.carry_optimizer_state(new, old, log)
     assert not new.state
+
+
+def test_a_weight_that_has_another_name_first() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            net = Residual()
+            self.inner = net.blocks[0].conv1.weight
+            self.net = net
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x)
+
+    net = trained(Named)
+    old = OPTIMIZERS["adamw"](net.parameters())
+    stepped(net, old)
+    small, log = lc.shrink(half_zero(net), images())
+    lc.carry_optimizer_state(old, OPTIMIZERS["adamw"](small.parameters()), log)
+
+
+def test_state_of_which_channels_cannot_be_told_apart() -> None:
+    net = trained(Residual)
+    old = torch.optim.Adafactor(net.parameters())
+    stepped(net, old)
+    small, log = lc.shrink(half_zero(net), images())
+    new = torch.optim.Adafactor(small.parameters())
+    with pytest.raises(ValueError, match=r"Adafactor keeps state of shape .* for 'stem.weight'"):
+        lc.carry_optimizer_state(old, new, log)
+    assert not new.state
