@@ -23,6 +23,8 @@ from lightning_compress.structure.discovery import find_groups
 from lightning_compress.structure.groups import ChannelGroup
 from lightning_compress.targets import Targets, shorten
 
+_NUM_SAMPLES = 2  # runs in double precision, with a graph
+
 
 class Coupling:
     """The channel groups of a model, found in ``Callback.setup``.
@@ -51,7 +53,9 @@ class Coupling:
                 "configure_model: build the model in __init__."
             )
         chosen = [target.name for target in targets.select(pl_module)]
-        probe, given = probe_before_fit(trainer, pl_module, module=targets.module, example_inputs=example_inputs)
+        probe, given = probe_before_fit(
+            trainer, pl_module, module=targets.module, example_inputs=example_inputs, most=_NUM_SAMPLES
+        )
         with isolate_rng():
             name, self._args, self._kwargs = _call(probe, given, targets.module, chosen)
             self._network: nn.Module = probe.model.get_submodule(name)
@@ -93,8 +97,7 @@ class Coupling:
         for part, share in parts:
             groups = [member.group for member in part]
             pool = ChannelPool(tuple(part), share, self._cost(groups))
-            # A measured cost is as good as its clock, and takes its time.
-            least = 0.0 if self.pattern.of == "latency" else least_left(groups, pool.cost, self.pattern.round_to)
+            least = least_left(groups, pool.cost, self.pattern.round_to)
             if least > pool.dense * (1 - share):
                 raise ValueError(
                     f"A sparsity of {share:g} cannot be had from {shorten([member.name for member in part])}: at most "

@@ -18,7 +18,7 @@ _ADVICE = "give example_inputs, or set the LightningModule's example_input_array
 
 
 def probe_before_fit(
-    trainer: Trainer, pl_module: LightningModule, *, module: str, example_inputs: Any
+    trainer: Trainer, pl_module: LightningModule, *, module: str, example_inputs: Any, most: int | None = None
 ) -> tuple[TrainingProbe, bool]:
     """A copy of the model to run in ``Callback.setup``, in eval mode, and whether its part has example inputs.
 
@@ -29,6 +29,7 @@ def probe_before_fit(
         pl_module: The model.
         module: Name of the deployable part.
         example_inputs: What it is called with, or ``None``.
+        most: The number of samples that are enough, where a batch is made of the data; ``None``: as many as in others.
 
     Raises:
         ValueError: If there is nothing to run it on.
@@ -39,7 +40,7 @@ def probe_before_fit(
             "With manual optimization a training step cannot be tried: give example_inputs, or set the "
             "LightningModule's example_input_array."
         )
-    batch = training_batch(trainer, pl_module) if inputs is None else None
+    batch = training_batch(trainer, pl_module, most) if inputs is None else None
     inputs = trainer.precision_plugin.convert_input(inputs)
     probe = TrainingProbe(trainer, pl_module, batch, 0, module=module, example_inputs=inputs)
     trainer.precision_plugin.convert_module(probe.model.eval())  # as the strategy will do it with the model
@@ -62,7 +63,7 @@ def containers(layers: Sequence[str]) -> list[str]:
     return [".".join(shared[:depth]) for depth in range(len(shared) + 1)]
 
 
-def training_batch(trainer: Trainer, pl_module: LightningModule) -> Any:
+def training_batch(trainer: Trainer, pl_module: LightningModule, most: int | None = None) -> Any:
     """The first samples of the training data as ``training_step`` would get them, on the CPU.
 
     Raises:
@@ -76,7 +77,8 @@ def training_batch(trainer: Trainer, pl_module: LightningModule) -> Any:
         if isinstance(loader, (list, tuple)) and loader:
             batch = loader[0]
         elif isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
-            few = range(min(loader.batch_size or 2, len(loader.dataset)))  # type: ignore[arg-type]
+            size = loader.batch_size or 2
+            few = range(min(size, most or size, len(loader.dataset)))  # type: ignore[arg-type]
             batch = next(iter(DataLoader(Subset(loader.dataset, few), len(few), collate_fn=loader.collate_fn)))
         else:
             raise ValueError(f"To take a batch from this training data would move it on: {_ADVICE}")

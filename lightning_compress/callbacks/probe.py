@@ -69,7 +69,8 @@ class TrainingProbe:
             self._seen = self._seen_inputs()
         if self._seen is not None:
             return self._seen
-        return as_arguments(self._trainer.strategy.batch_to_device(self._example_inputs))
+        # In setup the model is not yet on the strategy's device.
+        return as_arguments(self._trainer.strategy.batch_to_device(self._example_inputs, self.model.device))
 
     def reduce(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Means over ranks, of tensors that every rank has whole."""

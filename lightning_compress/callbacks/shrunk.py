@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import final
 
 from lightning_compress.callbacks.base import Compression
-from lightning_compress.callbacks.lightning import callbacks_of, is_a
+from lightning_compress.callbacks.lightning import callbacks_of, is_a, is_built_late
 from lightning_compress.structure.log import RemovalLog
 
 M = TypeVar("M", bound=LightningModule)
@@ -36,6 +38,7 @@ class Shrunk(Callback):
     def __init__(self, log: RemovalLog | str | Path, *, module: str = "") -> None:
         self.removal = log if isinstance(log, RemovalLog) else RemovalLog.load(log)
         self.module = module
+        self._handle: RemovableHandle | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Replays the log."""
@@ -44,6 +47,13 @@ class Shrunk(Callback):
             if isinstance(other, Compression) or is_a(other, "WeightAveraging", "StochasticWeightAveraging"):
                 raise ValueError(f"Shrunk has to stand before {type(other).__name__}, which works on the final shapes.")
         self._replay_(pl_module)
+        self._handle = pl_module.register_load_state_dict_pre_hook(self._refuse_larger)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lets go of the model."""
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = None
 
     def load_from_checkpoint(self, cls: type[M], path: str | Path, **kwargs: Any) -> M:
         """``cls.load_from_checkpoint(path, **kwargs)`` of a smaller model.
@@ -66,7 +76,18 @@ class Shrunk(Callback):
         late: Any = type(cls.__name__, (cls,), {"load_state_dict": load_state_dict, "__module__": cls.__module__})
         return late.load_from_checkpoint(path, **kwargs)
 
+    def _refuse_larger(self, model: nn.Module, stored: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+        """Refuses weights of before the removal with a word on what to do."""
+        before = prefix + (f"{self.module}." if self.module else "")
+        for name, cut in self.removal.cuts.items():
+            if before + name in stored and tuple(stored[before + name].shape) == cut.shape != cut.left:
+                raise ValueError(
+                    f"Shrunk: {before + name!r} in the checkpoint has shape {cut.shape}, as before the removal of "
+                    f"channels: load it without Shrunk, shrink that network, and begin with what is left."
+                )
+
     def _replay_(self, model: LightningModule) -> None:
         if self.module not in dict(model.named_modules()):
-            raise ValueError(f"Shrunk: the model has no module {self.module!r}.")
+            late = " when callbacks are set up: build it in __init__" if is_built_late(model) else ""
+            raise ValueError(f"Shrunk: the model has no module {self.module!r}{late}.")
         self.removal.replay_(model.get_submodule(self.module))

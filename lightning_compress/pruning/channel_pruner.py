@@ -117,8 +117,8 @@ def multiple(group: ChannelGroup, round_to: int) -> int:
 
     A channel of the group may be several of a layer: a head, or one channel of each group of a convolution.
     """
-    width = len(group.makers[0].positions) // group.num_channels
-    return round_to // math.gcd(round_to, width)
+    widths = {len(part.positions) // group.num_channels for part in group.makers}
+    return math.lcm(*(round_to // math.gcd(round_to, width) for width in widths))
 
 
 def per_saving(scores: Tensor, saving: float) -> Tensor:

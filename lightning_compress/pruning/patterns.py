@@ -144,8 +144,9 @@ class Channels(Pattern):
     Args:
         round_to: Keep a multiple of so many channels in each layer, where it has that many; 8 suits most hardware.
         of: What the sparsity is a fraction of: the ``"channels"`` that can go, or the network's ``"parameters"``,
-            ``"macs"`` (of convolutions and linear layers) or ``"latency"``, measured where the model is trained. Of
-            channels that are ranked together, those go first whose score is low for the root of what they save.
+            ``"macs"`` (of convolutions and linear layers) or ``"latency"``, measured on the CPU on the example inputs,
+            or else on two samples; as clocks go, such a run is not repeated exactly. Of channels that are ranked
+            together, those go first whose score is low for the root of what they save.
 
     Raises:
         ValueError: If ``round_to`` is below one, or ``of`` something else.

@@ -17,8 +17,8 @@ from lightning_compress.structure.groups import ChannelGroup, first_names, named
 from lightning_compress.structure.heads import attention_heads
 from lightning_compress.structure.members import Unfit, group_of
 
-# A wrong removal cannot hide behind the rounding of twice the precision that is trained in; a network that makes tensors
-# of its own precision cannot run in that.
+# A wrong removal cannot hide behind the rounding of twice the precision that is trained in; a network that makes
+# tensors of a precision of its own cannot run in that.
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 
 
@@ -163,11 +163,13 @@ def _trial(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
             "example_inputs that it runs on."
         ) from reason
     if not trial.num_outputs:
-        raise ValueError("The network returns nothing in which tensors can be found: return a tensor, a tuple or a dict.")
+        raise ValueError(
+            "The network returns nothing in which tensors can be found: return a tensor, a tuple or a dict."
+        )
     return trial
 
 
-# Every second channel, which keeps grouped shapes intact; an odd number of them, which keeps no head or pair intact; one.
+# Sets of channels: every second; an odd number, which leaves no heads or pairs of channels intact; one.
 
 
 def _every_second(num_channels: int, seed: int) -> Tensor:

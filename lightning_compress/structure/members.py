@@ -121,7 +121,9 @@ def _add(member: Member, makers: list[Slice], riders: list[Slice], readers: list
     elif isinstance(module, nn.PReLU):
         riders += [member.at("weight", 0)] if module.num_parameters > 1 else []
     elif isinstance(module, nn.Parameter):
-        raise Unfit(f"they meet the parameter {member.name!r}, which is no convolution's, linear layer's or batch norm's")
+        raise Unfit(
+            f"they meet the parameter {member.name!r}, which is no convolution's, linear layer's or batch norm's"
+        )
     elif isinstance(module, _NormBase):
         raise Unfit(f"they pass through {member.name!r}, and a {type(module).__name__} is no batch norm with a scale")
     else:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -56,15 +57,74 @@ def test_what_was_masked_in_the_fit_is_what_is_removed(name: str) -> None:
     trainer([lc.Shrunk(log, module="net")]).fit(again, loader())
 
 
+def wide() -> nn.Module:
+    """Two groups of many channels."""
+    layers = nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(256, 3)
+    return nn.Sequential(*layers)
+
+
+class Slow(nn.Module):
+    """Takes so many seconds in eval mode, and so many for each channel of its first layer."""
+
+    def __init__(self, seconds: float, each: float) -> None:
+        super().__init__()
+        self.inner, self.seconds, self.each = wide(), seconds, each
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            time.sleep(self.seconds + self.each * len(self.inner[0].weight))
+        return self.inner(x)
+
+
 @pytest.mark.parametrize("of", ["parameters", "macs", "latency"])
 def test_a_part_of_something_else(of: str) -> None:
-    model = Task(nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(256, 3)))
+    model = Task(Slow(0, 2e-4) if of == "latency" else wide())
     fit(model, lc.Pruning(0.5, pattern=lc.Channels(of=of), schedule=lc.Schedule(begin=0, curve="one_shot")))
     small, log = lc.shrink(model.net, images())
+    if of == "latency":
+        assert 16 < len(log.layers["inner.0"]) < 56, "most of the time is in these channels"
+        return
     ratio = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.net.parameters())
     if of == "parameters":
         assert 0.47 < ratio <= 0.5
     assert log.layers
+
+
+def test_more_latency_than_the_channels_have_is_refused() -> None:
+    model = Task(Slow(0.02, 0))
+    with pytest.raises(ValueError, match=r"A sparsity of 0\.9 cannot be had from .* of the latency can go"):
+        fit(model, lc.Pruning(0.9, pattern=lc.Channels(of="latency")))
+    assert bool((model.net.inner[0].weight != 0).all())
+
+
+def test_a_few_samples_are_enough_to_look_at_the_network() -> None:
+    seen = []
+
+    class Watched(Task):
+        def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+            seen.append(len(batch[0]))
+            return super().training_step(batch, batch_idx)
+
+    fit(Watched(SOUND["residual"]()), lc.Pruning(0.5, pattern=lc.Channels()))
+    assert (seen[0], set(seen[1:])) == (2, {4})
+
+
+@pytest.mark.parametrize("of", ["channels", "macs", "latency"])
+def test_in_setup_the_model_is_not_yet_where_it_is_trained(of: str) -> None:
+    class Reached(Exception):
+        pass
+
+    class Away(Callback):
+        def setup(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+            trainer.strategy._root_device = torch.device("meta")
+
+    class Last(Callback):
+        def setup(self, *_: Any, **__: Any) -> None:
+            raise Reached
+
+    pruning = lc.Pruning(0.01, pattern=lc.Channels(of=of), example_inputs=images(), targets=lc.Targets(module="net"))
+    with pytest.raises(Reached):
+        trainer([Away(), pruning, Last()]).fit(Task(wide()), loader())
 
 
 def test_only_groups_of_targets_go() -> None:

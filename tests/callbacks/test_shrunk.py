@@ -118,3 +118,23 @@ def test_no_log_no_callback(tmp_path: Path) -> None:
     (tmp_path / "log.json").write_text("{}")
     with pytest.raises(ValueError, match="is no removal log of this version"):
         lc.Shrunk(tmp_path / "log.json")
+
+
+def test_a_checkpoint_of_before_the_removal_is_told_apart(tmp_path: Path) -> None:
+    model, log = Net(), small(Net())[1]
+    trainer([save_every_step(tmp_path)]).fit(model, Loader(), val_loader())
+    with pytest.raises(ValueError, match=r"'conv2\.weight' in the checkpoint has shape \(8, 8, 1, 1\), as before"):
+        trainer([lc.Shrunk(log)]).validate(Net(), val_loader(), ckpt_path=tmp_path / "step=3.ckpt")
+
+
+def test_a_model_that_is_built_late() -> None:
+    class Late(Outer):
+        def __init__(self) -> None:
+            super().__init__()
+            del self.net
+
+        def configure_model(self) -> None:
+            self.net = Net()
+
+    with pytest.raises(ValueError, match="no module 'net' when callbacks are set up: build it in __init__"):
+        trainer([lc.Shrunk(small(Net())[1], module="net")]).fit(Late(), Loader())

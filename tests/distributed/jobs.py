@@ -20,6 +20,8 @@ from torch.utils.data import TensorDataset
 
 import lightning_compress as lc
 from lightning_compress.callbacks.masking import MaskCallback
+from lightning_compress.structure.discovery import find_groups
+from lightning_compress.structure.groups import named_tensors
 from tests.cases import RAMP, Case, Loader, Net, assert_zeros, case, dataset, is_positive_zero, save_every_step, trainer
 
 PATIENCE = timedelta(seconds=30)
@@ -147,6 +149,16 @@ def distil(name: str, kind: str, seed: int = 0, folder: Path | None = None, ckpt
     assert all(name.startswith(("student.", "objective.")) for name in buckets)
     assert module.teacher.conv1.weight.grad is None
     return result
+
+
+def shrink(kind: str, folder: Path | None = None, ckpt_path: Path | None = None) -> Result:
+    """Fits what is left of the network without half of its channels."""
+    inputs, masked = torch.randn(2, 4, 5, 5), Net()
+    for group in find_groups(masked, (inputs,), {})[0]:
+        group.zero_(named_tensors(masked), torch.arange(group.num_channels) % 2 == 1)
+    shrunk = lc.Shrunk(lc.shrink(masked, inputs)[1])
+    saved = [save_every_step(folder)] if folder is not None else []
+    return fit_model(make(case("cubic"), kind), kind, [shrunk, *saved], ckpt_path)
 
 
 class Tamper(Callback):

@@ -68,6 +68,16 @@ def test_averages(pool: Pool) -> None:
     assert sum(int((first.state[name] == 0).sum()) for name in first.masks[-1]) == 346
 
 
+def test_a_smaller_network_and_its_resumed_run(pool: Pool, tmp_path: Path) -> None:
+    first, second = pool(jobs.shrink, "ddp", tmp_path)
+    one = jobs.shrink("one")
+    assert first.state["conv1.weight"].shape[0] == 4
+    assert_same(first.state, second.state)
+    assert_close(first.state, one.state)
+    resumed = pool(jobs.shrink, "ddp", None, tmp_path / "step=4.ckpt")[1]
+    assert_same(resumed.state, first.state)
+
+
 def test_ranks_that_disagree_are_told(pool: Pool) -> None:
     for message in pool(jobs.tamper, "ddp"):
         assert "masks differ between ranks" in message

@@ -189,6 +189,8 @@ def test_a_multiple_of_what_layers_have() -> None:
     assert multiple(attention, 8) == 2  # a head is 12 rows of qkv
     grouped = find_groups(trained(SOUND["grouped"]), (images(),), {})[0]
     assert [multiple(group, 6) for group in grouped] == [2, 2]  # three channels of each layer
+    (ghost,) = find_groups(trained(SOUND["ghost"]), (images(),), {})[0]
+    assert multiple(ghost, 4) == 4  # two channels of one layer, one of another
 
 
 @pytest.mark.parametrize(("step", "kept"), [(1, 3), (2, 4), (4, 4), (8, 8), (16, 8)])
