@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_leaves, tree_map_only, tree_unflatten
 
 import lightning_compress as lc
 from lightning_compress.export.onnx import OnnxFile
@@ -36,18 +36,25 @@ class Files:
 
 @contextmanager
 def seen_inputs(module: nn.Module) -> Iterator[list[Any]]:
-    """While it lasts, keeps the arguments of the first call of a module, on the CPU."""
+    """While it lasts, keeps the arguments of the first call of a module, a few samples of them, on the CPU."""
     seen: list[Any] = []
 
     def look(_: nn.Module, args: Any, kwargs: Any) -> None:
         if not seen:
-            seen.append(tree_map_only(Tensor, lambda t: t.detach().cpu()[:8], (tuple(args), dict(kwargs))))
+            given = (tuple(args), dict(kwargs))
+            size = next((len(t) for t in tree_leaves(given) if isinstance(t, Tensor) and t.ndim), 0)
+            seen.append(tree_map_only(Tensor, lambda t: _few(t.detach().cpu(), size), given))
 
     handle = module.register_forward_pre_hook(look, with_kwargs=True)
     try:
         yield seen
     finally:
         handle.remove()
+
+
+def _few(tensor: Tensor, size: int) -> Tensor:
+    """The first samples of a tensor that has as many as the first argument."""
+    return tensor[:8] if tensor.ndim and len(tensor) == size else tensor
 
 
 def write_files(model: LightningModule, module: str, inputs: Any, directory: Path) -> tuple[OnnxFile, OnnxFile]:

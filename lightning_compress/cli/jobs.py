@@ -17,7 +17,7 @@ import lightning_compress as lc
 from lightning_compress.cli.artifact import Files, in_place_of, seen_inputs, write_files
 from lightning_compress.cli.compression import TECHNIQUES, CompressionCLI
 from lightning_compress.cli.recipes import find, title
-from lightning_compress.cli.start import NETWORK, REMOVAL, Start, remove_channels_
+from lightning_compress.cli.start import BEFORE, NETWORK, REMOVAL, Start, remove_channels_
 from lightning_compress.export.requirements import require
 
 Metrics = dict[str, float]
@@ -124,7 +124,11 @@ class RunCLI(CompressionCLI):
         pattern = getattr(self.config_init.get("pruning"), "pattern", None)
         quantized = self.config_init.get("quantization") is not None
         log = lc.RemovalLog()
-        if isinstance(pattern, lc.Channels) and not quantized and self.inputs:
+        if isinstance(pattern, lc.Channels) and quantized:
+            rank_zero_warn(
+                "Channels stay, as zeros, in a network of integers: give integers a recipe of their own (after)."
+            )
+        elif isinstance(pattern, lc.Channels) and self._is_seen("Channels are not removed"):
             with self.refusals():
                 log = remove_channels_(self.model.get_submodule(self.deployable), self.inputs[0])
         if not self.trainer.is_global_zero:
@@ -145,12 +149,21 @@ class RunCLI(CompressionCLI):
 
     def export(self) -> Files | None:
         """Writes a quantized model as files, and tests the file with integers in the model's place."""
-        if self.config_init.get("quantization") is None or not self.inputs or not self.trainer.is_global_zero:
+        if self.config_init.get("quantization") is None or not self.trainer.is_global_zero:
+            return None
+        if not self._is_seen("No file of integers is written"):
             return None
         with self.refusals():
             integers, floats = write_files(self.model, self.deployable, self.inputs[0], self.directory)
             file = in_place_of(self.model, self.deployable, integers, self.inputs[0])
             return Files(integers, floats, self._tested(self._plain_trainer(), file))
+
+    def _is_seen(self, otherwise: str) -> bool:
+        """Whether the test has shown what the deployable part is called with; says what follows if it has not."""
+        if not self.inputs:
+            part = f"{self.deployable!r}" if self.deployable else "the model"
+            rank_zero_warn(f"{otherwise}: test_step does not call {part} as a whole, so its inputs are not known.")
+        return bool(self.inputs)
 
     def _plain_trainer(self) -> Trainer:
         """A Trainer for what is made of the model, without techniques, which would look for layers in it."""
@@ -225,7 +238,7 @@ class EarlierRun(SideRun):
 
     def __init__(self, main: RunCLI, recipe: str) -> None:
         self.recipe = title(find(recipe))
-        super().__init__(main, "before", [f"--config={find(recipe)}"])
+        super().__init__(main, BEFORE, [f"--config={find(recipe)}"])
 
     def make(self) -> dict[str, Metrics]:
         """Fits, tests and packs; test metrics of this run and those before it, by their recipes."""

@@ -11,6 +11,8 @@ from torch import nn
 import lightning_compress as lc
 
 NETWORK, REMOVAL = "model.packed", "removal.json"
+BEFORE = "before"
+"""The directory, in that of a run, of the run that it begins with."""
 
 
 class Start:
@@ -26,7 +28,12 @@ class Start:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         if not (directory / NETWORK).is_file():
-            raise ValueError(f"after={directory}: there is no {NETWORK} in it; give the directory of a finished run.")
+            before = directory / BEFORE
+            instead = f", or run its recipe again with --after={before}, which is finished"
+            raise ValueError(
+                f"after={directory}: there is no {NETWORK} in it; give the directory of a finished run"
+                f"{instead if (before / NETWORK).is_file() else ''}."
+            )
         removal = directory / REMOVAL
         self.log = lc.RemovalLog.load(removal) if removal.is_file() else lc.RemovalLog()
 

@@ -89,6 +89,7 @@ def test_resumed_within_a_stage(stages):
     checkpoint = next(half.glob("checkpoints/*.ckpt"))
     main(["run", "second.yaml", after, "--trainer.max_epochs=2", f"--ckpt_path={checkpoint}"])
     (resumed,) = (run for run in Path("runs/second").iterdir() if run not in (whole, half))
+    # The values are not those of the whole run: Lightning begins the shuffling of a resumed run anew.
     assert {name: p.shape for name, p in network(resumed).named_parameters()} == {
         name: p.shape for name, p in network(whole).named_parameters()
     }
@@ -108,13 +109,26 @@ def test_a_student_begins_with_it_too(stages, capsys):
         (["run", "second.yaml", "--after=nowhere"], "There is no recipe 'nowhere'"),
         (
             ["run", "second.yaml", "--after=runs"],
-            "there is no model.packed in it; give the directory of a finished run",
+            "there is no model.packed in it; give the directory of a finished run.",
+        ),
+        (
+            ["run", "second.yaml", "--after=cut/off"],
+            "of a finished run, or run its recipe again with --after=cut/off/before, which is finished.",
         ),
     ],
 )
 def test_refusals(stages, refusal, arguments, words):
     Path("runs").mkdir()
+    Path("cut/off/before").mkdir(parents=True)
+    Path("cut/off/before/model.packed").touch()
     assert words in refusal(*arguments)
+
+
+def test_channels_that_stay_are_told(stages):
+    text = Path("first.yaml").read_text()
+    Path("both.yaml").write_text(text + "\nquantization: {targets: {module: model}}\n")
+    with pytest.warns(UserWarning, match="Channels stay, as zeros, in a network of integers: give integers a recipe"):
+        main(["run", "both.yaml"])
 
 
 def test_another_network(stages, refusal):
