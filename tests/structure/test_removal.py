@@ -56,6 +56,13 @@ def test_attributes_follow_the_shapes() -> None:
     assert (attention.num_heads, attention.head_dim, attention.attn_dim) == (2, 4, 8)
 
 
+def test_zeros_that_stay_are_told() -> None:
+    net = trained(Padded)
+    net.conv2.weight.data[3] = 0
+    with pytest.warns(UserWarning, match="1 layers have channels of zeros that stay .'conv2': 'stem' has fewer"):
+        lc.shrink(net, images())
+
+
 def test_where_all_channels_are_zero_one_stays() -> None:
     net = trained(Concatenated)
     for group in find_groups(net, (images(),), {})[0]:
