@@ -112,6 +112,21 @@ def test_the_squared_error_is_as_small_as_by_trying_all(bits: int, symmetric: bo
     assert (error(rows, *found, bits, symmetric) <= best * (1.1 if bits == 8 else 1.02)).all()
 
 
+@pytest.mark.parametrize(("symmetric", "outlier"), [(True, 30.0), (True, 100.0), (False, 30.0)])
+def test_outliers_far_away_are_clipped(symmetric: bool, outlier: float) -> None:
+    rows = normal(1, 20_000) if symmetric else normal(1, 20_000).relu()
+    plain = histogram(rows)
+    rows[0, 7] = outlier
+    spoiled = histogram(rows)
+    ends = [
+        spans.best_span(*each, num_levels=4 - symmetric, symmetric=symmetric, loss=spans.squared_error)
+        for each in (plain, spoiled)
+    ]
+    values = rows[:, 8:]
+    least, found = (float(error(values, *pair, 2, symmetric)) for pair in ends)
+    assert found < 1.3 * least
+
+
 def test_the_divergence_clips_outliers_and_keeps_what_has_none() -> None:
     plain = normal(1, 50_000).abs()
     flat = torch.linspace(0, 1, 50_000).unsqueeze(0)
