@@ -144,11 +144,7 @@ class QuantizationAwareTraining(Compression):
             attached.quantizer.observing = stage[0]
         if stage != self._stage:
             if stage[2] and not self._frozen:
-                self._frozen = [
-                    norm.register_forward_pre_hook(_use_running_statistics)
-                    for norm in pl_module.get_submodule(self.targets.module).modules()
-                    if isinstance(norm, nn.modules.batchnorm._BatchNorm)
-                ]
+                self._frozen = _freeze_norms(pl_module.get_submodule(self.targets.module))
             self._stage = stage
             self.num_changes += 1
             check_ranks_agree(trainer, digest(found), "QuantizationAwareTraining: scales")
@@ -265,8 +261,23 @@ def _enter_stage(model: nn.Module, found: Sequence[Attached], *, quantizing: boo
             attached.quantizer.take(attached.module, ours.module, ours.quantizer)
 
 
+def _freeze_norms(model: nn.Module) -> list[RemovableHandle]:
+    """Until the handles are removed, batch norms use their running statistics, in whatever mode they are."""
+    norms = [norm for norm in model.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+    before = [norm.register_forward_pre_hook(_use_running_statistics) for norm in norms]
+    after = [norm.register_forward_hook(_be_as_before, always_call=True) for norm in norms]
+    return [*before, *after]
+
+
 def _use_running_statistics(norm: nn.Module, args: Any) -> None:
+    # The mode is the user's: nothing sets it anew when the next fit begins.
+    norm._trained_before = norm.training  # type: ignore[assignment]
     norm.training = False
+
+
+def _be_as_before(norm: nn.Module, args: Any, output: Any) -> None:
+    norm.training = norm._trained_before  # type: ignore[assignment]
+    del norm._trained_before
 
 
 def _check_learned(trainer: Trainer, pl_module: LightningModule) -> None:

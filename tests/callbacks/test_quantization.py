@@ -255,12 +255,28 @@ def test_a_resume_past_the_milestones_stays_frozen(tmp_path: Path) -> None:
 
 def test_norms_train_again_after_the_fit() -> None:
     model = fit(schedule=MILESTONES)
+    assert model.training
+    assert model.norm1.training
     assert not model.norm1._forward_pre_hooks or all(
         hook.__name__ != "_use_running_statistics" for hook in model.norm1._forward_pre_hooks.values()
     )
+    assert "_trained_before" not in vars(model.norm1)
     before = model.norm1.running_mean.clone()
-    model.train()(torch.randn(4, 4, 5, 5))
+    trainer([]).fit(model, Loader())
     assert not torch.equal(model.norm1.running_mean, before)
+
+
+def test_norms_of_a_second_fit_are_frozen_in_their_time() -> None:
+    model, watch = fit(schedule=MILESTONES), Watch()
+    fit(model, watch, schedule=MILESTONES)
+    norms = [not equal(b, a) for a, b in zip(watch.norms, watch.norms[1:], strict=False)]
+    assert norms == [True] * 8 + [False]
+
+
+def test_norms_that_the_user_keeps_in_eval_mode_stay_there() -> None:
+    model = fit(Net(frozen_norms=True), schedule=MILESTONES)
+    assert model.training
+    assert not model.norm1.training
 
 
 def test_a_run_counts_as_at_its_target_when_it_rounds() -> None:
