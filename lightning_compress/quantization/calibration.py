@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -67,8 +68,9 @@ def calibrate(
     for attached in found:
         attached.quantizer.observing, attached.quantizer.quantizing = 1, False
     with torch.no_grad():
-        for batch in (first, *remaining):
+        for batch in chain([first], remaining):
             call(prepared, batch)
+            update([attached for attached in found if attached.quantizer.counts_batches])
     update(found)
     for attached in found:
         attached.quantizer.observing, attached.quantizer.quantizing = 0, True
@@ -122,8 +124,8 @@ def _reduce(seen: Sequence[Seen], largest: Reduce, total: Reduce) -> None:
     """In place, with two collectives for all."""
     if not seen:
         return
-    # Maxima of NaN are not the same everywhere.
-    extremes = largest(torch.cat([s.extremes.nan_to_num(nan=torch.inf) for s in seen]))
+    # Maxima of NaN are not the same everywhere; infinity stays what it is.
+    extremes = largest(torch.cat([s.extremes.nan_to_num(torch.inf, torch.inf, -torch.inf) for s in seen]))
     counts = []
     for s, everywhere in zip(seen, extremes.split([len(s.extremes) for s in seen]), strict=True):
         if s.counts.numel() and bool(torch.isfinite(everywhere).all()):

@@ -33,9 +33,15 @@ class Seen:
 
 
 class Observer(ABC):
-    """A rule that turns what was seen of a tensor into its range."""
+    """A rule that turns what was seen of a tensor into its range.
+
+    Attributes:
+        bins: Of the histogram that it needs.
+        counts_batches: Whether two batches show it something else one after the other than together.
+    """
 
     bins: ClassVar[int] = 0
+    counts_batches: ClassVar[bool] = False
 
     def look(self, rows: Tensor) -> Seen:
         """What a tensor ``(rows, values)`` shows."""
@@ -82,6 +88,7 @@ class MovingAverage(_Extremes):
         ValueError: For any other momentum.
     """
 
+    counts_batches: ClassVar[bool] = True
     momentum: float = 0.05
 
     def __post_init__(self) -> None:

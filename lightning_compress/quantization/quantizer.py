@@ -57,6 +57,11 @@ class Quantizer:
         return isinstance(self.integers.observer, Learned)
 
     @property
+    def counts_batches(self) -> bool:
+        """Whether what was seen in several batches must not be merged, as the range moves from one to the next."""
+        return self.integers.observer is not None and self.integers.observer.counts_batches
+
+    @property
     def tensor_names(self) -> tuple[str, ...]:
         """Names in the module of the scale and, unless it is always zero, the zero point."""
         suffixes = ("scale",) if self.integers.symmetric else ("scale", "zero_point")

@@ -144,6 +144,15 @@ def test_what_is_not_finite_is_told_with_the_place(bad: float) -> None:
         update([Attached("net", module, quantizer)])
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_told_on_every_rank(bad: float) -> None:
+    module, quantizer = activation()
+    quantizer.observing = 1
+    quantizer(module, torch.tensor([1.0, bad]))
+    with pytest.raises(ValueError, match=r"NaN or infinity at 'net\.relu': training has diverged"):
+        update([Attached("net", module, quantizer)], lambda tensor: tensor, lambda tensor: tensor)
+
+
 def test_empty_channels_stay_zero_and_finite() -> None:
     module, quantizer = weight(lc.Int(8), (3, 4))
     w = normal(3, 4)
