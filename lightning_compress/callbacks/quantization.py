@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,10 +22,11 @@ from lightning_compress.callbacks.ranks import check_ranks_agree
 from lightning_compress.callbacks.stored import await_quantizers, known_of, restore_known, stop_awaiting
 from lightning_compress.callbacks.timing import check_time_fits, check_times_come, progress
 from lightning_compress.constraints.optimizer import CompletedSteps, owners
-from lightning_compress.quantization.calibration import update
+from lightning_compress.quantization.calibration import thawed, update
 from lightning_compress.quantization.integers import Int
 from lightning_compress.quantization.plan import Numbers, Plan, owners_of
 from lightning_compress.quantization.simulation import Attached, digest, is_quantized, quantizers_of
+from lightning_compress.quantization.trace import Graph
 from lightning_compress.schedules import Progress, QATSchedule
 from lightning_compress.targets import Targets, shorten
 
@@ -89,21 +90,13 @@ class QuantizationAwareTraining(Compression):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hangs the quantizers into the model, or waits for a checkpoint that has them."""
         super().setup(trainer, pl_module, stage)
-        plan = Plan(self.weights, self.activations, self._is_target(pl_module))
         if stage == "fit":
             self._refuse(trainer)
-        self._loading = await_quantizers(pl_module, plan)
-        if stage != "fit" or is_quantized(pl_module):
-            return
-        try:
-            graph = self._look(trainer).graph(pl_module)
-        except ValueError as error:
-            self._failure = error  # a checkpoint may yet bring the quantizers along
-            return
-        placement = plan.attach_traced(pl_module, graph)
-        self.left_in_float = [f"{n.module}.{n.call.function}".lstrip(".") for n in placement.left_in_float()]
-        if self.left_in_float:
-            rank_zero_info(f"QuantizationAwareTraining leaves in float: {shorten(self.left_in_float)}.")
+        with thawed(_quantized_weights(pl_module)):
+            plan = Plan(self.weights, self.activations, self._is_target(pl_module))
+            self._loading = await_quantizers(pl_module, plan)
+            if stage == "fit":
+                self._quantize(trainer, pl_module, plan)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses a model in which no place could be found."""
@@ -187,6 +180,21 @@ class QuantizationAwareTraining(Compression):
         """Keeps a state until the fit begins."""
         self._loaded = state_dict
 
+    def _quantize(self, trainer: Trainer, pl_module: LightningModule, plan: Plan) -> None:
+        """Hangs the quantizers in, unless the model has them; it must then have the same."""
+        graph: Graph | None = None
+        try:
+            graph = self._look(trainer).graph(pl_module)
+        except ValueError as error:
+            self._failure = error  # a checkpoint may yet bring the quantizers along
+        if is_quantized(pl_module):
+            plan.check_same(pl_module, graph)
+        elif graph is not None:
+            placement = plan.attach_traced(pl_module, graph)
+            self.left_in_float = [f"{n.module}.{n.call.function}".lstrip(".") for n in placement.left_in_float()]
+            if self.left_in_float:
+                rank_zero_info(f"QuantizationAwareTraining leaves in float: {shorten(self.left_in_float)}.")
+
     def _count(self, optimizer: Optimizer) -> None:
         self.steps += 1
 
@@ -218,6 +226,11 @@ class QuantizationAwareTraining(Compression):
             raise ValueError(
                 "QuantizationAwareTraining does not work with sync_batchnorm=True, which replaces batch norms after "
                 "quantizers were placed: set it to False; statistics are frozen later in the run anyway."
+            )
+        if sum(isinstance(callback, QuantizationAwareTraining) for callback in callbacks_of(trainer)) > 1:
+            raise ValueError(
+                "The Trainer has two QuantizationAwareTraining callbacks, and a model is quantized once: use one, with "
+                "numbers by globs such as weights={'fc': Int(4), '*': Int(8)}."
             )
         for callback in callbacks_of(trainer):
             if callback is self:
@@ -251,6 +264,13 @@ _TIMES = ("observe", "fake_quantize", "freeze_observers", "freeze_batch_norm")
 
 def _has_some(numbers: Numbers) -> bool:
     return any(numbers.values()) if isinstance(numbers, Mapping) else numbers is not None
+
+
+def _quantized_weights(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Also if they are frozen by now, they are targets."""
+    for attached in quantizers_of(model):
+        if attached.quantizer.is_weight:
+            yield from attached.module.parameters(recurse=False)
 
 
 def _enter_stage(model: nn.Module, found: Sequence[Attached], *, quantizing: bool) -> None:

@@ -89,6 +89,69 @@ def test_an_average_that_has_copied_the_model_before(average: Any) -> None:
     refused("put QuantizationAwareTraining before it", average(), lc.QuantizationAwareTraining())
 
 
+def test_two_of_a_kind() -> None:
+    one, other = (lc.QuantizationAwareTraining(targets=lc.Targets(include=(name,))) for name in ("conv1", "fc"))
+    refused("has two QuantizationAwareTraining callbacks, .* use one, with numbers by globs", one, other)
+
+
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "other bits": {"weights": lc.Int(4)},
+    "another observer": {"weights": lc.Int(8, observer=lc.MSE())},
+    "another layer's": {"weights": {"fc": lc.Int(4), "*": lc.Int(8)}},
+    "floats": {"activations": None},
+    "fewer layers": {"targets": lc.Targets(exclude=("conv1",))},
+}
+
+
+@pytest.mark.parametrize("numbers", QUANTIZED.values(), ids=QUANTIZED)
+@pytest.mark.parametrize("how", ["fit", "calibrated"])
+def test_a_second_fit_with_other_numbers(how: str, numbers: dict[str, Any]) -> None:
+    model = fit() if how == "fit" else lc.calibrate(Net(), [torch.randn(8, 4, 5, 5)]).train()
+    name = "relu" if "activations" in numbers else "(conv1|fc).weight"
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    message = rf"quantized already, with Int\(bits=8.*\) at '{name}' where now (floats|Int\(.*\)) are wanted"
+    with pytest.raises(ValueError, match=message):
+        fit(model, **numbers)
+    assert_same(dict(model.state_dict()), before)
+
+
+def test_a_second_fit_of_more_layers() -> None:
+    model = fit(targets=lc.Targets(include=("conv1", "conv2")))
+    with pytest.raises(ValueError, match=r"with floats at .fc\.weight. where now Int"):
+        fit(model)
+    begin = lc.float_copy(model).requires_grad_().train()
+    assert places(fit(begin)) == PLACES
+
+
+def test_a_second_fit_goes_on_with_frozen_layers() -> None:
+    model = fit()
+    model.conv1.requires_grad_(False)
+    assert places(fit(model)) == PLACES
+    assert not model.conv1.weight.requires_grad
+
+
+@pytest.mark.parametrize("part", ["", "net"])
+def test_a_calibrated_model_is_trained_on(part: str) -> None:
+    class Outer(LightningModule):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = nn.Sequential(net, nn.Sigmoid())
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    numbers: dict[str, Any] = {"weights": lc.Int(4), "activations": {"*fc": lc.Int(8), "*": lc.Int(6)}}
+    model, images = Outer(Net()), torch.randn(8, 4, 5, 5)
+    model.net = lc.calibrate(model.net, [images], **numbers).train()
+    calibrated = scales_of(model.state_dict())
+    fit(model, targets=lc.Targets(module=part), **numbers)
+    assert scales_of(model.state_dict()).keys() == calibrated.keys()
+    assert not equal(scales_of(model.state_dict()), calibrated)
+
+
 def test_synchronized_norms() -> None:
     run = trainer([quantization := lc.QuantizationAwareTraining()], strategy="ddp", sync_batchnorm=True)
     with pytest.raises(ValueError, match="does not work with sync_batchnorm=True"):
