@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_compress.quantization.sites import Call
@@ -35,6 +36,9 @@ PASSING = {
 # Looks at a tensor's form, not at its values.
 _FORMAL = {"dim", "size", "get", "numel", "is_floating_point", "data_ptr", "stride", "is_contiguous", "type", "len"}
 _NORMS = {"batch_norm"}
+# Attention's products, and what may stand between them and the softmax.
+_PRODUCTS = {"matmul", "rmatmul", "bmm", "baddbmm", "einsum"}
+_SCORING = _JOINING | PASSING | {"div", "truediv", "masked_fill", "tanh", "clamp", "max", "maximum"}
 
 _NAME = re.compile(
     r"(?P<function>[a-z]\w*?)(?:_(?P<occurrence>\d+))?(?:_call_(?P<repeat>\d+))?(?:_(?P<role>input_\d+|weight|inner))?"
@@ -105,6 +109,7 @@ class Placement:
         }
         self._is_target = is_target
         self._wanted: dict[int, bool] = {}
+        self._scores = self._find_scores()
 
     def weights(self) -> list[Node]:
         """The calls that read a weight that is a target."""
@@ -144,7 +149,8 @@ class Placement:
         if name in CHANNEL_AXIS:
             return self._reads_target(node)
         if name in _JOINING:
-            return len(self.data_operands(node)) > 1 or name == "cat"
+            joins = len(self.data_operands(node)) > 1 or name == "cat"
+            return joins and node.outputs[0] not in self._scores
         return name in _AVERAGING or name in _CURVED or name in _CLIPPING
 
     def is_folded(self, node: Node) -> bool:
@@ -170,6 +176,39 @@ class Placement:
         while (maker := self.graph.maker.get(value)) is not None and maker.call.function in PASSING and maker.operands:
             value = maker.operands[0]
         return value
+
+    def _find_scores(self) -> set[int]:
+        """Scores and masks of attention: between floats, and with masks of -1e38 there is no grid for them."""
+        scores: set[int] = set()
+        for node in self.graph.nodes:
+            if node.call.function == "scaled_dot_product_attention":
+                scores |= self._cone(node.operands[3:])  # behind query, key and value
+            elif node.call.function == "softmax":
+                cone = self._cone(node.operands[:1])
+                makers = [self.graph.maker[value] for value in cone if value in self.graph.maker]
+                if any(maker.call.function in _PRODUCTS for maker in makers) or self._is_multiplied(node.outputs[0]):
+                    scores |= cone
+        return scores
+
+    def _cone(self, values: Sequence[int]) -> set[int]:
+        """Some values, and what they are made of by what may stand between a product and a softmax."""
+        cone: set[int] = set()
+        remaining = list(values)
+        while remaining:
+            value = remaining.pop()
+            maker = self.graph.maker.get(value)
+            if value not in cone and maker is not None and maker.call.function in _SCORING:
+                remaining += maker.operands
+            cone.add(value)
+        return cone
+
+    def _is_multiplied(self, value: int) -> bool:
+        users = self.users.get(value, [])
+        return any(
+            node.call.function in _PRODUCTS
+            or (node.call.function in PASSING and any(map(self._is_multiplied, node.outputs)))
+            for node in users
+        )
 
     def _place_output(self, node: Node, places: dict[Place, None]) -> None:
         if node.call.function in PASSING | _FORMAL or not node.is_tensor:

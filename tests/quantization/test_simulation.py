@@ -23,7 +23,7 @@ from lightning_compress.quantization.simulation import (
 )
 from lightning_compress.quantization.sites import sites_of
 from tests.cases import plain, scales_of
-from tests.quantization.nets import Dense, Gate, Residual, conv
+from tests.quantization.nets import Dense, Gate, Residual, Scores, conv
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     "residual": Residual,
@@ -100,6 +100,16 @@ def test_one_graph_when_compiled(make: Callable[[], nn.Module]) -> None:
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(images(1)), model(images(1)))
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("masked", [torch.finfo(torch.float32).min, float("-inf")], ids=["least", "infinite"])
+@pytest.mark.parametrize("how", ["add", "where", "bias", "function"])
+def test_masks_of_attention_mask(how: str, masked: float) -> None:
+    torch.manual_seed(0)
+    model, x = Scores(how, masked).eval(), torch.randn(2, 5, 8)
+    quantized = lc.calibrate(model, [x])
+    expected, found = model(x), quantized(x)
+    assert (found - expected).abs().max() < 0.06 * expected.abs().max()
 
 
 def test_weights_are_what_pytorch_makes_of_them() -> None:
