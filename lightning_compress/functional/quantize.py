@@ -61,15 +61,16 @@ class _LearnedStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, factor: float) -> Tensor:
         ctx.low, ctx.high, ctx.factor = low, high, factor
-        y = _Rounding(scale, torch.round(zero_point), low, high).round(x)
-        ctx.save_for_backward(x, y, scale, zero_point)
-        return y
+        ctx.save_for_backward(x, scale, zero_point)
+        return _Rounding(scale, torch.round(zero_point), low, high).round(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad,) = grads
-        x, y, scale, zero_point = ctx.saved_tensors
-        passed = _Rounding(scale, torch.round(zero_point), ctx.low, ctx.high).passed(grad, x)
+        x, scale, zero_point = ctx.saved_tensors
+        rounding = _Rounding(scale, torch.round(zero_point), ctx.low, ctx.high)
+        y = rounding.round(x)  # once more: what was returned may have been added to in place
+        passed = rounding.passed(grad, x)
         clipped = grad - passed
         # Of the step: y / scale where clipped, (y - x) / scale elsewhere. Of the zero point: -scale where clipped.
         to_scale = (_sum_of_products(passed, y - x, scale) + _sum_of_products(clipped, y, scale)) / scale

@@ -124,8 +124,7 @@ class Placement:
                 continue
             if node.call.function not in _CLIPPING:
                 for k, value in enumerate(self.data_operands(node)):
-                    maker = self.graph.maker.get(self.origin(value))
-                    if maker is None or not maker.is_tensor:
+                    if not self._is_rounded_behind(self.origin(value)):
                         places[Place(node.module, node.call, f"input_{k}")] = None
             if node.call.function == "silu":
                 places[Place(node.module, node.call, "inner")] = None
@@ -144,13 +143,18 @@ class Placement:
         ]
 
     def is_integer(self, node: Node) -> bool:
-        """Whether a call is to compute with integers."""
+        """Whether a call is to compute with integers.
+
+        What is read from the tensor that it was written into is not: nothing rounds it there.
+        """
         name = node.call.function
         if name in CHANNEL_AXIS:
             return self._reads_target(node)
         if name in _JOINING:
             joins = len(self.data_operands(node)) > 1 or name == "cat"
-            return joins and node.outputs[0] not in self._scores
+            return joins and node.outputs[0] not in self._scores | self.graph.written
+        if name in _CURVED and node.outputs[0] in self.graph.written:
+            return False
         return name in _AVERAGING or name in _CURVED or name in _CLIPPING
 
     def is_folded(self, node: Node) -> bool:
@@ -211,11 +215,16 @@ class Placement:
         )
 
     def _place_output(self, node: Node, places: dict[Place, None]) -> None:
-        if node.call.function in PASSING | _FORMAL or not node.is_tensor:
-            return
         value = node.outputs[0]
+        if node.call.function in PASSING | _FORMAL or not self._is_rounded_behind(value):
+            return
         if not self._is_clipped_or_folded(value, node) and (self._computes_integers(node) or self._is_wanted(value)):
             places[Place(node.module, node.call)] = None
+
+    def _is_rounded_behind(self, value: int) -> bool:
+        """Whether the call that makes a value is where it can be rounded; if not, each reader does that."""
+        maker = self.graph.maker.get(value)
+        return maker is not None and maker.is_tensor and value not in self.graph.written
 
     def _computes_integers(self, node: Node) -> bool:
         """Whether a call's inputs are integers, so that its output should be."""

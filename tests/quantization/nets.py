@@ -52,6 +52,24 @@ class Dense(nn.Module):
         return self.conv(F.relu(self.norm(torch.cat([x, y], dim=1))))
 
 
+class Statements(nn.Module):
+    """Functions in place whose results are not used, but the tensors that they were written into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(4, 4, 1) for _ in range(3))
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        y.add_(x)
+        y.relu_()
+        z = self.second(y)
+        z.mul_(y)
+        self.relu(z)
+        return self.third(z)
+
+
 class Attends(nn.Module):
     """Attention between linear layers."""
 
