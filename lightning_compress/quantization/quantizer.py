@@ -112,7 +112,7 @@ class Quantizer:
         if self.observing:
             self._look(module, x)
         if not (self.quantizing and self.ready):
-            return x
+            return self._with_scale(module, x) if self.is_learned else x
         grouped = self._grouped(x)
         low, high = self.integers.low, self.integers.high
         scale, zero_point = (self._against(t, grouped) for t in (self.scale(module), self.zero_point(module)))
@@ -149,7 +149,7 @@ class Quantizer:
         observer = self.integers.observer
         assert observer is not None
         self.known = observer.updated(None if self.is_weight else self.known, new)
-        if not (self.is_learned and self.ready):
+        if not self._is_trained():
             self._set(module, *_grid_of(self.integers, self.known))
 
     @torch.no_grad()
@@ -159,10 +159,19 @@ class Quantizer:
             self.zero_point(module).copy_(zero_point.view_as(self.scale(module)))
         self.ready = True
 
+    def _is_trained(self) -> bool:
+        """Whether the scale is the optimizer's by now; until numbers are rounded, it follows what is observed."""
+        return self.is_learned and self.ready and self.quantizing
+
+    def _with_scale(self, module: nn.Module, x: Tensor) -> Tensor:
+        """The same tensor, with gradients of zero for scale and zero point: DDP waits for some of every parameter."""
+        learned = [getattr(module, name).sum() for name in self.tensor_names]
+        return x + 0.0 * torch.stack(learned).sum() if torch.is_grad_enabled() and x.is_floating_point() else x
+
     @torch.no_grad()
     def _look(self, module: nn.Module, x: Tensor) -> None:
         assert self.integers.observer is not None
-        if self.is_learned and self.ready:
+        if self._is_trained():
             return
         if not self.is_weight and x.ndim > 1 and self.observing > 1:
             # Values at the front of memory: strides would cost more than they save.

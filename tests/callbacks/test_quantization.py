@@ -285,6 +285,22 @@ def test_milestones(model: type[Net]) -> None:
     milestones(watch)
 
 
+def test_learned_scales_are_those_of_the_weights_when_rounding_begins() -> None:
+    class Grows(Watch):
+        def on_train_batch_end(self, run: Trainer, model: LightningModule, *args: Any) -> None:
+            if run.global_step == 3:
+                with torch.no_grad():
+                    model.fc.weight.mul_(20)
+
+    learned = lc.Int(4, observer=lc.Learned())
+    watch, schedule = Grows(), lc.QATSchedule(observe=2, fake_quantize=6)
+    fit(None, watch, weights=learned, activations=learned, schedule=schedule)
+    scales = [scale["fc.quant_weight_scale"] for scale in watch.scales]
+    assert (scales[6] > 10 * scales[3]).all()
+    assert not torch.equal(scales[8], scales[7])
+    torch.testing.assert_close(scales[8], scales[6], rtol=0.5, atol=0)
+
+
 def test_nothing_is_rounded_before_its_time() -> None:
     class Outputs(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -107,6 +107,39 @@ def test_a_scale_that_is_learned_is_a_parameter_and_is_found_once() -> None:
     assert module.quant_relu_scale.grad is not None
 
 
+def test_a_learned_scale_follows_what_is_observed_until_numbers_are_rounded() -> None:
+    integers = lc.Int(4, observer=lc.Learned())
+    for module, quantizer in (activation(integers), weight(integers, (100, 3))):
+        quantizer.observing, quantizer.quantizing = 1, False
+        scales = []
+        for factor in (64.0, 1.0, 8.0):
+            quantizer(module, factor * normal(100, 3))
+            quantizer.update(module)
+            scales.append(quantizer.scale(module).detach() / factor)
+        torch.testing.assert_close(scales[1], scales[0])
+        torch.testing.assert_close(scales[2], scales[0])
+        quantizer.quantizing = True
+        quantizer(module, normal(100, 3))
+        quantizer.update(module)
+        torch.testing.assert_close(quantizer.scale(module).detach() / 8, scales[0])
+
+
+@pytest.mark.parametrize("is_ready", [True, False])
+def test_a_learned_scale_has_a_gradient_of_zero_until_numbers_are_rounded(is_ready: bool) -> None:
+    module, quantizer = activation(lc.Int(4, observer=lc.Learned()))
+    quantizer.quantizing, quantizer.ready = False, is_ready
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        x = normal(10, 3).to(dtype).requires_grad_()
+        rounded = quantizer(module, x)
+        assert torch.equal(rounded, x)
+        assert rounded.dtype is dtype
+        rounded.sum().backward()
+        assert torch.equal(x.grad, torch.ones_like(x))
+    assert [parameter.grad for parameter in module.parameters()] == [0, 0]
+    with torch.no_grad():
+        assert quantizer(module, x) is x
+
+
 def test_gradients_of_a_learned_scale_are_divided_by_the_root_of_the_values_that_share_it() -> None:
     """All six values are clipped to one step: three in each channel of a weight, and three in each of two samples."""
     integers = lc.Int(2, symmetric=True, observer=lc.Learned())
