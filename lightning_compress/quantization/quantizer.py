@@ -9,7 +9,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.functional.quantize import fake_quantize, fake_quantize_learned, scale_of_range, to_integers
+from lightning_compress.functional.quantize import (
+    fake_quantize,
+    fake_quantize_learned,
+    scale_of_range,
+    to_integers,
+    whole_zero_point,
+)
 from lightning_compress.quantization.integers import Int
 from lightning_compress.quantization.observers import Learned, Seen
 
@@ -123,7 +129,7 @@ class Quantizer:
             learned = fake_quantize_learned(grouped, scale, zero_point, low=low, high=high, num_values=num_values)
             return learned.view_as(x)
         # Rounded, as averages of models are not whole; a copy, as a second call of a layer sets its scale anew.
-        scale, zero_point = scale.clone(), torch.round(zero_point)
+        scale, zero_point = scale.clone(), whole_zero_point(zero_point, low=low, high=high)
         # What a range clips that is still being looked for gets its gradient: activations that outgrow their ranges
         # would not be held back any more, and a network that is trained from scratch diverges.
         masks = self.is_weight or not self.observing
@@ -139,7 +145,8 @@ class Quantizer:
     def grid(self, module: nn.Module) -> tuple[Tensor, Tensor]:
         """Scale and zero point as they are applied: positive, and whole."""
         scale = self.scale(module)
-        return scale.abs() + _SMALLEST if self.is_learned else scale, torch.round(self.zero_point(module))
+        zero_point = whole_zero_point(self.zero_point(module), low=self.integers.low, high=self.integers.high)
+        return scale.abs() + _SMALLEST if self.is_learned else scale, zero_point
 
     def update(self, module: nn.Module) -> None:
         """Turns what was seen since the last update, reduced over ranks by then, into scale and zero point."""

@@ -140,6 +140,34 @@ def test_a_learned_scale_has_a_gradient_of_zero_until_numbers_are_rounded(is_rea
         assert quantizer(module, x) is x
 
 
+@pytest.mark.parametrize(("learned", "applied"), [(-0.7, 0), (0.6, 1), (15.8, 15), (-40.0, 0)])
+def test_zero_stays_zero_wherever_a_zero_point_has_been_learned_to(learned: float, applied: int) -> None:
+    module, quantizer = activation(lc.Int(4, observer=lc.Learned()))
+    quantizer.ready = True
+    module.quant_relu_scale.data.fill_(0.5)
+    module.quant_relu_zero_point.data.fill_(learned)
+    x = torch.tensor([[0.0, -100.0, 100.0]])
+    assert quantizer(module, x).tolist() == [[0.0, -0.5 * applied, 0.5 * (15 - applied)]]
+    assert quantizer.grid(module)[1] == applied
+    assert quantizer.to_integers(module, x).tolist() == [[applied, 0, 15]]
+
+
+@pytest.mark.parametrize(
+    ("zero_point", "x", "moves"),
+    [(7.0, 100.0, True), (-0.7, 100.0, False), (-0.7, -100.0, True), (15.7, 100.0, True), (15.7, -100.0, False)],
+)
+def test_a_zero_point_is_not_led_beyond_the_integers(zero_point: float, x: float, moves: bool) -> None:
+    """Where much is clipped above, a smaller zero point has the loss fall; where below, a larger one."""
+    module, quantizer = activation(lc.Int(4, observer=lc.Learned()))
+    quantizer.ready = True
+    module.quant_relu_scale.data.fill_(0.5)
+    module.quant_relu_zero_point.data.fill_(zero_point)
+    values = torch.full((1, 4), x)
+    (quantizer(module, values) - values).square().sum().backward()
+    assert (module.quant_relu_zero_point.grad != 0) == moves
+    assert module.quant_relu_zero_point.grad * x >= 0
+
+
 def test_gradients_of_a_learned_scale_are_divided_by_the_root_of_the_values_that_share_it() -> None:
     """All six values are clipped to one step: three in each channel of a weight, and three in each of two samples."""
     integers = lc.Int(2, symmetric=True, observer=lc.Learned())
