@@ -16,8 +16,9 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import final
 
 from lightning_compress.callbacks.base import Compression
-from lightning_compress.callbacks.lightning import averaged_models, callbacks_of, is_a, is_built_late
+from lightning_compress.callbacks.lightning import averaged_models, is_built_late
 from lightning_compress.callbacks.look import Look
+from lightning_compress.callbacks.quantizable import check_learned, check_quantizable
 from lightning_compress.callbacks.ranks import check_ranks_agree
 from lightning_compress.callbacks.stored import await_quantizers, known_of, restore_known, stop_awaiting
 from lightning_compress.callbacks.timing import check_time_fits, check_times_come, progress
@@ -91,7 +92,7 @@ class QuantizationAwareTraining(Compression):
         """Hangs the quantizers into the model, or waits for a checkpoint that has them."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._refuse(trainer)
+            check_quantizable(trainer, pl_module, self.targets.module, self)
         with thawed(_quantized_weights(pl_module)):
             plan = Plan(self.weights, self.activations, self._is_target(pl_module))
             self._loading = await_quantizers(pl_module, plan)
@@ -109,7 +110,7 @@ class QuantizationAwareTraining(Compression):
         for name in _TIMES:
             check_time_fits(trainer, name, getattr(self.schedule, name))
         check_times_come(trainer, {name: getattr(self.schedule, name) for name in _TIMES})
-        _check_learned(trainer, pl_module)
+        check_learned(trainer, pl_module)
         kept = self._kept if self._model is not None and self._model() is pl_module else None
         state = self._loaded or kept or {"steps": 0, "known": {}}
         self.steps = state["steps"]
@@ -216,31 +217,6 @@ class QuantizationAwareTraining(Compression):
                 "setup and configure_model: build the model in __init__."
             ) from error
 
-    def _refuse(self, trainer: Trainer) -> None:
-        if is_a(trainer.strategy, "ModelParallelStrategy"):
-            raise ValueError(
-                "QuantizationAwareTraining does not work under ModelParallelStrategy, which shards what is quantized: "
-                "use 'ddp'."
-            )
-        if getattr(trainer.strategy, "_layer_sync", None) is not None:
-            raise ValueError(
-                "QuantizationAwareTraining does not work with sync_batchnorm=True, which replaces batch norms after "
-                "quantizers were placed: set it to False; statistics are frozen later in the run anyway."
-            )
-        if sum(isinstance(callback, QuantizationAwareTraining) for callback in callbacks_of(trainer)) > 1:
-            raise ValueError(
-                "The Trainer has two QuantizationAwareTraining callbacks, and a model is quantized once: use one, with "
-                "numbers by globs such as weights={'fc': Int(4), '*': Int(8)}."
-            )
-        for callback in callbacks_of(trainer):
-            if callback is self:
-                break
-            if getattr(callback, "_average_model", None) is not None:
-                raise ValueError(
-                    f"{type(callback).__name__} has copied the model before it was quantized: put "
-                    "QuantizationAwareTraining before it in callbacks=[...]."
-                )
-
     def _look(self, trainer: Trainer) -> Look:
         return Look(trainer, self.targets, self.example_inputs)
 
@@ -298,16 +274,6 @@ def _use_running_statistics(norm: nn.Module, args: Any) -> None:
 def _be_as_before(norm: nn.Module, args: Any, output: Any) -> None:
     norm.training = norm._trained_before  # type: ignore[assignment]
     del norm._trained_before
-
-
-def _check_learned(trainer: Trainer, pl_module: LightningModule) -> None:
-    held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
-    for attached in quantizers_of(pl_module):
-        if attached.quantizer.is_learned and id(attached.quantizer.scale(attached.module)) not in held:
-            raise ValueError(
-                f"No optimizer holds the learned scale of {attached.name!r}: configure_optimizers must pass "
-                "self.parameters(), or those whose names begin with 'quant_' too."
-            )
 
 
 def _reduce(operation: Any, tensor: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ class Plan:
         table: dict[str, dict[Place, Quantizer]] = {}
         for place, function in functions.items():
             self._add_weight(table, place, CHANNEL_AXIS[function])
+            _check_groups(_first(self.weights, place.module), place.module, shapes[place])
         for place in placement.activations():
             self._add_activation(table, place)
         _check_globs(self.weights, list(self.is_target), "weights")
@@ -146,6 +147,15 @@ def _each(numbers: Numbers, complete: Callable[[Int], Int]) -> dict[str, Int | N
 def _first(numbers: Mapping[str, Int | None], name: str) -> Int | None:
     name = name.replace(COMPILED, "")
     return next((integers for glob, integers in numbers.items() if glob == "*" or matches(glob, name)), None)
+
+
+def _check_groups(integers: Int | None, layer: str, shape: torch.Size) -> None:
+    group = None if integers is None else integers.granularity
+    if isinstance(group, int) and (len(shape) != 2 or shape[1] % group):
+        raise ValueError(
+            f"weights: Int(granularity={group}) is for linear layers whose inputs are so many or a multiple, and the "
+            f"weight of {layer!r} is {list(shape)}: give it granularity='channel' by a glob of its own."
+        )
 
 
 def _check_globs(numbers: Mapping[str, Int | None], names: Sequence[str], what: str) -> None:

@@ -158,6 +158,28 @@ def test_synchronized_norms() -> None:
         quantization.setup(run, Net(), "fit")
 
 
+def test_norms_that_were_synchronized_by_hand() -> None:
+    class Synchronized(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm2 = nn.SyncBatchNorm.convert_sync_batchnorm(self.norm2)
+
+    message = "does not work with synchronized batch norms such as 'norm2', .*: leave them plain"
+    refused(message, lc.QuantizationAwareTraining(), model=Synchronized())
+
+
+GROUPS = lc.Int(4, granularity=3)
+
+
+@pytest.mark.parametrize(
+    ("weights", "what"),
+    [({"fc": GROUPS, "*": lc.Int(8)}, r"'fc' is \[4, 8\]"), ({"conv1": GROUPS}, r"'conv1' is \[8, 4, 3, 3\]")],
+)
+def test_groups_that_a_layer_cannot_be_cut_into(weights: dict[str, lc.Int], what: str) -> None:
+    quantization = lc.QuantizationAwareTraining(weights=weights)
+    refused(rf"granularity=3.* the weight of {what}: give it granularity='channel'", quantization)
+
+
 def test_manual_optimization_needs_example_inputs() -> None:
     class Manual(Net):
         def __init__(self) -> None:
