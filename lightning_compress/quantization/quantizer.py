@@ -24,6 +24,7 @@ PREFIX = "quant_"
 
 _SMALLEST = torch.finfo(torch.float32).tiny * 2**24
 _AT_LEAST = 16  # samples of a batch, where only a part of it is looked at
+_SMALL = 4096  # values that are looked at all together
 
 
 class Quantizer:
@@ -180,7 +181,7 @@ class Quantizer:
         assert self.integers.observer is not None
         if self._is_trained():
             return
-        if not self.is_weight and x.ndim > 1 and self.observing > 1:
+        if not self.is_weight and self.observing > 1 and _may_be_a_batch(x):
             # Values at the front of memory: strides would cost more than they save.
             x = x[: max(_AT_LEAST, len(x) // self.observing)]
         new = self.integers.observer.look(self._rows(x.detach()))
@@ -259,6 +260,11 @@ def _grid_of(integers: Int, known: Seen) -> tuple[Tensor, Tensor]:
         ends = (ends[0].unsqueeze(1), ends[1].unsqueeze(1))
     scale, zero_point = scale_of_range(*ends, low=integers.low, high=integers.high, symmetric=symmetric)
     return scale.flatten(), zero_point.flatten()
+
+
+def _may_be_a_batch(x: Tensor) -> bool:
+    """Whether samples may be left out; the first dimension of a factor for each channel is not that of samples."""
+    return x.ndim > 1 and x.numel() > _SMALL and not isinstance(x, nn.Parameter)
 
 
 def _device(module: nn.Module) -> torch.device | None:

@@ -87,9 +87,19 @@ def test_a_part_of_the_batch_is_looked_at_but_never_few_samples() -> None:
     for num, part, seen in [(160, 8, 20), (40, 8, 16), (8, 8, 8), (160, 1, 160)]:
         module, quantizer = activation()
         quantizer.observing = part
-        quantizer(module, torch.arange(num).float().unsqueeze(1))
+        quantizer(module, torch.arange(num).float().unsqueeze(1).expand(-1, 512))
         assert quantizer.seen is not None
         assert quantizer.seen.extremes[0, 1] == seen - 1
+
+
+@pytest.mark.parametrize("factor", [torch.ones(256, 1, 1), nn.Parameter(torch.ones(196, 64))])
+def test_factors_and_parameters_are_looked_at_as_a_whole(factor: Tensor) -> None:
+    module, quantizer = activation()
+    quantizer.observing = 8
+    factor.data[-1] = 10.0
+    quantizer(module, factor)
+    assert quantizer.seen is not None
+    assert quantizer.seen.extremes[0, 1] == 10.0
 
 
 def test_a_scale_that_is_learned_is_a_parameter_and_is_found_once() -> None:
