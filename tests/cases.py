@@ -257,6 +257,12 @@ CASES = [
         differs={"double": "scales are parameters of single precision, which train along"},
     ),
     Case(
+        "qat_learned_milestones",
+        lambda: qat(weights=LEARNED, activations=LEARNED, schedule=MILESTONES),
+        refused=QAT_REFUSES,
+        differs={"double": "scales are parameters of single precision, which train along"},
+    ),
+    Case(
         "qat_histogram",
         lambda: qat(
             weights={"fc": lc.Int(8, observer=lc.MSE()), "*": lc.Int(4)},

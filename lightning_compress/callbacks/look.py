@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_compress.callbacks.example import containers, given_inputs, probe_before_fit
 from lightning_compress.callbacks.probe import TrainingProbe
 from lightning_compress.quantization.plan import owners_of
-from lightning_compress.quantization.simulation import Attached, quantizers_of
+from lightning_compress.quantization.simulation import Attached, quantizers_of, remove_quantizers
 from lightning_compress.quantization.trace import Graph, recording
 from lightning_compress.targets import Targets
 
@@ -31,7 +31,7 @@ class Look:
         self._example_inputs = example_inputs
 
     def graph(self, pl_module: LightningModule) -> Graph:
-        """The calls of the deployed part in eval mode, in ``Callback.setup``.
+        """The calls of the deployed part in eval mode and without quantizers, in ``Callback.setup``.
 
         Raises:
             ValueError: If the model cannot be run.
@@ -39,6 +39,7 @@ class Look:
         probe, given = probe_before_fit(
             self._trainer, pl_module, module=self._targets.module, example_inputs=self._example_inputs
         )
+        remove_quantizers(probe.model)
         with torch.compiler.set_stance("force_eager"), recording(probe.model) as graph, torch.no_grad():
             try:
                 probe.run() if given else probe.loss()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,16 +16,18 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import final
 
 from lightning_compress.callbacks.base import Compression
-from lightning_compress.callbacks.lightning import averaged_models, callbacks_of, is_a, is_built_late
+from lightning_compress.callbacks.lightning import averaged_models, is_built_late
 from lightning_compress.callbacks.look import Look
+from lightning_compress.callbacks.quantizable import check_learned, check_quantizable
 from lightning_compress.callbacks.ranks import check_ranks_agree
 from lightning_compress.callbacks.stored import await_quantizers, known_of, restore_known, stop_awaiting
 from lightning_compress.callbacks.timing import check_time_fits, check_times_come, progress
 from lightning_compress.constraints.optimizer import CompletedSteps, owners
-from lightning_compress.quantization.calibration import update
+from lightning_compress.quantization.calibration import thawed, update
 from lightning_compress.quantization.integers import Int
 from lightning_compress.quantization.plan import Numbers, Plan, owners_of
 from lightning_compress.quantization.simulation import Attached, digest, is_quantized, quantizers_of
+from lightning_compress.quantization.trace import Graph
 from lightning_compress.schedules import Progress, QATSchedule
 from lightning_compress.targets import Targets, shorten
 
@@ -89,21 +91,13 @@ class QuantizationAwareTraining(Compression):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hangs the quantizers into the model, or waits for a checkpoint that has them."""
         super().setup(trainer, pl_module, stage)
-        plan = Plan(self.weights, self.activations, self._is_target(pl_module))
         if stage == "fit":
-            self._refuse(trainer)
-        self._loading = await_quantizers(pl_module, plan)
-        if stage != "fit" or is_quantized(pl_module):
-            return
-        try:
-            graph = self._look(trainer).graph(pl_module)
-        except ValueError as error:
-            self._failure = error  # a checkpoint may yet bring the quantizers along
-            return
-        placement = plan.attach_traced(pl_module, graph)
-        self.left_in_float = [f"{n.module}.{n.call.function}".lstrip(".") for n in placement.left_in_float()]
-        if self.left_in_float:
-            rank_zero_info(f"QuantizationAwareTraining leaves in float: {shorten(self.left_in_float)}.")
+            check_quantizable(trainer, pl_module, self.targets.module, self)
+        with thawed(_quantized_weights(pl_module)):
+            plan = Plan(self.weights, self.activations, self._is_target(pl_module))
+            self._loading = await_quantizers(pl_module, plan)
+            if stage == "fit":
+                self._quantize(trainer, pl_module, plan)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuses a model in which no place could be found."""
@@ -116,7 +110,7 @@ class QuantizationAwareTraining(Compression):
         for name in _TIMES:
             check_time_fits(trainer, name, getattr(self.schedule, name))
         check_times_come(trainer, {name: getattr(self.schedule, name) for name in _TIMES})
-        _check_learned(trainer, pl_module)
+        check_learned(trainer, pl_module)
         kept = self._kept if self._model is not None and self._model() is pl_module else None
         state = self._loaded or kept or {"steps": 0, "known": {}}
         self.steps = state["steps"]
@@ -144,11 +138,7 @@ class QuantizationAwareTraining(Compression):
             attached.quantizer.observing = stage[0]
         if stage != self._stage:
             if stage[2] and not self._frozen:
-                self._frozen = [
-                    norm.register_forward_pre_hook(_use_running_statistics)
-                    for norm in pl_module.get_submodule(self.targets.module).modules()
-                    if isinstance(norm, nn.modules.batchnorm._BatchNorm)
-                ]
+                self._frozen = _freeze_norms(pl_module.get_submodule(self.targets.module))
             self._stage = stage
             self.num_changes += 1
             check_ranks_agree(trainer, digest(found), "QuantizationAwareTraining: scales")
@@ -191,6 +181,21 @@ class QuantizationAwareTraining(Compression):
         """Keeps a state until the fit begins."""
         self._loaded = state_dict
 
+    def _quantize(self, trainer: Trainer, pl_module: LightningModule, plan: Plan) -> None:
+        """Hangs the quantizers in, unless the model has them; it must then have the same."""
+        graph: Graph | None = None
+        try:
+            graph = self._look(trainer).graph(pl_module)
+        except ValueError as error:
+            self._failure = error  # a checkpoint may yet bring the quantizers along
+        if is_quantized(pl_module):
+            plan.check_same(pl_module, graph)
+        elif graph is not None:
+            placement = plan.attach_traced(pl_module, graph)
+            self.left_in_float = [f"{n.module}.{n.call.function}".lstrip(".") for n in placement.left_in_float()]
+            if self.left_in_float:
+                rank_zero_info(f"QuantizationAwareTraining leaves in float: {shorten(self.left_in_float)}.")
+
     def _count(self, optimizer: Optimizer) -> None:
         self.steps += 1
 
@@ -211,26 +216,6 @@ class QuantizationAwareTraining(Compression):
                 f"{error} QuantizationAwareTraining looks at the model in Callback.setup, before the LightningModule's "
                 "setup and configure_model: build the model in __init__."
             ) from error
-
-    def _refuse(self, trainer: Trainer) -> None:
-        if is_a(trainer.strategy, "ModelParallelStrategy"):
-            raise ValueError(
-                "QuantizationAwareTraining does not work under ModelParallelStrategy, which shards what is quantized: "
-                "use 'ddp'."
-            )
-        if getattr(trainer.strategy, "_layer_sync", None) is not None:
-            raise ValueError(
-                "QuantizationAwareTraining does not work with sync_batchnorm=True, which replaces batch norms after "
-                "quantizers were placed: set it to False; statistics are frozen later in the run anyway."
-            )
-        for callback in callbacks_of(trainer):
-            if callback is self:
-                break
-            if getattr(callback, "_average_model", None) is not None:
-                raise ValueError(
-                    f"{type(callback).__name__} has copied the model before it was quantized: put "
-                    "QuantizationAwareTraining before it in callbacks=[...]."
-                )
 
     def _look(self, trainer: Trainer) -> Look:
         return Look(trainer, self.targets, self.example_inputs)
@@ -257,6 +242,13 @@ def _has_some(numbers: Numbers) -> bool:
     return any(numbers.values()) if isinstance(numbers, Mapping) else numbers is not None
 
 
+def _quantized_weights(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Also if they are frozen by now, they are targets."""
+    for attached in quantizers_of(model):
+        if attached.quantizer.is_weight:
+            yield from attached.module.parameters(recurse=False)
+
+
 def _enter_stage(model: nn.Module, found: Sequence[Attached], *, quantizing: bool) -> None:
     """Makes a model, or an average of it, round or not; an average gets scales that it has none of yet."""
     for attached, ours in zip(quantizers_of(model), found, strict=True):
@@ -265,18 +257,23 @@ def _enter_stage(model: nn.Module, found: Sequence[Attached], *, quantizing: boo
             attached.quantizer.take(attached.module, ours.module, ours.quantizer)
 
 
+def _freeze_norms(model: nn.Module) -> list[RemovableHandle]:
+    """Until the handles are removed, batch norms use their running statistics, in whatever mode they are."""
+    norms = [norm for norm in model.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+    before = [norm.register_forward_pre_hook(_use_running_statistics) for norm in norms]
+    after = [norm.register_forward_hook(_be_as_before, always_call=True) for norm in norms]
+    return [*before, *after]
+
+
 def _use_running_statistics(norm: nn.Module, args: Any) -> None:
+    # The mode is the user's: nothing sets it anew when the next fit begins.
+    norm._trained_before = norm.training  # type: ignore[assignment]
     norm.training = False
 
 
-def _check_learned(trainer: Trainer, pl_module: LightningModule) -> None:
-    held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
-    for attached in quantizers_of(pl_module):
-        if attached.quantizer.is_learned and id(attached.quantizer.scale(attached.module)) not in held:
-            raise ValueError(
-                f"No optimizer holds the learned scale of {attached.name!r}: configure_optimizers must pass "
-                "self.parameters(), or those whose names begin with 'quant_' too."
-            )
+def _be_as_before(norm: nn.Module, args: Any, output: Any) -> None:
+    norm.training = norm._trained_before  # type: ignore[assignment]
+    del norm._trained_before
 
 
 def _reduce(operation: Any, tensor: Tensor) -> Tensor:

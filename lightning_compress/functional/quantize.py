@@ -61,19 +61,24 @@ class _LearnedStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int, factor: float) -> Tensor:
         ctx.low, ctx.high, ctx.factor = low, high, factor
-        y = _Rounding(scale, torch.round(zero_point), low, high).round(x)
-        ctx.save_for_backward(x, y, scale, zero_point)
-        return y
+        ctx.save_for_backward(x, scale, zero_point)
+        return _Rounding(scale, whole_zero_point(zero_point, low=low, high=high), low, high).round(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad,) = grads
-        x, y, scale, zero_point = ctx.saved_tensors
-        passed = _Rounding(scale, torch.round(zero_point), ctx.low, ctx.high).passed(grad, x)
+        x, scale, zero_point = ctx.saved_tensors
+        rounding = _Rounding(scale, whole_zero_point(zero_point, low=ctx.low, high=ctx.high), ctx.low, ctx.high)
+        y = rounding.round(x)  # once more: what was returned may have been added to in place
+        passed = rounding.passed(grad, x)
         clipped = grad - passed
         # Of the step: y / scale where clipped, (y - x) / scale elsewhere. Of the zero point: -scale where clipped.
         to_scale = (_sum_of_products(passed, y - x, scale) + _sum_of_products(clipped, y, scale)) / scale
         to_zero = -scale * _sum_to(clipped, zero_point) if ctx.needs_input_grad[2] else None
+        if to_zero is not None:  # beyond the integers, what leads back to them
+            whole = torch.round(zero_point)
+            outwards = ((whole < ctx.low) & (to_zero > 0)) | ((whole > ctx.high) & (to_zero < 0))
+            to_zero = to_zero.masked_fill(outwards, 0.0)
         return passed, to_scale * ctx.factor, None if to_zero is None else to_zero * ctx.factor, None, None, None
 
 
@@ -114,6 +119,15 @@ def fake_quantize_learned(
     """
     factor = (num_values * max(high, 1)) ** -0.5
     return _LearnedStep.apply(_wide(x), scale, zero_point, low, high, factor).to(x.dtype)
+
+
+def whole_zero_point(zero_point: Tensor, *, low: int, high: int) -> Tensor:
+    """A zero point that was averaged or learned as it is applied: an integer that there is, so that 0.0 stays 0.0.
+
+    >>> whole_zero_point(torch.tensor([2.6, -0.7]), low=0, high=15).tolist()
+    [3.0, 0.0]
+    """
+    return torch.round(zero_point).clamp(low, high)
 
 
 def to_integers(x: Tensor, scale: Tensor, zero_point: Tensor, *, low: int, high: int) -> Tensor:

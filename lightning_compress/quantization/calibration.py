@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -53,12 +55,8 @@ def calibrate(
     except StopIteration:
         raise ValueError("calibrate: there is no batch; ranges of activations come from at least one.") from None
     prepared = copy.deepcopy(model).eval()
-    frozen = [parameter for parameter in prepared.parameters() if not parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(True)  # nothing is trained: a frozen model is quantized like any other
-    is_target = owners_of(targets.select(prepared))
-    for parameter in frozen:
-        parameter.requires_grad_(False)
+    with thawed(prepared.parameters()):  # nothing is trained: a frozen model is quantized like any other
+        is_target = owners_of(targets.select(prepared))
     graph = trace(prepared, first)
     Plan(weights, activations, is_target).attach_traced(prepared, graph)
     found = list(quantizers_of(prepared))
@@ -67,12 +65,26 @@ def calibrate(
     for attached in found:
         attached.quantizer.observing, attached.quantizer.quantizing = 1, False
     with torch.no_grad():
-        for batch in (first, *remaining):
+        for batch in chain([first], remaining):
             call(prepared, batch)
+            update([attached for attached in found if attached.quantizer.counts_batches])
     update(found)
     for attached in found:
         attached.quantizer.observing, attached.quantizer.quantizing = 0, True
     return prepared
+
+
+@contextmanager
+def thawed(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """While it lasts, frozen parameters are none, so that targets may be chosen among them."""
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def trace(model: nn.Module, inputs: Any) -> Graph:
@@ -122,8 +134,8 @@ def _reduce(seen: Sequence[Seen], largest: Reduce, total: Reduce) -> None:
     """In place, with two collectives for all."""
     if not seen:
         return
-    # Maxima of NaN are not the same everywhere.
-    extremes = largest(torch.cat([s.extremes.nan_to_num(nan=torch.inf) for s in seen]))
+    # Maxima of NaN are not the same everywhere; infinity stays what it is.
+    extremes = largest(torch.cat([s.extremes.nan_to_num(torch.inf, torch.inf, -torch.inf) for s in seen]))
     counts = []
     for s, everywhere in zip(seen, extremes.split([len(s.extremes) for s in seen]), strict=True):
         if s.counts.numel() and bool(torch.isfinite(everywhere).all()):

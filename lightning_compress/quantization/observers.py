@@ -33,9 +33,15 @@ class Seen:
 
 
 class Observer(ABC):
-    """A rule that turns what was seen of a tensor into its range."""
+    """A rule that turns what was seen of a tensor into its range.
+
+    Attributes:
+        bins: Of the histogram that it needs.
+        counts_batches: Whether two batches show it something else one after the other than together.
+    """
 
     bins: ClassVar[int] = 0
+    counts_batches: ClassVar[bool] = False
 
     def look(self, rows: Tensor) -> Seen:
         """What a tensor ``(rows, values)`` shows."""
@@ -82,6 +88,7 @@ class MovingAverage(_Extremes):
         ValueError: For any other momentum.
     """
 
+    counts_batches: ClassVar[bool] = True
     momentum: float = 0.05
 
     def __post_init__(self) -> None:
@@ -149,10 +156,14 @@ class Learned(Observer):
     """Scale, and zero point where there is one, are parameters that the optimizer trains.
 
     LSQ, Esser et al. 2020 (arXiv:1902.08153), with an offset LSQ+, Bhalgat et al. 2020 (arXiv:2004.09576). Where
-    training starts is a mean squared error's choice for activations and weights alike.
+    training starts is a mean squared error's choice for activations and weights alike, of the last batch before.
     """
 
     bins: ClassVar[int] = 4096
+
+    def updated(self, before: Seen | None, new: Seen) -> Seen:
+        """The new batch alone: a network that trains outgrows what it has shown."""
+        return new
 
     def span(self, seen: Seen, *, num_levels: int, symmetric: bool) -> tuple[Tensor, Tensor]:
         """Where training starts."""

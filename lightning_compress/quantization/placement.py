@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_compress.quantization.sites import Call
@@ -35,6 +36,9 @@ PASSING = {
 # Looks at a tensor's form, not at its values.
 _FORMAL = {"dim", "size", "get", "numel", "is_floating_point", "data_ptr", "stride", "is_contiguous", "type", "len"}
 _NORMS = {"batch_norm"}
+# Attention's products, and what may stand between them and the softmax.
+_PRODUCTS = {"matmul", "rmatmul", "bmm", "baddbmm", "einsum"}
+_SCORING = _JOINING | PASSING | {"div", "truediv", "masked_fill", "tanh", "clamp", "max", "maximum"}
 
 _NAME = re.compile(
     r"(?P<function>[a-z]\w*?)(?:_(?P<occurrence>\d+))?(?:_call_(?P<repeat>\d+))?(?:_(?P<role>input_\d+|weight|inner))?"
@@ -105,6 +109,7 @@ class Placement:
         }
         self._is_target = is_target
         self._wanted: dict[int, bool] = {}
+        self._scores = self._find_scores()
 
     def weights(self) -> list[Node]:
         """The calls that read a weight that is a target."""
@@ -119,8 +124,7 @@ class Placement:
                 continue
             if node.call.function not in _CLIPPING:
                 for k, value in enumerate(self.data_operands(node)):
-                    maker = self.graph.maker.get(self.origin(value))
-                    if maker is None or not maker.is_tensor:
+                    if not self._is_rounded_behind(self.origin(value)):
                         places[Place(node.module, node.call, f"input_{k}")] = None
             if node.call.function == "silu":
                 places[Place(node.module, node.call, "inner")] = None
@@ -139,12 +143,18 @@ class Placement:
         ]
 
     def is_integer(self, node: Node) -> bool:
-        """Whether a call is to compute with integers."""
+        """Whether a call is to compute with integers.
+
+        What is read from the tensor that it was written into is not: nothing rounds it there.
+        """
         name = node.call.function
         if name in CHANNEL_AXIS:
             return self._reads_target(node)
         if name in _JOINING:
-            return len(self.data_operands(node)) > 1 or name == "cat"
+            joins = len(self.data_operands(node)) > 1 or name == "cat"
+            return joins and node.outputs[0] not in self._scores | self.graph.written
+        if name in _CURVED and node.outputs[0] in self.graph.written:
+            return False
         return name in _AVERAGING or name in _CURVED or name in _CLIPPING
 
     def is_folded(self, node: Node) -> bool:
@@ -171,12 +181,50 @@ class Placement:
             value = maker.operands[0]
         return value
 
+    def _find_scores(self) -> set[int]:
+        """Scores and masks of attention: between floats, and with masks of -1e38 there is no grid for them."""
+        scores: set[int] = set()
+        for node in self.graph.nodes:
+            if node.call.function == "scaled_dot_product_attention":
+                scores |= self._cone(node.operands[3:])  # behind query, key and value
+            elif node.call.function == "softmax":
+                cone = self._cone(node.operands[:1])
+                makers = [self.graph.maker[value] for value in cone if value in self.graph.maker]
+                if any(maker.call.function in _PRODUCTS for maker in makers) or self._is_multiplied(node.outputs[0]):
+                    scores |= cone
+        return scores
+
+    def _cone(self, values: Sequence[int]) -> set[int]:
+        """Some values, and what they are made of by what may stand between a product and a softmax."""
+        cone: set[int] = set()
+        remaining = list(values)
+        while remaining:
+            value = remaining.pop()
+            maker = self.graph.maker.get(value)
+            if value not in cone and maker is not None and maker.call.function in _SCORING:
+                remaining += maker.operands
+            cone.add(value)
+        return cone
+
+    def _is_multiplied(self, value: int) -> bool:
+        users = self.users.get(value, [])
+        return any(
+            node.call.function in _PRODUCTS
+            or (node.call.function in PASSING and any(map(self._is_multiplied, node.outputs)))
+            for node in users
+        )
+
     def _place_output(self, node: Node, places: dict[Place, None]) -> None:
-        if node.call.function in PASSING | _FORMAL or not node.is_tensor:
-            return
         value = node.outputs[0]
+        if node.call.function in PASSING | _FORMAL or not self._is_rounded_behind(value):
+            return
         if not self._is_clipped_or_folded(value, node) and (self._computes_integers(node) or self._is_wanted(value)):
             places[Place(node.module, node.call)] = None
+
+    def _is_rounded_behind(self, value: int) -> bool:
+        """Whether the call that makes a value is where it can be rounded; if not, each reader does that."""
+        maker = self.graph.maker.get(value)
+        return maker is not None and maker.is_tensor and value not in self.graph.written
 
     def _computes_integers(self, node: Node) -> bool:
         """Whether a call's inputs are integers, so that its output should be."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_compress.quantization.integers import Int
 from lightning_compress.quantization.placement import CHANNEL_AXIS, Place, Placement, weight_place
 from lightning_compress.quantization.quantizer import PREFIX, Quantizer
-from lightning_compress.quantization.simulation import add_quantizers
+from lightning_compress.quantization.simulation import add_quantizers, quantizers_of
 from lightning_compress.quantization.trace import Graph
 from lightning_compress.targets import COMPILED, Target, matches, shorten
 
@@ -57,6 +57,7 @@ class Plan:
         table: dict[str, dict[Place, Quantizer]] = {}
         for place, function in functions.items():
             self._add_weight(table, place, CHANNEL_AXIS[function])
+            _check_groups(_first(self.weights, place.module), place.module, shapes[place])
         for place in placement.activations():
             self._add_activation(table, place)
         _check_globs(self.weights, list(self.is_target), "weights")
@@ -80,6 +81,40 @@ class Plan:
                 if place in table.get(module, {}):
                     table[module][place].ready = bool((tensor != 0).all())
         add_quantizers(model, table, lambda place, quantizer: shapes[place])
+
+    def check_same(self, model: nn.Module, graph: Graph | None) -> None:
+        """Refuses a model whose quantizers are others than the plan's.
+
+        Activations that the plan does not see are none of its business: a model may have been calibrated as a whole,
+        and be called in parts.
+
+        Args:
+            model: The model.
+            graph: As for :meth:`attach_traced`; without it, places that are missing in the model are not noticed.
+
+        Raises:
+            ValueError: With the first place that differs.
+        """
+        there = {attached.name: attached.quantizer.integers for attached in quantizers_of(model)}
+        places = [Place.named(attached.layer, attached.quantizer.name) for attached in quantizers_of(model)]
+        if graph is not None:
+            placement = Placement(graph, dict(self.is_target))
+            places += [*map(weight_place, placement.weights()), *placement.activations()]
+        for place in places:
+            name = f"{place.module}.{place.name}".lstrip(".").replace(COMPILED, "")
+            if there.get(name) != self._at(place):
+                raise ValueError(
+                    f"The model is quantized already, with {there.get(name) or 'floats'} at {name!r} where now "
+                    f"{self._at(place) or 'floats'} are wanted: give the same numbers and targets as before, or begin "
+                    "with lc.float_copy(model).requires_grad_().train()."
+                )
+
+    def _at(self, place: Place) -> Int | None:
+        """The integers of a place."""
+        if place.role != "weight":
+            return _first(self.activations, place.module)
+        targets = {name.replace(COMPILED, "") for name, chosen in self.is_target.items() if chosen}
+        return _first(self.weights, place.module) if place.module.replace(COMPILED, "") in targets else None
 
     def _add_weight(self, table: dict[str, dict[Place, Quantizer]], place: Place, axis: int) -> None:
         integers = _first(self.weights, place.module)
@@ -112,6 +147,15 @@ def _each(numbers: Numbers, complete: Callable[[Int], Int]) -> dict[str, Int | N
 def _first(numbers: Mapping[str, Int | None], name: str) -> Int | None:
     name = name.replace(COMPILED, "")
     return next((integers for glob, integers in numbers.items() if glob == "*" or matches(glob, name)), None)
+
+
+def _check_groups(integers: Int | None, layer: str, shape: torch.Size) -> None:
+    group = None if integers is None else integers.granularity
+    if isinstance(group, int) and (len(shape) != 2 or shape[1] % group):
+        raise ValueError(
+            f"weights: Int(granularity={group}) is for linear layers whose inputs are so many or a multiple, and the "
+            f"weight of {layer!r} is {list(shape)}: give it granularity='channel' by a glob of its own."
+        )
 
 
 def _check_globs(numbers: Mapping[str, Int | None], names: Sequence[str], what: str) -> None:

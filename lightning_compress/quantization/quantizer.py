@@ -9,7 +9,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.functional.quantize import fake_quantize, fake_quantize_learned, scale_of_range, to_integers
+from lightning_compress.functional.quantize import (
+    fake_quantize,
+    fake_quantize_learned,
+    scale_of_range,
+    to_integers,
+    whole_zero_point,
+)
 from lightning_compress.quantization.integers import Int
 from lightning_compress.quantization.observers import Learned, Seen
 
@@ -18,6 +24,7 @@ PREFIX = "quant_"
 
 _SMALLEST = torch.finfo(torch.float32).tiny * 2**24
 _AT_LEAST = 16  # samples of a batch, where only a part of it is looked at
+_SMALL = 4096  # values that are looked at all together
 
 
 class Quantizer:
@@ -55,6 +62,11 @@ class Quantizer:
     def is_learned(self) -> bool:
         """Whether the scale is a parameter."""
         return isinstance(self.integers.observer, Learned)
+
+    @property
+    def counts_batches(self) -> bool:
+        """Whether what was seen in several batches must not be merged, as the range moves from one to the next."""
+        return self.integers.observer is not None and self.integers.observer.counts_batches
 
     @property
     def tensor_names(self) -> tuple[str, ...]:
@@ -107,7 +119,7 @@ class Quantizer:
         if self.observing:
             self._look(module, x)
         if not (self.quantizing and self.ready):
-            return x
+            return self._with_scale(module, x) if self.is_learned else x
         grouped = self._grouped(x)
         low, high = self.integers.low, self.integers.high
         scale, zero_point = (self._against(t, grouped) for t in (self.scale(module), self.zero_point(module)))
@@ -118,7 +130,7 @@ class Quantizer:
             learned = fake_quantize_learned(grouped, scale, zero_point, low=low, high=high, num_values=num_values)
             return learned.view_as(x)
         # Rounded, as averages of models are not whole; a copy, as a second call of a layer sets its scale anew.
-        scale, zero_point = scale.clone(), torch.round(zero_point)
+        scale, zero_point = scale.clone(), whole_zero_point(zero_point, low=low, high=high)
         # What a range clips that is still being looked for gets its gradient: activations that outgrow their ranges
         # would not be held back any more, and a network that is trained from scratch diverges.
         masks = self.is_weight or not self.observing
@@ -134,7 +146,8 @@ class Quantizer:
     def grid(self, module: nn.Module) -> tuple[Tensor, Tensor]:
         """Scale and zero point as they are applied: positive, and whole."""
         scale = self.scale(module)
-        return scale.abs() + _SMALLEST if self.is_learned else scale, torch.round(self.zero_point(module))
+        zero_point = whole_zero_point(self.zero_point(module), low=self.integers.low, high=self.integers.high)
+        return scale.abs() + _SMALLEST if self.is_learned else scale, zero_point
 
     def update(self, module: nn.Module) -> None:
         """Turns what was seen since the last update, reduced over ranks by then, into scale and zero point."""
@@ -144,7 +157,7 @@ class Quantizer:
         observer = self.integers.observer
         assert observer is not None
         self.known = observer.updated(None if self.is_weight else self.known, new)
-        if not (self.is_learned and self.ready):
+        if not self._is_trained():
             self._set(module, *_grid_of(self.integers, self.known))
 
     @torch.no_grad()
@@ -154,12 +167,21 @@ class Quantizer:
             self.zero_point(module).copy_(zero_point.view_as(self.scale(module)))
         self.ready = True
 
+    def _is_trained(self) -> bool:
+        """Whether the scale is the optimizer's by now; until numbers are rounded, it follows what is observed."""
+        return self.is_learned and self.ready and self.quantizing
+
+    def _with_scale(self, module: nn.Module, x: Tensor) -> Tensor:
+        """The same tensor, with gradients of zero for scale and zero point: DDP waits for some of every parameter."""
+        learned = [getattr(module, name).sum() for name in self.tensor_names]
+        return x + 0.0 * torch.stack(learned).sum() if torch.is_grad_enabled() and x.is_floating_point() else x
+
     @torch.no_grad()
     def _look(self, module: nn.Module, x: Tensor) -> None:
         assert self.integers.observer is not None
-        if self.is_learned and self.ready:
+        if self._is_trained():
             return
-        if not self.is_weight and x.ndim > 1 and self.observing > 1:
+        if not self.is_weight and self.observing > 1 and _may_be_a_batch(x):
             # Values at the front of memory: strides would cost more than they save.
             x = x[: max(_AT_LEAST, len(x) // self.observing)]
         new = self.integers.observer.look(self._rows(x.detach()))
@@ -238,6 +260,11 @@ def _grid_of(integers: Int, known: Seen) -> tuple[Tensor, Tensor]:
         ends = (ends[0].unsqueeze(1), ends[1].unsqueeze(1))
     scale, zero_point = scale_of_range(*ends, low=integers.low, high=integers.high, symmetric=symmetric)
     return scale.flatten(), zero_point.flatten()
+
+
+def _may_be_a_batch(x: Tensor) -> bool:
+    """Whether samples may be left out; the first dimension of a factor for each channel is not that of samples."""
+    return x.ndim > 1 and x.numel() > _SMALL and not isinstance(x, nn.Parameter)
 
 
 def _device(module: nn.Module) -> torch.device | None:

@@ -46,12 +46,15 @@ class Graph:
         maker: The call that made a value, by value; values from elsewhere have none.
         parameters: Values that are parameters or buffers.
         called: Modules that were called.
+        written: Values that a call wrote into a tensor and returned, and that were then read from that tensor: what is
+            done with what the call returned does not reach them.
     """
 
     nodes: list[Node] = field(default_factory=list)
     maker: dict[int, Node] = field(default_factory=dict)
     parameters: dict[int, str] = field(default_factory=dict)
     called: set[str] = field(default_factory=set)
+    written: set[int] = field(default_factory=set)
 
     def within(self, modules: Sequence[str]) -> Graph:
         """The part of the graph that lies in some modules; what comes from elsewhere has no maker in it."""
@@ -59,7 +62,7 @@ class Graph:
         nodes = [node for node in self.nodes if f"{node.module}.".startswith(prefixes)]
         kept = set(map(id, nodes))
         maker = {value: node for value, node in self.maker.items() if id(node) in kept}
-        return Graph(nodes, maker, self.parameters, self.called)
+        return Graph(nodes, maker, self.parameters, self.called, self.written)
 
     def users(self) -> dict[int, list[Node]]:
         """The calls that read a value, by value."""
@@ -98,6 +101,7 @@ class _Recorder(Sites):
         operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         values = tuple(self.run.value(tensor) for tensor in operands)
         shapes = tuple(tensor.shape for tensor in operands)
+        version = _version(args[0])
         output = function(*args, **kwargs)
         made = tuple(self.run.new_value(t) for t in tree_leaves(output) if isinstance(t, Tensor))
         if made:
@@ -107,7 +111,7 @@ class _Recorder(Sites):
             node = Node(self.name, call, values, weight, made, shapes, isinstance(output, Tensor))
             self.run.graph.nodes.append(node)
             self.run.graph.maker.update(dict.fromkeys(made, node))
-        return output
+        return self.run.alias(output) if output is args[0] and _version(output) != version else output
 
 
 class _Run:
@@ -117,16 +121,32 @@ class _Run:
         self.graph = Graph()
         self._values: dict[int, int] = {}
         self._held: list[Tensor] = []
+        self._written: dict[int, int] = {}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self.graph.parameters[self.new_value(tensor)] = name
 
     def value(self, tensor: Tensor) -> int:
-        return self._values[id(tensor)] if id(tensor) in self._values else self.new_value(tensor)
+        value = self._values[id(tensor)] if id(tensor) in self._values else self.new_value(tensor)
+        if self._written.get(id(tensor)) == value:
+            self.graph.written.add(value)
+        return value
 
     def new_value(self, tensor: Tensor) -> int:
         self._held.append(tensor)
         self._values[id(tensor)] = len(self._held) - 1
         return self._values[id(tensor)]
+
+    def alias(self, tensor: Tensor) -> Tensor:
+        """What a call in place returns, made another object than what it wrote into, to see which is read."""
+        value = self._written[id(tensor)] = self._values[id(tensor)]
+        alias = tensor.view_as(tensor)
+        self._held.append(alias)
+        self._values[id(alias)] = value
+        return alias
+
+
+def _version(tensor: Any) -> int:
+    return tensor._version if isinstance(tensor, Tensor) and not tensor.is_inference() else 0
 
 
 @contextmanager

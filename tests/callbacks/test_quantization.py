@@ -89,10 +89,95 @@ def test_an_average_that_has_copied_the_model_before(average: Any) -> None:
     refused("put QuantizationAwareTraining before it", average(), lc.QuantizationAwareTraining())
 
 
+def test_two_of_a_kind() -> None:
+    one, other = (lc.QuantizationAwareTraining(targets=lc.Targets(include=(name,))) for name in ("conv1", "fc"))
+    refused("has two QuantizationAwareTraining callbacks, .* use one, with numbers by globs", one, other)
+
+
+QUANTIZED: dict[str, dict[str, Any]] = {
+    "other bits": {"weights": lc.Int(4)},
+    "another observer": {"weights": lc.Int(8, observer=lc.MSE())},
+    "another layer's": {"weights": {"fc": lc.Int(4), "*": lc.Int(8)}},
+    "floats": {"activations": None},
+    "fewer layers": {"targets": lc.Targets(exclude=("conv1",))},
+}
+
+
+@pytest.mark.parametrize("numbers", QUANTIZED.values(), ids=QUANTIZED)
+@pytest.mark.parametrize("how", ["fit", "calibrated"])
+def test_a_second_fit_with_other_numbers(how: str, numbers: dict[str, Any]) -> None:
+    model = fit() if how == "fit" else lc.calibrate(Net(), [torch.randn(8, 4, 5, 5)]).train()
+    name = "relu" if "activations" in numbers else "(conv1|fc).weight"
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    message = rf"quantized already, with Int\(bits=8.*\) at '{name}' where now (floats|Int\(.*\)) are wanted"
+    with pytest.raises(ValueError, match=message):
+        fit(model, **numbers)
+    assert_same(dict(model.state_dict()), before)
+
+
+def test_a_second_fit_of_more_layers() -> None:
+    model = fit(targets=lc.Targets(include=("conv1", "conv2")))
+    with pytest.raises(ValueError, match=r"with floats at .fc\.weight. where now Int"):
+        fit(model)
+    begin = lc.float_copy(model).requires_grad_().train()
+    assert places(fit(begin)) == PLACES
+
+
+def test_a_second_fit_goes_on_with_frozen_layers() -> None:
+    model = fit()
+    model.conv1.requires_grad_(False)
+    assert places(fit(model)) == PLACES
+    assert not model.conv1.weight.requires_grad
+
+
+@pytest.mark.parametrize("part", ["", "net"])
+def test_a_calibrated_model_is_trained_on(part: str) -> None:
+    class Outer(LightningModule):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = nn.Sequential(net, nn.Sigmoid())
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    numbers: dict[str, Any] = {"weights": lc.Int(4), "activations": {"*fc": lc.Int(8), "*": lc.Int(6)}}
+    model, images = Outer(Net()), torch.randn(8, 4, 5, 5)
+    model.net = lc.calibrate(model.net, [images], **numbers).train()
+    calibrated = scales_of(model.state_dict())
+    fit(model, targets=lc.Targets(module=part), **numbers)
+    assert scales_of(model.state_dict()).keys() == calibrated.keys()
+    assert not equal(scales_of(model.state_dict()), calibrated)
+
+
 def test_synchronized_norms() -> None:
     run = trainer([quantization := lc.QuantizationAwareTraining()], strategy="ddp", sync_batchnorm=True)
     with pytest.raises(ValueError, match="does not work with sync_batchnorm=True"):
         quantization.setup(run, Net(), "fit")
+
+
+def test_norms_that_were_synchronized_by_hand() -> None:
+    class Synchronized(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm2 = nn.SyncBatchNorm.convert_sync_batchnorm(self.norm2)
+
+    message = "does not work with synchronized batch norms such as 'norm2', .*: leave them plain"
+    refused(message, lc.QuantizationAwareTraining(), model=Synchronized())
+
+
+GROUPS = lc.Int(4, granularity=3)
+
+
+@pytest.mark.parametrize(
+    ("weights", "what"),
+    [({"fc": GROUPS, "*": lc.Int(8)}, r"'fc' is \[4, 8\]"), ({"conv1": GROUPS}, r"'conv1' is \[8, 4, 3, 3\]")],
+)
+def test_groups_that_a_layer_cannot_be_cut_into(weights: dict[str, lc.Int], what: str) -> None:
+    quantization = lc.QuantizationAwareTraining(weights=weights)
+    refused(rf"granularity=3.* the weight of {what}: give it granularity='channel'", quantization)
 
 
 def test_manual_optimization_needs_example_inputs() -> None:
@@ -222,6 +307,22 @@ def test_milestones(model: type[Net]) -> None:
     milestones(watch)
 
 
+def test_learned_scales_are_those_of_the_weights_when_rounding_begins() -> None:
+    class Grows(Watch):
+        def on_train_batch_end(self, run: Trainer, model: LightningModule, *args: Any) -> None:
+            if run.global_step == 3:
+                with torch.no_grad():
+                    model.fc.weight.mul_(20)
+
+    learned = lc.Int(4, observer=lc.Learned())
+    watch, schedule = Grows(), lc.QATSchedule(observe=2, fake_quantize=6)
+    fit(None, watch, weights=learned, activations=learned, schedule=schedule)
+    scales = [scale["fc.quant_weight_scale"] for scale in watch.scales]
+    assert (scales[6] > 10 * scales[3]).all()
+    assert not torch.equal(scales[8], scales[7])
+    torch.testing.assert_close(scales[8], scales[6], rtol=0.5, atol=0)
+
+
 def test_nothing_is_rounded_before_its_time() -> None:
     class Outputs(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -255,12 +356,28 @@ def test_a_resume_past_the_milestones_stays_frozen(tmp_path: Path) -> None:
 
 def test_norms_train_again_after_the_fit() -> None:
     model = fit(schedule=MILESTONES)
+    assert model.training
+    assert model.norm1.training
     assert not model.norm1._forward_pre_hooks or all(
         hook.__name__ != "_use_running_statistics" for hook in model.norm1._forward_pre_hooks.values()
     )
+    assert "_trained_before" not in vars(model.norm1)
     before = model.norm1.running_mean.clone()
-    model.train()(torch.randn(4, 4, 5, 5))
+    trainer([]).fit(model, Loader())
     assert not torch.equal(model.norm1.running_mean, before)
+
+
+def test_norms_of_a_second_fit_are_frozen_in_their_time() -> None:
+    model, watch = fit(schedule=MILESTONES), Watch()
+    fit(model, watch, schedule=MILESTONES)
+    norms = [not equal(b, a) for a, b in zip(watch.norms, watch.norms[1:], strict=False)]
+    assert norms == [True] * 8 + [False]
+
+
+def test_norms_that_the_user_keeps_in_eval_mode_stay_there() -> None:
+    model = fit(Net(frozen_norms=True), schedule=MILESTONES)
+    assert model.training
+    assert not model.norm1.training
 
 
 def test_a_run_counts_as_at_its_target_when_it_rounds() -> None:

@@ -120,6 +120,20 @@ class Scaled(nn.Module):
         return x
 
 
+class Written(nn.Module):
+    """Functions in place whose results are not used, but the tensors that they were written into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        y.add_(x)
+        y.relu_()
+        return self.second(y)
+
+
 class Named(nn.Module):
     """Reads and returns dicts."""
 
@@ -210,6 +224,7 @@ SUBJECTS = {
     ),
     # The biases of products of matrices are added as floats.
     "tokens": Subject(plain(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), (5, 6), (0, 2), {"add": (0, 2)}),
+    "written": Subject(Written, IMAGE, (2, 0), {"add": (0, 1)}),
     "named": Subject(Named, {"a": (6,), "b": (4,)}, (0, 3)),
 }
 

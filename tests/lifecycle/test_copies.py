@@ -184,7 +184,7 @@ class Dirty(Callback):
 
 
 # Graphs with quantizers take seconds each: one for each stage, of which these have as many as "qat".
-COMPILED = [case for case in CASES if case.name not in ("qat_histogram", "qat_milestones")]
+COMPILED = [case for case in CASES if case.name not in ("qat_histogram", "qat_milestones", "qat_learned_milestones")]
 # And all that these do, the last does too, which has pruning, clusters and the quantizers of "qat".
 SLOW = ("qat", "cluster_and_qat", "prune_and_qat")  # but not "prune_and_cluster_and_qat"
 

@@ -52,6 +52,24 @@ class Dense(nn.Module):
         return self.conv(F.relu(self.norm(torch.cat([x, y], dim=1))))
 
 
+class Statements(nn.Module):
+    """Functions in place whose results are not used, but the tensors that they were written into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(4, 4, 1) for _ in range(3))
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        y.add_(x)
+        y.relu_()
+        z = self.second(y)
+        z.mul_(y)
+        self.relu(z)
+        return self.third(z)
+
+
 class Attends(nn.Module):
     """Attention between linear layers."""
 
@@ -64,3 +82,33 @@ class Attends(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.before(x)
         return self.after(self.attention(x, x, x, need_weights=False)[0])
+
+
+class Scores(nn.Module):
+    """Attention as it is written by hand, with a mask that is added to the scores.
+
+    Args:
+        how: ``"add"``; ``"where"``, before the addition; ``"bias"``, with the mask in a bias; ``"function"``.
+        masked: What is added where nothing is to be seen.
+    """
+
+    def __init__(self, how: str = "add", masked: float = torch.finfo(torch.float32).min) -> None:
+        super().__init__()
+        self.how = how
+        self.query, self.key, self.value, self.after = (nn.Linear(8, 8) for _ in range(4))
+        self.register_buffer("mask", torch.triu(torch.full((5, 5), masked), 1))
+        self.register_buffer("hidden", torch.ones(5, 5).triu(1).bool())
+        self.bias, self.scale = nn.Parameter(torch.randn(1, 5, 5)), nn.Parameter(torch.ones(1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        if self.how == "function":
+            attended = F.scaled_dot_product_attention(query, key, value, attn_mask=self.bias + self.mask)
+            return self.after(attended) + x
+        scores = query @ key.transpose(-1, -2)
+        scores = (scores if self.how == "where" else scores * self.scale) / 8**0.5
+        if self.how == "where":
+            scores = torch.where(self.hidden, self.mask, scores)
+        scores += self.bias + self.mask if self.how == "bias" else self.mask
+        weights = F.dropout(scores.softmax(dim=-1), 0.1, self.training)
+        return self.after(weights @ value) + x

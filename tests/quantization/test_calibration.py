@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -38,6 +40,28 @@ def test_ranges_are_those_of_all_batches() -> None:
     model.load_state_dict({k: v for k, v in together.state_dict().items() if "quant_" not in k})
     apart = lc.calibrate(model, iter(batches), **options)
     assert_same(scales_of(apart.state_dict()), scales_of(together.state_dict()))
+
+
+def test_a_moving_average_moves_batch_by_batch() -> None:
+    batches = [scale * torch.ones(4, 2) for scale in (1.0, 1.0, 11.0)]
+    for observer, largest in ((lc.MovingAverage(0.1), 2.0), (lc.MovingAverage(1.0), 11.0), (lc.MinMax(), 11.0)):
+        model = lc.calibrate(
+            nn.Sequential(nn.Linear(2, 2)), iter(batches), activations=lc.Int(8, observer=observer), weights=None
+        )
+        torch.testing.assert_close(model[0].quant_linear_input_0_scale, torch.tensor(largest / 255))
+
+
+def test_batches_are_not_kept() -> None:
+    kept: list[weakref.ref[Tensor]] = []
+
+    def batches() -> Iterator[Tensor]:
+        for seed in range(5):
+            assert sum(batch() is not None for batch in kept) <= 2  # the first, and the one before
+            batch = images(seed)
+            kept.append(weakref.ref(batch))
+            yield batch
+
+    lc.calibrate(Residual(), batches())
 
 
 def test_every_quantizer_is_ready_and_rests() -> None:

@@ -10,7 +10,7 @@ import lightning_compress as lc
 from lightning_compress.quantization.calibration import trace
 from lightning_compress.quantization.placement import Place, Placement
 from lightning_compress.quantization.sites import Call
-from tests.quantization.nets import Attends, Dense, Gate, Residual, conv
+from tests.quantization.nets import Attends, Dense, Gate, Residual, Scores, Statements, conv
 
 
 def placed(model: nn.Module, x: Tensor | None = None, exclude: tuple[str, ...] = ()) -> Placement:
@@ -81,6 +81,31 @@ def test_attention_is_left_in_float() -> None:
     found = placed(Attends(), torch.randn(2, 3, 4), exclude=("attention", "attention.out_proj"))
     assert {node.module for node in found.weights()} == {"before", "after"}
     assert any("attention" in name for name in left(found))
+
+
+def test_what_is_read_where_it_was_written_is_rounded_by_its_readers() -> None:
+    assert names(Statements()) == {
+        "first.conv2d_input_0", "first.conv2d", "second.conv2d_input_0", "second.conv2d", "third.conv2d_input_0",
+        "third.conv2d",
+    }  # fmt: skip
+    assert left(placed(Statements())) == ["add", "mul"]
+
+
+@pytest.mark.parametrize(
+    ("how", "floats"),
+    [
+        ("add", ["matmul", "mul", "div", "add", "softmax", "matmul"]),
+        ("where", ["matmul", "div", "add", "softmax", "matmul"]),
+        ("bias", ["matmul", "mul", "div", "add", "add", "softmax", "matmul"]),
+        ("function", ["add", "scaled_dot_product_attention"]),
+    ],
+)
+def test_scores_and_masks_are_left_in_float_and_listed(how: str, floats: list[str]) -> None:
+    model, x = Scores(how), torch.randn(2, 5, 8)
+    found = placed(model, x)
+    assert left(found) == floats
+    last = "add_2" if how == "bias" else "add_1"  # the residual one
+    assert {name for name in names(model, x) if name.startswith(("add", "mul"))} == {last, f"{last}_input_1"}
 
 
 def test_excluded_layers_are_left_in_float_and_listed() -> None:

@@ -87,9 +87,19 @@ def test_a_part_of_the_batch_is_looked_at_but_never_few_samples() -> None:
     for num, part, seen in [(160, 8, 20), (40, 8, 16), (8, 8, 8), (160, 1, 160)]:
         module, quantizer = activation()
         quantizer.observing = part
-        quantizer(module, torch.arange(num).float().unsqueeze(1))
+        quantizer(module, torch.arange(num).float().unsqueeze(1).expand(-1, 512))
         assert quantizer.seen is not None
         assert quantizer.seen.extremes[0, 1] == seen - 1
+
+
+@pytest.mark.parametrize("factor", [torch.ones(256, 1, 1), nn.Parameter(torch.ones(196, 64))])
+def test_factors_and_parameters_are_looked_at_as_a_whole(factor: Tensor) -> None:
+    module, quantizer = activation()
+    quantizer.observing = 8
+    factor.data[-1] = 10.0
+    quantizer(module, factor)
+    assert quantizer.seen is not None
+    assert quantizer.seen.extremes[0, 1] == 10.0
 
 
 def test_a_scale_that_is_learned_is_a_parameter_and_is_found_once() -> None:
@@ -105,6 +115,67 @@ def test_a_scale_that_is_learned_is_a_parameter_and_is_found_once() -> None:
     assert torch.equal(module.quant_relu_scale, before)
     quantizer(module, normal(10, 3)).sum().backward()
     assert module.quant_relu_scale.grad is not None
+
+
+def test_a_learned_scale_follows_what_is_observed_until_numbers_are_rounded() -> None:
+    integers = lc.Int(4, observer=lc.Learned())
+    for module, quantizer in (activation(integers), weight(integers, (100, 3))):
+        quantizer.observing, quantizer.quantizing = 1, False
+        scales = []
+        for factor in (64.0, 1.0, 8.0):
+            quantizer(module, factor * normal(100, 3))
+            quantizer.update(module)
+            scales.append(quantizer.scale(module).detach() / factor)
+        torch.testing.assert_close(scales[1], scales[0])
+        torch.testing.assert_close(scales[2], scales[0])
+        quantizer.quantizing = True
+        quantizer(module, normal(100, 3))
+        quantizer.update(module)
+        torch.testing.assert_close(quantizer.scale(module).detach() / 8, scales[0])
+
+
+@pytest.mark.parametrize("is_ready", [True, False])
+def test_a_learned_scale_has_a_gradient_of_zero_until_numbers_are_rounded(is_ready: bool) -> None:
+    module, quantizer = activation(lc.Int(4, observer=lc.Learned()))
+    quantizer.quantizing, quantizer.ready = False, is_ready
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        x = normal(10, 3).to(dtype).requires_grad_()
+        rounded = quantizer(module, x)
+        assert torch.equal(rounded, x)
+        assert rounded.dtype is dtype
+        rounded.sum().backward()
+        assert torch.equal(x.grad, torch.ones_like(x))
+    assert [parameter.grad for parameter in module.parameters()] == [0, 0]
+    with torch.no_grad():
+        assert quantizer(module, x) is x
+
+
+@pytest.mark.parametrize(("learned", "applied"), [(-0.7, 0), (0.6, 1), (15.8, 15), (-40.0, 0)])
+def test_zero_stays_zero_wherever_a_zero_point_has_been_learned_to(learned: float, applied: int) -> None:
+    module, quantizer = activation(lc.Int(4, observer=lc.Learned()))
+    quantizer.ready = True
+    module.quant_relu_scale.data.fill_(0.5)
+    module.quant_relu_zero_point.data.fill_(learned)
+    x = torch.tensor([[0.0, -100.0, 100.0]])
+    assert quantizer(module, x).tolist() == [[0.0, -0.5 * applied, 0.5 * (15 - applied)]]
+    assert quantizer.grid(module)[1] == applied
+    assert quantizer.to_integers(module, x).tolist() == [[applied, 0, 15]]
+
+
+@pytest.mark.parametrize(
+    ("zero_point", "x", "moves"),
+    [(7.0, 100.0, True), (-0.7, 100.0, False), (-0.7, -100.0, True), (15.7, 100.0, True), (15.7, -100.0, False)],
+)
+def test_a_zero_point_is_not_led_beyond_the_integers(zero_point: float, x: float, moves: bool) -> None:
+    """Where much is clipped above, a smaller zero point has the loss fall; where below, a larger one."""
+    module, quantizer = activation(lc.Int(4, observer=lc.Learned()))
+    quantizer.ready = True
+    module.quant_relu_scale.data.fill_(0.5)
+    module.quant_relu_zero_point.data.fill_(zero_point)
+    values = torch.full((1, 4), x)
+    (quantizer(module, values) - values).square().sum().backward()
+    assert (module.quant_relu_zero_point.grad != 0) == moves
+    assert module.quant_relu_zero_point.grad * x >= 0
 
 
 def test_gradients_of_a_learned_scale_are_divided_by_the_root_of_the_values_that_share_it() -> None:
@@ -142,6 +213,15 @@ def test_what_is_not_finite_is_told_with_the_place(bad: float) -> None:
     quantizer(module, torch.tensor([1.0, bad]))
     with pytest.raises(ValueError, match=r"NaN or infinity at 'net\.relu': training has diverged"):
         update([Attached("net", module, quantizer)])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_told_on_every_rank(bad: float) -> None:
+    module, quantizer = activation()
+    quantizer.observing = 1
+    quantizer(module, torch.tensor([1.0, bad]))
+    with pytest.raises(ValueError, match=r"NaN or infinity at 'net\.relu': training has diverged"):
+        update([Attached("net", module, quantizer)], lambda tensor: tensor, lambda tensor: tensor)
 
 
 def test_empty_channels_stay_zero_and_finite() -> None:

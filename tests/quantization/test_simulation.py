@@ -23,12 +23,13 @@ from lightning_compress.quantization.simulation import (
 )
 from lightning_compress.quantization.sites import sites_of
 from tests.cases import plain, scales_of
-from tests.quantization.nets import Dense, Gate, Residual, conv
+from tests.quantization.nets import Dense, Gate, Residual, Scores, Statements, conv
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     "residual": Residual,
     "gate": Gate,
     "dense": Dense,
+    "statements": Statements,
     "silu": lambda: nn.Sequential(conv(), nn.SiLU(), nn.Conv2d(4, 4, 1)),
     "transposed": lambda: nn.Sequential(nn.ConvTranspose2d(4, 3, 2), nn.ReLU6(), nn.Conv2d(3, 4, 1)),
     "norms": lambda: nn.Sequential(
@@ -69,8 +70,10 @@ def test_without_rounding_a_model_computes_as_before(make: Callable[[], nn.Modul
 
 
 @every_net
-def test_it_trains_in_every_form(make: Callable[[], nn.Module]) -> None:
-    model = calibrated(make).train()
+@pytest.mark.parametrize("observer", [None, lc.Learned()], ids=["fixed", "learned"])
+def test_it_trains_in_every_form(make: Callable[[], nn.Module], observer: Any) -> None:
+    numbers = lc.Int(8, observer=observer)
+    model = calibrated(make, weights=numbers, activations=numbers).train()
     model(images()).square().mean().backward()
     grads = [p.grad for p in model.parameters()]
     assert all(torch.isfinite(g).all() for g in grads if g is not None)
@@ -102,6 +105,16 @@ def test_one_graph_when_compiled(make: Callable[[], nn.Module]) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("masked", [torch.finfo(torch.float32).min, float("-inf")], ids=["least", "infinite"])
+@pytest.mark.parametrize("how", ["add", "where", "bias", "function"])
+def test_masks_of_attention_mask(how: str, masked: float) -> None:
+    torch.manual_seed(0)
+    model, x = Scores(how, masked).eval(), torch.randn(2, 5, 8)
+    quantized = lc.calibrate(model, [x])
+    expected, found = model(x), quantized(x)
+    assert (found - expected).abs().max() < 0.06 * expected.abs().max()
+
+
 def test_weights_are_what_pytorch_makes_of_them() -> None:
     model = calibrated(lambda: nn.Sequential(nn.Conv2d(4, 3, 1, bias=False)), activations=None)
     weight = model[0].weight
@@ -116,6 +129,23 @@ def test_activations_are_rounded_where_they_are_made() -> None:
     scale = float(model[1].quant_relu_scale)
     assert torch.equal((outputs / scale).round() * scale, outputs)
     assert outputs.unique().numel() <= 256
+
+
+def test_layers_read_rounded_numbers_whatever_was_done_in_place() -> None:
+    model = calibrated(Statements, weights=None)
+    made: list[Tensor] = []
+    for layer in (model.second, model.third):
+        layer.weight.data.fill_(1.0)
+        layer.bias.data.zero_()
+        layer.register_forward_hook(lambda m, args, output: made.append(output.clone()))
+    for attached in quantizers_of(model):
+        attached.quantizer.quantizing = "input" in attached.name
+        attached.quantizer.scale(attached.module).fill_(0.25)
+    model(images())
+    assert len(made) == 2
+    for output in made:  # sums of four
+        assert output.any()
+        assert torch.equal(output * 4, (output * 4).round())
 
 
 def test_a_shared_relu_has_a_quantizer_for_each_call() -> None:

@@ -53,6 +53,24 @@ def test_values_flow_through_calls_in_place() -> None:
     assert set(graph.parameters.values()) >= {"conv.weight", "norm.running_mean"}
 
 
+@pytest.mark.parametrize("statement", [True, False])
+def test_what_is_read_from_the_tensor_that_was_written_into_is_told(statement: bool) -> None:
+    class Writes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x + 1
+            z = y.mul_(x)
+            return (y if statement else z).relu_().reshape(-1)
+
+    x = torch.randn(3)
+    expected = ((x + 1) * x).relu()
+    with recording(model := Writes()) as graph:
+        assert torch.equal(model(x), expected)
+    _, mul, relu, reshape = graph.nodes
+    assert relu.operands == mul.outputs
+    assert reshape.operands == relu.outputs
+    assert graph.written == (set(mul.outputs) if statement else set())
+
+
 def test_repeated_calls_are_numbered() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
