@@ -69,7 +69,10 @@ class Sites:
     def handle(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Makes a call, or does what is to be done instead."""
         name = canonical(function)
-        if name not in self.names or not is_floating(args):
+        if name not in self.names:
+            return function(*args, **kwargs)
+        args, kwargs = positional(args, kwargs)
+        if not is_floating(args):
             return function(*args, **kwargs)
         occurrence = self.counts.get(name, 0)
         self.counts[name] = occurrence + 1
@@ -141,10 +144,27 @@ def canonical(function: Any) -> str:
     ('relu', 'relu', 'add')
     """
     name = getattr(function, "__name__", "").strip("_")
+    if name == "get":
+        return _PROPERTIES.get(getattr(getattr(function, "__self__", None), "__name__", ""), name)
     return _SAME.get(name, name)
 
 
 _SAME = {"iadd": "add", "imul": "mul", "concat": "cat", "concatenate": "cat", "rmul": "mul", "radd": "add"}
+_PROPERTIES = {"T": "transpose", "mT": "transpose", "H": "transpose", "mH": "transpose", "data": "detach"}
+
+
+def positional(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Arguments of a function with the tensors that it computes with in front, however they were given.
+
+    >>> positional((), {"other": 2, "input": 1, "alpha": 3})
+    ((1, 2), {'alpha': 3})
+    """
+    for index, names in enumerate((("input", "tensors", "query"), ("other",))):
+        for name in names:
+            if name in kwargs and len(args) == index:
+                args = (*args, kwargs[name])
+                kwargs = {key: value for key, value in kwargs.items() if key != name}
+    return args, kwargs
 
 
 def is_floating(args: Any) -> bool:

@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lightning_compress.quantization.sites import Call, Sites, canonical, install, is_floating, sites_of, uninstall
+from lightning_compress.quantization.sites import (
+    Call,
+    Sites,
+    canonical,
+    install,
+    is_floating,
+    positional,
+    sites_of,
+    uninstall,
+)
 
 
 @dataclass(frozen=True)
@@ -94,21 +104,24 @@ class _Recorder(Sites):
 
     def handle(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         name = canonical(function)
+        call = partial(function, *args, **kwargs)
+        args, kwargs = positional(args, kwargs)  # to look at: not all functions have them in this order
         if not is_floating(args):
-            return function(*args, **kwargs)
+            return call()
         occurrence = self.counts.get(name, 0)
         self.counts[name] = occurrence + 1
         operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         values = tuple(self.run.value(tensor) for tensor in operands)
         shapes = tuple(tensor.shape for tensor in operands)
         version = _version(args[0])
-        output = function(*args, **kwargs)
+        output = call()
         made = tuple(self.run.new_value(t) for t in tree_leaves(output) if isinstance(t, Tensor))
         if made:
             second = args[1] if len(args) > 1 else kwargs.get("weight")
             weight = next((n for n, p in module.named_parameters(recurse=False) if p is second), None)
-            call = Call(name, occurrence, self.repeat)
-            node = Node(self.name, call, values, weight, made, shapes, isinstance(output, Tensor))
+            node = Node(
+                self.name, Call(name, occurrence, self.repeat), values, weight, made, shapes, isinstance(output, Tensor)
+            )
             self.run.graph.nodes.append(node)
             self.run.graph.maker.update(dict.fromkeys(made, node))
         return self.run.alias(output) if output is args[0] and _version(output) != version else output

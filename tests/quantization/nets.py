@@ -70,6 +70,26 @@ class Statements(nn.Module):
         return self.third(z)
 
 
+class KeywordLinear(nn.Linear):
+    """Calls its function with names alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(input=x, weight=self.weight, bias=self.bias)
+
+
+class Keywords(nn.Module):
+    """Functions whose tensors have names, and properties that are functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = KeywordLinear(3, 4), nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(input=self.first(x)) - 1
+        y = self.second(F.gelu(y[..., :3]).mT)
+        return self.third(torch.add(torch.cat(tensors=[y, y], dim=-1)[..., :3], other=x[:, :1]))
+
+
 class Attends(nn.Module):
     """Attention between linear layers."""
 

@@ -10,7 +10,7 @@ import lightning_compress as lc
 from lightning_compress.quantization.calibration import trace
 from lightning_compress.quantization.placement import Place, Placement
 from lightning_compress.quantization.sites import Call
-from tests.quantization.nets import Attends, Dense, Gate, Residual, Scores, Statements, conv
+from tests.quantization.nets import Attends, Dense, Gate, Keywords, Residual, Scores, Statements, conv
 
 
 def placed(model: nn.Module, x: Tensor | None = None, exclude: tuple[str, ...] = ()) -> Placement:
@@ -81,6 +81,12 @@ def test_attention_is_left_in_float() -> None:
     found = placed(Attends(), torch.randn(2, 3, 4), exclude=("attention", "attention.out_proj"))
     assert {node.module for node in found.weights()} == {"before", "after"}
     assert any("attention" in name for name in left(found))
+
+
+def test_tensors_may_be_given_by_names() -> None:
+    assert names(Keywords()) == {
+        "first.linear_input_0", "relu", "gelu", "second.linear", "cat", "add", "add_input_1", "third.linear",
+    }  # fmt: skip
 
 
 def test_what_is_read_where_it_was_written_is_rounded_by_its_readers() -> None:

@@ -23,13 +23,14 @@ from lightning_compress.quantization.simulation import (
 )
 from lightning_compress.quantization.sites import sites_of
 from tests.cases import plain, scales_of
-from tests.quantization.nets import Dense, Gate, Residual, Scores, Statements, conv
+from tests.quantization.nets import Dense, Gate, Keywords, Residual, Scores, Statements, conv
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     "residual": Residual,
     "gate": Gate,
     "dense": Dense,
     "statements": Statements,
+    "keywords": Keywords,
     "silu": lambda: nn.Sequential(conv(), nn.SiLU(), nn.Conv2d(4, 4, 1)),
     "transposed": lambda: nn.Sequential(nn.ConvTranspose2d(4, 3, 2), nn.ReLU6(), nn.Conv2d(3, 4, 1)),
     "norms": lambda: nn.Sequential(
