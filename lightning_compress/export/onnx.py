@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from lightning_compress.calls import Arguments, as_arguments
 from lightning_compress.export.capture import captured, exporting, lowered_or_float
 from lightning_compress.export.inputs import batched
-from lightning_compress.export.ort import Integers, Parity, check_integers, check_layers, latency, outputs_of
+from lightning_compress.export.kernels import Integers, check_integers
+from lightning_compress.export.ort import latency, outputs_of
 from lightning_compress.export.outputs import difference, names_of_outputs, outputs_of_model
+from lightning_compress.export.pieces import Parity, check_layers
 from lightning_compress.export.requirements import require
 from lightning_compress.files import written
 from lightning_compress.quantization.dialect import Bias, Grid, Weight

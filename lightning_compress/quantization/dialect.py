@@ -79,6 +79,29 @@ class Bias:
     value: Tensor
 
 
+@dataclass
+class Layer:
+    """A call whose weight is integers now.
+
+    Attributes:
+        name: Name of the module.
+        function: Name of the function.
+        weight: The weight.
+        bias: The bias, if there is one: float32 where the input is float.
+        input: Grid of the input, unless that is float.
+        biased: Name of the module whose bias it is: the layer, or the batch norm that is folded into it.
+        rounding: What rounding added to the bias, float64; ``None`` without a bias of integers.
+    """
+
+    name: str
+    function: str
+    weight: Weight
+    bias: Bias | Tensor | None
+    input: Grid | None
+    biased: str
+    rounding: Tensor | None
+
+
 class Dialect(Protocol):
     """How a target writes integers.
 

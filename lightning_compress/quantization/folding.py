@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_compress.quantization.calibration import call
 from lightning_compress.quantization.dialect import Bias, Grid, Weight
+from lightning_compress.quantization.placement import CHANNEL_AXIS
+from lightning_compress.quantization.sites import Call, Sites, install_all
+from lightning_compress.quantization.trace import Graph, Node
 
 _MAX_BIAS = 2**30  # of the integers of a bias, so that sums with it stay below 2**31
 
@@ -56,3 +62,29 @@ def as_factor(args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
 def argument(args: Any, kwargs: Any, index: int, name: str) -> Any:
     """An argument of a call, however it was given."""
     return args[index] if len(args) > index else kwargs.get(name)
+
+
+class _Collecting:
+    """Keeps the arguments of a call."""
+
+    def __init__(self, kept: dict[Node, tuple[Any, Any]], node: Node) -> None:
+        self.kept = kept
+        self.node = node
+
+    def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self.kept[self.node] = (None, *args[1:]), kwargs
+        return function(*args, **kwargs)
+
+
+def arguments_of(model: nn.Module, graph: Graph, example_inputs: Any) -> dict[Node, tuple[Any, Any]]:
+    """What layers and norms are called with, but for the activation."""
+    kept: dict[Node, tuple[Any, Any]] = {}
+    table: dict[str, dict[Call, Any]] = {}
+    for node in graph.nodes:
+        if node.call.function in CHANNEL_AXIS or node.call.function == "batch_norm":
+            table.setdefault(node.module, {})[node.call] = _Collecting(kept, node)
+    probe = copy.deepcopy(model)
+    install_all(probe, {name: Sites(actions) for name, actions in table.items()})
+    with torch.no_grad():
+        call(probe, example_inputs)
+    return kept

@@ -7,50 +7,26 @@ of the weights are those of training (Jacob et al. 2018, arXiv:1712.05877, with 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
-from lightning_compress.quantization.calibration import call, trace
-from lightning_compress.quantization.dialect import Bias, Dialect, Grid, Weight
-from lightning_compress.quantization.folding import argument, as_factor, fold, integer_bias
+from lightning_compress.quantization.calibration import trace
+from lightning_compress.quantization.dialect import Bias, Dialect, Grid, Layer
+from lightning_compress.quantization.folding import argument, arguments_of, as_factor, fold, integer_bias
 from lightning_compress.quantization.placement import CHANNEL_AXIS, Place, Placement, weight_place
 from lightning_compress.quantization.simulation import (
     Attached,
     Simulated,
     quantizers_of,
     remove_quantizers,
-    with_argument,
 )
 from lightning_compress.quantization.sites import Call, Sites, install_all
-from lightning_compress.quantization.trace import Graph, Node
-
-
-@dataclass
-class Layer:
-    """A call whose weight is integers now.
-
-    Attributes:
-        name: Name of the module.
-        function: Name of the function.
-        weight: The weight.
-        bias: The bias, if there is one: float32 where the input is float.
-        input: Grid of the input, unless that is float.
-        biased: Name of the module whose bias it is: the layer, or the batch norm that is folded into it.
-        rounding: What rounding added to the bias, float64; ``None`` without a bias of integers.
-    """
-
-    name: str
-    function: str
-    weight: Weight
-    bias: Bias | Tensor | None
-    input: Grid | None
-    biased: str
-    rounding: Tensor | None
+from lightning_compress.quantization.trace import Node
+from lightning_compress.quantization.writing import Bypassed, Folded, Written
 
 
 @dataclass
@@ -124,7 +100,7 @@ class _Lowering:
         self.graph = graph = trace(self.plain, example_inputs)
         self.found = found
         self.unsigned = unsigned
-        self.arguments = _arguments(self.plain, graph, example_inputs)
+        self.arguments = arguments_of(self.plain, graph, example_inputs)
         layers = [node for node in graph.nodes if node.call.function in CHANNEL_AXIS]
         is_target = {node.module: weight_place(node) in found for node in layers}
         has_weights = any(place.role == "weight" for place in found)
@@ -138,11 +114,11 @@ class _Lowering:
             if self.is_layer(node):
                 layer = self.layer(node)
                 lowered.layers.append(layer)
-                action = _Folded.of(action, layer, dialect)
+                action = Folded.of(action, layer, dialect)
             elif self.placement.is_folded(node):
                 maker = self.graph.maker[node.operands[0]]
                 if weight_place(maker) in self.found:
-                    action = _Bypassed.of(action)
+                    action = Bypassed.of(action)
             if action is not None:
                 table.setdefault(node.module, {})[node.call] = action
         lowered.left_in_float = [f"{n.module}.{n.call.function}".lstrip(".") for n in self.placement.left_in_float()]
@@ -186,11 +162,11 @@ class _Lowering:
             if place in self.found:
                 grid = replace(self._grid(self.found[place]), is_read=role.startswith("input_"))
                 lowered.grids.append(grid)
-                action.put(role, _Written(grid, dialect))  # type: ignore[arg-type]
+                action.put(role, Written(grid, dialect))  # type: ignore[arg-type]
         if node.call.function in dialect.opaque and (read := self._input(node)) is not None:
             again = replace(read, is_again=True, is_read=False)
             lowered.grids += [again] * len(node.outputs)
-            action.output = _Written(again, dialect)  # type: ignore[assignment]
+            action.output = Written(again, dialect)  # type: ignore[assignment]
             return action
         return action if any(place in self.found for place in places.values()) else None
 
@@ -210,85 +186,6 @@ class _Lowering:
         maker = self.graph.maker.get(self.placement.origin(node.operands[0]))
         made = self.found.get(Place(maker.module, maker.call)) if maker is not None else None
         return self._grid(made) if made is not None else None
-
-
-class _Written:
-    """Stands for a quantizer, and writes its grid in a dialect; of several tensors, for each."""
-
-    def __init__(self, grid: Grid, dialect: Dialect) -> None:
-        self.grid = grid
-        self.dialect = dialect
-
-    def __call__(self, module: nn.Module, x: Any) -> Any:
-        return tree_map_only(Tensor, self._write, x)
-
-    def _write(self, x: Tensor) -> Tensor:
-        return self.dialect.activation(x, self.grid) if x.is_floating_point() else x
-
-
-class _Folded(Simulated):
-    """A call whose weight and bias are constants of integers."""
-
-    layer: Layer
-    dialect: Dialect
-
-    @classmethod
-    def of(cls, action: Simulated | None, layer: Layer, dialect: Dialect) -> _Folded:
-        folded = cls()
-        vars(folded).update(vars(action) if action is not None else {}, layer=layer, dialect=dialect)
-        return folded
-
-    def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        args, kwargs = with_argument(args, kwargs, 1, "weight", lambda _: self.dialect.weight(self.layer.weight))
-        bias = self.dialect.bias(self.layer.bias) if isinstance(self.layer.bias, Bias) else self.layer.bias
-        if len(args) > 2:
-            args = (*args[:2], bias, *args[3:])
-        else:
-            kwargs = {**kwargs, "bias": bias}
-        return super().__call__(module, function, args, kwargs)
-
-
-class _Bypassed(Simulated):
-    """A batch norm that has been folded away."""
-
-    @classmethod
-    def of(cls, action: Simulated | None) -> _Bypassed:
-        bypassed = cls()
-        vars(bypassed).update(vars(action) if action is not None else {})
-        return bypassed
-
-    def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        return super().__call__(module, _first_argument, args, kwargs)
-
-
-def _first_argument(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return x
-
-
-class _Collecting:
-    """Keeps the arguments of a call."""
-
-    def __init__(self, kept: dict[Node, tuple[Any, Any]], node: Node) -> None:
-        self.kept = kept
-        self.node = node
-
-    def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        self.kept[self.node] = (None, *args[1:]), kwargs
-        return function(*args, **kwargs)
-
-
-def _arguments(model: nn.Module, graph: Graph, example_inputs: Any) -> dict[Node, tuple[Any, Any]]:
-    """What layers and norms are called with, but for the activation."""
-    kept: dict[Node, tuple[Any, Any]] = {}
-    table: dict[str, dict[Call, Any]] = {}
-    for node in graph.nodes:
-        if node.call.function in CHANNEL_AXIS or node.call.function == "batch_norm":
-            table.setdefault(node.module, {})[node.call] = _Collecting(kept, node)
-    probe = copy.deepcopy(model)
-    install_all(probe, {name: Sites(actions) for name, actions in table.items()})
-    with torch.no_grad():
-        call(probe, example_inputs)
-    return kept
 
 
 def _check(found: Mapping[Place, Attached]) -> None:

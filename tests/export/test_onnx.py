@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import lightning_compress as lc
+from lightning_compress.export.kernels import check_integers
 from lightning_compress.export.onnx import OnnxDialect, OnnxFile
-from lightning_compress.export.ort import check_integers, check_layers
+from lightning_compress.export.pieces import check_layers
 from lightning_compress.quantization.lowering import lower
 from lightning_compress.quantization.recording import record
 from tests.cases import assert_same
