@@ -149,7 +149,7 @@ def _delegated(model: nn.Module, inputs: Arguments) -> Any:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    with exporting(model, "ExecuTorch", dynamic_batch=False):
+    with exporting(model, "ExecuTorch"):
         program = captured(model, inputs, dynamic_batch=False)
         _put_on_one_grid(program.graph_module)
         _give_each_reader_its_own(program.graph_module)
@@ -229,7 +229,7 @@ def _name(node: Node) -> str:
 
 
 def _binary(model: nn.Module, edge: Any) -> bytes:
-    with exporting(model, "ExecuTorch", dynamic_batch=False):
+    with exporting(model, "ExecuTorch", edge.exported_program):
         return edge.to_executorch().buffer
 
 

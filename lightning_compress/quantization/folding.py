@@ -48,6 +48,20 @@ def integer_bias(weight: Weight, bias: Tensor | None, grid: Grid | None) -> Bias
     return Bias(weight.name, integers, scale.float(), (integers * scale).float())
 
 
+def is_foldable(args: Any, kwargs: Any) -> bool:
+    """Whether a batch norm computes with statistics that are known, not with those of each batch."""
+    known = all(argument(args, kwargs, i, n) is not None for i, n in ((1, "running_mean"), (2, "running_var")))
+    return known and not argument(args, kwargs, 5, "training")
+
+
+def shares_scales(function: str, args: Any, kwargs: Any) -> bool:
+    """Whether channels of several groups share a scale, as a transposed convolution's weight has those of one group.
+
+    A norm would give each channel its own, for which its weight has no dimension.
+    """
+    return function.startswith("conv_transpose") and (argument(args, kwargs, 6, "groups") or 1) > 1
+
+
 def as_factor(args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
     """A batch norm in eval mode as a factor and a shift, float64."""
     mean, var = (argument(args, kwargs, i, n).double() for i, n in ((1, "running_mean"), (2, "running_var")))
