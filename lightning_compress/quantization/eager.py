@@ -8,6 +8,7 @@ from torch import nn
 def eager(model: nn.Module) -> nn.Module:
     """A model without ``torch.compile``, in place; where the model itself is compiled, the one inside.
 
+    >>> import torch
     >>> eager(nn.Sequential(torch.compile(nn.ReLU())))
     Sequential(
       (0): ReLU()
