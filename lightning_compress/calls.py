@@ -1,9 +1,12 @@
-"""What a network is called with."""
+"""What a network is called with, and why a call failed."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -23,3 +26,13 @@ def as_arguments(inputs: Any) -> Arguments:
             return tuple(inputs), {}
         case _:
             return (inputs,), {}
+
+
+def reason(error: Exception) -> str:
+    r"""Why a call failed: the first line of what the exception says, without colours.
+
+    >>> reason(ValueError("no such operator\nmore"))
+    'no such operator'
+    """
+    lines = _COLOURS.sub("", str(error)).strip().splitlines()
+    return lines[0].rstrip(" .:") if lines else type(error).__name__

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
 from lightning_compress.calls import Arguments
+from lightning_compress.export.failures import explained
 from lightning_compress.export.inputs import dynamic_batch_shapes
 from lightning_compress.export.plain import finalize
 from lightning_compress.quantization.dialect import Dialect
@@ -34,19 +35,22 @@ def captured(model: nn.Module, inputs: Arguments, *, dynamic_batch: bool) -> Exp
 
 
 @contextlib.contextmanager
-def exporting(model: nn.Module, target: str, *, dynamic_batch: bool) -> Iterator[None]:
+def exporting(model: nn.Module, target: str, program: Callable[[], ExportedProgram] | None = None) -> Iterator[None]:
     """Says in one sentence what went wrong, and nothing of what exporters tell their own developers.
+
+    Args:
+        model: The model.
+        target: What it is exported to.
+        program: Its graph, to be looked at when something goes wrong.
 
     Raises:
         ValueError: For any exception within.
     """
-    try:
-        with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet():
+        try:
             yield
-    except Exception as error:
-        hint = "; try dynamic_batch=False" if dynamic_batch else ""
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{type(model).__name__} could not be exported to {target} ({first}){hint}.") from error
+        except Exception as error:
+            raise ValueError(explained(error, model, target, program)) from error
 
 
 def _drop_unused(program: ExportedProgram) -> None:

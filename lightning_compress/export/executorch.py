@@ -23,8 +23,10 @@ from lightning_compress.quantization.dialect import Bias, Grid, Weight
 from lightning_compress.quantization.lowering import Lowered
 from lightning_compress.quantization.placement import PASSING
 from lightning_compress.quantization.simulation import is_quantized
+from lightning_compress.targets import shorten
 
 _COMPUTING = {"convolution", "conv1d", "conv2d", "linear", "addmm", "mm", "bmm"}
+_OPERATOR_MISSING = "error: 0x:14"  # in what the runtime says
 # Threads can only be set where nobody has loaded a program yet.
 _ELSEWHERE = """
 import pathlib, sys, torch
@@ -80,8 +82,8 @@ def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -
         ImportError: Without the extra ``executorch``.
         RuntimeError: If ExecuTorch's runtime cannot run the file.
         ValueError: If a quantizer has never seen a batch, if only weights are integers, if the model cannot be
-            exported, or if in the file a layer that was to be quantized stays outside of XNNPACK or differs from the
-            model by more than a step.
+            exported, if nothing has a kernel for what XNNPACK leaves, or if in the file a layer that was to be
+            quantized stays outside of XNNPACK or differs from the model by more than a step.
     """
     require("executorch", "torchao", extra="executorch")
     inputs = as_arguments(example_inputs)
@@ -94,7 +96,7 @@ def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -
     with written(path) as partial:
         partial.write_bytes(_binary(model, edge))
         steps = _steps(model, inputs) if is_quantized(model) else None
-        expected, (actual, seconds) = outputs_of_model(model, inputs), run_elsewhere(_ELSEWHERE, partial, inputs)
+        expected, (actual, seconds) = outputs_of_model(model, inputs), _outputs_of(partial, inputs, outside)
     measured = difference(expected, actual), agreement(expected, actual)
     delegates = sum("call_delegate" in node.name for node in graph.graph.nodes)
     left = tuple(lowered.left_in_float)
@@ -149,7 +151,7 @@ def _delegated(model: nn.Module, inputs: Arguments) -> Any:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    with exporting(model, "ExecuTorch", dynamic_batch=False):
+    with exporting(model, "ExecuTorch"):
         program = captured(model, inputs, dynamic_batch=False)
         _put_on_one_grid(program.graph_module)
         _give_each_reader_its_own(program.graph_module)
@@ -217,7 +219,8 @@ def _check_delegated(graph_module: GraphModule, lowered: Lowered) -> None:
         module, _, function = _name(node).rpartition(".")
         if function in _COMPUTING and module in layers:
             raise ValueError(
-                f"XNNPACK does not take {module!r} ({function}), so that it would be computed with floats."
+                f"XNNPACK does not take {module!r} ({function}), so that it would be computed with floats: quantize "
+                f"without it, as targets=Targets(exclude=({module!r},)) does."
             )
 
 
@@ -229,8 +232,20 @@ def _name(node: Node) -> str:
 
 
 def _binary(model: nn.Module, edge: Any) -> bytes:
-    with exporting(model, "ExecuTorch", dynamic_batch=False):
+    with exporting(model, "ExecuTorch", edge.exported_program):
         return edge.to_executorch().buffer
+
+
+def _outputs_of(path: Path, inputs: Arguments, outside: tuple[str, ...]) -> tuple[list[Tensor], float]:
+    try:
+        return run_elsewhere(_ELSEWHERE, path, inputs)
+    except RuntimeError as error:
+        if _OPERATOR_MISSING not in str(error):
+            raise
+        names = shorten(list(outside))
+        raise ValueError(
+            f"ExecuTorch has no kernel for one of {names}: compute it otherwise, or outside of the model."
+        ) from error
 
 
 def _steps(model: nn.Module, inputs: Arguments) -> dict[str, int]:

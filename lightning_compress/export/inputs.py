@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
 
 def batched(example_inputs: Any) -> Any:
     """Inputs with at least two samples: of one, an exporter takes the batch size for a constant."""

@@ -9,17 +9,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from lightning_compress.calls import Arguments, as_arguments
 from lightning_compress.export.capture import captured, exporting, lowered_or_float
 from lightning_compress.export.inputs import batched
-from lightning_compress.export.ort import Integers, Parity, check_integers, check_layers, latency, outputs_of
+from lightning_compress.export.kernels import Integers, check_integers, optimized, without_integers
+from lightning_compress.export.ort import latency, outputs_of
 from lightning_compress.export.outputs import difference, names_of_outputs, outputs_of_model
+from lightning_compress.export.pieces import Parity, check_layers
 from lightning_compress.export.requirements import require
 from lightning_compress.files import written
 from lightning_compress.quantization.dialect import Bias, Grid, Weight
+from lightning_compress.quantization.lowering import Lowered
 from lightning_compress.quantization.recording import record
 from lightning_compress.quantization.simulation import is_quantized, with_weight_bits
+from lightning_compress.targets import shorten
 
 
 @dataclass(frozen=True)
@@ -31,9 +36,10 @@ class OnnxFile:
         num_bytes: Its size.
         latency: Median seconds of a run on the example inputs, one thread, ONNX Runtime on this CPU.
         integers: Operators that ONNX Runtime computes with integers, and with floats; ``None`` for a float file.
-        parity: How far each layer is from the model's; ``None`` for a float file.
-        difference: Largest difference of the outputs from the model's, over their largest value.
-        left_in_float: Calls that compute with floats as they were not to be quantized.
+        parity: How far each layer is from the model's, that of 7 bits if it is reduced; ``None`` for a float file.
+        difference: Largest difference of the outputs from the given model's, over their largest value.
+        left_in_float: Calls that compute with floats: those that were not to be quantized, then those for which ONNX
+            Runtime has no integer kernels, such as transposed convolutions, ``"<module>.<function>"``.
     """
 
     path: Path
@@ -71,27 +77,26 @@ def export_onnx(
     Raises:
         ImportError: Without the extra ``export``.
         ValueError: If a quantizer has never seen a batch, if the model cannot be exported, or if in the file a layer
-            that was to be quantized computes with floats or differs from the model by more than a step.
+            or an addition that was to be quantized computes with floats or differs from the model by more than a step.
     """
     require("onnx", "onnxruntime", "onnxscript")
     args, kwargs = as_arguments(batched(example_inputs) if dynamic_batch else example_inputs)
     dialect = OnnxDialect(opset, unsigned=unsigned)
-    quantized = is_quantized(model)
-    model = with_weight_bits(model, 7) if reduce_range else model
-    lowered = lowered_or_float(model, (args, kwargs), dialect, unsigned=unsigned)
+    simulated = with_weight_bits(model, 7) if reduce_range else model
+    lowered = lowered_or_float(simulated, (args, kwargs), dialect, unsigned=unsigned)
+    parity, integers, left = None, None, tuple(lowered.left_in_float)
     with written(path) as partial:
         _write(lowered.model, (args, kwargs), partial, dynamic_batch=dynamic_batch, opset=opset)
-        parity, integers = None, None
-        if quantized:
-            integers = check_integers(partial, lowered)
-            _, simulated = record(model, (args, kwargs))
-            parity = check_layers(partial, lowered, simulated, (args, kwargs), unsigned=unsigned)
+        if is_quantized(model):
+            graph = optimized(partial)
+            integers, left = check_integers(graph, lowered), _left_in_float(graph, lowered)
+            _, recorded = record(simulated, (args, kwargs))
+            parity = check_layers(partial, lowered, recorded, (args, kwargs), unsigned=unsigned)
             _warn_of_overflow(parity)
+        # From the model as it was given: what seven bits lose is part of it.
         apart = difference(outputs_of_model(model, (args, kwargs)), outputs_of(partial, args, kwargs))
         seconds = latency(partial, *as_arguments(example_inputs))
-    return OnnxFile(
-        Path(path), Path(path).stat().st_size, seconds, integers, parity, apart, tuple(lowered.left_in_float)
-    )
+    return OnnxFile(Path(path), Path(path).stat().st_size, seconds, integers, parity, apart, left)
 
 
 class OnnxDialect:
@@ -137,10 +142,13 @@ class OnnxDialect:
 
 
 def _write(model: nn.Module, inputs: Arguments, path: Path, *, dynamic_batch: bool, opset: int) -> None:
-    with exporting(model, "ONNX", dynamic_batch=dynamic_batch):
+    def program() -> ExportedProgram:
+        return captured(model, inputs, dynamic_batch=dynamic_batch)
+
+    with exporting(model, "ONNX", program):
         # The program and not the module: handed a module, the exporter may trace around the integers.
         onnx_program = torch.onnx.export(
-            captured(model, inputs, dynamic_batch=dynamic_batch),
+            program(),
             dynamo=True,
             opset_version=opset,
             output_names=names_of_outputs(model, inputs),
@@ -174,6 +182,17 @@ def _tidy(path: Path) -> None:
                 node.input[2] = own.name
             used.add(node.input[2])
     onnx.save(model, path)
+
+
+def _left_in_float(graph: Any, lowered: Lowered) -> tuple[str, ...]:
+    layers, others = without_integers(graph, lowered)
+    if layers:
+        warnings.warn(
+            f"ONNX Runtime has no integer kernels for {shorten(layers)}: the file has bytes for their weights and "
+            "computes with floats.",
+            stacklevel=3,
+        )
+    return (*lowered.left_in_float, *(name for name in layers if name not in lowered.left_in_float), *others)
 
 
 def _warn_of_overflow(parity: Parity) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_compress.quantization.eager import eager
 from lightning_compress.quantization.lowering import round_biases_
 from lightning_compress.quantization.simulation import is_quantized, remove_quantizers, round_weights_
 
@@ -47,13 +48,4 @@ def float_copy(model: nn.Module, *, module: str = "") -> nn.Module:
 def _copied(model: nn.Module, module: str, caller: str) -> nn.Module:
     if module and module not in dict(model.named_modules()):
         raise ValueError(f"{caller}: the model has no module {module!r}.")
-    return _eager(copy.deepcopy(model.get_submodule(module)).eval()).requires_grad_(False)
-
-
-def _eager(model: nn.Module) -> nn.Module:
-    """A model without ``torch.compile``, in place."""
-    model = getattr(model, "_orig_mod", model)
-    model._compiled_call_impl = None
-    for name, child in list(model.named_children()):
-        setattr(model, name, _eager(child))
-    return model
+    return eager(copy.deepcopy(model.get_submodule(module)).eval()).requires_grad_(False)

@@ -79,7 +79,7 @@ def export_program(
     """
     inputs = as_arguments(batched(example_inputs) if dynamic_batch else example_inputs)
     lowered = lowered_or_float(model, inputs, ProgramDialect(), unsigned=True)
-    with exporting(model, "a program", dynamic_batch=dynamic_batch):
+    with exporting(model, "a program"):
         program = captured(lowered.model, inputs, dynamic_batch=dynamic_batch)
     with written(path) as partial:
         _save(program, partial)

@@ -79,6 +79,48 @@ class Bias:
     value: Tensor
 
 
+@dataclass
+class Layer:
+    """A call whose weight is integers now.
+
+    Attributes:
+        name: Name of the module.
+        function: Name of the function.
+        weight: The weight.
+        bias: The bias, if there is one: float32 where the input is float, or where channels share scales.
+        input: Grid of the input, unless that is float.
+        biased: Name of the module whose bias it is: the layer, or the batch norm that is folded into it.
+        rounding: What rounding added to the bias, float64; ``None`` without a bias of integers.
+        is_integer: Whether it can compute with integers, as what it reads and what it makes are on grids.
+    """
+
+    name: str
+    function: str
+    weight: Weight
+    bias: Bias | Tensor | None
+    input: Grid | None
+    biased: str
+    rounding: Tensor | None
+    is_integer: bool
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a call that reads no weight makes of integers.
+
+    Attributes:
+        name: Name of the call, ``"<module>.<function>"``.
+        module: Name of the module.
+        function: Name of the function.
+        grid: Grid of the result, clipped where nothing else reads it.
+    """
+
+    name: str
+    module: str
+    function: str
+    grid: Grid
+
+
 class Dialect(Protocol):
     """How a target writes integers.
 

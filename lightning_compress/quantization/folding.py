@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_compress.quantization.calibration import call
 from lightning_compress.quantization.dialect import Bias, Grid, Weight
+from lightning_compress.quantization.placement import CHANNEL_AXIS
+from lightning_compress.quantization.sites import Call, Sites, install_all
+from lightning_compress.quantization.trace import Graph, Node
 
 _MAX_BIAS = 2**30  # of the integers of a bias, so that sums with it stay below 2**31
 
@@ -42,6 +48,20 @@ def integer_bias(weight: Weight, bias: Tensor | None, grid: Grid | None) -> Bias
     return Bias(weight.name, integers, scale.float(), (integers * scale).float())
 
 
+def is_foldable(args: Any, kwargs: Any) -> bool:
+    """Whether a batch norm computes with statistics that are known, not with those of each batch."""
+    known = all(argument(args, kwargs, i, n) is not None for i, n in ((1, "running_mean"), (2, "running_var")))
+    return known and not argument(args, kwargs, 5, "training")
+
+
+def shares_scales(function: str, args: Any, kwargs: Any) -> bool:
+    """Whether channels of several groups share a scale, as a transposed convolution's weight has those of one group.
+
+    A norm would give each channel its own, for which its weight has no dimension.
+    """
+    return function.startswith("conv_transpose") and (argument(args, kwargs, 6, "groups") or 1) > 1
+
+
 def as_factor(args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
     """A batch norm in eval mode as a factor and a shift, float64."""
     mean, var = (argument(args, kwargs, i, n).double() for i, n in ((1, "running_mean"), (2, "running_var")))
@@ -56,3 +76,29 @@ def as_factor(args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
 def argument(args: Any, kwargs: Any, index: int, name: str) -> Any:
     """An argument of a call, however it was given."""
     return args[index] if len(args) > index else kwargs.get(name)
+
+
+class _Collecting:
+    """Keeps the arguments of a call."""
+
+    def __init__(self, kept: dict[Node, tuple[Any, Any]], node: Node) -> None:
+        self.kept = kept
+        self.node = node
+
+    def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self.kept[self.node] = (None, *args[1:]), kwargs
+        return function(*args, **kwargs)
+
+
+def arguments_of(model: nn.Module, graph: Graph, example_inputs: Any) -> dict[Node, tuple[Any, Any]]:
+    """What layers and norms are called with, but for the activation."""
+    kept: dict[Node, tuple[Any, Any]] = {}
+    table: dict[str, dict[Call, Any]] = {}
+    for node in graph.nodes:
+        if node.call.function in CHANNEL_AXIS or node.call.function == "batch_norm":
+            table.setdefault(node.module, {})[node.call] = _Collecting(kept, node)
+    probe = copy.deepcopy(model)
+    install_all(probe, {name: Sites(actions) for name, actions in table.items()})
+    with torch.no_grad():
+        call(probe, example_inputs)
+    return kept

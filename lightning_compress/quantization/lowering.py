@@ -7,50 +7,36 @@ of the weights are those of training (Jacob et al. 2018, arXiv:1712.05877, with 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
-from lightning_compress.quantization.calibration import call, trace
-from lightning_compress.quantization.dialect import Bias, Dialect, Grid, Weight
-from lightning_compress.quantization.folding import argument, as_factor, fold, integer_bias
-from lightning_compress.quantization.placement import CHANNEL_AXIS, Place, Placement, weight_place
+from lightning_compress.calls import reason
+from lightning_compress.quantization.calibration import trace
+from lightning_compress.quantization.dialect import Bias, Dialect, Grid, Layer, Made
+from lightning_compress.quantization.eager import eager
+from lightning_compress.quantization.folding import (
+    argument,
+    arguments_of,
+    as_factor,
+    fold,
+    integer_bias,
+    is_foldable,
+    shares_scales,
+)
+from lightning_compress.quantization.placement import _CLIPPING, CHANNEL_AXIS, Place, Placement, weight_place
 from lightning_compress.quantization.simulation import (
     Attached,
     Simulated,
     quantizers_of,
     remove_quantizers,
-    with_argument,
 )
 from lightning_compress.quantization.sites import Call, Sites, install_all
 from lightning_compress.quantization.trace import Graph, Node
-
-
-@dataclass
-class Layer:
-    """A call whose weight is integers now.
-
-    Attributes:
-        name: Name of the module.
-        function: Name of the function.
-        weight: The weight.
-        bias: The bias, if there is one: float32 where the input is float.
-        input: Grid of the input, unless that is float.
-        biased: Name of the module whose bias it is: the layer, or the batch norm that is folded into it.
-        rounding: What rounding added to the bias, float64; ``None`` without a bias of integers.
-    """
-
-    name: str
-    function: str
-    weight: Weight
-    bias: Bias | Tensor | None
-    input: Grid | None
-    biased: str
-    rounding: Tensor | None
+from lightning_compress.quantization.writing import Bypassed, Folded, Written
 
 
 @dataclass
@@ -60,12 +46,14 @@ class Lowered:
     Attributes:
         model: The copy, in eval mode.
         layers: Its layers with integer weights, in the order of the run.
+        others: Its other calls that are to compute with integers, in the order of the run.
         grids: Its activations' grids, in the order of the run.
         left_in_float: Calls that compute in floats, ``"<module>.<function>"``.
     """
 
     model: nn.Module
     layers: list[Layer] = field(default_factory=list)
+    others: list[Made] = field(default_factory=list)
     grids: list[Grid] = field(default_factory=list)
     left_in_float: list[str] = field(default_factory=list)
 
@@ -80,10 +68,15 @@ def lower(model: nn.Module, example_inputs: Any, dialect: Dialect, *, unsigned: 
         unsigned: Activations are uint8, else int8.
 
     Raises:
-        ValueError: If there are no quantizers, or one has never seen a batch; for weights whose integers no kernel
-            takes: affine ones, and scales for groups of inputs.
+        ValueError: If there are no quantizers, or one has never seen a batch; if the model does not run on the example
+            inputs; for weights whose integers no kernel takes: affine ones, scales for groups of inputs, and NaN.
     """
     return _Lowering(model, example_inputs, unsigned=unsigned).run(dialect)
+
+
+def name_of(node: Node) -> str:
+    """How messages and lists call a call, ``"<module>.<function>"``."""
+    return f"{node.module}.{node.call.function}".lstrip(".")
 
 
 @torch.no_grad()
@@ -117,18 +110,20 @@ class _Lowering:
     """Builds the table of what is done at each call."""
 
     def __init__(self, model: nn.Module, example_inputs: Any, *, unsigned: bool) -> None:
-        found = {Place.named(attached.layer, attached.quantizer.name): attached for attached in quantizers_of(model)}
+        quantized = eager(copy.deepcopy(model)).eval()
+        found = {Place.named(each.layer, each.quantizer.name): each for each in quantizers_of(quantized)}
         _check(found)
-        self.plain = copy.deepcopy(model).eval()
+        self.plain = copy.deepcopy(quantized)
         remove_quantizers(self.plain)
-        self.graph = graph = trace(self.plain, example_inputs)
+        self.graph = graph = _traced(self.plain, example_inputs)
         self.found = found
         self.unsigned = unsigned
-        self.arguments = _arguments(self.plain, graph, example_inputs)
+        self.arguments = arguments_of(self.plain, graph, example_inputs)
         layers = [node for node in graph.nodes if node.call.function in CHANNEL_AXIS]
         is_target = {node.module: weight_place(node) in found for node in layers}
         has_weights = any(place.role == "weight" for place in found)
         self.placement = Placement(graph, is_target if has_weights else dict.fromkeys(is_target, True))
+        self._floats = set(self.placement.left_in_float())
 
     def run(self, dialect: Dialect) -> Lowered:
         lowered = Lowered(self.plain)
@@ -138,14 +133,15 @@ class _Lowering:
             if self.is_layer(node):
                 layer = self.layer(node)
                 lowered.layers.append(layer)
-                action = _Folded.of(action, layer, dialect)
-            elif self.placement.is_folded(node):
-                maker = self.graph.maker[node.operands[0]]
-                if weight_place(maker) in self.found:
-                    action = _Bypassed.of(action)
+                action = Folded.of(action, layer, dialect)
+            elif self._is_bypassed(node):
+                action = Bypassed.of(action)
+            elif (made := self._made(node)) is not None:
+                lowered.others.append(made)
+            if self._computes_floats(node):
+                lowered.left_in_float.append(name_of(node))
             if action is not None:
                 table.setdefault(node.module, {})[node.call] = action
-        lowered.left_in_float = [f"{n.module}.{n.call.function}".lstrip(".") for n in self.placement.left_in_float()]
         install_all(self.plain, {name: Sites(actions) for name, actions in table.items()})
         return lowered
 
@@ -158,25 +154,70 @@ class _Lowering:
         attached = self.found[weight_place(node)]
         args, kwargs = self.arguments[node]
         weight, bias = argument(args, kwargs, 1, "weight"), argument(args, kwargs, 2, "bias")
+        norm = self._norm(node)
+        _check_finite(node.module, "weight", weight)
+        _check_finite(node.module, "bias", bias)
         integers = attached.quantizer.to_integers(attached.module, weight)
         scale, _ = attached.quantizer.grid(attached.module)
         axis = CHANNEL_AXIS[node.call.function]
         scale = scale.detach().double().expand(weight.shape[axis])
-        norm = self.placement.folds_into(node)
         if norm is not None:
             factor, shift = as_factor(*self.arguments[norm])
+            _check_finite(norm.module, "statistics or weights", factor + shift)
             bias = shift if bias is None else shift + factor * bias.detach().double()
             scale = scale * factor
         grid = self._input(node)
-        folded = fold(
-            node.module, integers, scale, axis, bias=bias, input_scale=grid.scale if grid is not None else None
-        )
-        written = integer_bias(folded, bias, grid)
+        bias_grid = None if shares_scales(node.call.function, args, kwargs) else grid
+        input_scale = bias_grid.scale if bias_grid is not None else None
+        folded = fold(node.module, integers, scale, axis, bias=bias, input_scale=input_scale)
+        written = integer_bias(folded, bias, bias_grid)
         rounding = None
         if bias is not None and isinstance(written, Bias):
             rounding = written.integers.double() * written.scale.double() - bias.detach().double()
         biased = node.module if norm is None else norm.module
-        return Layer(node.module, node.call.function, folded, written, grid, biased, rounding)
+        return Layer(
+            node.module, node.call.function, folded, written, grid, biased, rounding, not self._computes_floats(node)
+        )
+
+    def _norm(self, node: Node) -> Node | None:
+        """The batch norm that is folded into a layer; one that cannot be stays, in float."""
+        norm = self.placement.folds_into(node)
+        if norm is None or not self.is_layer(node) or not is_foldable(*self.arguments[norm]):
+            return None
+        return None if shares_scales(node.call.function, *self.arguments[node]) else norm
+
+    def _is_bypassed(self, node: Node) -> bool:
+        return self.placement.is_folded(node) and self._norm(self.graph.maker[node.operands[0]]) is node
+
+    def _computes_floats(self, node: Node) -> bool:
+        """Whether a call computes in floats: by the plan, or as it reads some."""
+        if node.call.function in CHANNEL_AXIS and not self.is_layer(node):
+            return True
+        if self.placement.is_folded(node):
+            return not self._is_bypassed(node)
+        if not self.placement.is_integer(node):
+            return node in self._floats
+        reads = [self._input(node, k) for k in range(len(self.placement.data_operands(node)))]
+        if node.call.function == "linear":  # its products may be integers whose sums are floats
+            return None in reads
+        # What clips floats onto a grid only rounds them.
+        clips = node.call.function in _CLIPPING and Place(node.module, node.call) in self.found
+        return not clips and (None in reads or self._result(node) is None)
+
+    def _made(self, node: Node) -> Made | None:
+        """What a call that reads no weight makes, if it is integers that it is to make it of."""
+        computes = self.placement.is_integer(node) and node.call.function not in _CLIPPING
+        grid = self._result(node) if computes and not self._computes_floats(node) else None
+        return Made(name_of(node), node.module, node.call.function, grid) if grid is not None else None
+
+    def _result(self, node: Node) -> Grid | None:
+        """The grid of what a call makes: its own, or that of the norm that is folded into it or of what clips it."""
+        own = self.found.get(Place(node.module, node.call))
+        if own is not None:
+            return self._grid(own)
+        users = self.placement.users.get(node.outputs[0], [])
+        follows = len(users) == 1 and (users[0].call.function in _CLIPPING or self._is_bypassed(users[0]))
+        return self._result(users[0]) if follows else None
 
     def _simulated(self, node: Node, dialect: Dialect, lowered: Lowered) -> Simulated | None:
         roles = [f"input_{k}" for k in range(len(node.operands))] + ["inner", "output"]
@@ -186,11 +227,11 @@ class _Lowering:
             if place in self.found:
                 grid = replace(self._grid(self.found[place]), is_read=role.startswith("input_"))
                 lowered.grids.append(grid)
-                action.put(role, _Written(grid, dialect))  # type: ignore[arg-type]
+                action.put(role, Written(grid, dialect))  # type: ignore[arg-type]
         if node.call.function in dialect.opaque and (read := self._input(node)) is not None:
             again = replace(read, is_again=True, is_read=False)
             lowered.grids += [again] * len(node.outputs)
-            action.output = _Written(again, dialect)  # type: ignore[assignment]
+            action.output = Written(again, dialect)  # type: ignore[assignment]
             return action
         return action if any(place in self.found for place in places.values()) else None
 
@@ -202,93 +243,14 @@ class _Lowering:
             return grid.shifted(128)
         return grid if self.unsigned or integers.symmetric else grid.shifted(-(2 ** (integers.bits - 1)))
 
-    def _input(self, node: Node) -> Grid | None:
-        """The grid of what a call reads: its own, or that of the call that made it."""
-        own = Place(node.module, node.call, "input_0")
+    def _input(self, node: Node, k: int = 0) -> Grid | None:
+        """The grid of an operand that a call reads: its own, or that of the call that made it."""
+        own = Place(node.module, node.call, f"input_{k}")
         if own in self.found:
             return self._grid(self.found[own])
-        maker = self.graph.maker.get(self.placement.origin(node.operands[0]))
+        maker = self.graph.maker.get(self.placement.origin(self.placement.data_operands(node)[k]))
         made = self.found.get(Place(maker.module, maker.call)) if maker is not None else None
         return self._grid(made) if made is not None else None
-
-
-class _Written:
-    """Stands for a quantizer, and writes its grid in a dialect; of several tensors, for each."""
-
-    def __init__(self, grid: Grid, dialect: Dialect) -> None:
-        self.grid = grid
-        self.dialect = dialect
-
-    def __call__(self, module: nn.Module, x: Any) -> Any:
-        return tree_map_only(Tensor, self._write, x)
-
-    def _write(self, x: Tensor) -> Tensor:
-        return self.dialect.activation(x, self.grid) if x.is_floating_point() else x
-
-
-class _Folded(Simulated):
-    """A call whose weight and bias are constants of integers."""
-
-    layer: Layer
-    dialect: Dialect
-
-    @classmethod
-    def of(cls, action: Simulated | None, layer: Layer, dialect: Dialect) -> _Folded:
-        folded = cls()
-        vars(folded).update(vars(action) if action is not None else {}, layer=layer, dialect=dialect)
-        return folded
-
-    def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        args, kwargs = with_argument(args, kwargs, 1, "weight", lambda _: self.dialect.weight(self.layer.weight))
-        bias = self.dialect.bias(self.layer.bias) if isinstance(self.layer.bias, Bias) else self.layer.bias
-        if len(args) > 2:
-            args = (*args[:2], bias, *args[3:])
-        else:
-            kwargs = {**kwargs, "bias": bias}
-        return super().__call__(module, function, args, kwargs)
-
-
-class _Bypassed(Simulated):
-    """A batch norm that has been folded away."""
-
-    @classmethod
-    def of(cls, action: Simulated | None) -> _Bypassed:
-        bypassed = cls()
-        vars(bypassed).update(vars(action) if action is not None else {})
-        return bypassed
-
-    def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        return super().__call__(module, _first_argument, args, kwargs)
-
-
-def _first_argument(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return x
-
-
-class _Collecting:
-    """Keeps the arguments of a call."""
-
-    def __init__(self, kept: dict[Node, tuple[Any, Any]], node: Node) -> None:
-        self.kept = kept
-        self.node = node
-
-    def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        self.kept[self.node] = (None, *args[1:]), kwargs
-        return function(*args, **kwargs)
-
-
-def _arguments(model: nn.Module, graph: Graph, example_inputs: Any) -> dict[Node, tuple[Any, Any]]:
-    """What layers and norms are called with, but for the activation."""
-    kept: dict[Node, tuple[Any, Any]] = {}
-    table: dict[str, dict[Call, Any]] = {}
-    for node in graph.nodes:
-        if node.call.function in CHANNEL_AXIS or node.call.function == "batch_norm":
-            table.setdefault(node.module, {})[node.call] = _Collecting(kept, node)
-    probe = copy.deepcopy(model)
-    install_all(probe, {name: Sites(actions) for name, actions in table.items()})
-    with torch.no_grad():
-        call(probe, example_inputs)
-    return kept
 
 
 def _check(found: Mapping[Place, Attached]) -> None:
@@ -307,3 +269,19 @@ def _check(found: Mapping[Place, Attached]) -> None:
                 f"The weights of {attached.layer!r} have a scale for each group of {integers.granularity} inputs, "
                 "which integer kernels do not take: use granularity='channel'."
             )
+
+
+def _check_finite(name: str, what: str, tensor: Tensor | None) -> None:
+    if tensor is not None and not bool(torch.isfinite(tensor).all()):
+        raise ValueError(
+            f"{name!r} has NaN or infinity in its {what}: training has diverged; load an earlier checkpoint."
+        )
+
+
+def _traced(model: nn.Module, example_inputs: Any) -> Graph:
+    try:
+        return trace(model, example_inputs)
+    except Exception as error:
+        raise ValueError(
+            f"Could not run the model on the example inputs ({reason(error)}): give inputs that it runs on."
+        ) from error

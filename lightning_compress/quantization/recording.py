@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.quantization.calibration import call
+from lightning_compress.quantization.eager import eager
 from lightning_compress.quantization.quantizer import Quantizer
 from lightning_compress.quantization.simulation import QuantizedSites, Simulated
 from lightning_compress.quantization.sites import sites_of
@@ -41,7 +42,7 @@ def record(model: nn.Module, inputs: Any) -> tuple[Any, list[tuple[str, Tensor]]
         What it returns, and the integers (int32) of each activation that was quantized, in the order of the run.
     """
     kept: list[tuple[str, Tensor]] = []
-    probe = copy.deepcopy(model).eval()
+    probe = eager(copy.deepcopy(model)).eval()
     for layer, module in probe.named_modules():
         sites = sites_of(module)
         if isinstance(sites, QuantizedSites):

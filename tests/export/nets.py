@@ -134,6 +134,28 @@ class Written(nn.Module):
         return self.second(y)
 
 
+class Transposed(nn.Sequential):
+    """Transposed convolutions: plain, grouped and depthwise, with and without norms."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.ConvTranspose2d(3, 8, 2, stride=2),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.ConvTranspose2d(8, 6, 3, groups=2),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.ConvTranspose2d(6, 6, 3, groups=6, bias=False),
+            nn.BatchNorm2d(6),
+            nn.ConvTranspose2d(6, 6, 3, groups=3),
+            nn.Conv2d(6, 4, 1),
+        )
+        for norm in (self[1], self[4], self[7]):
+            for tensor in (norm.weight, norm.bias, norm.running_mean):
+                nn.init.uniform_(tensor, -1, 1)
+            nn.init.uniform_(norm.running_var, 0.1, 2)
+
+
 class Named(nn.Module):
     """Reads and returns dicts."""
 
@@ -222,6 +244,7 @@ SUBJECTS = {
         (0, 2),
         numbers={"activations": lc.Int(8, symmetric=True)},
     ),
+    "transposed": Subject(Transposed, IMAGE, (1, 0), {"conv_transpose": (0, 4)}),  # of floats in ONNX Runtime
     # The biases of products of matrices are added as floats.
     "tokens": Subject(plain(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), (5, 6), (0, 2), {"add": (0, 2)}),
     "written": Subject(Written, IMAGE, (2, 0), {"add": (0, 1)}),

@@ -67,6 +67,15 @@ def test_weights_alone_are_refused(tmp_path: Path) -> None:
         lc.export_executorch(quantized, tmp_path / "model.pte", torch.randn(2, 4))
 
 
+def test_what_there_is_no_kernel_for_is_one_sentence(tmp_path: Path) -> None:
+    class Values(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.svdvals(x[..., None].expand(-1, -1, 2))
+
+    with pytest.raises(ValueError, match=r"no kernel for one of .*'1\._linalg_svd'.*: compute it otherwise"):
+        lc.export_executorch(nn.Sequential(nn.Linear(4, 4), Values()), tmp_path / "model.pte", torch.rand(2, 4))
+
+
 class Soft(nn.Module):
     def __init__(self) -> None:
         super().__init__()

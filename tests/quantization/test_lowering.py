@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lightning_compress as lc
-from lightning_compress.quantization.dialect import Bias, Grid, Weight
-from lightning_compress.quantization.lowering import Layer, Lowered, lower
+from lightning_compress.quantization.dialect import Bias, Grid, Layer, Weight
+from lightning_compress.quantization.lowering import Lowered, lower
 from lightning_compress.quantization.simulation import is_quantized, quantizers_of
 from tests.cases import assert_same
 from tests.export.nets import SUBJECTS, Subject, outputs
@@ -119,6 +120,103 @@ def test_layers_that_are_no_targets_are_listed() -> None:
     lowered = lowered_of(model)
     assert "squeeze" not in layers(lowered)
     assert lowered.left_in_float == ["squeeze.conv2d"]
+
+
+class Weighted(nn.Module):
+    """Adds twice a branch, between layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.last = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(torch.add(self.left(x), self.right(x), alpha=2)))
+
+
+def test_what_reads_floats_is_listed() -> None:
+    """As it is where the plan leaves a part without grids."""
+    x = torch.randn(8, 4)
+    lowered = lower(lc.calibrate(Weighted(), [x], activations={"": None, "*": lc.Int(8)}), x, Eager())
+    assert lowered.left_in_float == ["add", "relu", "last.linear"]
+    everything = lower(lc.calibrate(Weighted(), [x], activations=None), x, Eager())
+    assert everything.left_in_float == ["left.linear", "right.linear", "add", "relu", "last.linear"]
+    assert lower(lc.calibrate(Weighted(), [x]), x, Eager()).left_in_float == []
+
+
+def test_weights_that_stay_floats_are_listed() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+    x = torch.randn(8, 3, 2, 2)
+    lowered = lower(lc.calibrate(model, [x], weights=None), x, Eager())
+    assert lowered.left_in_float == ["0.conv2d", "1.batch_norm"]
+
+
+def test_additions_of_integers_are_known_by_the_grids_of_their_results() -> None:
+    x = torch.randn(8, 4)
+    (addition,) = lower(lc.calibrate(Weighted(), [x]), x, Eager()).others
+    assert (addition.name, addition.module, addition.function, addition.grid.name) == ("add", "", "add", "relu")
+
+
+def test_norms_without_statistics_stay() -> None:
+    """Those of each batch are known to nobody before."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU())
+    x = torch.randn(8, 3, 2, 2)
+    quantized = lc.calibrate(model, [x])
+    lowered = lower(quantized, x, Eager())
+    assert lowered.left_in_float == ["0.conv2d", "1.batch_norm"]
+    step = lowered.grids[-1].scale
+    assert (outputs(quantized, x)[0] - outputs(lowered.model, x)[0]).abs().max() <= 1.01 * step
+    torch.testing.assert_close(lc.finalize(quantized, example_inputs=x)(x), quantized(x), atol=1.01 * step, rtol=0)
+
+
+def test_norms_behind_groups_that_share_scales_stay() -> None:
+    lowered = lowered_of(SUBJECTS["transposed"].quantized(), SUBJECTS["transposed"])
+    assert lowered.left_in_float == [
+        "3.conv_transpose2d", "4.batch_norm", "6.conv_transpose2d", "7.batch_norm",
+    ]  # fmt: skip
+    biases = {name: layer.bias for name, layer in layers(lowered).items()}
+    assert isinstance(biases["0"], Bias)
+    assert [None if b is None else tuple(b.shape) for b in (biases["3"], biases["6"], biases["8"])] == [
+        (6,),
+        None,
+        (6,),
+    ]
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_compiled_model_is_lowered_as_it_is_without(inside: bool) -> None:
+    model, x = SUBJECT.quantized(), SUBJECT.batch(2)
+    expected = lower(model, x, Eager())
+    names = [grid.name for grid in expected.grids]
+    compiled = torch.compile(model, backend="eager")
+    lowered = lower(nn.Sequential(compiled) if inside else compiled, x, Eager())
+    assert [grid.name for grid in lowered.grids] == [f"0.{name}" if inside else name for name in names]
+    assert_same(outputs(lowered.model, x), outputs(expected.model, x))
+
+
+def test_inputs_that_a_model_does_not_run_on_are_one_sentence() -> None:
+    model = lc.calibrate(nn.Sequential(nn.Linear(4, 4)), [torch.randn(8, 4)])
+    words = r"Could not run the model on the example inputs \(.*mat1 and mat2 .*\): give inputs that it runs on\.$"
+    with pytest.raises(ValueError, match=words):
+        lower(model, torch.randn(2, 5), Eager())
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "conv2.weight",
+            "'conv2' has NaN or infinity in its weight: training has diverged; load an earlier",
+        ),
+        ("fc.bias", "'fc' has NaN or infinity in its bias"),
+        ("bn1.running_var", "'bn1' has NaN or infinity in its statistics"),
+    ],
+)
+def test_what_training_has_spoilt_is_named(name: str, words: str) -> None:
+    model = SUBJECT.quantized()
+    with torch.no_grad():
+        model.state_dict()[name].flatten()[0] = torch.nan
+    with pytest.raises(ValueError, match=words):
+        lowered_of(model)
 
 
 def test_what_is_opaque_to_a_target_is_quantized_again() -> None:

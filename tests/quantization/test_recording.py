@@ -48,6 +48,14 @@ def test_places_that_are_passed_twice_are_kept_twice() -> None:
     assert [name for name, _ in kept] == ["fc.linear_input_0", "fc.linear", "fc.linear_call_1"]
 
 
+def test_a_compiled_part_has_the_names_of_its_layers() -> None:
+    model = lc.calibrate(nn.Sequential(nn.Sequential(nn.Linear(3, 3)), nn.ReLU()), [torch.randn(8, 3)])
+    model[0] = torch.compile(model[0], backend="eager")
+    _, kept = record(model, torch.randn(2, 3))
+    assert [name for name, _ in kept] == ["0.0.linear_input_0", "1.relu"]
+    assert isinstance(model[0], torch._dynamo.OptimizedModule)
+
+
 def test_integers_are_those_of_the_numbers() -> None:
     numbers = lc.Int(4)
     model = lc.calibrate(nn.Sequential(nn.Linear(3, 3)), [torch.randn(8, 3)], activations=numbers)

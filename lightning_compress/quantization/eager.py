@@ -1,0 +1,23 @@
+"""Models without ``torch.compile``, whose names and hooks are those that users see."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def eager(model: nn.Module) -> nn.Module:
+    """A model without ``torch.compile``, in place; where the model itself is compiled, the one inside.
+
+    >>> import torch
+    >>> eager(nn.Sequential(torch.compile(nn.ReLU())))
+    Sequential(
+      (0): ReLU()
+    )
+    """
+    model = getattr(model, "_orig_mod", model)
+    model._compiled_call_impl = None
+    # Not named_children(), which gives a module under its first name only.
+    for name, child in list(model._modules.items()):
+        if child is not None:
+            setattr(model, name, eager(child))
+    return model
