@@ -63,6 +63,9 @@ class RemovalLog:
     transposed: tuple[str, ...] = ()
     _names: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "transposed", tuple(self.transposed))
+
     @property
     def layers(self) -> dict[str, tuple[int, ...]]:
         """The output channels that each layer kept, for layers that lost some."""

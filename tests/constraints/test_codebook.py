@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -77,6 +77,7 @@ def test_sums_along_the_sorted_row_are_the_same(free: Tensor | None) -> None:
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
     seed=st.integers(0, 1000),
 )
+@example(index=[0, 0, 1, 0, 0, 0, 0, 0], pins_zero=False, has_free=False, dtype=torch.float64, seed=4)
 @settings(max_examples=100, deadline=None)
 def test_projection_is_idempotent(
     index: list[int], pins_zero: bool, has_free: bool, dtype: torch.dtype, seed: int
@@ -90,7 +91,9 @@ def test_projection_is_idempotent(
         assignment.write_(tensor, project(tensor))
         once = tensor.clone()
         assignment.write_(tensor, project(tensor))
-        assert torch.equal(tensor, once)
+        # A mean of equal numbers, taken in double precision, is that number to the last bit of any other precision.
+        ulp = 2.0**-52 if project == assignment.means and dtype == torch.float64 else 0.0
+        torch.testing.assert_close(tensor, once, rtol=ulp, atol=0)
         held = torch.ones(len(index), dtype=torch.bool) if free is None else ~free
         assert torch.equal(tensor[~held], before[~held])
         for k in range(5):
