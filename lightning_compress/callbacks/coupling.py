@@ -85,7 +85,7 @@ class Coupling:
             each: Rank each group by itself.
 
         Raises:
-            ValueError: If a glob matches nothing, or so much cannot be removed.
+            ValueError: If a glob matches nothing.
         """
         parameters = dict(model.named_parameters(remove_duplicate=False))
         here = {name.removeprefix(self._prefix): p for name, p in parameters.items() if name.startswith(self._prefix)}
@@ -93,18 +93,22 @@ class Coupling:
         parts = ranked_together(members, sparsity, _layers, of="layer whose channels can be removed")
         if each:
             parts = [([member], share) for part, share in parts for member in part]
-        pools = []
-        for part, share in parts:
-            groups = [member.group for member in part]
-            pool = ChannelPool(tuple(part), share, self._cost(groups))
-            least = least_left(groups, pool.cost, self.pattern.round_to)
-            if least > pool.dense * (1 - share):
+        return [ChannelPool(tuple(part), share, self._cost([member.group for member in part])) for part, share in parts]
+
+    def check(self, pools: Sequence[ChannelPool]) -> None:
+        """Refuses a sparsity that cannot be had; once, in ``setup``, as a measured cost is as good as its clock.
+
+        Raises:
+            ValueError: If so much cannot be removed.
+        """
+        for pool in pools:
+            least = least_left([member.group for member in pool.members], pool.cost, self.pattern.round_to)
+            if least > pool.dense * (1 - pool.sparsity):
                 raise ValueError(
-                    f"A sparsity of {share:g} cannot be had from {shorten([member.name for member in part])}: at most "
-                    f"{1 - least / pool.dense:.3f} of the {self.pattern.of} can go; lower it, or round_to."
+                    f"A sparsity of {pool.sparsity:g} cannot be had from "
+                    f"{shorten([member.name for member in pool.members])}: at most {1 - least / pool.dense:.3f} of the "
+                    f"{self.pattern.of} can go; lower it, or round_to."
                 )
-            pools.append(pool)
-        return pools
 
     def _cost(self, groups: Sequence[ChannelGroup]) -> Cost:
         costs: dict[str, Callable[[], Cost]] = {

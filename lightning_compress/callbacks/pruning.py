@@ -113,7 +113,7 @@ class Pruning(ScheduledCallback[MaskConstraint], MaskCallback):
         if stage == "fit" and isinstance(self.pattern, Channels):
             refuse_strategy(trainer, "Pruning")
             self._coupling = Coupling(trainer, pl_module, self.pattern, self.targets, self.example_inputs)
-            self._coupling.pools(pl_module, self.sparsity, each=self.scope == "layer")
+            self._coupling.check(self._coupling.pools(pl_module, self.sparsity, each=self.scope == "layer"))
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return

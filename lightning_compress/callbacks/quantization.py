@@ -192,7 +192,7 @@ class QuantizationAwareTraining(Compression):
             plan.check_same(pl_module, graph)
         elif graph is not None:
             placement = plan.attach_traced(pl_module, graph)
-            self.left_in_float = [f"{n.module}.{n.call.function}".lstrip(".") for n in placement.left_in_float()]
+            self.left_in_float = [node.name for node in placement.left_in_float()]
             if self.left_in_float:
                 rank_zero_info(f"QuantizationAwareTraining leaves in float: {shorten(self.left_in_float)}.")
 

@@ -109,16 +109,19 @@ class Made:
     """What a call that reads no weight makes of integers.
 
     Attributes:
-        name: Name of the call, ``"<module>.<function>"``.
         module: Name of the module.
         function: Name of the function.
         grid: Grid of the result, clipped where nothing else reads it.
     """
 
-    name: str
     module: str
     function: str
     grid: Grid
+
+    @property
+    def name(self) -> str:
+        """Name of the call, ``"<module>.<function>"``."""
+        return f"{self.module}.{self.function}".lstrip(".")
 
 
 class Dialect(Protocol):

@@ -27,7 +27,7 @@ from lightning_compress.quantization.folding import (
     is_foldable,
     shares_scales,
 )
-from lightning_compress.quantization.placement import _CLIPPING, CHANNEL_AXIS, Place, Placement, weight_place
+from lightning_compress.quantization.placement import CHANNEL_AXIS, CLIPPING, Place, Placement, weight_place
 from lightning_compress.quantization.simulation import (
     Attached,
     Simulated,
@@ -72,11 +72,6 @@ def lower(model: nn.Module, example_inputs: Any, dialect: Dialect, *, unsigned: 
             inputs; for weights whose integers no kernel takes: affine ones, scales for groups of inputs, and NaN.
     """
     return _Lowering(model, example_inputs, unsigned=unsigned).run(dialect)
-
-
-def name_of(node: Node) -> str:
-    """How messages and lists call a call, ``"<module>.<function>"``."""
-    return f"{node.module}.{node.call.function}".lstrip(".")
 
 
 @torch.no_grad()
@@ -139,7 +134,7 @@ class _Lowering:
             elif (made := self._made(node)) is not None:
                 lowered.others.append(made)
             if self._computes_floats(node):
-                lowered.left_in_float.append(name_of(node))
+                lowered.left_in_float.append(node.name)
             if action is not None:
                 table.setdefault(node.module, {})[node.call] = action
         install_all(self.plain, {name: Sites(actions) for name, actions in table.items()})
@@ -201,14 +196,14 @@ class _Lowering:
         if node.call.function == "linear":  # its products may be integers whose sums are floats
             return None in reads
         # What clips floats onto a grid only rounds them.
-        clips = node.call.function in _CLIPPING and Place(node.module, node.call) in self.found
+        clips = node.call.function in CLIPPING and Place(node.module, node.call) in self.found
         return not clips and (None in reads or self._result(node) is None)
 
     def _made(self, node: Node) -> Made | None:
         """What a call that reads no weight makes, if it is integers that it is to make it of."""
-        computes = self.placement.is_integer(node) and node.call.function not in _CLIPPING
+        computes = self.placement.is_integer(node) and node.call.function not in CLIPPING
         grid = self._result(node) if computes and not self._computes_floats(node) else None
-        return Made(name_of(node), node.module, node.call.function, grid) if grid is not None else None
+        return Made(node.module, node.call.function, grid) if grid is not None else None
 
     def _result(self, node: Node) -> Grid | None:
         """The grid of what a call makes: its own, or that of the norm that is folded into it or of what clips it."""
@@ -216,7 +211,7 @@ class _Lowering:
         if own is not None:
             return self._grid(own)
         users = self.placement.users.get(node.outputs[0], [])
-        follows = len(users) == 1 and (users[0].call.function in _CLIPPING or self._is_bypassed(users[0]))
+        follows = len(users) == 1 and (users[0].call.function in CLIPPING or self._is_bypassed(users[0]))
         return self._result(users[0]) if follows else None
 
     def _simulated(self, node: Node, dialect: Dialect, lowered: Lowered) -> Simulated | None:

@@ -23,7 +23,7 @@ CHANNEL_AXIS = {
 _JOINING = {"add", "sub", "mul", "cat"}
 _AVERAGING = {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean"}
 # Activations that integer runtimes clip for: they take no quantized input, and need none.
-_CLIPPING = {"relu", "relu6", "hardtanh", "clamp"}
+CLIPPING = {"relu", "relu6", "hardtanh", "clamp"}
 _CURVED = {"hardswish", "silu", "sigmoid", "hardsigmoid", "leaky_relu", "elu", "prelu"}
 # What passes values through and leaves them as they are, so that a scale goes through as well.
 PASSING = {
@@ -122,7 +122,7 @@ class Placement:
             if not self.is_integer(node):
                 self._place_output(node, places)
                 continue
-            if node.call.function not in _CLIPPING:
+            if node.call.function not in CLIPPING:
                 for k, value in enumerate(self.data_operands(node)):
                     if not self._is_rounded_behind(self.origin(value)):
                         places[Place(node.module, node.call, f"input_{k}")] = None
@@ -155,7 +155,7 @@ class Placement:
             return joins and node.outputs[0] not in self._scores | self.graph.written
         if name in _CURVED and node.outputs[0] in self.graph.written:
             return False
-        return name in _AVERAGING or name in _CURVED or name in _CLIPPING
+        return name in _AVERAGING or name in _CURVED or name in CLIPPING
 
     def is_folded(self, node: Node) -> bool:
         """Whether a call is a batch norm right behind a target, into which it will be folded."""
@@ -228,7 +228,7 @@ class Placement:
 
     def _computes_integers(self, node: Node) -> bool:
         """Whether a call's inputs are integers, so that its output should be."""
-        if node.call.function in _CLIPPING or self.is_folded(node):
+        if node.call.function in CLIPPING or self.is_folded(node):
             maker = self.graph.maker.get(node.operands[0])
             return (
                 maker is not None
@@ -241,9 +241,9 @@ class Placement:
         users = self.users.get(value, [])
         if len(users) != 1:
             return False
-        if users[0].call.function in _CLIPPING:
+        if users[0].call.function in CLIPPING:
             # A float function before a clip needs none in between either.
-            return node.call.function not in _CLIPPING
+            return node.call.function not in CLIPPING
         return self.is_folded(users[0])
 
     def _is_wanted(self, value: int) -> bool:
@@ -256,7 +256,7 @@ class Placement:
     def _wants(self, node: Node, value: int) -> bool:
         if node.call.function in PASSING:
             return any(self._is_wanted(output) for output in node.outputs)
-        if node.call.function in _CLIPPING:
+        if node.call.function in CLIPPING:
             return False
         return self.is_integer(node) and value in self.data_operands(node)
 

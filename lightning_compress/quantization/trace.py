@@ -46,6 +46,11 @@ class Node:
     shapes: tuple[torch.Size, ...]
     is_tensor: bool
 
+    @property
+    def name(self) -> str:
+        """How messages and lists call it, ``"<module>.<function>"``."""
+        return f"{self.module}.{self.call.function}".lstrip(".")
+
 
 @dataclass
 class Graph:

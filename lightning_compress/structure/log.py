@@ -197,4 +197,4 @@ def _parse(data: Any) -> RemovalLog:
             if not kept or list(kept) != sorted(set(kept) & set(range(cut.shape[dim]))):
                 raise ValueError(kept)
     attributes = {path: (before, after) for path, (before, after) in data["attributes"].items()}
-    return RemovalLog(cuts, attributes, tuple(data.get("transposed", ())))
+    return RemovalLog(cuts, attributes, data.get("transposed", ()))

@@ -20,10 +20,10 @@ _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 
 
 class Trial:
-    """A copy of a network with random weights, on which removals are tried.
+    """A network with random weights, on copies of which removals are tried.
 
     Args:
-        model: The network.
+        model: A copy of the network, which is changed.
         args: Positional arguments of its forward.
         kwargs: Keyword arguments.
         precision: What it is run in.
@@ -35,7 +35,7 @@ class Trial:
     def __init__(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, precision: torch.dtype
     ) -> None:
-        self.model = copy.deepcopy(model).cpu().to(precision).eval()
+        self.model = model.cpu().to(precision).eval()
         prepared = tree_map_only(Tensor, lambda tensor: _prepared(tensor, precision), (args, kwargs))
         self.args: tuple[Any, ...] = prepared[0]
         self.kwargs: dict[str, Any] = prepared[1]
@@ -103,7 +103,7 @@ def make_trial(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         ValueError: If the network cannot be copied or run, or returns no tensors.
     """
     try:
-        copy.deepcopy(model)
+        twin = copy.deepcopy(model)
     except Exception as error:
         raise ValueError(
             f"The network cannot be copied ({type(error).__name__}: {error}): take off what computes weights from "
@@ -111,7 +111,7 @@ def make_trial(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         ) from error
     for precision in _TOLERANCES:
         try:
-            trial = Trial(model, args, kwargs, precision=precision)
+            trial = Trial(twin, args, kwargs, precision=precision)
         except Exception as error:
             reason = error
         else:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -207,21 +209,13 @@ def test_a_learned_scale_may_step_across_zero() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_is_told_with_the_place(bad: float) -> None:
+@pytest.mark.parametrize("reducers", [(), (lambda tensor: tensor,) * 2], ids=["one process", "ranks"])
+def test_what_is_not_finite_is_told_with_the_place(bad: float, reducers: tuple[Any, ...]) -> None:
     module, quantizer = activation()
     quantizer.observing = 1
     quantizer(module, torch.tensor([1.0, bad]))
     with pytest.raises(ValueError, match=r"NaN or infinity at 'net\.relu': training has diverged"):
-        update([Attached("net", module, quantizer)])
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_is_told_on_every_rank(bad: float) -> None:
-    module, quantizer = activation()
-    quantizer.observing = 1
-    quantizer(module, torch.tensor([1.0, bad]))
-    with pytest.raises(ValueError, match=r"NaN or infinity at 'net\.relu': training has diverged"):
-        update([Attached("net", module, quantizer)], lambda tensor: tensor, lambda tensor: tensor)
+        update([Attached("net", module, quantizer)], *reducers)
 
 
 def test_empty_channels_stay_zero_and_finite() -> None:
