@@ -11,13 +11,13 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_compress.callbacks.lightning import is_a
-from lightning_compress.callbacks.pruning import Pruning
+from lightning_compress.pruning.callback import Pruning
 from lightning_compress.pruning.patterns import Channels, Pattern, Unstructured
 from lightning_compress.pruning.rewind import RewindWeights
 from lightning_compress.pruning.scores import Magnitude, Random, Score
 from lightning_compress.schedules import Schedule
 from lightning_compress.targets import Target, Targets, shorten
+from lightning_compress.trainer.lightning import is_a
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_compress as lc
-from lightning_compress.callbacks.masking import MaskCallback
+from lightning_compress.trainer.masking import MaskCallback
 
 NUM_STEPS = 10  # two epochs of five batches
 RAMP = lc.Schedule(begin=0.1, end=0.7, every=2)  # updates after steps 1, 2, 4, 6 and 7

@@ -21,6 +21,8 @@ import pytest
 import torch
 from lightning.fabric.utilities import registry
 
+pytest_plugins = ["tests.fits"]  # fixtures of small fits
+
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 # Every Trainer looks through all installed packages for callbacks; nothing is installed while tests run.
 registry.entry_points = functools.cache(registry.entry_points)

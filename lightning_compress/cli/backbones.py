@@ -10,8 +10,8 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from lightning_compress.catalogue.listing import backbones as catalogue
 from lightning_compress.cli.errors import fail, nearest
+from lightning_compress.models.catalogue.listing import backbones as catalogue
 
 _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 _COLUMNS = ("params", "macs", "latency")

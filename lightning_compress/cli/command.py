@@ -54,7 +54,7 @@ def _lightning(subcommand: str) -> Callable[[Sequence[str]], None]:
 
 
 def _sensitivity(arguments: Sequence[str]) -> None:
-    from lightning_compress.cli.sensitivity import sensitivity
+    from lightning_compress.cli.sensitivity_command import sensitivity
 
     sensitivity(arguments)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
-from lightning_compress.cli.artifact import Files
+from lightning_compress.cli.onnx_evaluation import Files
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 import lightning_compress
 import lightning_compress.data
-import lightning_compress.modules.classification
-from lightning_compress.cli.checkpoints import BesideThenRename
-from lightning_compress.cli.directory import run_directory, write_new
+import lightning_compress.models.classification
+from lightning_compress.cli.checkpoint_io import BesideThenRename
 from lightning_compress.cli.errors import one_sentence
 from lightning_compress.cli.parser import OneSentenceParser
+from lightning_compress.cli.run_directory import run_directory, write_new
 
 TECHNIQUES = {
     "pruning": "Pruning",

@@ -32,7 +32,7 @@ def one_sentence(started: Callable[[], bool]) -> Iterator[None]:
     """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from lightning_compress.cli.checkpoints import DiskFull
+    from lightning_compress.cli.checkpoint_io import DiskFull
 
     try:
         yield
@@ -56,7 +56,7 @@ def _refusal(error: Exception) -> str:
     if not isinstance(error, RuntimeError):
         return text
     if "Error(s) in loading state_dict" in text:
-        from lightning_compress.modules.weights import mismatch
+        from lightning_compress.models.weights import mismatch
 
         return f"The checkpoint is of another model: {mismatch(error)}; give --ckpt_path of this configuration's model."
     return ""

@@ -6,8 +6,8 @@ from typing import NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_compress.cli.config_errors import Complaint
 from lightning_compress.cli.errors import fail
-from lightning_compress.cli.sentences import Complaint
 
 
 class OneSentenceParser(LightningArgumentParser):

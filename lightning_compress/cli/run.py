@@ -9,10 +9,10 @@ from rich.console import Console
 
 import lightning_compress as lc
 from lightning_compress.cli.comparison import Comparison
-from lightning_compress.cli.directory import write_new
 from lightning_compress.cli.errors import fail
-from lightning_compress.cli.jobs import Baseline, RunCLI
 from lightning_compress.cli.recipes import find, title
+from lightning_compress.cli.run_directory import write_new
+from lightning_compress.cli.runs import Baseline, RunCLI
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -8,8 +8,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from lightning_compress.clustering.sharing import Sharing, masses_of
-from lightning_compress.clustering.soft import SoftClusters
+from lightning_compress.clustering.codebook_spec import Sharing, masses_of
+from lightning_compress.clustering.soft_weights import SoftClusters
 from lightning_compress.constraints.codebook import Assignment, CodebookConstraint
 from lightning_compress.constraints.layer import Layer
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from lightning_compress.functional.dtypes import widened
 from lightning_compress.functional.feature_losses import unit
-from lightning_compress.functional.pairs import widened
 
 
 def check_features(*shapes: torch.Size) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.distillation.frozen import FrozenNetwork
+from lightning_compress.distillation.batch_formats import logits_of
+from lightning_compress.distillation.feature_hooks import Call, Taps, feature
+from lightning_compress.distillation.frozen_network import FrozenNetwork
 from lightning_compress.distillation.loss import FeatureLoss, LogitLoss
-from lightning_compress.distillation.outputs import logits_of
-from lightning_compress.distillation.taps import Call, Taps, feature
 
 Combine = Callable[[Sequence[Tensor], Tensor | None], Tensor]
 

@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 from typing_extensions import override
 
-from lightning_compress.distillation.frozen import FrozenNetwork
+from lightning_compress.distillation.batch_formats import logits_of
+from lightning_compress.distillation.frozen_network import FrozenNetwork
 from lightning_compress.distillation.loss import LogitLoss
-from lightning_compress.distillation.outputs import logits_of
 
 
 class PeerNetwork(FrozenNetwork):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from lightning_compress.distillation.conversion import Normalization
+from lightning_compress.distillation.image_conversion import Normalization
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from lightning_compress.calls import Arguments
+from lightning_compress.arguments import Arguments
+from lightning_compress.export.batch_inputs import dynamic_batch_shapes
 from lightning_compress.export.failures import explained
-from lightning_compress.export.inputs import dynamic_batch_shapes
-from lightning_compress.export.plain import finalize
-from lightning_compress.quantization.dialect import Dialect
+from lightning_compress.quantization.backend import Dialect
+from lightning_compress.quantization.finalize import finalize
+from lightning_compress.quantization.insertion import is_quantized
 from lightning_compress.quantization.lowering import Lowered, lower
-from lightning_compress.quantization.simulation import is_quantized
 
 
 def lowered_or_float(model: nn.Module, inputs: Arguments, dialect: Dialect, *, unsigned: bool) -> Lowered:

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from lightning_compress.calls import Arguments, as_arguments
+from lightning_compress.arguments import Arguments, as_arguments
+from lightning_compress.atomic_files import written
 from lightning_compress.export.capture import captured, exporting, lowered_or_float
-from lightning_compress.export.elsewhere import run_elsewhere
-from lightning_compress.export.outputs import agreement, difference, outputs_of_model
-from lightning_compress.export.parity import Cut
+from lightning_compress.export.lowered_parity import Cut
+from lightning_compress.export.output_comparison import agreement, difference, outputs_of_model
 from lightning_compress.export.requirements import require
-from lightning_compress.files import written
-from lightning_compress.quantization.dialect import Bias, Grid, Weight
+from lightning_compress.export.subprocess_check import run_elsewhere
+from lightning_compress.quantization.backend import Bias, Grid, Weight
+from lightning_compress.quantization.insertion import is_quantized
 from lightning_compress.quantization.lowering import Lowered
 from lightning_compress.quantization.placement import PASSING
-from lightning_compress.quantization.simulation import is_quantized
 from lightning_compress.targets import shorten
 
 _COMPUTING = {"convolution", "conv1d", "conv2d", "linear", "addmm", "mm", "bmm"}
@@ -33,7 +33,7 @@ import pathlib, sys, torch
 from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
 _unsafe_reset_threadpool(1)
 from lightning_compress.export.executorch import runner
-from lightning_compress.export.outputs import median_seconds
+from lightning_compress.export.output_comparison import median_seconds
 run = runner(pathlib.Path(sys.argv[1]).read_bytes(), torch.load("inputs.pt"))
 torch.save((run(), median_seconds(run)), "outputs.pt")
 """

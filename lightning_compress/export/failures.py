@@ -10,7 +10,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from lightning_compress.calls import reason
+from lightning_compress.arguments import reason
 
 # How ONNX's and ExecuTorch's exporters name what they have no operator for.
 _OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='(\w+\.\w+)|Missing out variants: \{'(\w+::\w+)")

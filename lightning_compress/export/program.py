@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from lightning_compress.calls import Arguments, as_arguments
+from lightning_compress.arguments import Arguments, as_arguments
+from lightning_compress.atomic_files import written
+from lightning_compress.export.batch_inputs import batched
 from lightning_compress.export.capture import captured, exporting, lowered_or_float
-from lightning_compress.export.elsewhere import run_elsewhere
-from lightning_compress.export.inputs import batched
-from lightning_compress.export.outputs import difference, median_seconds, one_thread, outputs_of_model
-from lightning_compress.export.parity import Cut
-from lightning_compress.files import written
-from lightning_compress.quantization.dialect import Bias, Grid, Weight
+from lightning_compress.export.lowered_parity import Cut
+from lightning_compress.export.output_comparison import difference, median_seconds, one_thread, outputs_of_model
+from lightning_compress.export.subprocess_check import run_elsewhere
+from lightning_compress.quantization.backend import Bias, Grid, Weight
+from lightning_compress.quantization.insertion import is_quantized
 from lightning_compress.quantization.lowering import Lowered
-from lightning_compress.quantization.simulation import is_quantized
 
 # What someone does who has the file and PyTorch; an import of this package fails there.
 _ELSEWHERE = """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_compress.functional.pairs import classes, widened
+from lightning_compress.functional.dtypes import classes, widened
 
 _SHORTEST = 1e-3  # Shorter vectors are divided by this instead of their length, which would let gradients explode.
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_compress.functional.pairs import classes, widened
+from lightning_compress.functional.dtypes import classes, widened
 
 _FLATTEST = 1e-3  # Smaller deviations are divided by this: gradients grow as the inverse, and would leave fp16.
 

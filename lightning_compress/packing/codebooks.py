@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_compress.packing.bit_patterns import Words, keys_of
 from lightning_compress.packing.bits import num_packed_bytes, plan_symbols, read_symbols
-from lightning_compress.packing.distinct import find_values
 from lightning_compress.packing.streams import Plan, Stream, exactly, whole
-from lightning_compress.packing.words import Words, keys_of
+from lightning_compress.packing.unique import find_values
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_compress.packing.bit_patterns import DTYPES, Words, tensor_of, zero_of
 from lightning_compress.packing.encoding import columns_of
 from lightning_compress.packing.entry import Entry
-from lightning_compress.packing.integers import Integers, from_integers
 from lightning_compress.packing.positions import KINDS, read_positions
+from lightning_compress.packing.quantized_tensors import Integers, from_integers
 from lightning_compress.packing.streams import Stream
 from lightning_compress.packing.values import read_values, read_with_zeros
-from lightning_compress.packing.words import DTYPES, Words, tensor_of, zero_of
 
 
 def decode(entry: Entry, streams: Sequence[Stream], scale: Callable[[str], Tensor]) -> Tensor:

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_compress.packing.bit_patterns import is_nonzero, keys_of, words_of
 from lightning_compress.packing.codebooks import Indexed, index_integers, index_values
-from lightning_compress.packing.distinct import distinct, sample_of
-from lightning_compress.packing.integers import Integers, find_integers
 from lightning_compress.packing.positions import plan_positions
+from lightning_compress.packing.quantized_tensors import Integers, find_integers
 from lightning_compress.packing.streams import Plan, Stream, cheapest
+from lightning_compress.packing.unique import distinct, sample_of
 from lightning_compress.packing.values import index_all, plan_plain
-from lightning_compress.packing.words import is_nonzero, keys_of, words_of
 
 _WIDTHS = (2, 4)
 _OFTEN = 4  # times that a vector is found in a sample, before it is looked for everywhere

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from lightning_compress.packing.bit_patterns import DTYPES
 from lightning_compress.packing.streams import Parameter, whole
-from lightning_compress.packing.words import DTYPES
 
 _MOST_ELEMENTS = 2**48
 _MOST_STREAMS = 8

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_compress.packing.bits import check_padding, num_packed_bytes, plan_symbols, read_symbols
-from lightning_compress.packing.columns import plan_columns, read_columns
+from lightning_compress.packing.column_masks import plan_columns, read_columns
 from lightning_compress.packing.streams import Plan, Stream, cheapest, exactly, whole
 
 KINDS = ("bitmask", "gaps", "columns")

@@ -10,13 +10,13 @@ from typing import IO, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.packing.bit_patterns import checksum
 from lightning_compress.packing.container import read_index
 from lightning_compress.packing.decoding import decode
 from lightning_compress.packing.entry import Entry
-from lightning_compress.packing.match import check_match, keys_of_model
-from lightning_compress.packing.progress import track
+from lightning_compress.packing.progress_bar import track
 from lightning_compress.packing.streams import Stream
-from lightning_compress.packing.words import checksum
+from lightning_compress.packing.validation import check_match, keys_of_model
 
 Module = TypeVar("Module", bound=nn.Module)
 

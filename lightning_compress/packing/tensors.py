@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.packing.words import DTYPES, dtype_name
+from lightning_compress.packing.bit_patterns import DTYPES, dtype_name
 
 HALVES = ("codebooks", "norms")
 _COMPILED = "_orig_mod."

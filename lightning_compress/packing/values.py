@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_compress.packing.blocks import index_blocks, read_blocks, read_in_blocks
+from lightning_compress.packing.bit_patterns import Words
 from lightning_compress.packing.codebooks import Indexed, index_values, plan_raw, read_indexed, read_table
+from lightning_compress.packing.group_codebooks import index_blocks, read_blocks, read_in_blocks
 from lightning_compress.packing.streams import Plan, Stream, cheapest
-from lightning_compress.packing.words import Words
 
 _FEW = 64  # values in a codebook of all, below which those of blocks are not looked for
 _HEADER = 24  # bytes that three more streams take in a file's header

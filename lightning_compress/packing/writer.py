@@ -10,15 +10,15 @@ from typing import IO
 
 from torch import Tensor, nn
 
-from lightning_compress.files import written
+from lightning_compress.atomic_files import written
+from lightning_compress.packing.bit_patterns import checksum, dtype_name
 from lightning_compress.packing.container import header_of, write_container
 from lightning_compress.packing.encoding import Encoded, encode
 from lightning_compress.packing.entry import Entry, Part
-from lightning_compress.packing.integers import scale_name
-from lightning_compress.packing.progress import track
-from lightning_compress.packing.report import Item, PackedFile, items_of, packed_tensor
+from lightning_compress.packing.packed_file import Item, PackedFile, items_of, packed_tensor
+from lightning_compress.packing.progress_bar import track
+from lightning_compress.packing.quantized_tensors import scale_name
 from lightning_compress.packing.tensors import as_half, checked_halves, norms_of, shared_with, tensors_of
-from lightning_compress.packing.words import checksum, dtype_name
 
 
 def save_packed(

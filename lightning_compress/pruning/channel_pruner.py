@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_compress.channels.costs import Cost
+from lightning_compress.channels.groups import ChannelGroup
 from lightning_compress.constraints.mask import MaskConstraint
-from lightning_compress.pruning.coupled import Coupled
 from lightning_compress.pruning.probe_scores import probe_score
 from lightning_compress.pruning.pruner import Pruner
+from lightning_compress.pruning.ranked_channel_group import Coupled
 from lightning_compress.pruning.scores import Score
-from lightning_compress.structure.costs import Cost
-from lightning_compress.structure.groups import ChannelGroup
 
 
 @dataclass(frozen=True, eq=False)

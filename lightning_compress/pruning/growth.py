@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_compress.constraints.layer import Layer
-from lightning_compress.functional.scores import uniform_noise
+from lightning_compress.functional.importance import uniform_noise
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from typing_extensions import override
 
 from lightning_compress.constraints.layer import Layer
-from lightning_compress.functional.scores import filled, gradient_flow
-from lightning_compress.pruning.coupled import Coupled
+from lightning_compress.functional.importance import filled, gradient_flow
+from lightning_compress.pruning.ranked_channel_group import Coupled
 from lightning_compress.pruning.scores import Score
 from lightning_compress.targets import shorten
 

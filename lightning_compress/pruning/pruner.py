@@ -14,8 +14,8 @@ from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.pruning.growth import Growth
 from lightning_compress.pruning.patterns import WeightPattern
-from lightning_compress.pruning.pools import Pool
 from lightning_compress.pruning.probe_scores import Probe, ProbeScore, probe_score
+from lightning_compress.pruning.ranking_groups import Pool
 from lightning_compress.pruning.scores import GradientScore, Score
 
 

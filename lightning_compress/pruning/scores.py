@@ -12,8 +12,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_compress.constraints.layer import Layer
-from lightning_compress.functional.scores import layer_adaptive, part_of_the_rest, uniform_noise
-from lightning_compress.pruning.coupled import Coupled
+from lightning_compress.functional.importance import layer_adaptive, part_of_the_rest, uniform_noise
+from lightning_compress.pruning.ranked_channel_group import Coupled
 
 
 class Score(ABC):

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.quantization.calibration import call
-from lightning_compress.quantization.dialect import Bias, Grid, Weight
+from lightning_compress.quantization.backend import Bias, Grid, Weight
+from lightning_compress.quantization.calibrate import call
+from lightning_compress.quantization.call_patcher import Call, Sites, install_all
 from lightning_compress.quantization.placement import CHANNEL_AXIS
-from lightning_compress.quantization.sites import Call, Sites, install_all
-from lightning_compress.quantization.trace import Graph, Node
+from lightning_compress.quantization.tracing import Graph, Node
 
 _MAX_BIAS = 2**30  # of the integers of a bias, so that sums with it stay below 2**31
 

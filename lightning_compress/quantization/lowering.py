@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.calls import reason
-from lightning_compress.quantization.calibration import trace
-from lightning_compress.quantization.dialect import Bias, Dialect, Grid, Layer, Made
-from lightning_compress.quantization.eager import eager
+from lightning_compress.arguments import reason
+from lightning_compress.quantization.backend import Bias, Dialect, Grid, Layer, Made
+from lightning_compress.quantization.calibrate import trace
+from lightning_compress.quantization.call_patcher import Call, Sites, install_all
 from lightning_compress.quantization.folding import (
     argument,
     arguments_of,
@@ -27,16 +27,16 @@ from lightning_compress.quantization.folding import (
     is_foldable,
     shares_scales,
 )
-from lightning_compress.quantization.placement import CHANNEL_AXIS, CLIPPING, Place, Placement, weight_place
-from lightning_compress.quantization.simulation import (
+from lightning_compress.quantization.insertion import (
     Attached,
     Simulated,
     quantizers_of,
     remove_quantizers,
 )
-from lightning_compress.quantization.sites import Call, Sites, install_all
-from lightning_compress.quantization.trace import Graph, Node
-from lightning_compress.quantization.writing import Bypassed, Folded, Written
+from lightning_compress.quantization.lowered_calls import Bypassed, Folded, Written
+from lightning_compress.quantization.placement import CHANNEL_AXIS, CLIPPING, Place, Placement, weight_place
+from lightning_compress.quantization.strip_compile import eager
+from lightning_compress.quantization.tracing import Graph, Node
 
 
 @dataclass

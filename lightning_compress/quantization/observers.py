@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_compress.functional import histograms, spans
+from lightning_compress.functional import histograms, range_search
 
 
 @dataclass
@@ -133,8 +133,8 @@ class MSE(Observer):
 
     def span(self, seen: Seen, *, num_levels: int, symmetric: bool) -> tuple[Tensor, Tensor]:
         """The best of many clipped ranges."""
-        return spans.best_span(
-            seen.counts, seen.extremes, num_levels=num_levels, symmetric=symmetric, loss=spans.squared_error
+        return range_search.best_span(
+            seen.counts, seen.extremes, num_levels=num_levels, symmetric=symmetric, loss=range_search.squared_error
         )
 
 
@@ -146,8 +146,8 @@ class Histogram(Observer):
 
     def span(self, seen: Seen, *, num_levels: int, symmetric: bool) -> tuple[Tensor, Tensor]:
         """The best of many clipped ranges."""
-        return spans.best_span(
-            seen.counts, seen.extremes, num_levels=num_levels, symmetric=symmetric, loss=spans.divergence
+        return range_search.best_span(
+            seen.counts, seen.extremes, num_levels=num_levels, symmetric=symmetric, loss=range_search.divergence
         )
 
 

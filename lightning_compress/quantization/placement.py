@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_compress.quantization.sites import Call
-from lightning_compress.quantization.trace import Graph, Node
+from lightning_compress.quantization.call_patcher import Call
+from lightning_compress.quantization.tracing import Graph, Node
 
 # Functions that read a weight, and the dimension of the weight's output channels.
 CHANNEL_AXIS = {

@@ -9,14 +9,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.functional.quantize import (
+from lightning_compress.functional.fake_quantize import (
     fake_quantize,
     fake_quantize_learned,
     scale_of_range,
     to_integers,
     whole_zero_point,
 )
-from lightning_compress.quantization.integers import Int
+from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.observers import Learned, Seen
 
 PREFIX = "quant_"

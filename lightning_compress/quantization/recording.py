@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.quantization.calibration import call
-from lightning_compress.quantization.eager import eager
+from lightning_compress.quantization.calibrate import call
+from lightning_compress.quantization.call_patcher import sites_of
+from lightning_compress.quantization.insertion import QuantizedSites, Simulated
 from lightning_compress.quantization.quantizer import Quantizer
-from lightning_compress.quantization.simulation import QuantizedSites, Simulated
-from lightning_compress.quantization.sites import sites_of
+from lightning_compress.quantization.strip_compile import eager
 
 
 class _Recorded:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_compress.files import written
+from lightning_compress.atomic_files import written
 
 _DECADES = 1e-6  # of the largest value, below which there is only noise
 _MARKERS = "osD^vPX"

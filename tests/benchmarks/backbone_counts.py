@@ -14,8 +14,8 @@ from time import perf_counter
 
 import timm
 
-from lightning_compress.catalogue.counting import macs, on_meta, sizes
-from lightning_compress.catalogue.listing import COUNTS, names, own_input_size
+from lightning_compress.models.catalogue.counting import macs, on_meta, sizes
+from lightning_compress.models.catalogue.listing import COUNTS, names, own_input_size
 
 SMALL = 32  # pixels, as in CIFAR
 

@@ -27,9 +27,9 @@ from peers import macs
 from torch import Tensor, nn
 
 import lightning_compress as lc
-import lightning_compress.networks  # registers SqueezeNet and the CIFAR ResNets with timm
-from lightning_compress.structure.discovery import find_groups
-from lightning_compress.structure.groups import ChannelGroup, named_tensors
+import lightning_compress.models.networks  # registers SqueezeNet and the CIFAR ResNets with timm
+from lightning_compress.channels.discovery import find_groups
+from lightning_compress.channels.groups import ChannelGroup, named_tensors
 
 MODELS = [
     "resnet20_cifar", "resnet56_cifar", "resnet18", "resnet50", "resnext50_32x4d", "resnetv2_50", "vgg16_bn",
@@ -39,7 +39,7 @@ MODELS = [
 ]  # fmt: skip
 
 RELOAD = """
-import sys, timm, torch, lightning_compress as lc, lightning_compress.networks
+import sys, timm, torch, lightning_compress as lc, lightning_compress.models.networks
 folder, name = sys.argv[1:]
 net = timm.create_model(name, num_classes=10).eval()
 lc.RemovalLog.load(f"{folder}/log.json").replay_(net)

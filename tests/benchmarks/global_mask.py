@@ -25,8 +25,8 @@ from torch.nn.utils import prune
 import lightning_compress as lc
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
-from lightning_compress.pruning.pools import make_pools
 from lightning_compress.pruning.pruner import WeightPruner
+from lightning_compress.pruning.ranking_groups import make_pools
 
 SPARSITY = 0.9
 

@@ -22,10 +22,10 @@ from torch import Tensor
 
 import lightning_compress as lc
 from lightning_compress.clustering.clusterer import Clusterer
-from lightning_compress.clustering.sharing import Sharing
+from lightning_compress.clustering.codebook_spec import Sharing
 from lightning_compress.constraints.codebook import CodebookConstraint
 from lightning_compress.constraints.layer import Layer
-from lightning_compress.functional.clusters import cluster_rows, inertia
+from lightning_compress.functional.kmeans import cluster_rows, inertia
 
 NUM_CLUSTERS = 16
 

@@ -22,7 +22,7 @@ import torch
 from interleaved import medians, onnx_runs, ratio
 
 import lightning_compress as lc
-import lightning_compress.networks  # registers resnet20_cifar with timm
+import lightning_compress.models.networks  # registers resnet20_cifar with timm
 
 
 def quantize_static(floats: Path, path: Path, *, reduce_range: bool) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_compress as lc
-import lightning_compress.networks  # registers the CIFAR ResNets with timm
+import lightning_compress.models.networks  # registers the CIFAR ResNets with timm
 
 MODELS = [
     "resnet20_cifar", "resnet56_cifar", "resnet18", "resnet18:zero_init_last=False", "resnet50", "mobilenetv2_100",

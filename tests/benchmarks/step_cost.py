@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_compress as lc
-import lightning_compress.networks  # registers resnet20_cifar with timm
+import lightning_compress.models.networks  # registers resnet20_cifar with timm
 
 
 class Plain(LightningModule):

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 import lightning_compress as lc
-from lightning_compress.cli import CompressionCLI, directory, main
+from lightning_compress.cli import CompressionCLI, main, run_directory
 
 SPECIFICATIONS = ("sparsity", "pattern", "score", "schedule", "targets", "distribution", "growth", "rewind")
 
@@ -133,10 +133,10 @@ def test_log_model_is_dropped_offline(recipe):
     logger = "{class_path: WandbLogger, init_args: {offline: true, log_model: all}}"
     with pytest.warns(UserWarning, match="log_model is dropped"):
         cli = build(f"--trainer.logger={logger}")
-    assert cli.trainer.logger.save_dir == str(cli.directory)
-    assert cli.trainer.checkpoint_callback.dirpath == str(cli.directory / "checkpoints")
+    assert cli.trainer.logger.save_dir == str(cli.run_directory)
+    assert cli.trainer.checkpoint_callback.dirpath == str(cli.run_directory / "checkpoints")
     assert cli.config.trainer.logger.init_args.save_dir == "."  # what is kept can be run elsewhere
-    assert cli.directory.is_dir()
+    assert cli.run_directory.is_dir()
 
 
 def test_given_places_are_respected(recipe):
@@ -149,19 +149,19 @@ def test_given_places_are_respected(recipe):
 
 def test_directories_are_claimed_exclusively(workdir, monkeypatch):
     names = iter(["aaa", "aaa", "bbb"])
-    monkeypatch.setattr(directory.secrets, "token_hex", lambda _: next(names))
+    monkeypatch.setattr(run_directory.secrets, "token_hex", lambda _: next(names))
 
-    class Stopped(directory.datetime):
+    class Stopped(run_directory.datetime):
         @classmethod
         def now(cls):
             return cls(2020, 1, 1)
 
-    monkeypatch.setattr(directory, "datetime", Stopped)
-    claimed = [directory.claim(Path("runs")).name for _ in range(2)]
+    monkeypatch.setattr(run_directory, "datetime", Stopped)
+    claimed = [run_directory.claim(Path("runs")).name for _ in range(2)]
     assert claimed == ["20200101-000000-aaa", "20200101-000000-bbb"]
 
 
 def test_ranks_agree(workdir):
-    mine = directory.run_directory("fit", rank=0)
-    assert directory.run_directory("fit", rank=1) == mine
-    assert directory.run_directory("fit", rank=0) != mine
+    mine = run_directory.run_directory("fit", rank=0)
+    assert run_directory.run_directory("fit", rank=1) == mine
+    assert run_directory.run_directory("fit", rank=0) != mine

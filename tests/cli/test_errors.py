@@ -110,7 +110,7 @@ def test_checkpoint_of_another_model(refusal):
 
 
 BROKEN = """
-from lightning_compress.modules.classification import ClassificationModule
+from lightning_compress.models.classification import ClassificationModule
 
 class Broken(ClassificationModule):
     def training_step(self, batch, batch_idx):

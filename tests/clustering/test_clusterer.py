@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_compress.clustering.clusterer import Clusterer
-from lightning_compress.clustering.sharing import Sharing
+from lightning_compress.clustering.codebook_spec import Sharing
 from lightning_compress.constraints.codebook import CodebookConstraint
 from lightning_compress.constraints.layer import Layer
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import lightning_compress as lc
-from lightning_compress.callbacks.clustering import WeightClustering
+from lightning_compress.clustering.callback import WeightClustering
 from lightning_compress.functional.masks import unpack_bits
 from tests.cases import (
     CASES,

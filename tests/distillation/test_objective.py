@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import lightning_compress as lc
-from lightning_compress.distillation import ensemble
-from lightning_compress.distillation.frozen import FrozenNetwork
+from lightning_compress.distillation import teacher_averaging
+from lightning_compress.distillation.feature_hooks import Call, Taps
+from lightning_compress.distillation.frozen_network import FrozenNetwork
 from lightning_compress.distillation.objective import Objective
-from lightning_compress.distillation.taps import Call, Taps
 
 IMAGES = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 1])
@@ -47,7 +47,7 @@ def frozen(*networks: nn.Module, taps: Sequence[str] = (), **options: Any) -> li
 
 def test_logits_are_compared_with_the_teachers() -> None:
     student, teacher = net(4), net(8, seed=1)
-    objective = Objective({"kd": lc.KD(), "dist": lc.DIST(weight=5.0)}, ensemble.mean)
+    objective = Objective({"kd": lc.KD(), "dist": lc.DIST(weight=5.0)}, teacher_averaging.mean)
     found = compare(objective, student, frozen(teacher))
     said = teacher.eval()(IMAGES).detach()
     for name, loss in (("kd", lc.KD()), ("dist", lc.DIST())):  # not weighted
@@ -58,7 +58,7 @@ def test_logits_are_compared_with_the_teachers() -> None:
 
 def test_gradients_reach_the_student_alone() -> None:
     student, teachers = net(4), frozen(net(8, seed=1), taps=("0", "2"))
-    objective = Objective({"kd": lc.KD(), "hint": HINT}, ensemble.mean)
+    objective = Objective({"kd": lc.KD(), "hint": HINT}, teacher_averaging.mean)
     values = compare(objective, student, teachers)
     for value in values.values():
         assert value.ndim == 0
@@ -71,17 +71,17 @@ def test_gradients_reach_the_student_alone() -> None:
 
 def test_labels_and_several_teachers() -> None:
     student, networks = net(4), [net(8, seed=1), net(2, seed=2), net(2, seed=3)]
-    found = compare(Objective({"dkd": lc.DKD()}, ensemble.confidence), student, frozen(*networks))
-    said = ensemble.confidence([network.eval()(IMAGES).detach() for network in networks], LABELS)
+    found = compare(Objective({"dkd": lc.DKD()}, teacher_averaging.confidence), student, frozen(*networks))
+    said = teacher_averaging.confidence([network.eval()(IMAGES).detach() for network in networks], LABELS)
     torch.testing.assert_close(found["dkd"], lc.DKD()(student(IMAGES), said, LABELS))
     with pytest.raises(ValueError, match="which the batches do not have"):
-        compare(Objective({"kd": lc.KD()}, ensemble.confidence), student, frozen(*networks), None)
+        compare(Objective({"kd": lc.KD()}, teacher_averaging.confidence), student, frozen(*networks), None)
 
 
 def test_features_are_the_mean_over_pairs() -> None:
     student, teacher = net(4), net(4, seed=1)
     teachers = frozen(teacher, net(9, classes=7, seed=2), taps=("0", "2"))
-    found = compare(Objective({"hint": HINT}, ensemble.mean), student, teachers)
+    found = compare(Objective({"hint": HINT}, teacher_averaging.mean), student, teachers)
     teacher.eval()
     pairs = [(student[0](IMAGES), teacher[0](IMAGES)), (student[:2](IMAGES), teacher[:3](IMAGES))]
     torch.testing.assert_close(found["hint"], torch.stack([HINT(s, t, None) for s, t in pairs]).mean())
@@ -90,20 +90,20 @@ def test_features_are_the_mean_over_pairs() -> None:
 
 def test_layers_once_each() -> None:
     losses = {"a": lc.FitNet((("1", "x"), ("0", "x"))), "kd": lc.KD(), "b": lc.RKD((("0", "y"), ("1", "x")))}
-    assert Objective(losses, ensemble.mean).layers == (["1", "0"], ["x", "y"])
-    assert Objective({}, ensemble.mean).layers == ([], [])
+    assert Objective(losses, teacher_averaging.mean).layers == (["1", "0"], ["x", "y"])
+    assert Objective({}, teacher_averaging.mean).layers == ([], [])
 
 
 def test_adapters_are_made_once_and_again_from_their_shapes() -> None:
     student, teachers = net(4), frozen(net(8, seed=1), taps=("0", "2"))
-    objective = Objective({"hint_0": HINT, "b": lc.RKD((("0", "0"),))}, ensemble.mean)
+    objective = Objective({"hint_0": HINT, "b": lc.RKD((("0", "0"),))}, teacher_averaging.mean)
     assert not objective.shapes
     first = compare(objective, student, teachers)
     adapters = list(objective.adapters)
     assert adapters == ["hint_0_0", "hint_0_1", "b_0"]
     assert objective.shapes["hint_0_1"] == [[4, 4, 3, 3], [4, 8, 3, 3]]
     assert torch.equal(compare(objective, student, teachers)["hint_0"], first["hint_0"])
-    other = Objective({"hint_0": HINT, "b": lc.RKD((("0", "0"),))}, ensemble.mean)
+    other = Objective({"hint_0": HINT, "b": lc.RKD((("0", "0"),))}, teacher_averaging.mean)
     other.restore(objective.shapes)
     assert other.shapes == objective.shapes
     other.load_state_dict(objective.state_dict())
@@ -123,7 +123,7 @@ def test_dicts_of_logits_and_keyword_arguments() -> None:
             return {"logits": self.body(x) * scale}
 
     student = Named()
-    found = compare(Objective({"kd": lc.KD()}, ensemble.mean), student, frozen(Named()), scale=2.0)
+    found = compare(Objective({"kd": lc.KD()}, teacher_averaging.mean), student, frozen(Named()), scale=2.0)
     said = 2 * net(4, seed=3).eval()(IMAGES).detach()
     torch.testing.assert_close(found["kd"], lc.KD()(net(4, seed=3)(IMAGES), said, None))
 
@@ -138,27 +138,27 @@ def test_losses_of_features_ask_for_no_logits() -> None:
             self.body(x)
 
     loss = lc.FitNet((("body", "body"),))
-    found = compare(Objective({"a": loss}, ensemble.mean), Nothing(), frozen(Nothing(), taps=("body",)))
+    found = compare(Objective({"a": loss}, teacher_averaging.mean), Nothing(), frozen(Nothing(), taps=("body",)))
     assert found["a"] > 0
     with pytest.raises(ValueError, match="The student returns no logits"):
-        compare(Objective({"kd": lc.KD()}, ensemble.mean), Nothing(), frozen(Nothing()))
+        compare(Objective({"kd": lc.KD()}, teacher_averaging.mean), Nothing(), frozen(Nothing()))
     with pytest.raises(ValueError, match="The teacher returns no logits"):
-        compare(Objective({"kd": lc.KD()}, ensemble.mean), net(4), frozen(Nothing()))
+        compare(Objective({"kd": lc.KD()}, teacher_averaging.mean), net(4), frozen(Nothing()))
 
 
 def test_other_classes() -> None:
     words = r"logits of shape \(4, 3\) and the teacher of shape \(4, 7\): losses of logits need the same classes"
     with pytest.raises(ValueError, match=words):
-        compare(Objective({"kd": lc.KD()}, ensemble.mean), net(4), frozen(net(4, classes=7)))
+        compare(Objective({"kd": lc.KD()}, teacher_averaging.mean), net(4), frozen(net(4, classes=7)))
     loss = lc.FitNet((("0", "0"),))
-    compare(Objective({"a": loss}, ensemble.mean), net(4), frozen(net(4, classes=7), taps=("0",)))
+    compare(Objective({"a": loss}, teacher_averaging.mean), net(4), frozen(net(4, classes=7), taps=("0",)))
 
 
 def test_what_fails_leaves_no_taps() -> None:
     teachers = frozen(net(4, classes=7), taps=("0",))
     losses = {"kd": lc.KD(), "a": lc.FitNet((("0", "0"),))}
     with pytest.raises(ValueError, match="the same classes"):
-        compare(Objective(losses, ensemble.mean), net(4), teachers)
+        compare(Objective(losses, teacher_averaging.mean), net(4), teachers)
     assert "0" not in teachers[0].taps
 
 
@@ -166,12 +166,14 @@ def test_keys_reach_the_caches(tmp_path: Path) -> None:
     student, network = net(4), net(8, seed=1)
     for _ in range(2):
         values = compare(
-            Objective({"kd": lc.KD()}, ensemble.mean),
+            Objective({"kd": lc.KD()}, teacher_averaging.mean),
             student,
             frozen(network, cache=tmp_path),
             keys=torch.arange(4),
         )
-        torch.testing.assert_close(values, compare(Objective({"kd": lc.KD()}, ensemble.mean), student, frozen(network)))
+        torch.testing.assert_close(
+            values, compare(Objective({"kd": lc.KD()}, teacher_averaging.mean), student, frozen(network))
+        )
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -186,4 +188,4 @@ def test_keys_reach_the_caches(tmp_path: Path) -> None:
 )
 def test_what_is_refused(losses: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Objective(losses, ensemble.mean)
+        Objective(losses, teacher_averaging.mean)

@@ -19,9 +19,9 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import TensorDataset
 
 import lightning_compress as lc
-from lightning_compress.callbacks.masking import MaskCallback
-from lightning_compress.structure.discovery import find_groups
-from lightning_compress.structure.groups import named_tensors
+from lightning_compress.channels.discovery import find_groups
+from lightning_compress.channels.groups import named_tensors
+from lightning_compress.trainer.masking import MaskCallback
 from tests.cases import RAMP, Case, Loader, Net, assert_zeros, case, dataset, is_positive_zero, save_every_step, trainer
 
 PATIENCE = timedelta(seconds=30)

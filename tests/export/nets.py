@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lightning_compress as lc
-from lightning_compress.calls import as_arguments
+from lightning_compress.arguments import as_arguments
 
 
 class Residual(nn.Module):

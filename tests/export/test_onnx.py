@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import lightning_compress as lc
-from lightning_compress.export.kernels import check_integers, optimized
-from lightning_compress.export.onnx import OnnxDialect, OnnxFile
-from lightning_compress.export.pieces import check_layers
+from lightning_compress.export.onnx.exporter import OnnxDialect, OnnxFile
+from lightning_compress.export.onnx.kernels import check_integers, optimized
+from lightning_compress.export.onnx.parity import check_layers
 from lightning_compress.quantization.lowering import lower
 from lightning_compress.quantization.recording import record
 from tests.cases import assert_same

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import lightning_compress as lc
-import lightning_compress.networks
+import lightning_compress.models.networks
 from lightning_compress.export import program as programs
 from lightning_compress.export.capture import captured
 from lightning_compress.export.program import ProgramDialect, ProgramFile

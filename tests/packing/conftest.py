@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from lightning_compress.packing.packed_file import PackedFile
 from lightning_compress.packing.reader import load_packed
-from lightning_compress.packing.report import PackedFile
 from lightning_compress.packing.writer import save_packed
 from tests.packing.samples import bits
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import lightning_compress as lc
-import lightning_compress.networks  # registers resnet56_cifar with timm
+import lightning_compress.models.networks  # registers resnet56_cifar with timm
 from tests.packing.samples import bits
 
 
@@ -70,7 +70,7 @@ expected = torch.load({str(tmp_path / "expected.pt")!r}, weights_only=True)
 assert all(torch.equal(tensor, expected[name]) for name, tensor in net.state_dict().items())
 lc.save_packed(net, {str(path)!r})
 loaded = [name for name in sys.modules if name.startswith("lightning_compress.")]
-assert all(name.startswith(("lightning_compress.packing", "lightning_compress.files")) for name in loaded), loaded
+assert all(name.startswith(("lightning_compress.packing", "lightning_compress.atomic_files")) for name in loaded), loaded
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr

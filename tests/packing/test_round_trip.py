@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lightning_compress.packing.bit_patterns import DTYPES
+from lightning_compress.packing.packed_file import PackedFile
 from lightning_compress.packing.reader import load_packed
-from lightning_compress.packing.report import PackedFile
-from lightning_compress.packing.words import DTYPES
 from lightning_compress.packing.writer import save_packed
 from tests.packing.samples import bits, state
 

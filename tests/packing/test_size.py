@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_compress.packing.report import PackedFile
+from lightning_compress.packing.packed_file import PackedFile
 
 Pack = Callable[..., PackedFile]
 

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import lightning_compress as lc
+from lightning_compress.channels.costs import Cost, NumChannels, TensorSizes, parameters
+from lightning_compress.channels.discovery import find_groups
+from lightning_compress.channels.groups import ChannelGroup, named_tensors
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.pruning.channel_pruner import (
@@ -19,12 +22,9 @@ from lightning_compress.pruning.channel_pruner import (
     per_saving,
     rounded,
 )
-from lightning_compress.pruning.coupled import Coupled, couple
+from lightning_compress.pruning.ranked_channel_group import Coupled, couple
 from lightning_compress.pruning.scores import Score
-from lightning_compress.structure.costs import Cost, NumChannels, TensorSizes, parameters
-from lightning_compress.structure.discovery import find_groups
-from lightning_compress.structure.groups import ChannelGroup, named_tensors
-from tests.structure.nets import SOUND, images, trained
+from tests.channels.nets import SOUND, images, trained
 
 
 def make(

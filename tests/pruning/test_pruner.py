@@ -15,9 +15,9 @@ from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.pruning.distributions import ERK, Distribution, Uniform
 from lightning_compress.pruning.growth import SET, Growth, RigL
 from lightning_compress.pruning.patterns import Block, Unstructured, WeightPattern
-from lightning_compress.pruning.pools import make_pools
 from lightning_compress.pruning.probe_scores import Probe, ProbeScore
 from lightning_compress.pruning.pruner import WeightPruner
+from lightning_compress.pruning.ranking_groups import make_pools
 from lightning_compress.pruning.scores import Magnitude, Movement, Random, Score, Taylor
 
 SHAPES = [(8, 6), (4, 8), (12, 4)]

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lightning_compress as lc
-from lightning_compress.quantization.dialect import Bias, Grid, Layer, Weight
+from lightning_compress.quantization.backend import Bias, Grid, Layer, Weight
+from lightning_compress.quantization.insertion import is_quantized, quantizers_of
 from lightning_compress.quantization.lowering import Lowered, lower
-from lightning_compress.quantization.simulation import is_quantized, quantizers_of
 from tests.cases import assert_same
 from tests.export.nets import SUBJECTS, Subject, outputs
 

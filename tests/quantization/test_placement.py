@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import lightning_compress as lc
-from lightning_compress.quantization.calibration import trace
+from lightning_compress.quantization.calibrate import trace
+from lightning_compress.quantization.call_patcher import Call
 from lightning_compress.quantization.placement import Place, Placement
-from lightning_compress.quantization.sites import Call
 from tests.quantization.nets import Attends, Dense, Gate, Keywords, Residual, Scores, Statements, conv
 
 

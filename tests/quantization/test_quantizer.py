@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import lightning_compress as lc
-from lightning_compress.quantization.calibration import update
+from lightning_compress.quantization.calibrate import update
+from lightning_compress.quantization.insertion import Attached
 from lightning_compress.quantization.quantizer import Quantizer
-from lightning_compress.quantization.simulation import Attached
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import lightning_compress as lc
+from lightning_compress.quantization.insertion import quantizers_of
 from lightning_compress.quantization.recording import record
-from lightning_compress.quantization.simulation import quantizers_of
 from tests.cases import assert_same
 from tests.export.nets import SUBJECTS, outputs
 

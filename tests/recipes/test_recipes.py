@@ -7,7 +7,7 @@ import pytest
 
 from lightning_compress.cli import main
 from lightning_compress.cli.compression import TECHNIQUES
-from lightning_compress.cli.jobs import RunCLI, SideRun
+from lightning_compress.cli.runs import RunCLI, SideRun
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))

@@ -1,0 +1,305 @@
+"""Pruning: masks that follow a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from typing_extensions import final
+
+from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.mask import MaskConstraint
+from lightning_compress.pruning.channel_groups import Coupling
+from lightning_compress.pruning.channel_pruner import ChannelPruner
+from lightning_compress.pruning.distributions import Distribution, Uniform
+from lightning_compress.pruning.growth import Growth
+from lightning_compress.pruning.patterns import NM, Channels, Pattern, Unstructured, WeightPattern
+from lightning_compress.pruning.probe_scores import ProbeScore, probe_score
+from lightning_compress.pruning.pruner import Pruner, WeightPruner
+from lightning_compress.pruning.ranking_groups import make_pools
+from lightning_compress.pruning.recalibration import check_loader, recalibrate_norms
+from lightning_compress.pruning.rewind import Rewind
+from lightning_compress.pruning.scores import Magnitude, Score
+from lightning_compress.pruning.snapshot import Snapshot
+from lightning_compress.schedules import Progress, Schedule
+from lightning_compress.targets import Targets
+from lightning_compress.trainer.lightning import loss_scale, refuse_strategy
+from lightning_compress.trainer.masking import MaskCallback
+from lightning_compress.trainer.probe import TrainingProbe
+from lightning_compress.trainer.progress import check_time_fits, progress
+from lightning_compress.trainer.scheduled import ScheduledCallback
+
+
+@final
+class Pruning(ScheduledCallback[MaskConstraint], MaskCallback):
+    """Prunes weights on a schedule while the model trains, and keeps them exactly zero.
+
+    Weights stay plain parameters under their own names. They are projected onto the mask after every completed
+    optimizer step, gradients before clipping, optimizer state and averages of the weights when the mask changes.
+
+    Args:
+        sparsity: Fraction of the targets' weights that is zero in the end, in [0, 1); or a dict from globs over layer
+            names to sparsities, in which the first match counts, each glob's layers are ranked among themselves, and
+            layers without a match stay dense.
+        pattern: Shape of the zeros.
+        score: What ranks the weights; the lowest go.
+        scope: Rank all layers together (``"global"``; no layer loses its last unit) or each by itself (``"layer"``).
+        schedule: When masks are updated, and how sparse they are on the way.
+        targets: Which weights.
+        distribution: Spreads the sparsity over layers that are then ranked each by itself; ``None`` leaves that to
+            ``scope``.
+        growth: Drops and grows weights at every update once masked (dynamic sparse training).
+        rewind: What returns to an earlier state after each update.
+        recalibrate: Number of training batches with which batch-norm statistics are estimated anew after each update.
+        example_inputs: What the deployable part is called with (tensor, tuple or dict), for scores that call it; by
+            default the module's ``example_input_array``, or what a training step shows.
+
+    Raises:
+        ValueError: For a sparsity outside [0, 1) or that the pattern cannot have, and for options that exclude each
+            other; in ``setup`` for targets that match nothing, layers that do not fit, and unsupported strategies.
+
+    >>> callback = Pruning(0.9, schedule=Schedule(begin=0.1, end=0.6))
+    """
+
+    def __init__(
+        self,
+        sparsity: float | dict[str, float],
+        *,
+        pattern: Pattern = Unstructured(),
+        score: Score = Magnitude(),
+        scope: Literal["global", "layer"] = "global",
+        schedule: Schedule = Schedule(),
+        targets: Targets = Targets(),
+        distribution: Distribution | None = None,
+        growth: Growth | None = None,
+        rewind: Rewind | None = None,
+        recalibrate: int | None = None,
+        example_inputs: Any = None,
+    ) -> None:
+        super().__init__(targets, schedule)
+        for value in sparsity.values() if isinstance(sparsity, dict) else (sparsity,):
+            _check_sparsity(value, pattern)
+        if isinstance(pattern, NM) and (distribution is not None or growth is not None):
+            raise ValueError("NM fixes the sparsity of every layer: leave distribution and growth out.")
+        if scope not in ("global", "layer"):
+            raise ValueError(f"scope={scope!r} is unknown: write 'global' or 'layer'.")
+        if isinstance(pattern, Channels):
+            whole = scope == "global" and not isinstance(sparsity, dict)
+            _check_channels(pattern, whole=whole, alone=distribution is None and growth is None)
+        if growth is not None and rewind is not None:
+            raise ValueError("growth and rewind exclude each other: weights that grow have no earlier value.")
+        if recalibrate is not None and recalibrate < 1:
+            raise ValueError(f"recalibrate={recalibrate} must be at least one batch, or None.")
+        self.sparsity = sparsity
+        self.scope = scope
+        self.pattern = pattern
+        self.score = score
+        self.distribution = Uniform() if distribution is None and scope == "layer" else distribution
+        self.growth = growth
+        self.rewind = rewind
+        self.recalibrate = recalibrate
+        self.example_inputs = example_inputs
+        self._pruner: Pruner[Any] | None = None
+        self._coupling: Coupling | None = None
+        self._snapshot: Snapshot | None = None
+        self._gradients: dict[str, Tensor] = {}
+        self._batch: tuple[Any, int] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses early what cannot work."""
+        if stage == "fit" and isinstance(self.pattern, Channels):
+            refuse_strategy(trainer, "Pruning")
+            self._coupling = Coupling(trainer, pl_module, self.pattern, self.targets, self.example_inputs)
+            self._coupling.check(self._coupling.pools(pl_module, self.sparsity, each=self.scope == "layer"))
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        if self.rewind is not None:
+            check_time_fits(trainer, "to", self.rewind.to)
+        if not pl_module.automatic_optimization and (self.recalibrate or self._probe_score):
+            option = "recalibrate" if self.recalibrate else type(self.score).__name__
+            raise ValueError(
+                f"{option} runs training_step by itself, which manual optimization does not allow: "
+                "score with Magnitude, Taylor or Movement, and set recalibrate to None."
+            )
+
+    def layers(self, model: nn.Module) -> list[Layer]:
+        """The selected weights, or all tensors that make the channels in question."""
+        return super().layers(model) if self._coupling is None else self._coupling.layers(model)
+
+    def check(self, layers: Sequence[Layer]) -> None:
+        """Refuses layers that do not fit the pattern or that would be emptied."""
+        if isinstance(self.pattern, WeightPattern):
+            misfits = self.pattern.misfits(layers)
+            if misfits:
+                raise ValueError(misfits)
+            make_pools(layers, self.sparsity, self.distribution, unit_size=self.pattern.unit_size)
+        whole_only = {"recalibrate": self.recalibrate is not None, type(self.rewind).__name__: self.rewind is not None}
+        whole_only[type(self.score).__name__] = self._probe_score is not None
+        whole_only[type(self.pattern).__name__] = isinstance(self.pattern, Channels)
+        option = next((name for name, used in whole_only.items() if used), None)
+        if option is not None and any(layer.group is not None for layer in layers):
+            raise ValueError(f"{option} does not work on sharded weights: use DDP, or leave it out.")
+
+    def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
+        """Begins at no sparsity, or where the state left off."""
+        super().prepare(trainer, state)
+        assert self.constraint is not None
+        state = state or {}
+        evidence, layers = state.get("evidence", {}), self.constraint.layers
+        self._pruner = self._make_pruner(trainer.lightning_module, self.constraint)
+        self._pruner.evidence = {la.name: la.part(evidence[la.name]) for la in layers if la.name in evidence}
+        self._snapshot = Snapshot.from_state(state["snapshot"]) if state.get("snapshot") else None
+        if self.recalibrate is not None:
+            check_loader(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks, counters, gathered evidence and what is rewound to: tensors and plain values only."""
+        if self.constraint is None or self._pruner is None:
+            return super().state_dict()
+        evidence, layers = self._pruner.evidence, self.constraint.layers
+        return {
+            **super().state_dict(),
+            "evidence": {la.name: la.whole(evidence[la.name]).cpu() for la in layers if la.name in evidence},
+            "snapshot": self._snapshot.state_dict() if self._snapshot else None,
+        }
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keeps the batch for scores that need one, and prunes what is due before the first step."""
+        self._batch = (batch, batch_idx)
+        if self._starting and self._probe_score is not None:
+            assert self.constraint is not None
+            self._probe_score.check(self._probe(trainer), [layer.name for layer in self.constraint.layers])
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Projects gradients of manual optimization, unless they are to be read dense before the step."""
+        if not self._needs_gradients(trainer):
+            super().on_after_backward(trainer, pl_module)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Reads dense gradients where the score or the growth needs them, then projects them."""
+        if self._pruner is not None:
+            held = self.held_by(optimizer)
+            self._pruner.read_gradients(held, loss_scale(trainer, optimizer))
+            if self._needs_gradients(trainer):
+                self._gradients.update({la.name: la.gradient.clone() for la in held if la.parameter.grad is not None})
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+
+    def after_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
+        """Counts gradients that were read, and updates the masks where that is due."""
+        assert self._pruner is not None
+        self._pruner.step_completed(self.held_by(optimizer))
+        super().after_step(trainer, optimizer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Lets go of the batch."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._batch = None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keeps what a next fit needs and lets go of the model."""
+        super().teardown(trainer, pl_module, stage)
+        vars(self).update(_outside_fits())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy needs, without what belongs to the fit."""
+        return {**super().__getstate__(), **_outside_fits()}
+
+    @property
+    def _probe_score(self) -> ProbeScore | None:
+        return probe_score(self.score, channels=isinstance(self.pattern, Channels))
+
+    @property
+    def times(self) -> dict[str, int | float | str]:
+        """As of every schedule; dynamic sparse training goes on after all was masked at one stroke."""
+        every = {name: getattr(self.schedule, name) for name in ("begin", "end", "every")}
+        return super().times if self.growth is None else every
+
+    @property
+    def _is_single(self) -> bool:
+        return self.schedule.curve == "one_shot" and self.growth is None
+
+    def _is_due(self, now: Progress) -> bool:
+        if not now.reached(self.schedule.begin) or (self._is_single and self._landed):
+            return False
+        if self._is_single:
+            return True
+        ticked = self.schedule.tick(now) > self._tick
+        if self._landed:
+            return self.growth is not None and ticked and not now.reached(self.schedule.end)
+        return ticked or self.schedule.landed(now)
+
+    def _needs_gradients(self, trainer: Trainer) -> bool:
+        if self.growth is None or not self.growth.needs_gradient or self._tick < 0:
+            return False
+        return self._is_due(progress(trainer, self.steps + 1, in_step=True))
+
+    def advance(self, trainer: Trainer, now: Progress) -> None:
+        """Does what is due at this moment of the run."""
+        if self.rewind is not None and self._snapshot is None and now.reached(self.rewind.to):
+            self._snapshot = Snapshot.take(trainer, weights=self.rewind.weights)
+        if self._pruner is None or not self._is_due(now) or not self._pruner.has_evidence:
+            return
+        assert self.constraint is not None
+        first = self._tick < 0
+        self._pruner.update(
+            lambda target: self.schedule.sparsity(target, now),
+            step=self.steps,
+            probe=lambda: self._probe(trainer),
+            exchange=self.schedule.ramp(now) if self.growth is not None and not first else None,
+            gradients=self._gradients,
+        )
+        self._gradients = {}
+        self._tick, self._landed = 0 if self._is_single else self.schedule.tick(now), self.schedule.landed(now)
+        if self._snapshot is not None:
+            self._snapshot.restore_(trainer)
+            self.constraint.project_weights_()
+        self.update_constraint(trainer)
+        if self.recalibrate is not None:
+            recalibrate_norms(trainer, self._probe(trainer), num_batches=self.recalibrate, seed=self.steps)
+
+    def _make_pruner(self, model: nn.Module, constraint: MaskConstraint) -> Pruner[Any]:
+        layers, pattern, score = constraint.layers, self.pattern, self.score
+        if isinstance(pattern, WeightPattern):
+            pools = make_pools(layers, self.sparsity, self.distribution, unit_size=pattern.unit_size)
+            return WeightPruner(constraint, pools, score, pattern=pattern, growth=self.growth)
+        assert isinstance(pattern, Channels)
+        assert self._coupling is not None
+        channels = self._coupling.pools(model, self.sparsity, each=self.scope == "layer")
+        return ChannelPruner(constraint, channels, score, round_to=pattern.round_to)
+
+    def _probe(self, trainer: Trainer) -> TrainingProbe:
+        assert self._batch is not None, "updates happen inside a training batch"
+        batch, batch_idx = self._batch
+        return TrainingProbe(
+            trainer,
+            trainer.lightning_module,
+            batch,
+            batch_idx,
+            module=self.targets.module,
+            example_inputs=self.example_inputs,
+        )
+
+
+def _outside_fits() -> dict[str, Any]:
+    """Attributes that hold on to the model or to a batch, as they are outside of fits."""
+    return {"_pruner": None, "_coupling": None, "_snapshot": None, "_batch": None, "_gradients": {}}
+
+
+def _check_channels(pattern: Channels, *, whole: bool, alone: bool) -> None:
+    if not alone:
+        raise ValueError("Channels are ranked all together, or by scope='layer': leave distribution and growth out.")
+    if pattern.of != "channels" and not whole:
+        raise ValueError(f"Channels(of={pattern.of!r}) counts the whole network: give one sparsity and scope='global'.")
+
+
+def _check_sparsity(sparsity: float, pattern: Pattern) -> None:
+    if not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity={sparsity} is the fraction of zeros and must lie in [0, 1), such as 0.9.")
+    pattern.check_sparsity(sparsity)

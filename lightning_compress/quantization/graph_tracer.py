@@ -1,0 +1,92 @@
+"""A look at what a model does: its calls before the fit, and its activations in the first batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_compress.quantization.insertion import Attached, quantizers_of, remove_quantizers
+from lightning_compress.quantization.quantizer_plan import owners_of
+from lightning_compress.quantization.tracing import Graph, recording
+from lightning_compress.targets import Targets
+from lightning_compress.trainer.example_inputs import containers, given_inputs, probe_before_fit
+from lightning_compress.trainer.probe import TrainingProbe
+
+
+class Look:
+    """Runs copies of a model, on example inputs if there are some, else in a training step.
+
+    Args:
+        trainer: The Trainer of the fit.
+        targets: The layers in question.
+        example_inputs: What ``targets.module`` is called with; by default the module's ``example_input_array``.
+    """
+
+    def __init__(self, trainer: Trainer, targets: Targets, example_inputs: Any) -> None:
+        self._trainer = trainer
+        self._targets = targets
+        self._example_inputs = example_inputs
+
+    def graph(self, pl_module: LightningModule) -> Graph:
+        """The calls of the deployed part in eval mode and without quantizers, in ``Callback.setup``.
+
+        Raises:
+            ValueError: If the model cannot be run.
+        """
+        probe, given = probe_before_fit(
+            self._trainer, pl_module, module=self._targets.module, example_inputs=self._example_inputs
+        )
+        remove_quantizers(probe.model)
+        with torch.compiler.set_stance("force_eager"), recording(probe.model) as graph, torch.no_grad():
+            try:
+                probe.run() if given else probe.loss()
+            except Exception as error:
+                how = "on example inputs" if given else "in a training step before the fit"
+                raise ValueError(
+                    f"QuantizationAwareTraining could not run the model {how} ({type(error).__name__}: {error}): "
+                    "give example_inputs that it runs on."
+                ) from error
+        layers = list(owners_of(self._targets.select(pl_module)))
+        return graph.within(_deployed(graph, self._targets.module, layers))
+
+    def at_first_batch(
+        self, pl_module: LightningModule, found: Sequence[Attached], batch: Any, batch_idx: int, *, part: int
+    ) -> None:
+        """Lets quantizers see a batch before it is trained on, so that the first step is made with ranges.
+
+        With manual optimization and without example inputs there is nothing that could be run; they then see it later.
+
+        Args:
+            pl_module: The model.
+            found: Its quantizers.
+            batch: The batch.
+            batch_idx: Its index.
+            part: One part in so many of it is looked at.
+        """
+        given = given_inputs(pl_module, self._example_inputs)
+        if not pl_module.automatic_optimization and given is None:
+            return
+        inputs = self._trainer.precision_plugin.convert_input(given)
+        module = self._targets.module
+        probe = TrainingProbe(self._trainer, pl_module, batch, batch_idx, module=module, example_inputs=inputs)
+        copies = list(quantizers_of(probe.model))
+        for copy in copies:
+            copy.quantizer.observing, copy.quantizer.quantizing = part, False
+        with torch.compiler.set_stance("force_eager"), torch.no_grad():
+            probe.loss() if pl_module.automatic_optimization else probe.run()
+        for attached, copy in zip(found, copies, strict=True):
+            if attached.quantizer.is_weight:
+                attached.quantizer.take(attached.module, copy.module, copy.quantizer)
+            else:
+                attached.quantizer.seen = copy.quantizer.seen
+
+
+def _deployed(graph: Graph, module: str, layers: Sequence[str]) -> list[str]:
+    """The modules that are deployed: the smallest that was called and has all targets, else those that have some."""
+    if module:
+        return [module]
+    called = [name for name in containers(layers) if name in graph.called]
+    return called[-1:] or sorted({layer.split(".")[0] for layer in layers})

@@ -1,0 +1,70 @@
+"""What is done at a call of a lowered model, in place of what was simulated there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from lightning_compress.quantization.backend import Bias, Dialect, Grid, Layer
+from lightning_compress.quantization.insertion import Simulated, with_argument
+
+
+class Written:
+    """Stands for a quantizer, and writes its grid in a dialect; of several tensors, for each."""
+
+    def __init__(self, grid: Grid, dialect: Dialect) -> None:
+        self.grid = grid
+        self.dialect = dialect
+
+    def __call__(self, module: nn.Module, x: Any) -> Any:
+        """The same numbers, on the grid."""
+        return tree_map_only(Tensor, self._write, x)
+
+    def _write(self, x: Tensor) -> Tensor:
+        return self.dialect.activation(x, self.grid) if x.is_floating_point() else x
+
+
+class Folded(Simulated):
+    """A call whose weight and bias are constants of integers."""
+
+    layer: Layer
+    dialect: Dialect
+
+    @classmethod
+    def of(cls, action: Simulated | None, layer: Layer, dialect: Dialect) -> Folded:
+        """What was simulated at the call, around the layer's constants."""
+        folded = cls()
+        vars(folded).update(vars(action) if action is not None else {}, layer=layer, dialect=dialect)
+        return folded
+
+    def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The result of the call on the constants."""
+        args, kwargs = with_argument(args, kwargs, 1, "weight", lambda _: self.dialect.weight(self.layer.weight))
+        bias = self.dialect.bias(self.layer.bias) if isinstance(self.layer.bias, Bias) else self.layer.bias
+        if len(args) > 2:
+            args = (*args[:2], bias, *args[3:])
+        else:
+            kwargs = {**kwargs, "bias": bias}
+        return super().__call__(module, function, args, kwargs)
+
+
+class Bypassed(Simulated):
+    """A batch norm that has been folded away."""
+
+    @classmethod
+    def of(cls, action: Simulated | None) -> Bypassed:
+        """What was simulated at the call, but for the norm itself."""
+        bypassed = cls()
+        vars(bypassed).update(vars(action) if action is not None else {})
+        return bypassed
+
+    def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """What it was given."""
+        return super().__call__(module, _first_argument, args, kwargs)
+
+
+def _first_argument(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return x

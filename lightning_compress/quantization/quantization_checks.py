@@ -1,0 +1,67 @@
+"""What quantization-aware training refuses to work with, in one sentence each."""
+
+from __future__ import annotations
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from lightning_compress.quantization.insertion import quantizers_of
+from lightning_compress.trainer.lightning import callbacks_of, is_a
+
+
+def check_quantizable(trainer: Trainer, pl_module: LightningModule, module: str, quantization: Callback) -> None:
+    """Refuses what quantization-aware training does not work with.
+
+    Args:
+        trainer: The Trainer of the fit.
+        pl_module: The model.
+        module: Name of its deployable part.
+        quantization: The callback.
+
+    Raises:
+        ValueError: With what to do instead.
+    """
+    if is_a(trainer.strategy, "ModelParallelStrategy"):
+        raise ValueError(
+            "QuantizationAwareTraining does not work under ModelParallelStrategy, which shards what is quantized: "
+            "use 'ddp'."
+        )
+    if getattr(trainer.strategy, "_layer_sync", None) is not None:
+        raise ValueError(
+            "QuantizationAwareTraining does not work with sync_batchnorm=True, which replaces batch norms after "
+            "quantizers were placed: set it to False; statistics are frozen later in the run anyway."
+        )
+    for name, norm in pl_module.named_modules():
+        if isinstance(norm, nn.SyncBatchNorm) and f"{name}.".startswith(f"{module}." if module else ""):
+            raise ValueError(
+                f"QuantizationAwareTraining does not work with synchronized batch norms such as {name!r}, whose "
+                "functions are not seen: leave them plain; statistics are frozen later in the run anyway."
+            )
+    if sum(isinstance(callback, type(quantization)) for callback in callbacks_of(trainer)) > 1:
+        raise ValueError(
+            "The Trainer has two QuantizationAwareTraining callbacks, and a model is quantized once: use one, with "
+            "numbers by globs such as weights={'fc': Int(4), '*': Int(8)}."
+        )
+    for callback in callbacks_of(trainer):
+        if callback is quantization:
+            break
+        if getattr(callback, "_average_model", None) is not None:
+            raise ValueError(
+                f"{type(callback).__name__} has copied the model before it was quantized: put "
+                "QuantizationAwareTraining before it in callbacks=[...]."
+            )
+
+
+def check_learned(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Refuses learned scales that no optimizer trains.
+
+    Raises:
+        ValueError: With the name of the first one.
+    """
+    held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+    for attached in quantizers_of(pl_module):
+        if attached.quantizer.is_learned and id(attached.quantizer.scale(attached.module)) not in held:
+            raise ValueError(
+                f"No optimizer holds the learned scale of {attached.name!r}: configure_optimizers must pass "
+                "self.parameters(), or those whose names begin with 'quant_' too."
+            )

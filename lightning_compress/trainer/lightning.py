@@ -1,0 +1,93 @@
+"""What the callbacks read of Lightning's Trainer, in one place.
+
+Classes are told by name where Lightning's are meant, so that a Trainer of ``pytorch_lightning`` serves as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.hooks import RemovableHandle
+
+
+def is_a(instance: object, *names: str) -> bool:
+    """Whether an object is of a class of one of these names, or of a subclass."""
+    return any(base.__name__ in names for base in type(instance).__mro__)
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """The Trainer's callbacks in the order in which they are called."""
+    return trainer.callbacks  # type: ignore[attr-defined]
+
+
+def refuse_strategy(trainer: Trainer, technique: str) -> None:
+    """Refuses strategies under which weights cannot be projected where the optimizer holds them.
+
+    Raises:
+        ValueError: For FSDP1 and DeepSpeed.
+    """
+    if is_a(trainer.strategy, "FSDPStrategy", "DeepSpeedStrategy"):
+        raise ValueError(
+            f"{technique} does not work under {type(trainer.strategy).__name__}, which flattens or splits weights: "
+            "use 'ddp', or ModelParallelStrategy with FSDP2's fully_shard in configure_model."
+        )
+
+
+def is_built_late(pl_module: LightningModule) -> bool:
+    """Whether the model may still be incomplete in ``Callback.setup``, since it overrides a hook that can build it."""
+    hooks = (getattr(type(pl_module), name) for name in ("configure_model", "setup"))
+    # What this package's modules do there builds nothing of the model.
+    overridden = not all(
+        re.search(r"\.core\.hooks$|^lightning_compress\.(distillation|models)\.", hook.__module__) for hook in hooks
+    )
+    parts = [part for part in pl_module.children() if is_a(part, "LightningModule")]
+    return overridden or any(is_built_late(cast(LightningModule, part)) for part in parts)
+
+
+def refuse_foreign_weights(pl_module: LightningModule) -> RemovableHandle:
+    """Until the handle is removed, refuses to load weights of another model, before any of them is copied."""
+    return pl_module.register_load_state_dict_pre_hook(_check_same_model)
+
+
+def _check_same_model(pl_module: LightningModule, stored: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+    # With a prefix it is a copy inside an average of the weights, which took this hook along.
+    if prefix or not pl_module.strict_loading:
+        return
+    ours = pl_module.state_dict()
+    for name in (*ours, *stored):
+        if name not in ours or name not in stored:
+            where = "is only in the checkpoint" if name not in ours else "is only in the model"
+        elif ours[name].shape != stored[name].shape:
+            where = f"has shape {tuple(stored[name].shape)} there and {tuple(ours[name].shape)} here"
+        else:
+            continue
+        raise ValueError(f"The checkpoint is of another model: {name!r} {where}.")
+
+
+def is_compiled(pl_module: LightningModule) -> bool:
+    """Whether ``torch.compile`` has been applied to the model or to a part of it."""
+    parts = (is_a(m, "OptimizedModule") or m._compiled_call_impl is not None for m in pl_module.modules())
+    return getattr(pl_module, "_compiler_ctx", None) is not None or any(parts)
+
+
+def averaged_models(trainer: Trainer) -> Iterator[nn.Module]:
+    """Copies of the model in which callbacks (WeightAveraging, SWA) keep averages of its weights."""
+    for callback in callbacks_of(trainer):
+        average = getattr(callback, "_average_model", None)
+        if isinstance(average, AveragedModel):
+            yield average.module
+        elif isinstance(average, nn.Module):
+            yield average
+
+
+def loss_scale(trainer: Trainer, optimizer: Optimizer) -> float:
+    """The factor that gradients still carry: only fused optimizers unscale them inside their step."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return scaler.get_scale() if scaler is not None and fused else 1.0

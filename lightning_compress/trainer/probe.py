@@ -1,0 +1,105 @@
+"""A disposable copy of the model in training, for passes that must leave no trace."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from lightning_compress.arguments import as_arguments
+
+
+class TrainingProbe:
+    """Runs the training step of a deep copy on a batch: modes, buffers, metrics, logs and RNG of the original stay.
+
+    Args:
+        trainer: The Trainer of the fit.
+        pl_module: The module to copy.
+        batch: A batch on the module's device, after ``on_after_batch_transfer``.
+        batch_idx: Its index.
+        module: Name of the deployable part.
+        example_inputs: What the deployable part is called with, if it is not to be seen in a training step.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        *,
+        module: str = "",
+        example_inputs: Any = None,
+    ) -> None:
+        self.model: LightningModule = copy.deepcopy(pl_module)  # without the Trainer, which Lightning leaves out
+        self.model.trainer = trainer  # and that of modules inside it
+        if pl_module._compiler_ctx is not None:
+            _drop_compiled_methods(self.model)
+        vars(self.model).update(log=_ignore, log_dict=_ignore)
+        self.deployable: nn.Module = self.model.get_submodule(module)
+        self._trainer = trainer
+        self.batch, self._batch_idx = batch, batch_idx
+        self._seen: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._example_inputs = example_inputs if example_inputs is not None else pl_module.example_input_array
+
+    def loss(self) -> Tensor:
+        """The loss of the batch, with a graph where gradients are enabled."""
+        with isolate_rng(), self._trainer.precision_plugin.train_step_context():
+            output = self.model.training_step(self.batch, self._batch_idx)
+        loss = output["loss"] if isinstance(output, dict) else output
+        if not isinstance(loss, Tensor):
+            raise ValueError("training_step returned no loss for this batch, and a loss is needed to score weights.")
+        return loss
+
+    def run(self) -> Any:
+        """What the deployable part returns for its inputs."""
+        args, kwargs = self.inputs()
+        with isolate_rng(), self._trainer.precision_plugin.forward_context():
+            return self.deployable(*args, **kwargs)
+
+    def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments of the deployable part, as given or as one training step shows them."""
+        if self._seen is None and self._example_inputs is None:
+            self._seen = self._seen_inputs()
+        if self._seen is not None:
+            return self._seen
+        # In setup the model is not yet on the strategy's device.
+        return as_arguments(self._trainer.strategy.batch_to_device(self._example_inputs, self.model.device))
+
+    def reduce(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Means over ranks, of tensors that every rank has whole."""
+        if self._trainer.world_size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor.div_(self._trainer.world_size))
+        return list(tensors)
+
+    def _seen_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        hook = self.deployable.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+        )
+        with torch.no_grad():
+            self.loss()
+        hook.remove()
+        if not seen:
+            raise ValueError(
+                "training_step does not call the module to be pruned as a whole: name the network with "
+                "Targets(module='...'), or give example_inputs."
+            )
+        return seen[0]
+
+
+def _drop_compiled_methods(model: LightningModule) -> None:
+    """For a compiled module Lightning sets methods on the instance; a copy's still run the original."""
+    for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
+        vars(model).pop(name, None)
+
+
+def _ignore(*args: Any, **kwargs: Any) -> None:
+    """Stands for ``log`` and ``log_dict`` in the copy."""

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_compress.channels.discovery import find_groups
+from lightning_compress.channels.groups import ChannelGroup, named_tensors
+from lightning_compress.channels.remove import remove_
+from lightning_compress.models.networks import cifar_resnet
+from tests.channels.nets import (
+    SOUND,
+    Auxiliary,
+    Concatenated,
+    Flattened,
+    Ghost,
+    Grouped,
+    Heads,
+    Padded,
+    Residual,
+    Sharing,
+    Squeeze,
+    images,
+    trained,
+    transformer,
+)
+
+
+def found(net: nn.Module) -> tuple[dict[str, ChannelGroup], dict[str, str]]:
+    groups, whole = find_groups(net, (images(),), {})
+    return {group.name: group for group in groups}, whole
+
+
+def names(group: ChannelGroup) -> list[str]:
+    return sorted(part.tensor for part in group.makers)
+
+
+def test_a_stream_goes_with_all_that_write_to_it() -> None:
+    groups, whole = found(Residual())
+    assert not whole
+    stream = next(group for group in groups.values() if group.num_channels == 8)
+    assert names(stream) == sorted(
+        ["stem.weight", "stem.bias"]
+        + [f"blocks.{i}.{part}" for i in (0, 1) for part in ("conv2.weight", "norm2.weight", "norm2.bias")]
+    )
+    assert {part.tensor for part in stream.readers} == {"blocks.0.conv1.weight", "blocks.1.conv1.weight", "fc.weight"}
+    assert len(stream.riders) == 4  # running mean and variance of two norms
+    assert sorted(group.num_channels for group in groups.values()) == [6, 8, 10]
+
+
+def test_a_depthwise_convolution_and_its_gate_go_with_their_input() -> None:
+    groups, _ = found(Squeeze())
+    wide = next(group for group in groups.values() if group.num_channels == 8)
+    assert names(wide) == sorted(f"{n}.{k}" for n in ("expand", "depthwise", "gate") for k in ("weight", "bias"))
+    assert {part.tensor for part in wide.readers} == {"reduce.weight", "project.weight"}
+    assert "project" not in groups, "makes the output"
+
+
+def test_groups_of_a_convolution_lose_the_same_places() -> None:
+    groups, _ = found(Grouped())
+    assert {name: group.num_channels for name, group in groups.items()} == {"before": 4, "grouped": 2}
+    second = torch.tensor([False, True, False, False])
+    made = next(part for part in groups["before"].makers if part.tensor == "before.weight")
+    read = groups["before"].readers[0]
+    assert made.of(second).tolist() == [1, 5, 9]
+    assert (read.tensor, read.dim, read.of(second).tolist()) == ("grouped.weight", 1, [1])
+
+
+def test_parts_of_a_concatenation_have_channels_of_their_own() -> None:
+    groups, _ = found(Concatenated())
+    norm = next(part for part in groups["right"].makers if part.tensor == "norm.weight")
+    assert norm.positions.tolist() == [4, 5, 6, 7, 8, 9]
+    assert {part.tensor for part in groups["right"].readers} == {"join.weight", "side.weight"}
+
+
+def test_channels_tied_in_two_ways_are_one() -> None:
+    groups, _ = found(Ghost())
+    assert [group.num_channels for group in groups.values()] == [4]
+    (group,) = groups.values()
+    stem = next(part for part in group.makers if part.tensor == "stem.weight")
+    assert stem.of(torch.tensor([True, False, False, False])).tolist() == [0, 4]
+
+
+def test_pixels_transposed_convolutions_and_slopes() -> None:
+    groups, _ = found(Flattened())
+    up = next(group for group in groups.values() if "up.weight" in names(group))
+    assert next(part for part in up.makers if part.tensor == "up.weight").dim == 1
+    assert [part.tensor for part in up.riders] == ["slopes.weight"]
+    pixels = next(part for part in up.readers if part.tensor == "fc1.weight")
+    assert pixels.of(torch.tensor([False, True, *4 * [False]])).tolist() == list(range(144, 288))
+
+
+def test_a_shortcut_that_pads_channels_leaves_its_stream_whole() -> None:
+    groups, whole = found(Padded())
+    assert list(groups) == ["conv1"]
+    assert whole == {"conv2": "'stem' has fewer channels than meet there"}
+
+
+def test_what_the_graph_gets_wrong_is_found_out_by_trying() -> None:
+    groups, whole = find_groups(cifar_resnet.resnet20_cifar(), (torch.randn(1, 3, 32, 32),), {})
+    assert sorted(group.name for group in groups) == [f"layer{i}.{j}.conv1" for i in (1, 2, 3) for j in (0, 1, 2)]
+    assert whole == {"conv1": "without some of its channels the network does not compute the same"}
+
+
+def test_transformers_lose_heads_and_hidden_units_and_keep_their_stream() -> None:
+    groups, whole = found(transformer())
+    assert {name: group.num_channels for name, group in groups.items()} == {
+        **{f"blocks.{i}.attn": 3 for i in (0, 1)},
+        **{f"blocks.{i}.mlp.fc1": 24 for i in (0, 1)},
+    }
+    assert all("LayerNorm sees all channels at once" in reason for reason in whole.values())
+
+
+def test_a_classifier_that_is_a_convolution_is_left_alone() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    groups, _ = found(net)
+    assert list(groups) == ["0"]
+
+
+UNLIKE = "without some of its channels the network does not compute the same"
+
+
+@pytest.mark.parametrize(
+    ("make", "groups", "whole"),
+    [
+        (Heads, ["stem"], ["v"]),
+        (Sharing, [], ["one", "other"]),
+        (Auxiliary, ["inner"], ["stem"]),
+    ],
+)
+def test_what_only_some_removals_or_only_training_would_break(
+    make: type[nn.Module], groups: list[str], whole: list[str]
+) -> None:
+    sound, reasons = found(make())
+    assert list(sound) == groups
+    assert reasons == dict.fromkeys(whole, UNLIKE)
+
+
+def test_groups_that_are_sound_one_by_one_are_tried_together() -> None:
+    class Pair(nn.Module):
+        """Fails where both have lost channels."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+            self.d = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.c(self.a(x).relu()) + self.d(self.b(x).relu())
+            return y * (1.0 + (len(self.a.weight) < 8) * (len(self.b.weight) < 8))
+
+    groups, whole = found(Pair())
+    assert list(groups) == ["b"]
+    assert whole == {"a": UNLIKE}
+
+
+def test_weights_that_are_computed_from_others_stay() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.ReLU(), nn.Conv2d(5, 4, 1))
+    nn.utils.parametrizations.weight_norm(net[0])
+    groups, whole = found(net)
+    assert list(groups) == ["2"]
+    assert whole == {"0": "the weight of '0' is computed from other tensors"}
+
+
+def test_a_network_that_makes_tensors_of_its_own_precision() -> None:
+    class Scaled(Residual):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.float() / 255)
+
+    assert len(found(Scaled())[0]) == 3
+
+
+def test_a_network_that_draws_random_numbers() -> None:
+    class Noisy(Residual):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x + torch.randn_like(x))
+
+    assert len(found(Noisy())[0]) == 3
+
+
+def test_a_channel_that_all_others_meet_in_is_named() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 4, 1))
+    assert found(net) == ({}, {"0": "all its channels meet in one"})
+
+
+def test_a_parameter_of_no_layer_is_named() -> None:
+    class Gamma(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+            self.gamma = nn.Parameter(torch.ones(8, 1, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.conv(x) * self.gamma)
+
+    _, whole = found(Gamma())
+    assert "'gamma'" in whole["conv"]
+
+
+@pytest.mark.parametrize("make", SOUND.values(), ids=SOUND)
+def test_any_channels_can_go(make: type[nn.Module]) -> None:
+    net = trained(make).double()
+    groups = list(found(net)[0].values())
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        chosen = {g: torch.rand(g.num_channels, generator=generator) < 0.6 for g in groups}
+        chosen = {g: gone & (torch.arange(len(gone)) != seed % len(gone)) for g, gone in chosen.items()}
+        masked, small = copy.deepcopy(net), copy.deepcopy(net)
+        for group, gone in chosen.items():
+            group.zero_(named_tensors(masked), gone)
+        remove_(small, chosen)
+        torch.testing.assert_close(small(images().double()), masked(images().double()), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("make", SOUND.values(), ids=SOUND)
+def test_the_network_stays_as_it_is(make: type[nn.Module]) -> None:
+    net = make().train()
+    next(net.parameters()).requires_grad_(False)
+    state, flags = copy.deepcopy(net.state_dict()), [p.requires_grad for p in net.parameters()]
+    random = torch.get_rng_state()
+    found(net)
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert [p.requires_grad for p in net.parameters()] == flags
+    assert net.training
+    assert not any(module._forward_hooks for module in net.modules())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_inputs_that_do_not_fit_are_named() -> None:
+    with pytest.raises(ValueError, match="cannot be run on the example inputs"):
+        find_groups(Residual(), (torch.randn(2, 5, 6, 6),), {})
+
+
+def test_networks_that_cannot_be_tried_are_refused() -> None:
+    @dataclasses.dataclass
+    class Output:
+        logits: torch.Tensor
+
+    class Wrapped(Residual):
+        def forward(self, x: torch.Tensor) -> Output:
+            return Output(super().forward(x))
+
+    with pytest.raises(ValueError, match="returns nothing in which tensors can be found"):
+        find_groups(Wrapped(), (images(),), {})
+    with pytest.warns(FutureWarning):
+        net = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 6, 1)), nn.Conv2d(6, 4, 1))
+    with pytest.raises(ValueError, match="cannot be copied"):
+        find_groups(net, (images(),), {})

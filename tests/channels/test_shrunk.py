@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import EMAWeightAveraging
+
+import lightning_compress as lc
+from lightning_compress.channels.discovery import find_groups
+from lightning_compress.channels.groups import named_tensors
+from tests.cases import Loader, Net, assert_same, load, save_every_step, trainer, val_loader
+
+INPUTS = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+
+
+class Outer(LightningModule):
+    """Keeps its network under a name, and hyperparameters."""
+
+    def __init__(self, optimizer: str = "sgd") -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = Net(optimizer)
+        self.training_step, self.configure_optimizers = self.net.training_step, self.net.configure_optimizers
+
+
+class WithParameters(Net):
+    """Remembers what it was made with."""
+
+    def __init__(self, optimizer: str = "sgd") -> None:
+        super().__init__(optimizer)
+        self.save_hyperparameters()
+
+
+def small(model: Net) -> tuple[Net, lc.RemovalLog]:
+    for group in find_groups(model, (INPUTS,), {})[0]:
+        group.zero_(named_tensors(model), torch.arange(group.num_channels) % 2 == 1)
+    return lc.shrink(model, INPUTS)
+
+
+def test_a_fit_of_the_smaller_model_resumes_as_if_uninterrupted(tmp_path: Path) -> None:
+    _, log = small(Net())
+    trainer([lc.Shrunk(log), save_every_step(tmp_path / "whole")]).fit(Net("adam"), Loader(), val_loader())
+    last = load(tmp_path / "whole" / "step=10.ckpt")
+    assert last["state_dict"]["conv1.weight"].shape[0] == 4
+    for step in (2, 5, 9):
+        again = [lc.Shrunk(log), save_every_step(tmp_path / f"from{step}")]
+        trainer(again).fit(Net("adam"), Loader(), val_loader(), ckpt_path=tmp_path / "whole" / f"step={step}.ckpt")
+        assert_same(load(tmp_path / f"from{step}" / "step=10.ckpt")["state_dict"], last["state_dict"])
+
+
+def test_pruning_again_within_the_smaller_model(tmp_path: Path) -> None:
+    model, log = small(Net())
+    trainer([lc.Shrunk(log), lc.Pruning(0.5)]).fit(model, Loader(), val_loader())
+    weights = [target.parameter for target in lc.Targets().select(model)]
+    assert sum(w.numel() for w in weights) == 144 + 16 + 16
+    assert sum(int((w == 0).sum()) for w in weights) == 88
+
+
+def test_checkpoints_load_into_the_plain_class(tmp_path: Path) -> None:
+    _, log = small(Net())
+    log.save(tmp_path / "log.json")
+    model = WithParameters("adam")
+    trainer([lc.Shrunk(tmp_path / "log.json"), save_every_step(tmp_path)]).fit(model, Loader(), val_loader())
+    for step in ("step=10", "step=3"):
+        loaded = lc.Shrunk(log).load_from_checkpoint(WithParameters, tmp_path / f"{step}.ckpt")
+        assert type(loaded) is WithParameters
+        assert loaded.optimizer == "adam"
+        assert_same(dict(loaded.state_dict()), dict(load(tmp_path / f"{step}.ckpt")["state_dict"]))
+    assert torch.equal(loaded.eval()(INPUTS), loaded(INPUTS))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        WithParameters.load_from_checkpoint(tmp_path / "step=10.ckpt")
+    state = load(tmp_path / "step=10.ckpt")
+    del state["state_dict"]["fc.bias"]
+    torch.save(state, tmp_path / "broken.ckpt")
+    with pytest.raises(RuntimeError, match="Missing key"):
+        lc.Shrunk(log).load_from_checkpoint(WithParameters, tmp_path / "broken.ckpt")
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_evaluation_of_a_checkpoint(tmp_path: Path, stage: str) -> None:
+    _, log = small(Net())
+    trainer([lc.Shrunk(log), save_every_step(tmp_path)]).fit(Net(), Loader(), val_loader())
+    fresh = Net()
+    getattr(trainer([lc.Shrunk(log)]), stage)(fresh, val_loader(), ckpt_path=tmp_path / "step=10.ckpt")
+    assert_same(dict(fresh.state_dict()), dict(load(tmp_path / "step=10.ckpt")["state_dict"]))
+
+
+def test_a_part_of_the_module() -> None:
+    _, log = small(Net())
+    model = Outer()
+    trainer([lc.Shrunk(log, module="net")]).fit(model, Loader())
+    assert model.net.conv1.out_channels == 4
+    with pytest.raises(ValueError, match=r"give it its part 'net'"):
+        trainer([lc.Shrunk(log)]).fit(Outer(), Loader())
+    with pytest.raises(ValueError, match="the model has no module 'body'"):
+        trainer([lc.Shrunk(log, module="body")]).fit(Outer(), Loader())
+
+
+def test_the_optimizer_holds_the_smaller_parameters() -> None:
+    _, log = small(Net())
+    model = Net()
+    fit = trainer([lc.Shrunk(log)], max_steps=1)
+    fit.fit(model, Loader())
+    held = {id(p) for group in fit.optimizers[0].param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters()}
+
+
+@pytest.mark.parametrize("earlier", [lc.Pruning(0.5), lc.QuantizationAwareTraining(), EMAWeightAveraging()])
+def test_what_needs_the_final_shapes_stands_behind(earlier: object) -> None:
+    _, log = small(Net())
+    with pytest.raises(ValueError, match="Shrunk has to stand before"):
+        trainer([earlier, lc.Shrunk(log)]).fit(Net(), Loader())
+
+
+def test_no_log_no_callback(tmp_path: Path) -> None:
+    (tmp_path / "log.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no removal log of this version"):
+        lc.Shrunk(tmp_path / "log.json")
+
+
+def test_a_checkpoint_of_before_the_removal_is_told_apart(tmp_path: Path) -> None:
+    model, log = Net(), small(Net())[1]
+    trainer([save_every_step(tmp_path)]).fit(model, Loader(), val_loader())
+    with pytest.raises(ValueError, match=r"'conv2\.weight' in the checkpoint has shape \(8, 8, 1, 1\), as before"):
+        trainer([lc.Shrunk(log)]).validate(Net(), val_loader(), ckpt_path=tmp_path / "step=3.ckpt")
+
+
+def test_a_model_that_is_built_late() -> None:
+    class Late(Outer):
+        def __init__(self) -> None:
+            super().__init__()
+            del self.net
+
+        def configure_model(self) -> None:
+            self.net = Net()
+
+    with pytest.raises(ValueError, match="no module 'net' when callbacks are set up: build it in __init__"):
+        trainer([lc.Shrunk(small(Net())[1], module="net")]).fit(Late(), Loader())

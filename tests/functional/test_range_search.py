@@ -1,0 +1,157 @@
+"""Ranges that are as good as trying them all, and losses that are what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lightning_compress.functional import histograms, range_search
+from lightning_compress.functional.fake_quantize import fake_quantize, scale_of_range
+
+BINS = 4096
+
+
+def histogram(rows: Tensor, bins: int = BINS) -> tuple[Tensor, Tensor]:
+    extremes = torch.stack([-rows.amin(1), rows.amax(1)], dim=1)
+    return histograms.histogram(rows, extremes, bins), extremes
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def centres_of(counts: Tensor, extremes: Tensor) -> Tensor:
+    edges = histograms.edges(counts, extremes)
+    return (edges[1:] + edges[:-1]) / 2
+
+
+def squared_error_by_bins(counts: Tensor, centres: Tensor, low: float, high: float, num_levels: int) -> float:
+    """Of one row, bin by bin."""
+    step = (high - low) / (num_levels - 1)
+    zero = round(low / step)
+    levels = [min(max(round(centre / step), zero), zero + num_levels - 1) for centre in centres.tolist()]
+    errors = (torch.tensor(levels, dtype=torch.float64) * step - centres).square() - centres.double().square()
+    return float((errors * counts).sum())
+
+
+def divergence_by_bins(counts: Tensor, centres: Tensor, low: float, high: float, num_levels: int) -> float:
+    """Of one row, as Migacz has it: clip, add what was clipped to the ends, and spread each level over its bins."""
+    step = (high - low) / (num_levels - 1)
+    inside = [bin_ for bin_, centre in enumerate(centres.tolist()) if low <= centre < high]
+    p = counts[inside].double()
+    levels = [round((centre - low) / step) for centre in centres[inside].tolist()]
+    q = torch.zeros_like(p)
+    for level in set(levels):
+        held = [i for i, other in enumerate(levels) if other == level and p[i] > 0]
+        q[held] = p[held].mean() if held else 0.0
+    p[0] += counts[: inside[0]].sum()
+    p[-1] += counts[inside[-1] + 1 :].sum()
+    p, q = p / p.sum(), (q / q.sum()).clamp(min=1e-6)
+    return float(torch.xlogy(p, p / q).sum())
+
+
+@given(
+    seed=st.integers(0, 1000),
+    scale=st.sampled_from([1e-3, 1.0, 30.0]),
+    low=st.floats(-0.9, -0.1),
+    high=st.floats(0.1, 0.9),
+    num_levels=st.sampled_from([4, 15, 16]),
+)
+@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize(
+    ("loss", "by_bins"),
+    [(range_search.squared_error, squared_error_by_bins), (range_search.divergence, divergence_by_bins)],
+)
+def test_a_loss_is_what_it_is_bin_by_bin(
+    loss: Callable[[Tensor, Tensor, int], range_search.Loss],
+    by_bins: Callable[[Tensor, Tensor, float, float, int], float],
+    seed: int,
+    scale: float,
+    low: float,
+    high: float,
+    num_levels: int,
+) -> None:
+    rows = scale * normal(2, 300, seed=seed) * torch.tensor([[1.0], [0.3]])
+    counts, extremes = histogram(rows, 128)
+    centres = centres_of(counts, extremes)
+    # No centre at an end, and none half-way between two levels.
+    width = float(centres[1] - centres[0])
+    lows = [float(centres[0]) + width * (int(128 * (0.5 + low / 2)) + 0.3), -4.2 * width]
+    highs = [float(centres[0]) + width * (int(128 * (0.5 + high / 2)) + 0.3717), 5.4391 * width]
+    ends = [torch.tensor(side).expand(2, 2) for side in (lows, highs)]
+    losses = loss(counts, centres, num_levels)(*ends)
+    expected = [[by_bins(row, centres, *pair, num_levels) for pair in zip(lows, highs, strict=True)] for row in counts]
+    torch.testing.assert_close(losses, torch.tensor(expected, dtype=losses.dtype), rtol=1e-4, atol=1e-6 * scale**2)
+
+
+def error(rows: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Tensor:
+    limits = (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
+    scale, zero = scale_of_range(low, high, low=limits[0], high=limits[1], symmetric=symmetric)
+    rounded = fake_quantize(rows, scale[:, None], zero[:, None], low=limits[0], high=limits[1])
+    return (rounded - rows).square().mean(dim=1)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_squared_error_is_as_small_as_by_trying_all(bits: int, symmetric: bool) -> None:
+    rows = normal(2, 20_000) * torch.tensor([[1.0], [3.0]])
+    rows = rows if symmetric else rows.relu()
+    counts, extremes = histogram(rows)
+    found = range_search.best_span(
+        counts, extremes, num_levels=2**bits - symmetric, symmetric=symmetric, loss=range_search.squared_error
+    )
+    largest = extremes.amax(dim=1)
+    tried = [(-f * largest if symmetric else 0 * largest, f * largest) for f in torch.linspace(0.1, 1, 181)]
+    best = torch.stack([error(rows, *ends, bits, symmetric) for ends in tried]).amin(dim=0)
+    # At 8 bits a step is but a few bins wide.
+    assert (error(rows, *found, bits, symmetric) <= best * (1.1 if bits == 8 else 1.02)).all()
+
+
+@pytest.mark.parametrize(("symmetric", "outlier"), [(True, 30.0), (True, 100.0), (False, 30.0)])
+def test_outliers_far_away_are_clipped(symmetric: bool, outlier: float) -> None:
+    rows = normal(1, 20_000) if symmetric else normal(1, 20_000).relu()
+    plain = histogram(rows)
+    rows[0, 7] = outlier
+    spoiled = histogram(rows)
+    ends = [
+        range_search.best_span(*each, num_levels=4 - symmetric, symmetric=symmetric, loss=range_search.squared_error)
+        for each in (plain, spoiled)
+    ]
+    values = rows[:, 8:]
+    least, found = (float(error(values, *pair, 2, symmetric)) for pair in ends)
+    assert found < 1.3 * least
+
+
+def test_the_divergence_clips_outliers_and_keeps_what_has_none() -> None:
+    plain = normal(1, 50_000).abs()
+    flat = torch.linspace(0, 1, 50_000).unsqueeze(0)
+    outliers = plain.clone()
+    outliers[0, :3] = 30.0
+    ends = []
+    for rows in (plain, flat, outliers):
+        counts, extremes = histogram(rows)
+        low, high = range_search.best_span(
+            counts, extremes, num_levels=256, symmetric=False, loss=range_search.divergence
+        )
+        assert low == 0
+        assert 0 < high <= extremes[0, 1]
+        ends.append(float(high / extremes[0, 1]))
+    assert ends[2] < 0.5
+    assert ends[1] > 0.95
+
+
+@pytest.mark.parametrize("loss", [range_search.squared_error, range_search.divergence])
+@pytest.mark.parametrize("value", [0.0, 5.0, -3.0])
+def test_constants_have_a_range(loss: Callable[[Tensor, Tensor, int], range_search.Loss], value: float) -> None:
+    counts, extremes = histogram(torch.full((2, 10), value))
+    for symmetric in (False, True):
+        low, high = range_search.best_span(counts, extremes, num_levels=255, symmetric=symmetric, loss=loss)
+        assert torch.isfinite(low).all()
+        assert torch.isfinite(high).all()
+        assert (low <= 0).all()
+        assert (high >= 0).all()

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lightning_compress as lc
+from lightning_compress.arguments import as_arguments
+from lightning_compress.quantization.insertion import is_quantized, quantizers_of
+from tests.cases import assert_same, scales_of
+from tests.quantization.nets import Residual
+
+
+def images(seed: int = 0, num: int = 4) -> Tensor:
+    return torch.randn(num, 4, 3, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_model_stays_as_it_is() -> None:
+    model = Residual()
+    model.first.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    quantized = lc.calibrate(model, [images()])
+    assert_same(dict(model.state_dict()), before)
+    assert model.training
+    assert not is_quantized(model)
+    assert not model.first[0].weight.requires_grad
+    assert not quantized.first[0].weight.requires_grad
+    assert not quantized.training
+
+
+def test_ranges_are_those_of_all_batches() -> None:
+    options: dict[str, Any] = {"activations": lc.Int(8, observer=lc.MinMax())}
+    batches = [images(seed) * (seed + 1) for seed in range(3)]
+    together = lc.calibrate(Residual().eval(), [torch.cat(batches)], **options)
+    model = Residual().eval()
+    model.load_state_dict({k: v for k, v in together.state_dict().items() if "quant_" not in k})
+    apart = lc.calibrate(model, iter(batches), **options)
+    assert_same(scales_of(apart.state_dict()), scales_of(together.state_dict()))
+
+
+def test_a_moving_average_moves_batch_by_batch() -> None:
+    batches = [scale * torch.ones(4, 2) for scale in (1.0, 1.0, 11.0)]
+    for observer, largest in ((lc.MovingAverage(0.1), 2.0), (lc.MovingAverage(1.0), 11.0), (lc.MinMax(), 11.0)):
+        model = lc.calibrate(
+            nn.Sequential(nn.Linear(2, 2)), iter(batches), activations=lc.Int(8, observer=observer), weights=None
+        )
+        torch.testing.assert_close(model[0].quant_linear_input_0_scale, torch.tensor(largest / 255))
+
+
+def test_batches_are_not_kept() -> None:
+    kept: list[weakref.ref[Tensor]] = []
+
+    def batches() -> Iterator[Tensor]:
+        for seed in range(5):
+            assert sum(batch() is not None for batch in kept) <= 2  # the first, and the one before
+            batch = images(seed)
+            kept.append(weakref.ref(batch))
+            yield batch
+
+    lc.calibrate(Residual(), batches())
+
+
+def test_every_quantizer_is_ready_and_rests() -> None:
+    for attached in quantizers_of(lc.calibrate(Residual(), [images()])):
+        assert attached.quantizer.ready
+        assert attached.quantizer.quantizing
+        assert attached.quantizer.observing == 0
+        assert attached.quantizer.seen is None
+
+
+@pytest.mark.parametrize("observer", [lc.MinMax(), lc.Percentile(99.0), lc.MSE(), lc.Histogram(), lc.Learned()])
+def test_every_observer_calibrates(observer: Any) -> None:
+    torch.manual_seed(0)  # of other weights, Histogram clips too much of every eighth
+    model = Residual()
+    numbers = lc.Int(8, observer=observer)
+    quantized = lc.calibrate(model, [images(0, 32)], weights=numbers, activations=numbers)
+    expected, found = model.eval()(images(1)), quantized(images(1))
+    assert (found - expected).norm() < 0.15 * expected.norm()
+
+
+def test_no_batch() -> None:
+    with pytest.raises(ValueError, match="calibrate: there is no batch"):
+        lc.calibrate(Residual(), [])
+
+
+def test_nan_is_told_with_its_place() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    with pytest.raises(ValueError, match=r"NaN or infinity at '0\.linear_input_0'"):
+        lc.calibrate(model, [torch.tensor([[1.0, float("nan")]])])
+
+
+def test_inputs_of_several_forms() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.linear(x + y)
+
+    x, y = torch.ones(3, 2), torch.ones(3, 2) * 2
+    model = Sum()
+    found = [lc.calibrate(model, [inputs]) for inputs in ((x, y), [x, y], {"x": x, "y": y}, ((x,), {"y": y}))]
+    for other in found[1:]:
+        assert_same(scales_of(other.state_dict()), scales_of(found[0].state_dict()))
+    assert as_arguments(x) == ((x,), {})

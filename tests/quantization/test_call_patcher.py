@@ -1,0 +1,250 @@
+"""Function calls are told apart and acted on, and nothing else about a module changes."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+
+from lightning_compress.quantization.call_patcher import (
+    Call,
+    Sites,
+    canonical,
+    install,
+    install_all,
+    sites_of,
+    uninstall,
+)
+
+
+class Note:
+    """Writes down that it was called, and changes the result."""
+
+    def __init__(self, name: str, shift: float = 0.0) -> None:
+        self.name, self.shift = name, shift
+
+    def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        vars(module).setdefault("notes", []).append(self.name)
+        return function(*args, **kwargs) + self.shift
+
+
+def noted(module: nn.Module, *calls: Call) -> nn.Module:
+    install_all(module, {"": Sites({call: Note(str(i)) for i, call in enumerate(calls)})})
+    return module
+
+
+def notes(module: nn.Module) -> list[str]:
+    return vars(module).pop("notes", [])
+
+
+class Functional(nn.Module):
+    """Two ReLUs, in place and not, an addition in place, and a concatenation, with a norm that counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(x)
+        y += x
+        y = self.norm(y).relu_()
+        return torch.cat([y, torch.add(x, 1.0)], dim=1)
+
+
+CALLS = [Call("relu"), Call("relu", 1), Call("add"), Call("add", 1), Call("cat")]
+
+
+def test_functions_methods_and_operators_have_one_name() -> None:
+    assert {canonical(f) for f in (F.relu, torch.relu, Tensor.relu, Tensor.relu_, torch.relu_)} == {"relu"}
+    assert {canonical(f) for f in (torch.add, Tensor.__add__, Tensor.__iadd__, Tensor.__radd__, Tensor.add_)} == {"add"}
+    assert {canonical(f) for f in (torch.cat, torch.concat)} == {"cat"}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_calls_are_counted_by_name_and_the_norms_counter_is_none(training: bool) -> None:
+    module = noted(Functional(), *CALLS).train(training)
+    module(torch.randn(3, 4))
+    assert notes(module) == ["0", "2", "1", "3", "4"]
+    module(torch.randn(3, 4))
+    assert notes(module) == ["0", "2", "1", "3", "4"]
+
+
+def test_integers_are_not_counted() -> None:
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            count = torch.zeros(1, dtype=torch.long)
+            count += 1
+            return torch.add(x, count)
+
+    module = Counting()
+    install(module, Sites({Call("add"): Note("floats", 5.0)}))
+    assert module(torch.ones(2)).tolist() == [7, 7]
+
+
+class Shared(nn.Module):
+    """One ReLU module that is called twice, as torchvision does it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.relu(x) - 1)
+
+
+def test_a_module_called_twice_has_sites_for_each_call() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Shared()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    model = Outer()
+    table = {"inner.relu": Sites({Call("relu", 0, 0): Note("first", 10.0), Call("relu", 0, 1): Note("second")})}
+    install_all(model, table)
+    for _ in range(2):
+        assert model(torch.zeros(1)).item() == 9
+        assert notes(model.inner.relu) == ["first", "second"]
+
+
+class DropPath(nn.Module):
+    """Drops by multiplying and dividing, in training only, within the module that adds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = x * torch.ones_like(x).bernoulli_(0.5).div_(0.5) if self.training else x
+        return kept + x
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_functions_in_training_alone_do_not_shift_others(training: bool) -> None:
+    module = noted(DropPath(), Call("add")).train(training)
+    module(torch.ones(2))
+    assert notes(module) == ["0"]
+
+
+def test_functions_of_children_are_their_own() -> None:
+    model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.ReLU()))
+    install_all(model, {"": Sites({Call("relu"): Note("parent")})})
+    model(torch.ones(2))
+    assert notes(model) == []
+
+
+def test_hooks_of_the_user_still_work() -> None:
+    model, seen = Functional(), []
+    model.register_forward_pre_hook(lambda m, args: (args[0].relu() - 1,))
+    model.register_forward_hook(lambda m, args, output: seen.append(output.relu()) or output * 2)
+    noted(model, *CALLS)
+    model.register_forward_hook(lambda m, args, output: output + 1)
+    plain = Functional()
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(x), plain(x.relu() - 1) * 2 + 1)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_functions_in_hooks_of_the_user_are_counted_whenever_these_were_registered(earlier: bool) -> None:
+    model = nn.ReLU()
+    for registers in (earlier, not earlier):
+        if registers:
+            model.register_forward_pre_hook(lambda m, args: (args[0].relu(),))
+        else:
+            noted(model, Call("relu"), Call("relu", 1))
+    model(torch.ones(2))
+    assert notes(model) == ["0", "1"]
+
+
+class Fails(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() < 0:
+            raise RuntimeError("no")
+        return x.relu() + 1
+
+
+def test_an_exception_leaves_no_mode_behind() -> None:
+    model = nn.Sequential(Fails())
+    install_all(model, {"": Sites({Call("add"): Note("outer")}), "0": Sites({Call("relu"): Note("0")})})
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="no"):
+            model(torch.full((2,), -1.0))
+        assert _get_current_function_mode_stack() == []
+    model(torch.ones(2))
+    assert notes(model[0]) == ["0"]
+    assert _get_current_function_mode_stack() == []
+
+
+def test_an_exception_in_a_hook_of_the_user_leaves_no_mode_behind() -> None:
+    model = noted(Functional(), *CALLS)
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("hook")
+
+    for register in (model.register_forward_pre_hook, model.register_forward_hook):
+        handle = register(fail)
+        with pytest.raises(RuntimeError, match="hook"):
+            model(torch.ones(3, 4))
+        handle.remove()
+        assert _get_current_function_mode_stack() == []
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
+def test_copies_act_alike_and_for_themselves(copied: Callable) -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    install_all(model, {"1": Sites({Call("relu"): Note("relu", 5.0)})})
+    twin = copied(model)
+    x = torch.randn(2, 3)
+    assert torch.equal(twin(x), model(x))
+    assert sites_of(twin[1]) is not sites_of(model[1])
+    assert notes(twin[1]) == notes(model[1]) == ["relu"]
+
+
+def test_taken_out_nothing_is_left() -> None:
+    model = Functional()
+    before = {name: value for name, value in vars(model).items() if not name.startswith("_forward")}
+    install(model, Sites({Call("relu"): Note("0")}))
+    uninstall(model)
+    uninstall(model)
+    assert {name: value for name, value in vars(model).items() if not name.startswith("_forward")} == before
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks_always_called
+    model(torch.ones(3, 4))
+    assert notes(model) == []
+
+
+class Adds:
+    """What a compiled graph can act with."""
+
+    def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        return function(*args, **kwargs) + 1
+
+
+def test_one_graph_when_compiled() -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared = Shared()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.shared(F.relu(self.linear(x)) + x)
+
+    # Behind another module: hooks of the outermost one run outside of the graph, and the "eager" backend, unlike
+    # Inductor, then calls functions that their mode takes for the model's.
+    model = nn.Sequential(Nested())
+    shared = Sites({Call("relu", 0, 0): Adds(), Call("relu", 0, 1): Adds()})
+    install_all(model, {"0": Sites({Call("relu"): Adds(), Call("add"): Adds()}), "0.shared.relu": shared})
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    for _ in range(2):
+        x = torch.randn(2, 3)
+        torch.testing.assert_close(compiled(x), model(x))
+    torch._dynamo.reset()

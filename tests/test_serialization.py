@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lightning_compress as lc
+from lightning_compress.serialization import from_plain, to_plain
+
+RAMP = lc.Ramp(0.0, 2.0, lc.Schedule(begin="1ep", end="3ep", every=2, curve="cosine"))
+PAIRS = (("conv1", "layer1"), ("conv2", "layer2"))
+SPECIFICATIONS = [
+    lc.Teacher("resnet18", checkpoint="a.pt", num_classes=3, model_kwargs={"in_chans": 1, "depths": [1, 2]}),
+    lc.Teacher("a.ckpt", precision="bf16", compile=True, normalization=lc.Normalization((0.5,), (0.25,))),
+    lc.Teacher("vit", input_size=(32, 48)),
+    lc.Normalization((0.1, 0.2, 0.3), (1, 2, 3)),
+    lc.KD(temperature=2.0, standardize=True, weight=RAMP),
+    lc.DKD(alpha=2.0, beta=1.0, weight=RAMP),
+    lc.DIST(weight=3.0),
+    lc.FitNet(PAIRS, weight=RAMP),
+    lc.AttentionTransfer(PAIRS, weight=RAMP),
+    lc.SimilarityPreserving(PAIRS, weight=0.0),
+    lc.RKD(PAIRS, weight=RAMP),
+    lc.CRD(PAIRS, weight=RAMP),
+    RAMP,
+    lc.Schedule(begin=3, end=1.0, curve="one_shot"),
+    lc.QATSchedule(observe=2, fake_quantize=4),
+    lc.Int(4, observer=lc.Learned()),
+    lc.Int(8, symmetric=False, granularity=3, observer=lc.Percentile(99.0)),
+    lc.Targets(),
+    lc.Targets(include=("conv*",), exclude=("fc",), types=(nn.Linear, nn.Conv2d), module="model"),
+    lc.NM(2, 4),
+    lc.Block((4, 4)),
+    lc.Channels(),
+    lc.ERK(),
+    lc.Uniform(),
+    lc.LAMP(),
+    lc.SynFlow(rounds=3),
+    lc.RigL(),
+    lc.RewindWeights(1),
+]
+each = pytest.mark.parametrize("specification", SPECIFICATIONS, ids=lambda s: type(s).__name__)
+
+
+def public_specifications() -> set[type]:
+    values = [getattr(lc, name) for name in lc.__all__]
+    return {value for value in values if isinstance(value, type) and is_dataclass(value)}
+
+
+@each
+def test_goes_round_through_a_file_that_is_read_strictly(specification: Any, tmp_path: Path) -> None:
+    torch.save({"x": [to_plain(specification)]}, tmp_path / "a.pt")
+    found = from_plain(torch.load(tmp_path / "a.pt", weights_only=True))["x"][0]
+    assert type(found) is type(specification)
+    assert found == specification
+    assert to_plain(found) == to_plain(specification)
+
+
+@pytest.mark.parametrize("kind", sorted(public_specifications(), key=lambda kind: kind.__name__))
+def test_every_public_specification_goes_round(kind: type, tmp_path: Path) -> None:
+    given = {"Teacher": {"model": "a"}, "Ramp": {"first": 0.0, "last": 1.0}, "NM": {"n": 2, "m": 4}}
+    given["Normalization"] = {"mean": (0.5,), "std": (0.5,)}
+    given["Block"] = {"shape": (2, 2)}
+    arguments = given.get(kind.__name__, {})
+    if "layers" in {field.name for field in fields(kind)} and issubclass(kind, type(SPECIFICATIONS[7]).__mro__[1]):
+        arguments = {"layers": PAIRS}
+    try:
+        specification = kind(**arguments)
+    except TypeError:
+        pytest.skip("a result, which nobody writes down")
+    torch.save(to_plain(specification), tmp_path / "a.pt")
+    assert from_plain(torch.load(tmp_path / "a.pt", weights_only=True)) == specification
+
+
+def test_looks_like_a_configuration() -> None:
+    assert to_plain({"kd": lc.KD(weight=0.5)}) == {
+        "kd": {
+            "class_path": "lightning_compress.distillation.logits.KD",
+            "init_args": {"weight": 0.5, "temperature": 4.0, "standardize": False},
+        }
+    }
+    assert to_plain((1, "a", None, (2.5, [True]))) == [1, "a", None, [2.5, [True]]]
+    assert to_plain(nn.Linear) == {"type_path": "torch.nn.modules.linear.Linear"}
+
+
+def test_what_is_plain_or_built_stays() -> None:
+    values = {"a": [1, {"class_path": 2}], "b": None, "c": lc.KD(), 4: (1, 2)}
+    assert from_plain(values) == values
+    assert from_plain(values)["c"] is values["c"]
+
+
+def test_numbers_of_numpy_and_paths_become_plain(tmp_path: Path) -> None:
+    mean = torch.tensor([0.5, 0.25]).numpy()
+    teacher = lc.Teacher(Path("a"), checkpoint=tmp_path / "b.pt", normalization=lc.Normalization(mean, mean))
+    torch.save(to_plain(teacher), tmp_path / "a.pt")
+    found = from_plain(torch.load(tmp_path / "a.pt", weights_only=True))
+    assert found == teacher
+    assert (found.model, found.checkpoint) == ("a", str(tmp_path / "b.pt"))
+
+
+@dataclass(frozen=True)
+class Renamed:
+    number: int = 3
+
+
+@pytest.mark.parametrize(
+    ("plain", "words"),
+    [
+        ({"class_path": "torch.nn.Linear", "init_args": {}}, "'torch.nn.Linear' is no specification: it must name a d"),
+        ({"class_path": "os.system", "init_args": {"command": "true"}}, "class_path='os.system' is no class"),
+        ({"class_path": "nowhere.KD", "init_args": {}}, "class_path='nowhere.KD' is not to be found: No module named"),
+        (
+            {"class_path": "lightning_compress.serialization.KD", "init_args": {}},
+            "is not to be found: module .* has no attri",
+        ),
+        ({"class_path": "KD", "init_args": {}}, "class_path='KD' is not to be found"),
+        ({"class_path": "lightning_compress.distillation.logits.KD", "init_args": {"heat": 3}}, "argument 'heat'"),
+        ({"type_path": "torch.nn.functional.relu"}, "type_path='torch.nn.functional.relu' is no class"),
+        ({"type_path": "torch.nn.Nothing"}, "type_path='torch.nn.Nothing' is not to be found"),
+    ],
+)
+def test_what_is_refused(plain: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words) as error:
+        from_plain({"losses": [plain]})
+    assert "\n" not in str(error.value)
+
+
+def test_an_instance_of_a_dataclass_is_no_specification_class() -> None:
+    import tests.test_serialization as here
+
+    here.INSTANCE = replace(Renamed())
+    with pytest.raises(ValueError, match="is no class"):
+        from_plain({"class_path": "tests.test_serialization.INSTANCE", "init_args": {}})
