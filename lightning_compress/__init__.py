@@ -31,7 +31,7 @@ _HOME = {
     "Magnitude": "pruning.scores",
     "MeanTeacher": "distillation.teacher",
     "MinMax": "quantization.observers",
-    "Mixing": "models.mixup",
+    "Mixup": "models.mixup",
     "Movement": "pruning.scores",
     "MovingAverage": "quantization.observers",
     "NM": "pruning.patterns",

@@ -12,7 +12,7 @@ from lightning_compress.channels.dependency_graph import coupled
 from lightning_compress.channels.groups import ChannelGroup, first_names
 from lightning_compress.channels.heads import attention_heads
 from lightning_compress.channels.members import Unfit, group_of
-from lightning_compress.channels.removal_check import make_trial
+from lightning_compress.channels.removal_check import make_removal_check
 
 
 def find_groups(
@@ -35,7 +35,7 @@ def find_groups(
     Raises:
         ValueError: If the network cannot be copied or run, or returns no tensors.
     """
-    trial = make_trial(model, args, dict(kwargs))
+    trial = make_removal_check(model, args, dict(kwargs))
     groups, whole = list(attention_heads(trial.model)), {}
     heads = {part.tensor for group in groups for part in group.slices}
     for members in coupled(copy.deepcopy(trial.model), trial.args, trial.kwargs):
@@ -46,7 +46,7 @@ def find_groups(
             continue
         if group.num_channels == 1:
             whole[group.name] = "all its channels meet in one"
-        elif heads.isdisjoint(part.tensor for part in group.makers):
+        elif heads.isdisjoint(part.tensor for part in group.output_slices):
             groups.append(group)
     names = first_names(trial.model)  # one for each tensor, so that a shared one loses what any of its layers loses
     groups = [group.renamed(names) for group in groups if group.num_channels > 1]

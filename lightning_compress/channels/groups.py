@@ -37,42 +37,42 @@ class ChannelGroup:
     Attributes:
         name: Name of the layer the group was found from, or of the attention module whose heads are the channels.
         num_channels: Number of channels. Of a grouped convolution, one channel in each of its groups counts as one.
-        makers: Tensors that make them: weights along their output side, biases, scales and shifts of batch norms.
+        output_slices: Tensors that make them: weights along their output side, biases, scales and shifts of batch norms.
             Where a channel is zero in all of these, no other layer sees anything but zeros of it.
-        riders: Tensors with entries of each channel that do not matter then: running statistics, slopes.
-        readers: Weights along whose input side the channels lie.
+        carried_slices: Tensors with entries of each channel that do not matter then: running statistics, slopes.
+        input_slices: Weights along whose input side the channels lie.
         counts: By how much attributes that no shape tells, such as ``"blocks.0.attn.num_heads"``, shrink with each
             channel.
     """
 
     name: str
     num_channels: int
-    makers: tuple[Slice, ...]
-    riders: tuple[Slice, ...]
-    readers: tuple[Slice, ...]
+    output_slices: tuple[Slice, ...]
+    carried_slices: tuple[Slice, ...]
+    input_slices: tuple[Slice, ...]
     counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def slices(self) -> tuple[Slice, ...]:
         """Everywhere a channel is removed."""
-        return self.makers + self.riders + self.readers
+        return self.output_slices + self.carried_slices + self.input_slices
 
     def renamed(self, names: Mapping[str, str]) -> ChannelGroup:
         """The group with tensors under other names."""
-        makers, riders, readers = (
+        output_slices, carried_slices, input_slices = (
             tuple(replace(part, tensor=names[part.tensor]) for part in parts)
-            for parts in (self.makers, self.riders, self.readers)
+            for parts in (self.output_slices, self.carried_slices, self.input_slices)
         )
-        return replace(self, makers=makers, riders=riders, readers=readers)
+        return replace(self, output_slices=output_slices, carried_slices=carried_slices, input_slices=input_slices)
 
     def dead(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Which channels are zero in all their makers, one bool each, on the CPU.
+        """Which channels are zero in all their output_slices, one bool each, on the CPU.
 
         Args:
             tensors: The network's tensors by name.
         """
         alive = torch.zeros(self.num_channels, dtype=torch.bool)
-        for part in self.makers:
+        for part in self.output_slices:
             tensor = tensors[part.tensor].detach()
             nonzero = (tensor != 0).movedim(part.dim, 0).reshape(tensor.shape[part.dim], -1).any(dim=1).cpu()
             alive[part.channels[nonzero[part.positions]]] = True
@@ -80,8 +80,8 @@ class ChannelGroup:
 
     @torch.no_grad()
     def zero_(self, tensors: Mapping[str, Tensor], chosen: Tensor) -> None:
-        """Writes zeros into the makers of the chosen channels."""
-        for part in self.makers:
+        """Writes zeros into the output_slices of the chosen channels."""
+        for part in self.output_slices:
             tensor = tensors[part.tensor]
             tensor.index_fill_(part.dim, part.of(chosen).to(tensor.device), 0.0)
 

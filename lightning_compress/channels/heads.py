@@ -37,11 +37,11 @@ def _heads(name: str, module: nn.Module) -> ChannelGroup:
     heads = torch.arange(num_heads).repeat_interleave(proj.in_features // num_heads)
     made = Member(f"{name}.qkv".lstrip("."), qkv, True, torch.arange(3 * len(heads)), heads.repeat(3))
     read = Member(f"{name}.proj".lstrip("."), proj, False, torch.arange(len(heads)), heads)
-    makers = [made.at("weight", 0), *([made.at("bias", 0)] if qkv.bias is not None else [])]
+    output_slices = [made.at("weight", 0), *([made.at("bias", 0)] if qkv.bias is not None else [])]
     each = Member(name, module, True, torch.arange(num_heads), torch.arange(num_heads))
     # Swin's bias of relative positions has a column for each head.
     table = getattr(module, "relative_position_bias_table", None)
-    riders = [each.at("relative_position_bias_table", 1)] if isinstance(table, nn.Parameter) else []
+    carried_slices = [each.at("relative_position_bias_table", 1)] if isinstance(table, nn.Parameter) else []
     amounts = {"num_heads": 1, "attn_dim": proj.in_features // num_heads}
     counts = {f"{name}.{key}".lstrip("."): amount for key, amount in amounts.items() if hasattr(module, key)}
-    return ChannelGroup(name, num_heads, tuple(makers), tuple(riders), (read.at("weight", 1),), counts)
+    return ChannelGroup(name, num_heads, tuple(output_slices), tuple(carried_slices), (read.at("weight", 1),), counts)

@@ -59,14 +59,16 @@ def group_of(ways: Sequence[Member]) -> ChannelGroup:
     ties = [(member.channels, member.positions) for member in members]
     ties += [_places(member) for member in members if _is_grouped(member.module)]
     number = _merged(int(ways[0].channels.max()) + 1, ties)
-    makers: list[Slice] = []
-    riders: list[Slice] = []
-    readers: list[Slice] = []
+    output_slices: list[Slice] = []
+    carried_slices: list[Slice] = []
+    input_slices: list[Slice] = []
     for member in members:
         positions, first = _unique(member.positions)
         member = replace(member, positions=positions, channels=number[member.channels[first]])
-        _add(member, makers, riders, readers)
-    return ChannelGroup(ways[0].name, int(number.max()) + 1, tuple(makers), tuple(riders), tuple(readers))
+        _add(member, output_slices, carried_slices, input_slices)
+    return ChannelGroup(
+        ways[0].name, int(number.max()) + 1, tuple(output_slices), tuple(carried_slices), tuple(input_slices)
+    )
 
 
 def is_depthwise(module: nn.Module | nn.Parameter) -> bool:
@@ -100,26 +102,28 @@ def sizes(module: nn.Module) -> dict[str, int]:
     return {}
 
 
-def _add(member: Member, makers: list[Slice], riders: list[Slice], readers: list[Slice]) -> None:
+def _add(member: Member, output_slices: list[Slice], carried_slices: list[Slice], input_slices: list[Slice]) -> None:
     """Puts the member's tensors where they belong."""
     module = member.module
     if isinstance(module, (_ConvNd, nn.Linear)):
         made, read = (1, 0) if isinstance(module, _ConvTransposeNd) else (0, 1)
         if member.writes:
-            makers.append(member.at("weight", made))
-            makers += [member.at("bias", 0)] if module.bias is not None else []
+            output_slices.append(member.at("weight", made))
+            output_slices += [member.at("bias", 0)] if module.bias is not None else []
         elif _is_grouped(module):
             assert isinstance(module, _ConvNd)
             first = member.positions < module.in_channels // module.groups
             member = replace(member, positions=member.positions[first], channels=member.channels[first])
-            readers.append(member.at("weight", read))
+            input_slices.append(member.at("weight", read))
         else:
-            readers.append(member.at("weight", read))
+            input_slices.append(member.at("weight", read))
     elif isinstance(module, _BatchNorm) and module.affine:
-        makers += [member.at("weight", 0), member.at("bias", 0)]
-        riders += [member.at(name, 0) for name in ("running_mean", "running_var") if getattr(module, name) is not None]
+        output_slices += [member.at("weight", 0), member.at("bias", 0)]
+        carried_slices += [
+            member.at(name, 0) for name in ("running_mean", "running_var") if getattr(module, name) is not None
+        ]
     elif isinstance(module, nn.PReLU):
-        riders += [member.at("weight", 0)] if module.num_parameters > 1 else []
+        carried_slices += [member.at("weight", 0)] if module.num_parameters > 1 else []
     elif isinstance(module, nn.Parameter):
         raise Unfit(
             f"they meet the parameter {member.name!r}, which is no convolution's, linear layer's or batch norm's"

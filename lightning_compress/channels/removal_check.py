@@ -19,7 +19,7 @@ from lightning_compress.channels.remove import remove_
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 
 
-class Trial:
+class RemovalCheck:
     """A network with random weights, on copies of which removals are tried.
 
     Args:
@@ -96,7 +96,7 @@ class Trial:
         return bool((output - expected).abs().max() <= self._tolerance * expected.abs().max())
 
 
-def make_trial(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trial:
+def make_removal_check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RemovalCheck:
     """A trial in double precision, where the network can.
 
     Raises:
@@ -111,7 +111,7 @@ def make_trial(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         ) from error
     for precision in _TOLERANCES:
         try:
-            trial = Trial(twin, args, kwargs, precision=precision)
+            trial = RemovalCheck(twin, args, kwargs, precision=precision)
         except Exception as error:
             reason = error
         else:
@@ -136,14 +136,14 @@ def _every_second(num_channels: int, seed: int) -> Tensor:
 
 
 def _about_half(num_channels: int, seed: int) -> Tensor:
-    return _drawn(num_channels, min(num_channels // 2 | 1, num_channels - 1), seed)
+    return _kmeans_plus_plus(num_channels, min(num_channels // 2 | 1, num_channels - 1), seed)
 
 
 def _one(num_channels: int, seed: int) -> Tensor:
-    return _drawn(num_channels, 1, seed)
+    return _kmeans_plus_plus(num_channels, 1, seed)
 
 
-def _drawn(num_channels: int, count: int, seed: int) -> Tensor:
+def _kmeans_plus_plus(num_channels: int, count: int, seed: int) -> Tensor:
     order = torch.randperm(num_channels, generator=torch.Generator().manual_seed(seed))
     return torch.zeros(num_channels, dtype=torch.bool).index_fill_(0, order[:count], True)
 

@@ -19,7 +19,7 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
-class Cut:
+class TensorCut:
     """What is left of a tensor.
 
     Attributes:
@@ -41,11 +41,11 @@ class Cut:
             tensor = tensor.index_select(dim, torch.tensor(kept, device=tensor.device))
         return tensor
 
-    def then(self, later: Cut) -> Cut:
+    def then(self, later: TensorCut) -> TensorCut:
         """Both cuts in one."""
         both = set(self.kept) & set(later.kept)
         twice = {dim: tuple(self.kept[dim][i] for i in later.kept[dim]) for dim in both}
-        return Cut(self.shape, {**later.kept, **self.kept, **twice})
+        return TensorCut(self.shape, {**later.kept, **self.kept, **twice})
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class RemovalLog:
         transposed: Names of weights whose output channels lie along their second dimension.
     """
 
-    cuts: Mapping[str, Cut] = field(default_factory=dict)
+    cuts: Mapping[str, TensorCut] = field(default_factory=dict)
     attributes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     transposed: tuple[str, ...] = ()
     _names: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary, compare=False, repr=False)
@@ -149,7 +149,7 @@ class RemovalLog:
         return RemovalLog, (self.cuts, self.attributes, self.transposed)
 
 
-def cut_(model: nn.Module, cuts: Mapping[str, Cut]) -> None:
+def cut_(model: nn.Module, cuts: Mapping[str, TensorCut]) -> None:
     """Replaces tensors by what is left of them, a shared one everywhere alike."""
     tensors = named_tensors(model)
     small = {id(tensors[name]): cut.select(tensors[name].detach()) for name, cut in cuts.items()}
@@ -189,7 +189,7 @@ def _parse(data: Any) -> RemovalLog:
     if data["version"] != _VERSION:
         raise ValueError(data["version"])
     cuts = {
-        name: Cut(tuple(cut["shape"]), {int(dim): tuple(kept) for dim, kept in cut["kept"].items()})
+        name: TensorCut(tuple(cut["shape"]), {int(dim): tuple(kept) for dim, kept in cut["kept"].items()})
         for name, cut in data["tensors"].items()
     }
     for cut in cuts.values():

@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_compress.channels.groups import ChannelGroup, named_tensors
 from lightning_compress.channels.members import sizes
-from lightning_compress.channels.removal_log import Cut, RemovalLog, cut_, get, set_
+from lightning_compress.channels.removal_log import RemovalLog, TensorCut, cut_, get, set_
 
 
 def remove_(model: nn.Module, chosen: Mapping[ChannelGroup, Tensor]) -> RemovalLog:
@@ -29,13 +29,13 @@ def remove_(model: nn.Module, chosen: Mapping[ChannelGroup, Tensor]) -> RemovalL
     return log
 
 
-def _cuts(tensors: Mapping[str, Tensor], chosen: Mapping[ChannelGroup, Tensor]) -> dict[str, Cut]:
+def _cuts(tensors: Mapping[str, Tensor], chosen: Mapping[ChannelGroup, Tensor]) -> dict[str, TensorCut]:
     gone: dict[str, dict[int, list[Tensor]]] = {}
     for group, channels in chosen.items():
         for part in group.slices if channels.any() else ():
             gone.setdefault(part.tensor, {}).setdefault(part.dim, []).append(part.of(channels))
     return {
-        name: Cut(
+        name: TensorCut(
             tuple(tensors[name].shape), {dim: _kept(tensors[name].shape[dim], parts) for dim, parts in dims.items()}
         )
         for name, dims in gone.items()

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import final
 
 from lightning_compress.channels.removal_log import RemovalLog
-from lightning_compress.trainer.base import Compression
+from lightning_compress.trainer.base import CompressionCallback
 from lightning_compress.trainer.lightning import callbacks_of, is_a, is_built_late
 
 M = TypeVar("M", bound=LightningModule)
@@ -44,7 +44,7 @@ class Shrunk(Callback):
         """Replays the log."""
         callbacks = callbacks_of(trainer)
         for other in callbacks[: callbacks.index(self)]:
-            if isinstance(other, Compression) or is_a(other, "WeightAveraging", "StochasticWeightAveraging"):
+            if isinstance(other, CompressionCallback) or is_a(other, "WeightAveraging", "StochasticWeightAveraging"):
                 raise ValueError(f"Shrunk has to stand before {type(other).__name__}, which works on the final shapes.")
         self._replay_(pl_module)
         self._handle = pl_module.register_load_state_dict_pre_hook(self._refuse_larger)

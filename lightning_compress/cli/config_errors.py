@@ -14,7 +14,7 @@ from typing import Any
 from lightning_compress.cli.errors import nearest
 
 
-class Complaint:
+class ConfigError:
     """A complaint of jsonargparse, read from the outermost key inwards up to what is wrong.
 
     Args:
@@ -77,7 +77,7 @@ class Complaint:
             self.choices = found.group(1)
 
 
-def _unknown_key(complaint: Complaint, number: int, name: str) -> str:
+def _unknown_key(complaint: ConfigError, number: int, name: str) -> str:
     name = name.removeprefix("--").partition("=")[0].removeprefix("init_args.")
     keys = complaint.keys(name)
     if "." in name and not complaint.owner:
@@ -90,65 +90,65 @@ def _unknown_key(complaint: Complaint, number: int, name: str) -> str:
     return f"{complaint.key(name)} is no key{owner}{hint}."
 
 
-def _stray(complaint: Complaint, number: int, name: str) -> str:
+def _stray(complaint: ConfigError, number: int, name: str) -> str:
     if name.startswith("-"):
         return _unknown_key(complaint, number, name)
     return f"{name!r} is not understood: options are written --key=value, files --config=FILE."
 
 
-def _missing(complaint: Complaint, number: int, names: str) -> str:
+def _missing(complaint: ConfigError, number: int, names: str) -> str:
     where = complaint.key()
     owner = complaint.owner.rpartition(".")[2]
     subject = f"{where}: {owner}" if where and owner else where or "The configuration"
     return f"{subject} lacks {names}: write --{complaint.key(names.split(', ')[0])}=..., or the key in the recipe."
 
 
-def _required(complaint: Complaint, number: int, name: str) -> str:
+def _required(complaint: ConfigError, number: int, name: str) -> str:
     complaint.path.pop()
     return _missing(complaint, number, name)
 
 
-def _no_class(complaint: Complaint, number: int, name: str) -> str:
+def _no_class(complaint: ConfigError, number: int, name: str) -> str:
     names = complaint.names()
     short = name.rpartition(".")[2]
     choice = f": choose one of {', '.join(names)}" if 0 < len(names) <= 20 else ": give the class path, package.Class"
     return f"{complaint.key()}={name} is no class that fits{nearest(short, names)}{choice}."
 
 
-def _no_attribute(complaint: Complaint, number: int, module: str, name: str) -> str:
+def _no_attribute(complaint: ConfigError, number: int, module: str, name: str) -> str:
     hint = nearest(name, dir(pydoc.locate(module)))
     return f"{complaint.key()}={module}.{name} does not exist{hint}."
 
 
-def _no_module(complaint: Complaint, number: int, module: str) -> str:
+def _no_module(complaint: ConfigError, number: int, module: str) -> str:
     return f"{complaint.key()} names the module {module!r}, which cannot be imported: install it or correct the name."
 
 
-def _no_subclass(complaint: Complaint, number: int, name: str, base: str) -> str:
+def _no_subclass(complaint: ConfigError, number: int, name: str, base: str) -> str:
     names = complaint.names()
     choice = f": choose one of {', '.join(names)}" if 0 < len(names) <= 20 else ""
     return f"{complaint.key()}={name} is no {base}{choice}."
 
 
-def _not_arguments(complaint: Complaint, number: int, name: str) -> str:
+def _not_arguments(complaint: ConfigError, number: int, name: str) -> str:
     return f"{complaint.key()}={complaint.value(number)} is not understood: give {name}'s arguments as keys below it."
 
 
-def _wrong_choice(complaint: Complaint, number: int, choices: str) -> str:
+def _wrong_choice(complaint: ConfigError, number: int, choices: str) -> str:
     return f"{complaint.key()}={complaint.value(number)} is unknown: choose one of {choices}."
 
 
-def _wrong_type(complaint: Complaint, number: int, name: str) -> str:
+def _wrong_type(complaint: ConfigError, number: int, name: str) -> str:
     accepted = re.findall(r"<class '(?:\w+\.)*(\w+)'>|([\w.]+\[[^\]]*\])", complaint.choices or f"<class '{name}'>")
     words = [_WORDS.get(kind or generic, kind or generic) for kind, generic in accepted]
     return f"{complaint.key()}={complaint.value(number)} must be {' or '.join(dict.fromkeys(words))}."
 
 
-def _no_file(complaint: Complaint, number: int, path: str) -> str:
+def _no_file(complaint: ConfigError, number: int, path: str) -> str:
     return f"{complaint.key() or 'config'}={path} does not exist."
 
 
-def _broken_yaml(complaint: Complaint, number: int, problem: str) -> str:
+def _broken_yaml(complaint: ConfigError, number: int, problem: str) -> str:
     text = " ".join(complaint.message.split())
     place = re.search(r"line (\d+)", text)
     return f"The YAML cannot be read{f', at line {place.group(1)}' if place else ''}: {problem}."

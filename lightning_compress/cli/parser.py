@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_compress.cli.config_errors import Complaint
+from lightning_compress.cli.config_errors import ConfigError
 from lightning_compress.cli.errors import fail
 
 
@@ -17,4 +17,4 @@ class OneSentenceParser(LightningArgumentParser):
         """Exits, or raises in the parsers that jsonargparse makes on the way to try alternatives."""
         if not self.exit_on_error:
             super().error(message, ex)
-        fail(Complaint(message, self).sentence())
+        fail(ConfigError(message, self).sentence())

@@ -55,7 +55,7 @@ class SensitivityCLI(CompressionCLI):
         skip = {"model", "train_dataloaders", "val_dataloaders", "datamodule"}
         parser.add_method_arguments(Trainer, "fit", skip=skip)
         parser.add_argument("--num_batches", type=int, default=8, help="Training batches that the loss is a mean of.")
-        parser.add_argument("--bits", type=str, default="2,4,8", help="Numbers of bits to measure, 2 to 8.")
+        parser.add_argument("--bits", type=str, default="2,4,8", help="Number of bits to measure, 2 to 8.")
         parser.add_argument("--targets", type=lc.Targets, default=lc.Targets(), help="Which layers.")
         parser.add_argument("--max_bytes", type=int | None, default=None, help="Most bytes of all layers' integers.")
         parser.add_argument("--mean_bits", type=float | None, default=None, help="Or most bits of a weight on average.")

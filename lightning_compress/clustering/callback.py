@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from typing_extensions import final
 
 from lightning_compress.clustering.clusterer import Clusterer
-from lightning_compress.clustering.codebook_spec import Sharing
+from lightning_compress.clustering.codebook_spec import CodebookSpec
 from lightning_compress.clustering.layout import Granularity
 from lightning_compress.clustering.soft_weights import SoftClusters, harden, soften
 from lightning_compress.constraints.codebook import CodebookConstraint
@@ -26,11 +26,11 @@ from lightning_compress.trainer.constrained import ConstraintCallback, constrain
 from lightning_compress.trainer.lightning import is_a, is_compiled, loss_scale
 from lightning_compress.trainer.masking import MaskCallback
 from lightning_compress.trainer.progress import progress
-from lightning_compress.trainer.scheduled import ScheduledCallback
+from lightning_compress.trainer.scheduled import ScheduledConstraintCallback
 
 
 @final
-class WeightClustering(ScheduledCallback[CodebookConstraint]):
+class WeightClustering(ScheduledConstraintCallback[CodebookConstraint]):
     """Makes the weights of a layer share a few values, and trains these.
 
     Weights stay plain parameters under their own names. At each update of the schedule they are clustered anew and a
@@ -91,7 +91,9 @@ class WeightClustering(ScheduledCallback[CodebookConstraint]):
         if method == "dkm" and (vector_size > 1 or schedule.curve == "one_shot"):
             raise ValueError("method='dkm' draws single weights over a time: set vector_size=1, and another curve.")
         numbers = num_clusters if isinstance(num_clusters, dict) else {"*": num_clusters}
-        self._sharings = {glob: Sharing(number, granularity, vector_size, init) for glob, number in numbers.items()}
+        self._codebook_specs = {
+            glob: CodebookSpec(number, granularity, vector_size, init) for glob, number in numbers.items()
+        }
         self.num_clusters = num_clusters
         self.method = method
         self.granularity = granularity
@@ -144,11 +146,11 @@ class WeightClustering(ScheduledCallback[CodebookConstraint]):
         """
         layers = super().layers(model)
         names = [layer.layer for layer in layers]
-        for glob in self._sharings:
+        for glob in self._codebook_specs:
             if not any(matches(glob, name) for name in names):
                 raise ValueError(f"num_clusters: {glob!r} matches no selected layer; they are {shorten(names)}.")
-        matched = [layer for layer in layers if self._sharing(layer) is not None]
-        obstacles = {layer.layer: self._sharing_of(layer).obstacle(layer) for layer in matched}
+        matched = [layer for layer in layers if self._find_spec(layer) is not None]
+        obstacles = {layer.layer: self._spec_of(layer).obstacle(layer) for layer in matched}
         self.left_alone = {name: obstacle for name, obstacle in obstacles.items() if obstacle}
         if len(self.left_alone) == len(matched):
             name, why = next(iter(self.left_alone.items()))
@@ -162,12 +164,12 @@ class WeightClustering(ScheduledCallback[CodebookConstraint]):
         super().prepare(trainer, state)
         assert self.constraint is not None
         state = state or {}
-        sharings = [self._sharing_of(layer) for layer in self.constraint.layers]
+        sharings = [self._spec_of(layer) for layer in self.constraint.layers]
         self._clusterer = Clusterer(self.constraint, sharings, weighted=self.weighted)
         self._clusterer.load_state_dict(state.get("squares", {}))
         for layer in self.constraint.layers:
             if layer.name in state.get("soft", {}):
-                layout, device = self._sharing_of(layer).layout(layer), layer.parameter.device
+                layout, device = self._spec_of(layer).layout(layer), layer.parameter.device
                 self._soften(trainer, layer.name, SoftClusters.from_state(layout, state["soft"][layer.name], device))
         self._masks = self._find_masks(trainer)
         self._mask_changes = self._changes_of_masks
@@ -229,18 +231,18 @@ class WeightClustering(ScheduledCallback[CodebookConstraint]):
         """Whether gradients still decide about clusters."""
         return self.weighted and not self._landed
 
-    def _sharing(self, layer: Layer) -> Sharing | None:
-        return next((sharing for glob, sharing in self._sharings.items() if matches(glob, layer.layer)), None)
+    def _find_spec(self, layer: Layer) -> CodebookSpec | None:
+        return next((sharing for glob, sharing in self._codebook_specs.items() if matches(glob, layer.layer)), None)
 
-    def _sharing_of(self, layer: Layer) -> Sharing:
-        sharing = self._sharing(layer)
+    def _spec_of(self, layer: Layer) -> CodebookSpec:
+        sharing = self._find_spec(layer)
         assert sharing is not None
         return sharing
 
     def advance(self, trainer: Trainer, now: Progress) -> None:
         """Does what is due at this moment of the run."""
         assert self._clusterer is not None
-        if not self._is_due(now) or not self._clusterer.has_evidence:
+        if not self._is_due(now) or not self._clusterer.has_accumulated_scores:
             return
         self._tick = max(self.schedule.tick(now), 0)
         self._landed = self.schedule.landed(now)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from lightning_compress.clustering.codebook_spec import Sharing, masses_of
+from lightning_compress.clustering.codebook_spec import CodebookSpec, masses_of
 from lightning_compress.clustering.soft_weights import SoftClusters
 from lightning_compress.constraints.codebook import Assignment, CodebookConstraint
 from lightning_compress.constraints.layer import Layer
@@ -27,7 +27,9 @@ class Clusterer:
         squares: Sums of squared gradients, by the names of the weights.
     """
 
-    def __init__(self, constraint: CodebookConstraint, sharings: Sequence[Sharing], *, weighted: bool = False) -> None:
+    def __init__(
+        self, constraint: CodebookConstraint, sharings: Sequence[CodebookSpec], *, weighted: bool = False
+    ) -> None:
         self.constraint = constraint
         self.sharings = list(sharings)
         self.weighted = weighted
@@ -35,7 +37,7 @@ class Clusterer:
         self._pending: dict[str, Tensor] = {}
 
     @property
-    def has_evidence(self) -> bool:
+    def has_accumulated_scores(self) -> bool:
         """Whether clusters can be looked for now."""
         return not self.weighted or bool(self.squares)
 

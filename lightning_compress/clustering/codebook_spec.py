@@ -17,7 +17,7 @@ _FLOAT_BITS = 32
 
 
 @dataclass(frozen=True)
-class Sharing:
+class CodebookSpec:
     """One codebook for a tensor, for each output channel, or for groups of them.
 
     Args:
@@ -78,7 +78,7 @@ class Sharing:
 
         Args:
             layer: The layer.
-            points: Numbers, of the weight's shape.
+            points: QuantizationSpec, of the weight's shape.
             zeros: True where a weight is left out, as it stays zero; of the same shape.
             sensitivity: What each weight counts; of the same shape.
             start: Values of an earlier codebook of as many clusters, to start from.

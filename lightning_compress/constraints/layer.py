@@ -59,7 +59,7 @@ class Layer:
         """Process group over which the weight is sharded."""
         return self.parameter.device_mesh.get_group() if isinstance(self.parameter, DTensor) else None
 
-    def part(self, whole: Tensor) -> Tensor:
+    def local(self, whole: Tensor) -> Tensor:
         """This rank's part of a tensor of the whole weight's shape, on the weight's device."""
         if self.group is None:
             return whole.to(self.parameter.device)
@@ -67,7 +67,7 @@ class Layer:
         rank = dist.get_rank(self.group)
         return (chunks[rank] if rank < len(chunks) else whole[:0]).to(self.weight.device)
 
-    def whole(self, part: Tensor) -> Tensor:
+    def full(self, part: Tensor) -> Tensor:
         """The tensor of the whole weight's shape of which each rank gives its part; a collective if sharded."""
         if self.group is None:
             return part

@@ -47,7 +47,7 @@ class MaskConstraint(Constraint):
     def state_dict(self) -> dict[str, Tensor]:
         """Whole masks as packed bits by the names of the weights; a collective if sharded."""
         return {
-            layer.name: pack_bits(layer.whole(mask)).cpu() for layer, mask in zip(self.layers, self.masks, strict=True)
+            layer.name: pack_bits(layer.full(mask)).cpu() for layer, mask in zip(self.layers, self.masks, strict=True)
         }
 
     def load_state_dict(self, packed: Mapping[str, Tensor]) -> None:
@@ -56,7 +56,7 @@ class MaskConstraint(Constraint):
         Raises:
             ValueError: If they are of other weights than these.
         """
-        self.replace([layer.part(_unpack(layer, packed)) for layer in self.layers])
+        self.replace([layer.local(_unpack(layer, packed)) for layer in self.layers])
 
     def digest(self) -> bytes:
         """A hash of this rank's masks, equal on all ranks that decided alike."""

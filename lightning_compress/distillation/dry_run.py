@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _FEW = 4
 
 
-def try_step(module: DistillationModule, batch: Any) -> None:
+def dry_run(module: DistillationModule, batch: Any) -> None:
     """Makes a training step of a copy on a few samples: its adapters are taken over, and what it lacks is told.
 
     Args:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_compress.targets import COMPILED, shorten
 
 
-class Call(NamedTuple):
+class ModuleCall(NamedTuple):
     """One call of a module.
 
     Attributes:
@@ -29,7 +29,7 @@ class Call(NamedTuple):
     version: int | None
 
 
-class Taps:
+class FeatureHooks:
     """Keeps the last call of modules, by forward hooks, until it is released.
 
     The hooks are plain functions that leave the call at the module, so that a deep copy has taps of its own, and so
@@ -59,7 +59,7 @@ class Taps:
         if new and "torch._dynamo" in sys.modules:
             torch.compiler.reset()
 
-    def __getitem__(self, name: str) -> Call:
+    def __getitem__(self, name: str) -> ModuleCall:
         """The last call of a module.
 
         Raises:
@@ -112,10 +112,10 @@ def _keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outp
             output = output.clone()  # compiled code does not count what it changes in place
         else:
             version = output._version
-    module.__dict__[_CALL] = Call(args, kwargs, output, version)
+    module.__dict__[_CALL] = ModuleCall(args, kwargs, output, version)
 
 
-def feature(call: Call, name: str) -> Tensor:
+def feature(call: ModuleCall, name: str) -> Tensor:
     """The tensor that a tapped module returned.
 
     Raises:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from lightning_compress.distillation.batch_formats import logits_of
-from lightning_compress.distillation.feature_hooks import Taps
+from lightning_compress.distillation.feature_hooks import FeatureHooks
 from lightning_compress.distillation.image_conversion import Conversion
 from lightning_compress.distillation.logit_cache import LogitCache
 from lightning_compress.distillation.loss import LogitLoss
@@ -53,7 +53,7 @@ class FrozenNetwork:
         self.identity = self._identify(name)
         if dtype is not None:
             self.network.to(dtype)
-        self.taps = Taps(self.network, taps, whose="teacher")
+        self.taps = FeatureHooks(self.network, taps, whose="teacher")
         if compiled:
             self.network.compile()
         self._conversion = conversion
@@ -71,7 +71,7 @@ class FrozenNetwork:
         return {"name": name, "hash": fingerprint(self.network.state_dict())}
 
     @contextmanager
-    def asked(self, args: Sequence[Any], kwargs: Mapping[str, Any], keys: Tensor | None = None) -> Iterator[Any]:
+    def forward(self, args: Sequence[Any], kwargs: Mapping[str, Any], keys: Tensor | None = None) -> Iterator[Any]:
         """Runs the network; in the context its taps have what its modules returned.
 
         Args:
@@ -95,7 +95,7 @@ class FrozenNetwork:
                 output = self._answer(args, kwargs, keys)
             yield output
 
-    def study(self, student: Tensor, labels: Tensor | None, losses: Sequence[tuple[float, LogitLoss]]) -> None:
+    def accumulate(self, student: Tensor, labels: Tensor | None, losses: Sequence[tuple[float, LogitLoss]]) -> None:
         """Nothing: it has learned what it knows.
 
         Args:
@@ -104,7 +104,7 @@ class FrozenNetwork:
             losses: Losses of logits with their weights.
         """
 
-    def advance(self, student: nn.Module, optimizer: Optimizer) -> None:
+    def step(self, student: nn.Module, optimizer: Optimizer) -> None:
         """Nothing: it stays as it is.
 
         Args:

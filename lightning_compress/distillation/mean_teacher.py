@@ -35,7 +35,7 @@ class MeanNetwork(FrozenNetwork):
         return {"name": name, "hash": ""}  # its weights say nothing about who it is
 
     @override
-    def advance(self, student: nn.Module, optimizer: Optimizer) -> None:
+    def step(self, student: nn.Module, optimizer: Optimizer) -> None:
         self._steps += 1
         decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
         theirs = dict(student.named_parameters())

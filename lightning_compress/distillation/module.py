@@ -13,18 +13,18 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.distillation import teacher_averaging
 from lightning_compress.distillation.batch_formats import labels_of
-from lightning_compress.distillation.dry_run import try_step
+from lightning_compress.distillation.dry_run import dry_run
 from lightning_compress.distillation.image_conversion import Normalization
 from lightning_compress.distillation.keyed import KeyedSample
 from lightning_compress.distillation.logits import KD
 from lightning_compress.distillation.loss import FeatureLoss, LogitLoss
 from lightning_compress.distillation.objective import Objective
 from lightning_compress.distillation.ramp import Ramp
-from lightning_compress.distillation.student_capture import Sight
+from lightning_compress.distillation.student_capture import StudentCapture
 from lightning_compress.distillation.students import arguments_of, check_student, make_student
 from lightning_compress.distillation.teacher import MeanTeacher, Peer, Teacher
 from lightning_compress.distillation.teacher_accuracy import accuracy
-from lightning_compress.distillation.teacher_ensemble import Faculty
+from lightning_compress.distillation.teacher_ensemble import TeacherEnsemble
 from lightning_compress.distillation.teacher_loading import as_teachers, is_network
 from lightning_compress.distillation.wrapped_module import adopt_hooks, training_step
 from lightning_compress.serialization import from_plain, to_plain
@@ -101,7 +101,7 @@ class DistillationModule(LightningModule):
         self.weights = {name: loss.weight for name, loss in losses.items()}
         network = self.student if isinstance(student, LightningModule) else self.student.get_submodule("model")
         ours, theirs = self.objective.layers
-        self._sight = Sight(self.student, network, ours, output)
+        self._sight = StudentCapture(self.student, network, ours, output)
         adopt_hooks(self, self.student)
         self._cached = cache is not None
         self._keys: Tensor | None = None
@@ -119,7 +119,7 @@ class DistillationModule(LightningModule):
                 "normalization": to_plain(images),
             }
         )
-        self._faculty = Faculty(
+        self._faculty = TeacherEnsemble(
             teachers,
             student=self.student,
             network=network,
@@ -170,7 +170,7 @@ class DistillationModule(LightningModule):
             if self.objective.of_features:
                 raise
             return
-        try_step(self, batch)
+        dry_run(self, batch)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Takes the keys off samples that have them."""
@@ -193,7 +193,7 @@ class DistillationModule(LightningModule):
         """Refuses adapters that nothing trains; teachers that learn, too, do so after the student's steps."""
         self.student.on_fit_start()
         if any(teacher.learns for teacher in self._faculty.ready()):
-            self._after_steps = self.trainer.optimizers[0].register_step_post_hook(self._faculty.advance)
+            self._after_steps = self.trainer.optimizers[0].register_step_post_hook(self._faculty.step)
         groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
         trained = {id(parameter) for group in groups for parameter in group["params"]}
         for name, parameter in self.objective.adapters.named_parameters():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.distillation.batch_formats import logits_of
-from lightning_compress.distillation.feature_hooks import Call, Taps, feature
+from lightning_compress.distillation.feature_hooks import FeatureHooks, ModuleCall, feature
 from lightning_compress.distillation.frozen_network import FrozenNetwork
 from lightning_compress.distillation.loss import FeatureLoss, LogitLoss
 
@@ -51,9 +51,9 @@ class Objective(nn.Module):
 
     def forward(
         self,
-        call: Call,
+        call: ModuleCall,
         output: Any,
-        features: Taps,
+        features: FeatureHooks,
         teachers: Sequence[FrozenNetwork],
         labels: Tensor | None,
         keys: Tensor | None = None,
@@ -78,14 +78,14 @@ class Objective(nn.Module):
         """
         values: dict[str, Tensor] = {}
         with ExitStack() as asked:
-            said = [asked.enter_context(teacher.asked(call.args, call.kwargs, keys)) for teacher in teachers]
+            said = [asked.enter_context(teacher.forward(call.args, call.kwargs, keys)) for teacher in teachers]
             if self.of_logits:
                 student = logits_of(output, "student")
                 teacher = self._combine([_alike(logits_of(each, "teacher"), student) for each in said], labels)
                 values |= {name: loss(student, teacher, labels) for name, loss in self.of_logits.items()}
                 back = [((weights or {}).get(name, 1.0), loss) for name, loss in self.of_logits.items()]
                 for each in teachers:
-                    each.study(student, labels, back)
+                    each.accumulate(student, labels, back)
             for name, loss in self.of_features.items():
                 pairs = [
                     self._pair(f"{name}_{index}", loss, feature(features[s], s), feature(teachers[0].taps[t], t))

@@ -55,7 +55,7 @@ class PeerNetwork(FrozenNetwork):
 
     @override
     @contextmanager
-    def asked(self, args: Sequence[Any], kwargs: Mapping[str, Any], keys: Tensor | None = None) -> Iterator[Any]:
+    def forward(self, args: Sequence[Any], kwargs: Mapping[str, Any], keys: Tensor | None = None) -> Iterator[Any]:
         self.network.train()
         with self.taps.open():
             args, kwargs = tree_map(self._input, (tuple(args), dict(kwargs)))
@@ -63,7 +63,7 @@ class PeerNetwork(FrozenNetwork):
             yield self._said.detach()
 
     @override
-    def study(self, student: Tensor, labels: Tensor | None, losses: Sequence[tuple[float, LogitLoss]]) -> None:
+    def accumulate(self, student: Tensor, labels: Tensor | None, losses: Sequence[tuple[float, LogitLoss]]) -> None:
         if labels is None:
             raise ValueError("A peer learns from labels, which the batches do not have.")
         assert self._said is not None
@@ -75,7 +75,7 @@ class PeerNetwork(FrozenNetwork):
         self._loss, self._said = loss, None
 
     @override
-    def advance(self, student: nn.Module, optimizer: Optimizer) -> None:
+    def step(self, student: nn.Module, optimizer: Optimizer) -> None:
         if self._loss is None:
             return
         mine = self._optimizer or self._start(optimizer)

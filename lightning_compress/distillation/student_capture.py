@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from lightning_compress.distillation.feature_hooks import Call, Taps
+from lightning_compress.distillation.feature_hooks import FeatureHooks, ModuleCall
 
 
-class Sight:
+class StudentCapture:
     """The inputs, logits and features of a student, seen while it trains as it would alone.
 
     Args:
@@ -29,8 +29,8 @@ class Sight:
         self._output = output
         parts = [name for name, child in student.named_children() if any(True for _ in child.parameters())]
         self._candidates = ["", *parts]
-        self._calls = Taps(student, [*self._candidates, *([output] if output else [])], whose="student")
-        self.features = Taps(network, layers, whose="student")
+        self._calls = FeatureHooks(student, [*self._candidates, *([output] if output else [])], whose="student")
+        self.features = FeatureHooks(network, layers, whose="student")
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -38,7 +38,7 @@ class Sight:
         with self._calls.open(), self.features.open():
             yield
 
-    def call(self) -> tuple[Call, Any]:
+    def call(self) -> tuple[ModuleCall, Any]:
         """The forward pass whose inputs the teachers get, and what has the logits.
 
         Raises:

@@ -63,7 +63,7 @@ def _count(trainer: Trainer, module: LightningModule, teacher: FrozenNetwork, li
         labels = labels_of(batch)
         if isinstance(batch, Mapping) or labels is None or labels.ndim != 1 or not isinstance(batch[0], Tensor):
             return counts * 0
-        with trainer.precision_plugin.val_step_context(), teacher.asked(batch[:1], {}) as output:
+        with trainer.precision_plugin.val_step_context(), teacher.forward(batch[:1], {}) as output:
             logits = logits_of(output, "teacher")
         right = (logits.argmax(1) == labels).sum()
         counts += torch.stack([right, torch.tensor(len(labels)).to(right), torch.tensor(logits.numel()).to(right)])

@@ -17,7 +17,7 @@ from lightning_compress.distillation.teacher import MeanTeacher, Teacher
 from lightning_compress.distillation.teacher_loading import Taught, build_teacher, is_network
 
 
-class Faculty:
+class TeacherEnsemble:
     """Teachers as they are specified, and built when they are first needed: to load a student needs none.
 
     Args:
@@ -68,10 +68,10 @@ class Faculty:
                 self._teachers[index] = self._build(index, each)
         return self.built
 
-    def advance(self, optimizer: Optimizer, *_: Any) -> None:
+    def step(self, optimizer: Optimizer, *_: Any) -> None:
         """Lets those that learn do so, after a step of the student's optimizer."""
         for teacher in self.built:
-            teacher.advance(self._network, optimizer)
+            teacher.step(self._network, optimizer)
 
     def record(self) -> dict[str, Any]:
         """Who they are, and what those that learn have learned, for a checkpoint."""

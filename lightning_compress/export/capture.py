@@ -14,13 +14,13 @@ from torch.export import ExportedProgram
 from lightning_compress.arguments import Arguments
 from lightning_compress.export.batch_inputs import dynamic_batch_shapes
 from lightning_compress.export.failures import explained
-from lightning_compress.quantization.backend import Dialect
+from lightning_compress.quantization.backend import Backend
 from lightning_compress.quantization.finalize import finalize
 from lightning_compress.quantization.insertion import is_quantized
 from lightning_compress.quantization.lowering import Lowered, lower
 
 
-def lowered_or_float(model: nn.Module, inputs: Arguments, dialect: Dialect, *, unsigned: bool) -> Lowered:
+def lowered_or_float(model: nn.Module, inputs: Arguments, dialect: Backend, *, unsigned: bool) -> Lowered:
     """What is written of a model: integers in a dialect, or floats where it has no quantizers."""
     return lower(model, inputs, dialect, unsigned=unsigned) if is_quantized(model) else Lowered(finalize(model))
 

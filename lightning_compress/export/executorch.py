@@ -15,11 +15,11 @@ from torch.utils._pytree import tree_leaves
 from lightning_compress.arguments import Arguments, as_arguments
 from lightning_compress.atomic_files import written
 from lightning_compress.export.capture import captured, exporting, lowered_or_float
-from lightning_compress.export.lowered_parity import Cut
+from lightning_compress.export.lowered_parity import SplitModel
 from lightning_compress.export.output_comparison import agreement, difference, outputs_of_model
 from lightning_compress.export.requirements import require
-from lightning_compress.export.subprocess_check import run_elsewhere
-from lightning_compress.quantization.backend import Bias, Grid, Weight
+from lightning_compress.export.subprocess_check import run_in_subprocess
+from lightning_compress.quantization.backend import Bias, QParams, Weight
 from lightning_compress.quantization.insertion import is_quantized
 from lightning_compress.quantization.lowering import Lowered
 from lightning_compress.quantization.placement import PASSING
@@ -87,7 +87,7 @@ def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -
     """
     require("executorch", "torchao", extra="executorch")
     inputs = as_arguments(example_inputs)
-    lowered = lowered_or_float(model, inputs, ExecutorchDialect(), unsigned=False)
+    lowered = lowered_or_float(model, inputs, ExecutorchBackend(), unsigned=False)
     _check_inputs(lowered)
     edge = _delegated(lowered.model, inputs)
     graph = edge.exported_program().graph_module
@@ -103,7 +103,7 @@ def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -
     return ExecutorchFile(Path(path), Path(path).stat().st_size, seconds, delegates, outside, steps, *measured, left)
 
 
-class ExecutorchDialect:
+class ExecutorchBackend:
     """Writes integers as ``quantized_decomposed`` operators, which XNNPACK's partitioner looks for."""
 
     # Behind a flattening that is not on a grid, XNNPACK's linear layers return garbage without a word.
@@ -115,11 +115,11 @@ class ExecutorchDialect:
 
         self._ops = torch.ops.quantized_decomposed
 
-    def activation(self, x: Tensor, grid: Grid) -> Tensor:
+    def activation(self, x: Tensor, grid: QParams) -> Tensor:
         """Quantizes and dequantizes; fewer than 8 bits are clamped to, as XNNPACK knows no other ends than int8's."""
-        if grid.high - grid.low < 254:
-            low, high = ((end - grid.zero_point) * grid.scale for end in (grid.low, grid.high))
-            x = torch.clamp(self._rounded(x, grid), low, high)
+        if grid.quant_max - grid.quant_min < 254:
+            quant_min, quant_max = ((end - grid.zero_point) * grid.scale for end in (grid.quant_min, grid.quant_max))
+            x = torch.clamp(self._rounded(x, grid), quant_min, quant_max)
         return self._rounded(x, grid)
 
     def weight(self, weight: Weight) -> Tensor:
@@ -132,7 +132,7 @@ class ExecutorchDialect:
         """Floats, which XNNPACK rounds to the integers that they come from."""
         return bias.value
 
-    def _rounded(self, x: Tensor, grid: Grid) -> Tensor:
+    def _rounded(self, x: Tensor, grid: QParams) -> Tensor:
         numbers = grid.scale, grid.zero_point, -128, 127, torch.int8
         return self._ops.dequantize_per_tensor.default(self._ops.quantize_per_tensor.default(x, *numbers), *numbers)
 
@@ -238,7 +238,7 @@ def _binary(model: nn.Module, edge: Any) -> bytes:
 
 def _outputs_of(path: Path, inputs: Arguments, outside: tuple[str, ...]) -> tuple[list[Tensor], float]:
     try:
-        return run_elsewhere(_ELSEWHERE, path, inputs)
+        return run_in_subprocess(_ELSEWHERE, path, inputs)
     except RuntimeError as error:
         if _OPERATOR_MISSING not in str(error):
             raise
@@ -250,7 +250,7 @@ def _outputs_of(path: Path, inputs: Arguments, outside: tuple[str, ...]) -> tupl
 
 def _steps(model: nn.Module, inputs: Arguments) -> dict[str, int]:
     """How far each place is from the simulation in XNNPACK's kernels: a second file, of the model in pieces."""
-    cut = Cut(model, inputs, ExecutorchDialect(), unsigned=False)
+    cut = SplitModel(model, inputs, ExecutorchBackend(), unsigned=False)
     pieces: Arguments = (*inputs, cut.feeds), {}
     return cut.steps(runner(_binary(cut, _delegated(cut, pieces)), pieces)())
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.arguments import Arguments
-from lightning_compress.quantization.backend import Bias, Dialect, Grid, Weight
+from lightning_compress.quantization.backend import Backend, Bias, QParams, Weight
 from lightning_compress.quantization.lowering import lower
 from lightning_compress.quantization.recording import record
 
 
-class Cut(nn.Module):
+class SplitModel(nn.Module):
     """A lowered model in pieces: each quantized activation is given out, and what is read in its place is fed in.
 
     Args:
@@ -30,7 +30,7 @@ class Cut(nn.Module):
         feeds: The simulation's activations, in the order of the run, as floats on their grids.
     """
 
-    def __init__(self, model: nn.Module, inputs: Arguments, dialect: Dialect, *, unsigned: bool) -> None:
+    def __init__(self, model: nn.Module, inputs: Arguments, dialect: Backend, *, unsigned: bool) -> None:
         super().__init__()
         self._pieces = _Pieces(dialect)
         lowered = lower(model, inputs, self._pieces, unsigned=unsigned)
@@ -65,13 +65,13 @@ class Cut(nn.Module):
 class _Pieces:
     """A dialect that begins anew behind each activation."""
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Backend) -> None:
         self.dialect = dialect
         self.opaque = dialect.opaque
         self.feeds: Iterator[Tensor] = iter(())
         self.made: list[Tensor] = []
 
-    def activation(self, x: Tensor, grid: Grid) -> Tensor:
+    def activation(self, x: Tensor, grid: QParams) -> Tensor:
         if grid.is_again:
             return self.dialect.activation(x, grid)
         self.made.append(self.dialect.activation(x, grid))

@@ -16,10 +16,10 @@ from lightning_compress.arguments import Arguments, as_arguments
 from lightning_compress.atomic_files import written
 from lightning_compress.export.batch_inputs import batched
 from lightning_compress.export.capture import captured, exporting, lowered_or_float
-from lightning_compress.export.lowered_parity import Cut
+from lightning_compress.export.lowered_parity import SplitModel
 from lightning_compress.export.output_comparison import difference, median_seconds, one_thread, outputs_of_model
-from lightning_compress.export.subprocess_check import run_elsewhere
-from lightning_compress.quantization.backend import Bias, Grid, Weight
+from lightning_compress.export.subprocess_check import run_in_subprocess
+from lightning_compress.quantization.backend import Bias, QParams, Weight
 from lightning_compress.quantization.insertion import is_quantized
 from lightning_compress.quantization.lowering import Lowered
 
@@ -78,7 +78,7 @@ def export_program(
         RuntimeError: If another process cannot run the file.
     """
     inputs = as_arguments(batched(example_inputs) if dynamic_batch else example_inputs)
-    lowered = lowered_or_float(model, inputs, ProgramDialect(), unsigned=True)
+    lowered = lowered_or_float(model, inputs, ProgramBackend(), unsigned=True)
     with exporting(model, "a program"):
         program = captured(lowered.model, inputs, dynamic_batch=dynamic_batch)
     with written(path) as partial:
@@ -86,20 +86,20 @@ def export_program(
         loaded = torch.export.load(partial)
         _check_integers(loaded, lowered)
         steps = _steps(model, inputs) if is_quantized(model) else None
-        apart = difference(outputs_of_model(model, inputs), run_elsewhere(_ELSEWHERE, partial, inputs))
+        apart = difference(outputs_of_model(model, inputs), run_in_subprocess(_ELSEWHERE, partial, inputs))
         seconds = _latency(loaded.module(), as_arguments(example_inputs))
     return ProgramFile(Path(path), Path(path).stat().st_size, seconds, steps, apart, tuple(lowered.left_in_float))
 
 
-class ProgramDialect:
+class ProgramBackend:
     """Writes integers as arithmetic that every PyTorch knows."""
 
     opaque: frozenset[str] = frozenset()
 
-    def activation(self, x: Tensor, grid: Grid) -> Tensor:
+    def activation(self, x: Tensor, grid: QParams) -> Tensor:
         """Rounds as the simulation does."""
-        low, high = grid.low - grid.zero_point, grid.high - grid.zero_point
-        return torch.clamp(torch.round(x * (1 / grid.scale)), low, high) * grid.scale
+        quant_min, quant_max = grid.quant_min - grid.zero_point, grid.quant_max - grid.zero_point
+        return torch.clamp(torch.round(x * (1 / grid.scale)), quant_min, quant_max) * grid.scale
 
     def weight(self, weight: Weight) -> Tensor:
         """Multiplies bytes by the scale of their channel."""
@@ -131,7 +131,7 @@ def _check_integers(program: ExportedProgram, lowered: Lowered) -> None:
 
 
 def _steps(model: nn.Module, inputs: Arguments) -> dict[str, int]:
-    cut = Cut(model, inputs, ProgramDialect(), unsigned=True)
+    cut = SplitModel(model, inputs, ProgramBackend(), unsigned=True)
     with torch.no_grad():
         return cut.steps(cut(*inputs, cut.feeds))
 

@@ -14,7 +14,7 @@ import torch
 from lightning_compress.arguments import Arguments
 
 
-def run_elsewhere(code: str, path: Path, inputs: Arguments) -> Any:
+def run_in_subprocess(code: str, path: Path, inputs: Arguments) -> Any:
     """What a fresh Python process leaves in ``outputs.pt``.
 
     Args:

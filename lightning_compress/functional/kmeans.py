@@ -183,7 +183,7 @@ def _density(points: _Points, num_clusters: int, seed: int) -> Tensor:
     return points.positions.gather(1, _where(masses, masses[:, -1:] * parts))
 
 
-def _drawn(points: _Points, num_clusters: int, seed: int) -> Tensor:
+def _kmeans_plus_plus(points: _Points, num_clusters: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     chances, centers = points.masses, []
     nearest = torch.full_like(points.positions, torch.inf)
@@ -271,7 +271,7 @@ def _best_cuts(masses: Tensor, moments: Tensor, squares: Tensor, num_clusters: i
 
 _STARTS: dict[str, Callable[[_Points, int, int], Tensor]] = {
     "optimal": _optimal,
-    "kmeans++": _drawn,
+    "kmeans++": _kmeans_plus_plus,
     "linear": _linear,
     "density": _density,
 }

@@ -22,9 +22,9 @@ _AT_ONCE = 1 << 17  # levels of rows of trials, which bounds the memory
 _RARE = 1e-6  # probability of what the integers do not have, so that the divergence stays finite
 
 
-def best_span(
+def best_range(
     counts: Tensor,
-    extremes: Tensor,
+    min_max: Tensor,
     *,
     num_levels: int,
     symmetric: bool,
@@ -34,7 +34,7 @@ def best_span(
 
     Args:
         counts: ``(rows, bins)``.
-        extremes: ``(rows, 2)``.
+        min_max: ``(rows, 2)``.
         num_levels: Number of integers.
         symmetric: Whether both ends move together.
         loss: :func:`squared_error` or :func:`divergence`.
@@ -42,9 +42,9 @@ def best_span(
     Returns:
         Lower and upper ends, ``(rows,)`` each.
     """
-    edges = histograms.edges(counts, extremes)
+    edges = histograms.edges(counts, min_max)
     lost = loss(counts, (edges[1:] + edges[:-1]) / 2, num_levels)
-    low, high = -extremes[:, :1].clamp(min=0), extremes[:, 1:].clamp(min=0)
+    low, high = -min_max[:, :1].clamp(min=0), min_max[:, 1:].clamp(min=0)
     if symmetric:
         high = torch.maximum(-low, high)
         high = high * _best_factor(lambda factors: lost(-high * factors, high * factors), high, num_levels)

@@ -20,7 +20,7 @@ def soft_assign(
     codebook. In backward passes the attention of long rows is computed anew, a part at a time, instead of being kept.
 
     Args:
-        rows: Numbers, one row for each codebook, shape (rows, columns).
+        rows: QuantizationSpec, one row for each codebook, shape (rows, columns).
         codebooks: Where the values are, shape (rows, clusters).
         temperatures: Positive, shape (rows,), in squared units of the numbers.
         masses: What each number counts where values are moved, shape of ``rows``.

@@ -40,7 +40,7 @@ def cluster_vectors(
     """
     points = vectors.detach().cpu().double()
     masses = torch.ones_like(points) if weights is None else weights.detach().cpu().double()
-    centers = _drawn(points, masses, num_clusters, seed) if start is None else start.detach().cpu().double()
+    centers = _kmeans_plus_plus(points, masses, num_clusters, seed) if start is None else start.detach().cpu().double()
     index = torch.empty(0)
     for _ in range(_MAX_ITERATIONS):
         before = index
@@ -76,7 +76,7 @@ def _refilled(points: Tensor, index: Tensor, distances: Tensor, centers: Tensor)
     return centers.index_put((empty.nonzero().flatten(),), points[farthest])
 
 
-def _drawn(points: Tensor, masses: Tensor, num_clusters: int, seed: int) -> Tensor:
+def _kmeans_plus_plus(points: Tensor, masses: Tensor, num_clusters: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     if len(points) > max(_NUM_DRAWN_FROM, num_clusters):
         some = torch.randperm(len(points), generator=generator)[: max(_NUM_DRAWN_FROM, num_clusters)]

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_compress.models import networks  # noqa: F401  (registers its networks with timm)
-from lightning_compress.models.mixup import Mixing
+from lightning_compress.models.mixup import Mixup
 from lightning_compress.models.stem import keep_resolution_
 from lightning_compress.models.weights import load_weights_
 
@@ -71,7 +71,7 @@ class ClassificationModule(LightningModule):
         optimizer: OptimizerCallable = sgd,
         lr_scheduler: LRSchedulerCallable | None = None,
         label_smoothing: float = 0.0,
-        mixup: Mixing | None = None,
+        mixup: Mixup | None = None,
         small_input: bool = False,
         checkpoint: str | None = None,
         model_kwargs: dict[str, Any] | None = None,
@@ -80,7 +80,7 @@ class ClassificationModule(LightningModule):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing={label_smoothing} must lie in [0, 1).")
         # Checkpoints hold it as a dict.
-        self.mixup = Mixing(**mixup) if isinstance(mixup, Mapping) else mixup
+        self.mixup = Mixup(**mixup) if isinstance(mixup, Mapping) else mixup
         # No functions and no networks, which checkpoints must not hold; nor a file of starting weights, since a
         # checkpoint has its own.
         own_network = ["model"] if isinstance(model, nn.Module) else []

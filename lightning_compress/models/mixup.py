@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from timm.data.mixup import Mixup, mixup_target
+from timm.data.mixup import Mixup as TimmMixup
+from timm.data.mixup import mixup_target
 from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Mixing:
+class Mixup:
     """Mixes each training image with another one and their labels alike, as timm does, the same way in a whole batch.
 
     Mixup (Zhang et al. 2017, arXiv:1710.09412) blends the two; CutMix (Yun et al. 2019, arXiv:1905.04899) puts a box of
@@ -36,12 +37,12 @@ class Mixing:
     def __post_init__(self) -> None:
         if min(self.mixup_alpha, self.cutmix_alpha) < 0 or self.mixup_alpha == self.cutmix_alpha == 0:
             raise ValueError(
-                f"Mixing(mixup_alpha={self.mixup_alpha}, cutmix_alpha={self.cutmix_alpha}) must not be negative, "
+                f"Mixup(mixup_alpha={self.mixup_alpha}, cutmix_alpha={self.cutmix_alpha}) must not be negative, "
                 "and at least one must be more than 0."
             )
         for name in ("prob", "switch_prob"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"Mixing({name}={getattr(self, name)}) must lie in [0, 1].")
+                raise ValueError(f"Mixup({name}={getattr(self, name)}) must lie in [0, 1].")
 
     def mix(
         self,
@@ -64,7 +65,7 @@ class Mixing:
         Returns:
             Images ``(N, C, H, W)``, and targets ``(N, num_classes)`` of float32 with rows that add up to 1.
         """
-        mixup = Mixup(
+        mixup = TimmMixup(
             mixup_alpha=self.mixup_alpha,
             cutmix_alpha=self.cutmix_alpha,
             prob=self.prob,

@@ -27,13 +27,13 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def words_of(tensor: Tensor, width: int = 1) -> Words:
+def bit_patterns_of(tensor: Tensor, width: int = 1) -> Words:
     """The bit patterns of a tensor in row-major order, ``width`` elements in each."""
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    return as_words(plain.reshape(-1).view(torch.uint8).numpy(), tensor.element_size() * width)
+    return as_bit_patterns(plain.reshape(-1).view(torch.uint8).numpy(), tensor.element_size() * width)
 
 
-def as_words(raw: NDArray[np.uint8], size: int) -> Words:
+def as_bit_patterns(raw: NDArray[np.uint8], size: int) -> Words:
     """Bytes as patterns of ``size`` bytes each."""
     if size > 8:
         return np.frombuffer(raw, dtype="<u8").reshape(-1, size // 8)
@@ -51,7 +51,7 @@ def tensor_of(words: Words, dtype: torch.dtype, shape: tuple[int, ...]) -> Tenso
 def checksum(name: str, tensor: Tensor) -> int:
     """CRC-32 of what a tensor is called and is, and of its bytes, little-endian."""
     what = f"{name} {dtype_name(tensor.dtype)} {tuple(tensor.shape)}"
-    return zlib.crc32(words_of(tensor).data, zlib.crc32(what.encode("utf-8", "surrogatepass")))
+    return zlib.crc32(bit_patterns_of(tensor).data, zlib.crc32(what.encode("utf-8", "surrogatepass")))
 
 
 def zero_of(size: int) -> Words:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_compress.packing import entropy
-from lightning_compress.packing.streams import Plan, Stream, whole
+from lightning_compress.packing.streams import EncodingPlan, Stream, whole
 
 _AT_ONCE = 2**18
 
@@ -63,7 +63,7 @@ def check_padding(data: bytes, num_bits: int) -> None:
         raise ValueError("there are bits after the last one")
 
 
-def plan_symbols(kind: str, symbols: Any, counts: NDArray[Any], *parameters: int | str) -> Plan:
+def plan_symbols(kind: str, symbols: Any, counts: NDArray[Any], *parameters: int | str) -> EncodingPlan:
     """The shorter of both codings of some symbols.
 
     Args:
@@ -75,8 +75,8 @@ def plan_symbols(kind: str, symbols: Any, counts: NDArray[Any], *parameters: int
     total = int(counts.sum())
     fixed, coded = num_packed_bytes(total, len(counts)), entropy.num_bytes(counts)
     if fixed <= coded or len(counts) > entropy.MOST_SYMBOLS:
-        return Plan(fixed, lambda: [Stream(kind, pack(symbols(), len(counts)), (*parameters, "bits"))])
-    return Plan(coded, lambda: [Stream(kind, entropy.encode(symbols(), counts), (*parameters, "ans"))])
+        return EncodingPlan(fixed, lambda: [Stream(kind, pack(symbols(), len(counts)), (*parameters, "bits"))])
+    return EncodingPlan(coded, lambda: [Stream(kind, entropy.encode(symbols(), counts), (*parameters, "ans"))])
 
 
 def read_symbols(data: bytes, coding: object, *, num_symbols: int, num_values: int) -> NDArray[Any]:

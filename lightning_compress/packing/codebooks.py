@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lightning_compress.packing.bit_patterns import Words, keys_of
 from lightning_compress.packing.bits import num_packed_bytes, plan_symbols, read_symbols
-from lightning_compress.packing.streams import Plan, Stream, exactly, whole
+from lightning_compress.packing.streams import EncodingPlan, Stream, exactly, whole
 from lightning_compress.packing.unique import find_values
 
 
@@ -35,19 +35,19 @@ class Indexed:
         """Bytes of table and indices of a fixed width."""
         return len(self.table.data) + num_packed_bytes(len(self.indices), len(self.counts))
 
-    def plan(self) -> Plan:
+    def plan(self) -> EncodingPlan:
         """Table and indices."""
         return self._table() + plan_symbols("indices", lambda: self.indices, self.counts)
 
-    def plan_with_zeros(self, nonzero: NDArray[np.bool_]) -> Plan | None:
+    def plan_with_zeros(self, nonzero: NDArray[np.bool_]) -> EncodingPlan | None:
         """The same, with zeros among the values as index 0; ``None`` where that cannot be."""
         if not self.is_shared:
             return None
         counts = np.append(len(nonzero) - len(self.indices), self.counts)
         return self._table() + plan_symbols("symbols", lambda: self._among(nonzero), counts)
 
-    def _table(self) -> Plan:
-        return Plan(len(self.table.data), lambda: [self.table])
+    def _table(self) -> EncodingPlan:
+        return EncodingPlan(len(self.table.data), lambda: [self.table])
 
     def _among(self, nonzero: NDArray[np.bool_]) -> NDArray[Any]:
         symbols = np.zeros(len(nonzero), np.min_scalar_type(len(self.counts)))
@@ -55,9 +55,9 @@ class Indexed:
         return symbols
 
 
-def plan_raw(values: Words) -> Plan:
+def plan_raw(values: Words) -> EncodingPlan:
     """Values as they are."""
-    return Plan(values.nbytes, lambda: [Stream("raw", values.tobytes())])
+    return EncodingPlan(values.nbytes, lambda: [Stream("raw", values.tobytes())])
 
 
 def index_values(values: Words) -> Indexed | None:

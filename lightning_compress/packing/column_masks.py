@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_compress.packing import entropy
-from lightning_compress.packing.streams import Plan, Stream, exactly, whole
+from lightning_compress.packing.streams import EncodingPlan, Stream, exactly, whole
 
 _ONE = 2**16
 _QUARTERS = (1024, 1218, 1448, 1722)  # 1024 * 2 ** (k / 4)
@@ -43,7 +43,7 @@ class _Prior(NamedTuple):
         return _CLASS_OF[(num_zeros * _ONE + self.strength * self.zeros) // (num_rows + self.strength)]
 
 
-def plan_columns(nonzero: NDArray[np.bool_], num_columns: int) -> Plan | None:
+def plan_column_masks(nonzero: NDArray[np.bool_], num_columns: int) -> EncodingPlan | None:
     """The plan for a mask of rows of so many columns, or none where there is nothing to be learnt."""
     rows = nonzero.reshape(-1, num_columns)
     if len(rows) < 4 or num_columns < 2:
@@ -62,10 +62,10 @@ def plan_columns(nonzero: NDArray[np.bool_], num_columns: int) -> Plan | None:
             best = bits, prior, classes
     assert best is not None
     bits, prior, classes = best
-    return Plan(bits / 8 + 4, lambda: [Stream("columns", _encode(rows, blocks, classes), tuple(prior))])
+    return EncodingPlan(bits / 8 + 4, lambda: [Stream("columns", _encode(rows, blocks, classes), tuple(prior))])
 
 
-def read_columns(data: bytes, parameters: tuple[object, ...], size: int, num_columns: int) -> NDArray[np.bool_]:
+def read_column_masks(data: bytes, parameters: tuple[object, ...], size: int, num_columns: int) -> NDArray[np.bool_]:
     """The mask, flat.
 
     Raises:

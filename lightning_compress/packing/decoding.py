@@ -15,7 +15,7 @@ from lightning_compress.packing.bit_patterns import DTYPES, Words, tensor_of, ze
 from lightning_compress.packing.encoding import columns_of
 from lightning_compress.packing.entry import Entry
 from lightning_compress.packing.positions import KINDS, read_positions
-from lightning_compress.packing.quantized_tensors import Integers, from_integers
+from lightning_compress.packing.quantized_tensors import IntegerTensor, from_integers
 from lightning_compress.packing.streams import Stream
 from lightning_compress.packing.values import read_values, read_with_zeros
 
@@ -34,7 +34,7 @@ def decode(entry: Entry, streams: Sequence[Stream], scale: Callable[[str], Tenso
     dtype = DTYPES[entry.dtype]
     if entry.scale is not None:
         numbers = _read(streams, np.zeros(1, "<i2"), entry.shape)
-        integers = Integers(numbers, entry.axis, entry.minus)
+        integers = IntegerTensor(numbers, entry.axis, entry.minus)
         return from_integers(integers, scale(entry.scale), dtype, torch.Size(entry.shape))
     stored = torch.float16 if entry.half else dtype
     words = _read(streams, zero_of(stored.itemsize * entry.width), entry.shape, entry.width)

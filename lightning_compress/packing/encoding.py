@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_compress.packing.bit_patterns import is_nonzero, keys_of, words_of
+from lightning_compress.packing.bit_patterns import bit_patterns_of, is_nonzero, keys_of
 from lightning_compress.packing.codebooks import Indexed, index_integers, index_values
 from lightning_compress.packing.positions import plan_positions
-from lightning_compress.packing.quantized_tensors import Integers, find_integers
-from lightning_compress.packing.streams import Plan, Stream, cheapest
+from lightning_compress.packing.quantized_tensors import IntegerTensor, find_integers
+from lightning_compress.packing.streams import EncodingPlan, Stream, cheapest
 from lightning_compress.packing.unique import distinct, sample_of
 from lightning_compress.packing.values import index_all, plan_plain
 
@@ -37,14 +37,14 @@ class Encoded:
 
     streams: list[Stream]
     width: int
-    integers: Integers | None
+    integers: IntegerTensor | None
     num_sparse_bytes: int
     num_fixed_bytes: int
 
 
 @dataclass(frozen=True)
 class _Way:
-    plan: Plan
+    plan: EncodingPlan
     width: int
     num_sparse_bytes: int
     num_fixed_bytes: int
@@ -72,7 +72,7 @@ def encode(tensor: Tensor, scale: Tensor | None = None) -> Encoded:
 
 
 def _way(tensor: Tensor, num_columns: int, width: int) -> _Way:
-    words = words_of(tensor, width)
+    words = bit_patterns_of(tensor, width)
     nonzero, columns = is_nonzero(words), num_columns // width
     values = words if nonzero.all() else words[nonzero]
     indexed = index_all(words, nonzero, values, columns) if len(values) else []
@@ -95,8 +95,8 @@ def _integer_way(numbers: NDArray[np.int16], num_columns: int, element_size: int
 
 
 def _with_positions(
-    nonzero: NDArray[np.bool_], num_columns: int, indexed: list[Indexed], plain: Plan | None
-) -> tuple[Plan, int, int]:
+    nonzero: NDArray[np.bool_], num_columns: int, indexed: list[Indexed], plain: EncodingPlan | None
+) -> tuple[EncodingPlan, int, int]:
     """The best plan for values in their places; bytes of masks, and with the best codebook, without entropy coding."""
     plans = ([] if plain is None else [plain]) + [i.plan() for i in indexed]
     fixed = min((i.num_plain_bytes for i in indexed), default=2**62)
@@ -119,7 +119,7 @@ def _vector_widths(tensor: Tensor, num_columns: int) -> list[int]:
 
 def _sample_bits(tensor: Tensor, width: int) -> float:
     """Entropy of an element in bits, by a sample of vectors; that of all its bits if nearly none comes twice."""
-    sample = keys_of(sample_of(words_of(tensor, width)))
+    sample = keys_of(sample_of(bit_patterns_of(tensor, width)))
     ordered = np.sort(sample)
     values = distinct(sample)
     if len(values) * _OFTEN > np.count_nonzero(sample) + _OFTEN:

@@ -20,7 +20,9 @@ _MOST = 2**12  # entries in a codebook of a block
 _COMPARED = 32  # entries up to which comparing with each is faster than searching
 
 
-def index_blocks(words: Words, nonzero: NDArray[np.bool_], num_columns: int, *, most_bits: float) -> Indexed | None:
+def index_group_codebooks(
+    words: Words, nonzero: NDArray[np.bool_], num_columns: int, *, most_bits: float
+) -> Indexed | None:
     """Values and a codebook for each block of a tensor, if they are few in every block.
 
     Args:
@@ -38,7 +40,9 @@ def index_blocks(words: Words, nonzero: NDArray[np.bool_], num_columns: int, *, 
     return _index(words.reshape(-1, length), nonzero.reshape(-1, length))
 
 
-def read_blocks(data: bytes, parameters: tuple[object, ...], like: Words, nonzero: NDArray[np.bool_]) -> list[Words]:
+def read_group_codebooks(
+    data: bytes, parameters: tuple[object, ...], like: Words, nonzero: NDArray[np.bool_]
+) -> list[Words]:
     """Codebooks one after another, and where each value's begins and how many entries it has.
 
     Raises:
@@ -58,7 +62,7 @@ def read_blocks(data: bytes, parameters: tuple[object, ...], like: Words, nonzer
     return [table, np.repeat(np.cumsum(sizes) - sizes, in_block), np.repeat(sizes, in_block)]
 
 
-def read_in_blocks(data: bytes, coding: object, blocks: list[Words]) -> Words:
+def read_by_group(data: bytes, coding: object, blocks: list[Words]) -> Words:
     """Values by their indices into the codebooks of their blocks.
 
     Raises:

@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_compress.packing.bits import check_padding, num_packed_bytes, plan_symbols, read_symbols
-from lightning_compress.packing.column_masks import plan_columns, read_columns
-from lightning_compress.packing.streams import Plan, Stream, cheapest, exactly, whole
+from lightning_compress.packing.column_masks import plan_column_masks, read_column_masks
+from lightning_compress.packing.streams import EncodingPlan, Stream, cheapest, exactly, whole
 
 KINDS = ("bitmask", "gaps", "columns")
 _LONGEST = 255  # a gap that is longer is so many zeros more often; a geometric distribution does not mind
 _WIDTHS = (3, 4, 6, 8)
 
 
-def plan_positions(nonzero: NDArray[np.bool_], num_columns: int) -> tuple[Plan, int]:
+def plan_positions(nonzero: NDArray[np.bool_], num_columns: int) -> tuple[EncodingPlan, int]:
     """The cheapest way to say where a flat mask is true, and the bytes of the cheapest without entropy coding.
 
     The latter is a bit for each element, or gaps of a fixed width as in Deep Compression (Han et al. 2016,
@@ -27,7 +27,7 @@ def plan_positions(nonzero: NDArray[np.bool_], num_columns: int) -> tuple[Plan, 
         num_columns: Length of its rows.
     """
     gaps = _gaps(nonzero)
-    plan = cheapest(_plan_gaps(gaps), _plan_bitmask(nonzero), plan_columns(nonzero, num_columns))
+    plan = cheapest(_plan_gaps(gaps), _plan_bitmask(nonzero), plan_column_masks(nonzero, num_columns))
     longest = [2**width - 1 for width in _WIDTHS]
     plain = (num_packed_bytes(len(gaps) + int((gaps // n).sum(dtype=np.int64)), n + 1) for n in longest)
     return plan, min(-(-len(nonzero) // 8), *plain)
@@ -49,7 +49,7 @@ def read_positions(
         ValueError: If it is damaged.
     """
     if kind == "columns":
-        return read_columns(data, parameters, size, num_columns)
+        return read_column_masks(data, parameters, size, num_columns)
     if kind == "gaps":
         return _read_gaps(data, parameters, size)
     if len(data) != -(-size // 8):
@@ -58,11 +58,11 @@ def read_positions(
     return np.unpackbits(np.frombuffer(data, np.uint8), count=size, bitorder="little").astype(np.bool_)
 
 
-def _plan_bitmask(nonzero: NDArray[np.bool_]) -> Plan:
+def _plan_bitmask(nonzero: NDArray[np.bool_]) -> EncodingPlan:
     def make() -> list[Stream]:
         return [Stream("bitmask", np.packbits(nonzero, bitorder="little").tobytes())]
 
-    return Plan(-(-len(nonzero) // 8), make)
+    return EncodingPlan(-(-len(nonzero) // 8), make)
 
 
 def _gaps(nonzero: NDArray[np.bool_]) -> NDArray[Any]:
@@ -74,7 +74,7 @@ def _gaps(nonzero: NDArray[np.bool_]) -> NDArray[Any]:
     return gaps
 
 
-def _plan_gaps(gaps: NDArray[Any]) -> Plan:
+def _plan_gaps(gaps: NDArray[Any]) -> EncodingPlan:
     longest = min(_LONGEST, int(gaps.max(initial=0)) + 1)
     symbols = _split(gaps, longest)
     counts = np.bincount(symbols, minlength=longest + 1)

@@ -16,7 +16,7 @@ _WHOLE = -1  # one scale
 
 
 @dataclass(frozen=True)
-class Integers:
+class IntegerTensor:
     """A tensor as whole numbers.
 
     Attributes:
@@ -40,7 +40,7 @@ def scale_name(name: str) -> str:
     return f"{parent}{dot}quant_{leaf}_scale"
 
 
-def find_integers(tensor: Tensor, scale: Tensor) -> Integers | None:
+def find_integers(tensor: Tensor, scale: Tensor) -> IntegerTensor | None:
     """The numbers that times the scale are the tensor, bit by bit, if there are any.
 
     Args:
@@ -58,7 +58,7 @@ def find_integers(tensor: Tensor, scale: Tensor) -> Integers | None:
     return None
 
 
-def from_integers(integers: Integers, scale: Tensor, dtype: torch.dtype, shape: torch.Size) -> Tensor:
+def from_integers(integers: IntegerTensor, scale: Tensor, dtype: torch.dtype, shape: torch.Size) -> Tensor:
     """The tensor again.
 
     Raises:
@@ -103,11 +103,11 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b)))
 
 
-def _as_integers(numbers: Tensor, axis: int) -> Integers:
+def _as_integers(numbers: Tensor, axis: int) -> IntegerTensor:
     values = numbers.to(torch.int16).reshape(-1).numpy()
     negative = ((numbers == 0) & numbers.signbit()).reshape(-1).numpy()
     if not negative.any():
-        return Integers(values, axis, None)
+        return IntegerTensor(values, axis, None)
     minus = int(values.max()) + 1
     values[negative] = minus
-    return Integers(values, axis, minus)
+    return IntegerTensor(values, axis, minus)

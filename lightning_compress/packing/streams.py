@@ -24,7 +24,7 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EncodingPlan:
     """One way of packing, before it is done.
 
     Attributes:
@@ -35,11 +35,11 @@ class Plan:
     num_bytes: float
     make: Callable[[], list[Stream]]
 
-    def __add__(self, other: Plan) -> Plan:
-        return Plan(self.num_bytes + other.num_bytes, lambda: self.make() + other.make())
+    def __add__(self, other: EncodingPlan) -> EncodingPlan:
+        return EncodingPlan(self.num_bytes + other.num_bytes, lambda: self.make() + other.make())
 
 
-def cheapest(*plans: Plan | None) -> Plan:
+def cheapest(*plans: EncodingPlan | None) -> EncodingPlan:
     """Of the plans that there are, the one with the fewest bytes; of equal ones the first."""
     return min((plan for plan in plans if plan is not None), key=lambda plan: plan.num_bytes)
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from lightning_compress.packing.bit_patterns import Words
 from lightning_compress.packing.codebooks import Indexed, index_values, plan_raw, read_indexed, read_table
-from lightning_compress.packing.group_codebooks import index_blocks, read_blocks, read_in_blocks
-from lightning_compress.packing.streams import Plan, Stream, cheapest
+from lightning_compress.packing.group_codebooks import index_group_codebooks, read_by_group, read_group_codebooks
+from lightning_compress.packing.streams import EncodingPlan, Stream, cheapest
 
 _FEW = 64  # values in a codebook of all, below which those of blocks are not looked for
 _HEADER = 24  # bytes that three more streams take in a file's header
@@ -30,11 +30,11 @@ def index_all(words: Words, nonzero: NDArray[np.bool_], values: Words, num_colum
     in_blocks = None
     if whole is None or len(whole.counts) > _FEW:
         bits = 8.0 * min(values.nbytes, math.inf if whole is None else whole.plan().num_bytes) / len(values)
-        in_blocks = index_blocks(words, nonzero, num_columns, most_bits=bits)
+        in_blocks = index_group_codebooks(words, nonzero, num_columns, most_bits=bits)
     return [indexed for indexed in (whole, in_blocks) if indexed is not None]
 
 
-def plan_plain(values: Words) -> Plan:
+def plan_plain(values: Words) -> EncodingPlan:
     """Values without a codebook: as they are, or their sign and exponent bits coded and the other bytes as they are."""
     if values.ndim > 1 or values.itemsize < 2:
         return plan_raw(values)
@@ -42,8 +42,8 @@ def plan_plain(values: Words) -> Plan:
     upper = index_values(np.ascontiguousarray(parts[:, -1]))
     if upper is None:
         return plan_raw(values)
-    lower = Plan(parts[:, :-1].size, lambda: [Stream("raw", parts[:, :-1].tobytes())])
-    return cheapest(plan_raw(values), Plan(_HEADER, lambda: [Stream("split", b"")]) + upper.plan() + lower)
+    lower = EncodingPlan(parts[:, :-1].size, lambda: [Stream("raw", parts[:, :-1].tobytes())])
+    return cheapest(plan_raw(values), EncodingPlan(_HEADER, lambda: [Stream("split", b"")]) + upper.plan() + lower)
 
 
 def read_values(streams: Iterator[Stream], like: Words, count: int, nonzero: NDArray[np.bool_] | None) -> Words:
@@ -65,8 +65,8 @@ def read_values(streams: Iterator[Stream], like: Words, count: int, nonzero: NDA
         return _read_split(streams, like, count)
     if stream.kind == "blocks":
         mask = np.ones(count, np.bool_) if nonzero is None else nonzero
-        blocks = read_blocks(stream.data, stream.parameters, like, mask)
-        return read_in_blocks(*_coded(streams, "indices"), blocks)
+        blocks = read_group_codebooks(stream.data, stream.parameters, like, mask)
+        return read_by_group(*_coded(streams, "indices"), blocks)
     return read_indexed(*_coded(streams, "indices"), _read_table(stream, like), count)
 
 

@@ -12,14 +12,14 @@ from typing_extensions import final
 
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
-from lightning_compress.pruning.channel_groups import Coupling
+from lightning_compress.pruning.channel_groups import ModelChannelGroups
 from lightning_compress.pruning.channel_pruner import ChannelPruner
 from lightning_compress.pruning.distributions import Distribution, Uniform
 from lightning_compress.pruning.growth import Growth
 from lightning_compress.pruning.patterns import NM, Channels, Pattern, Unstructured, WeightPattern
 from lightning_compress.pruning.probe_scores import ProbeScore, probe_score
 from lightning_compress.pruning.pruner import Pruner, WeightPruner
-from lightning_compress.pruning.ranking_groups import make_pools
+from lightning_compress.pruning.ranking_groups import make_ranking_groups
 from lightning_compress.pruning.recalibration import check_loader, recalibrate_norms
 from lightning_compress.pruning.rewind import Rewind
 from lightning_compress.pruning.scores import Magnitude, Score
@@ -30,11 +30,11 @@ from lightning_compress.trainer.lightning import loss_scale, refuse_strategy
 from lightning_compress.trainer.masking import MaskCallback
 from lightning_compress.trainer.probe import TrainingProbe
 from lightning_compress.trainer.progress import check_time_fits, progress
-from lightning_compress.trainer.scheduled import ScheduledCallback
+from lightning_compress.trainer.scheduled import ScheduledConstraintCallback
 
 
 @final
-class Pruning(ScheduledCallback[MaskConstraint], MaskCallback):
+class Pruning(ScheduledConstraintCallback[MaskConstraint], MaskCallback):
     """Prunes weights on a schedule while the model trains, and keeps them exactly zero.
 
     Weights stay plain parameters under their own names. They are projected onto the mask after every completed
@@ -103,7 +103,7 @@ class Pruning(ScheduledCallback[MaskConstraint], MaskCallback):
         self.recalibrate = recalibrate
         self.example_inputs = example_inputs
         self._pruner: Pruner[Any] | None = None
-        self._coupling: Coupling | None = None
+        self._coupling: ModelChannelGroups | None = None
         self._snapshot: Snapshot | None = None
         self._gradients: dict[str, Tensor] = {}
         self._batch: tuple[Any, int] | None = None
@@ -112,7 +112,7 @@ class Pruning(ScheduledCallback[MaskConstraint], MaskCallback):
         """Refuses early what cannot work."""
         if stage == "fit" and isinstance(self.pattern, Channels):
             refuse_strategy(trainer, "Pruning")
-            self._coupling = Coupling(trainer, pl_module, self.pattern, self.targets, self.example_inputs)
+            self._coupling = ModelChannelGroups(trainer, pl_module, self.pattern, self.targets, self.example_inputs)
             self._coupling.check(self._coupling.pools(pl_module, self.sparsity, each=self.scope == "layer"))
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
@@ -136,7 +136,7 @@ class Pruning(ScheduledCallback[MaskConstraint], MaskCallback):
             misfits = self.pattern.misfits(layers)
             if misfits:
                 raise ValueError(misfits)
-            make_pools(layers, self.sparsity, self.distribution, unit_size=self.pattern.unit_size)
+            make_ranking_groups(layers, self.sparsity, self.distribution, unit_size=self.pattern.unit_size)
         whole_only = {"recalibrate": self.recalibrate is not None, type(self.rewind).__name__: self.rewind is not None}
         whole_only[type(self.score).__name__] = self._probe_score is not None
         whole_only[type(self.pattern).__name__] = isinstance(self.pattern, Channels)
@@ -149,21 +149,25 @@ class Pruning(ScheduledCallback[MaskConstraint], MaskCallback):
         super().prepare(trainer, state)
         assert self.constraint is not None
         state = state or {}
-        evidence, layers = state.get("evidence", {}), self.constraint.layers
+        accumulated_scores, layers = state.get("accumulated_scores", {}), self.constraint.layers
         self._pruner = self._make_pruner(trainer.lightning_module, self.constraint)
-        self._pruner.evidence = {la.name: la.part(evidence[la.name]) for la in layers if la.name in evidence}
+        self._pruner.accumulated_scores = {
+            la.name: la.local(accumulated_scores[la.name]) for la in layers if la.name in accumulated_scores
+        }
         self._snapshot = Snapshot.from_state(state["snapshot"]) if state.get("snapshot") else None
         if self.recalibrate is not None:
             check_loader(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks, counters, gathered evidence and what is rewound to: tensors and plain values only."""
+        """Masks, counters, gathered accumulated_scores and what is rewound to: tensors and plain values only."""
         if self.constraint is None or self._pruner is None:
             return super().state_dict()
-        evidence, layers = self._pruner.evidence, self.constraint.layers
+        accumulated_scores, layers = self._pruner.accumulated_scores, self.constraint.layers
         return {
             **super().state_dict(),
-            "evidence": {la.name: la.whole(evidence[la.name]).cpu() for la in layers if la.name in evidence},
+            "accumulated_scores": {
+                la.name: la.full(accumulated_scores[la.name]).cpu() for la in layers if la.name in accumulated_scores
+            },
             "snapshot": self._snapshot.state_dict() if self._snapshot else None,
         }
 
@@ -244,7 +248,7 @@ class Pruning(ScheduledCallback[MaskConstraint], MaskCallback):
         """Does what is due at this moment of the run."""
         if self.rewind is not None and self._snapshot is None and now.reached(self.rewind.to):
             self._snapshot = Snapshot.take(trainer, weights=self.rewind.weights)
-        if self._pruner is None or not self._is_due(now) or not self._pruner.has_evidence:
+        if self._pruner is None or not self._is_due(now) or not self._pruner.has_accumulated_scores:
             return
         assert self.constraint is not None
         first = self._tick < 0
@@ -252,7 +256,7 @@ class Pruning(ScheduledCallback[MaskConstraint], MaskCallback):
             lambda target: self.schedule.sparsity(target, now),
             step=self.steps,
             probe=lambda: self._probe(trainer),
-            exchange=self.schedule.ramp(now) if self.growth is not None and not first else None,
+            drop_and_grow=self.schedule.ramp(now) if self.growth is not None and not first else None,
             gradients=self._gradients,
         )
         self._gradients = {}
@@ -267,7 +271,7 @@ class Pruning(ScheduledCallback[MaskConstraint], MaskCallback):
     def _make_pruner(self, model: nn.Module, constraint: MaskConstraint) -> Pruner[Any]:
         layers, pattern, score = constraint.layers, self.pattern, self.score
         if isinstance(pattern, WeightPattern):
-            pools = make_pools(layers, self.sparsity, self.distribution, unit_size=pattern.unit_size)
+            pools = make_ranking_groups(layers, self.sparsity, self.distribution, unit_size=pattern.unit_size)
             return WeightPruner(constraint, pools, score, pattern=pattern, growth=self.growth)
         assert isinstance(pattern, Channels)
         assert self._coupling is not None

@@ -14,9 +14,9 @@ from lightning_compress.channels.costs import Cost, Latency, NumChannels, Tensor
 from lightning_compress.channels.discovery import find_groups
 from lightning_compress.channels.groups import ChannelGroup
 from lightning_compress.constraints.layer import Layer
-from lightning_compress.pruning.channel_pruner import ChannelPool, least_left
+from lightning_compress.pruning.channel_pruner import ChannelRankingGroup, least_left
 from lightning_compress.pruning.patterns import Channels
-from lightning_compress.pruning.ranked_channel_group import Coupled, couple
+from lightning_compress.pruning.ranked_channel_group import RankedChannelGroup, couple
 from lightning_compress.pruning.ranking_groups import ranked_together
 from lightning_compress.targets import Targets, shorten
 from lightning_compress.trainer.example_inputs import containers, probe_before_fit
@@ -26,7 +26,7 @@ from lightning_compress.trainer.probe import TrainingProbe
 _NUM_SAMPLES = 2  # runs in double precision, with a graph
 
 
-class Coupling:
+class ModelChannelGroups:
     """The channel groups of a model, found in ``Callback.setup``.
 
     Args:
@@ -73,10 +73,12 @@ class Coupling:
     def layers(self, model: nn.Module) -> list[Layer]:
         """All tensors that make channels."""
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        names = dict.fromkeys(self._prefix + part.tensor for group in self.groups for part in group.makers)
+        names = dict.fromkeys(self._prefix + part.tensor for group in self.groups for part in group.output_slices)
         return [Layer(name, parameters[name]) for name in names]
 
-    def pools(self, model: nn.Module, sparsity: float | Mapping[str, float], *, each: bool) -> list[ChannelPool]:
+    def pools(
+        self, model: nn.Module, sparsity: float | Mapping[str, float], *, each: bool
+    ) -> list[ChannelRankingGroup]:
         """What is ranked together.
 
         Args:
@@ -93,9 +95,12 @@ class Coupling:
         parts = ranked_together(members, sparsity, _layers, of="layer whose channels can be removed")
         if each:
             parts = [([member], share) for part, share in parts for member in part]
-        return [ChannelPool(tuple(part), share, self._cost([member.group for member in part])) for part, share in parts]
+        return [
+            ChannelRankingGroup(tuple(part), share, self._cost([member.group for member in part]))
+            for part, share in parts
+        ]
 
-    def check(self, pools: Sequence[ChannelPool]) -> None:
+    def check(self, pools: Sequence[ChannelRankingGroup]) -> None:
         """Refuses a sparsity that cannot be had; once, in ``setup``, as a measured cost is as good as its clock.
 
         Raises:
@@ -121,9 +126,9 @@ class Coupling:
 
     def _is_chosen(self, group: ChannelGroup, parameters: Mapping[str, nn.Parameter], chosen: Sequence[str]) -> bool:
         """Whether all layers that make the channels are targets, and all that would be masked is trained."""
-        makers = {self._prefix + part.tensor for part in group.makers}
-        matrices = {name for name in makers if parameters[name].ndim > 1}
-        return matrices <= set(chosen) and all(parameters[name].requires_grad for name in makers)
+        output_slices = {self._prefix + part.tensor for part in group.output_slices}
+        matrices = {name for name in output_slices if parameters[name].ndim > 1}
+        return matrices <= set(chosen) and all(parameters[name].requires_grad for name in output_slices)
 
 
 def _call(
@@ -152,6 +157,6 @@ def _call(
     return (name, *calls[name])
 
 
-def _layers(member: Coupled) -> list[str]:
+def _layers(member: RankedChannelGroup) -> list[str]:
     """The group's name, and the layers that make its channels."""
     return [member.name, *(layer.layer for layer, _ in member.matrices)]

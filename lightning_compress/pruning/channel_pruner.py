@@ -16,12 +16,12 @@ from lightning_compress.channels.groups import ChannelGroup
 from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.pruning.probe_scores import probe_score
 from lightning_compress.pruning.pruner import Pruner
-from lightning_compress.pruning.ranked_channel_group import Coupled
+from lightning_compress.pruning.ranked_channel_group import RankedChannelGroup
 from lightning_compress.pruning.scores import Score
 
 
 @dataclass(frozen=True, eq=False)
-class ChannelPool:
+class ChannelRankingGroup:
     """Groups whose channels are ranked together.
 
     Attributes:
@@ -30,7 +30,7 @@ class ChannelPool:
         cost: What is counted.
     """
 
-    members: tuple[Coupled, ...]
+    members: tuple[RankedChannelGroup, ...]
     sparsity: float
     cost: Cost
 
@@ -54,7 +54,7 @@ class ChannelPool:
         return {m.group: torch.zeros(m.group.num_channels, dtype=torch.bool) for m in self.members}
 
 
-class ChannelPruner(Pruner[ChannelPool]):
+class ChannelPruner(Pruner[ChannelRankingGroup]):
     """Masks for everything that makes a channel.
 
     Args:
@@ -65,7 +65,7 @@ class ChannelPruner(Pruner[ChannelPool]):
     """
 
     def __init__(
-        self, constraint: MaskConstraint, pools: Sequence[ChannelPool], score: Score, *, round_to: int = 1
+        self, constraint: MaskConstraint, pools: Sequence[ChannelRankingGroup], score: Score, *, round_to: int = 1
     ) -> None:
         super().__init__(constraint, pools, score, probe_score(score, channels=True))
         self.round_to = round_to
@@ -80,13 +80,13 @@ class ChannelPruner(Pruner[ChannelPool]):
         self.constraint.replace(masks)
 
     @override
-    def _masked(self, pool: ChannelPool) -> float:
+    def _masked(self, pool: ChannelRankingGroup) -> float:
         gone = {member.group: self._gone(member) for member in pool.members}
         return 1 - pool.cost.left(gone) / pool.dense
 
-    def _lowest(self, pool: ChannelPool, share: float, step: int) -> list[Tensor]:
+    def _lowest(self, pool: ChannelRankingGroup, share: float, step: int) -> list[Tensor]:
         """The channels of each group that go: as few of the lowest as it takes to lose a share of the cost."""
-        of_members = [self.score.of_channels(member, self.evidence, step) for member in pool.members]
+        of_members = [self.score.of_channels(member, self.accumulated_scores, step) for member in pool.members]
         scores = [per_saving(*each) for each in zip(of_members, pool.savings, strict=True)]
         gone = [self._gone(member) for member in pool.members]
         scores = [values.masked_fill(dead, -math.inf) for values, dead in zip(scores, gone, strict=True)]
@@ -103,7 +103,7 @@ class ChannelPruner(Pruner[ChannelPool]):
         fewest = _first(len(order), lambda num: pool.cost.left(dict(zip(groups, lowest(num), strict=True))) <= allowed)
         return lowest(fewest)
 
-    def _gone(self, member: Coupled) -> Tensor:
+    def _gone(self, member: RankedChannelGroup) -> Tensor:
         """The channels that are masked."""
         i, part = member.masked[0]
         masked = self.constraint.zeros[i].movedim(part.dim, 0).flatten(1).all(dim=1).cpu()
@@ -117,7 +117,7 @@ def multiple(group: ChannelGroup, round_to: int) -> int:
 
     A channel of the group may be several of a layer: a head, or one channel of each group of a convolution.
     """
-    widths = {len(part.positions) // group.num_channels for part in group.makers}
+    widths = {len(part.positions) // group.num_channels for part in group.output_slices}
     return math.lcm(*(round_to // math.gcd(round_to, width) for width in widths))
 
 

@@ -40,7 +40,7 @@ class Fixed(MaskCallback):
             self.constraint.load_state_dict(state["constraint"])
             return
         masks = [layer.weight != 0 for layer in self.constraint.layers]
-        if not any(bool((~layer.whole(mask)).any()) for layer, mask in zip(self.constraint.layers, masks, strict=True)):
+        if not any(bool((~layer.full(mask)).any()) for layer, mask in zip(self.constraint.layers, masks, strict=True)):
             raise ValueError("Fixed() finds no zeros in its targets: load the sparse checkpoint before the fit.")
         self.constraint.replace(masks)
         self.update_constraint(trainer)

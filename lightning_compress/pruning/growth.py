@@ -18,7 +18,7 @@ class Growth(ABC):
     """At each update the smallest weights are dropped and as many others begin at zero.
 
     Args:
-        fraction: Part of the live weights exchanged at the first update; it falls to zero with a cosine.
+        fraction: Part of the live weights num_dropped_and_grown at the first update; it falls to zero with a cosine.
 
     Raises:
         ValueError: If ``fraction`` is not in (0, 1).
@@ -32,8 +32,8 @@ class Growth(ABC):
         if not 0 < self.fraction < 1:
             raise ValueError(f"{type(self).__name__}(fraction={self.fraction}) must lie between 0 and 1.")
 
-    def exchanged(self, num_live: int, done: float) -> int:
-        """Number of weights to exchange of ``num_live``, when the fraction ``done`` of the schedule has passed."""
+    def num_dropped_and_grown(self, num_live: int, done: float) -> int:
+        """Number of weights to drop_and_grow of ``num_live``, when the fraction ``done`` of the schedule has passed."""
         return round(num_live * self.fraction * (1 + math.cos(math.pi * min(done, 1.0))) / 2)
 
     @abstractmethod
@@ -65,4 +65,4 @@ class SET(Growth):
 
     @override
     def priority(self, layer: Layer, gradient: Tensor | None, step: int) -> Tensor:
-        return layer.part(uniform_noise(layer.shape, seed=(self.seed, step, layer.name)))
+        return layer.local(uniform_noise(layer.shape, seed=(self.seed, step, layer.name)))

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.functional.importance import filled, gradient_flow
-from lightning_compress.pruning.ranked_channel_group import Coupled
+from lightning_compress.pruning.ranked_channel_group import RankedChannelGroup
 from lightning_compress.pruning.scores import Score
 from lightning_compress.targets import shorten
 
@@ -52,13 +52,13 @@ class ProbeScore(Score):
         """Refuses layers that cannot be scored, with a ``ValueError``, in the first batch of the fit."""
 
     @abstractmethod
-    def evidence(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
+    def accumulated_scores(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
         """A score of every weight of the named parameters."""
 
     @override
-    def importance(self, layer: Layer, evidence: Tensor | None, step: int) -> Tensor:
-        assert evidence is not None, "a probe score is asked after its probe"
-        return evidence.clone()
+    def importance(self, layer: Layer, accumulated_scores: Tensor | None, step: int) -> Tensor:
+        assert accumulated_scores is not None, "a probe score is asked after its probe"
+        return accumulated_scores.clone()
 
 
 def probe_score(score: Score, *, channels: bool) -> ProbeScore | None:
@@ -71,7 +71,7 @@ class SNIP(ProbeScore):
     """Sensitivity of the loss, ``|w g|``, on one batch before training. Lee et al. 2019 (arXiv:1810.02340)."""
 
     @override
-    def evidence(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
+    def accumulated_scores(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
         weights = _weights(probe.model, names)
         gradients = filled(torch.autograd.grad(probe.loss(), weights, allow_unused=True), weights)
         return [(w * g).abs().float() for w, g in zip(weights, probe.reduce(gradients), strict=True)]
@@ -85,7 +85,7 @@ class GraSP(ProbeScore):
     """
 
     @override
-    def evidence(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
+    def accumulated_scores(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
         weights = _weights(probe.model, names)
         products = probe.reduce(gradient_flow(probe.loss(), weights, probe.reduce))
         return [(w * hg).float() for w, hg in zip(weights, products, strict=True)]
@@ -109,7 +109,7 @@ class SynFlow(ProbeScore):
             raise ValueError(f"SynFlow(rounds={self.rounds}) must be at least 1.")
 
     @override
-    def evidence(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
+    def accumulated_scores(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
         args, kwargs = probe.inputs()
         model = probe.model.double().eval()  # products over many layers leave float32's range
         with torch.no_grad():
@@ -134,7 +134,7 @@ class BNScale(ProbeScore):
     probes_channels: ClassVar[bool] = False
 
     @override
-    def of_channels(self, coupled: Coupled, evidence: Mapping[str, Tensor], step: int) -> Tensor:
+    def of_channels(self, coupled: RankedChannelGroup, accumulated_scores: Mapping[str, Tensor], step: int) -> Tensor:
         """The mean of the scales.
 
         Raises:
@@ -156,7 +156,7 @@ class BNScale(ProbeScore):
             raise ValueError(f"BNScale: no batch norm follows {shorten(alone)}; leave it out: exclude=({advice},).")
 
     @override
-    def evidence(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
+    def accumulated_scores(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
         norms = _following_norms(probe)
         scores = []
         for name, weight in zip(names, _weights(probe.model, names), strict=True):
@@ -180,20 +180,20 @@ def _ones(tensor: Tensor) -> Tensor:
 
 def _following_norms(probe: Probe) -> dict[str, nn.modules.batchnorm._NormBase]:
     """The affine batch norm that reads each module's output, by the module's name, as one pass shows it."""
-    makers: dict[int, tuple[str, Tensor]] = {}  # holds the outputs, so that no id is used twice
+    output_slices: dict[int, tuple[str, Tensor]] = {}  # holds the outputs, so that no id is used twice
     norms: dict[str, nn.modules.batchnorm._NormBase] = {}
     handles = []
 
     def remember(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             # Containers and identities return what another module has made: the first to show it is its maker.
-            makers.setdefault(id(output), (name, output))
+            output_slices.setdefault(id(output), (name, output))
 
         return hook
 
     def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if id(args[0]) in makers and isinstance(module, nn.modules.batchnorm._NormBase):
-            norms[makers[id(args[0])][0]] = module
+        if id(args[0]) in output_slices and isinstance(module, nn.modules.batchnorm._NormBase):
+            norms[output_slices[id(args[0])][0]] = module
 
     for name, module in probe.model.named_modules():
         if isinstance(module, nn.modules.batchnorm._NormBase):

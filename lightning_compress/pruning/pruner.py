@@ -15,7 +15,7 @@ from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.pruning.growth import Growth
 from lightning_compress.pruning.patterns import WeightPattern
 from lightning_compress.pruning.probe_scores import Probe, ProbeScore, probe_score
-from lightning_compress.pruning.ranking_groups import Pool
+from lightning_compress.pruning.ranking_groups import RankingGroup
 from lightning_compress.pruning.scores import GradientScore, Score
 
 
@@ -47,13 +47,13 @@ class Pruner(ABC, Generic[P]):
         self.pools = list(pools)
         self.score = score
         self.probe_score = probe_score
-        self.evidence: dict[str, Tensor] = {}
+        self.accumulated_scores: dict[str, Tensor] = {}
         self._pending: dict[str, Tensor] = {}
 
     @property
-    def has_evidence(self) -> bool:
+    def has_accumulated_scores(self) -> bool:
         """Whether the score can be asked now."""
-        return not isinstance(self.score, GradientScore) or bool(self.evidence)
+        return not isinstance(self.score, GradientScore) or bool(self.accumulated_scores)
 
     @torch.no_grad()
     def read_gradients(self, layers: Sequence[Layer], scale: float = 1.0) -> None:
@@ -67,8 +67,8 @@ class Pruner(ABC, Generic[P]):
         """Counts the gradients that were read, now that the step has been made."""
         for layer in layers:
             if layer.name in self._pending:
-                new, old = self._pending.pop(layer.name), self.evidence.get(layer.name)
-                self.evidence[layer.name] = new if old is None else old.add_(new)
+                new, old = self._pending.pop(layer.name), self.accumulated_scores.get(layer.name)
+                self.accumulated_scores[layer.name] = new if old is None else old.add_(new)
 
     @torch.no_grad()
     def update(
@@ -77,7 +77,7 @@ class Pruner(ABC, Generic[P]):
         *,
         step: int,
         probe: Callable[[], Probe] | None = None,
-        exchange: float | None = None,
+        drop_and_grow: float | None = None,
         gradients: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Replaces the masks by those due now.
@@ -86,19 +86,19 @@ class Pruner(ABC, Generic[P]):
             sparsity: Gives the sparsity that is due from a final sparsity.
             step: Completed optimizer steps.
             probe: Makes a probe, for scores that need one.
-            exchange: Fraction of the schedule that is done, if weights are to be dropped and grown.
+            drop_and_grow: Fraction of the schedule that is done, if weights are to be dropped and grown.
             gradients: Dense gradients, for growth that needs them.
         """
         due = [sparsity(pool.sparsity) for pool in self.pools]
-        if exchange is not None:
-            self._exchange(due, exchange, gradients or {}, step)
+        if drop_and_grow is not None:
+            self._drop_and_grow(due, drop_and_grow, gradients or {}, step)
         elif self.probe_score is not None:
             assert probe is not None
             self._probe(self.probe_score, due, probe(), step)
         else:
             self._prune(due, step)
         if isinstance(self.score, GradientScore) and self.score.restarts:
-            self.evidence = {}
+            self.accumulated_scores = {}
 
     def _probe(self, score: ProbeScore, due: Sequence[float], probe: Probe, step: int) -> None:
         names = [layer.name for layer in self.constraint.layers]
@@ -106,10 +106,10 @@ class Pruner(ABC, Generic[P]):
         for done in range(1, score.rounds + 1):
             self.constraint.project_copy_(probe.model)
             with torch.enable_grad():
-                evidence = score.evidence(probe, names)
-            self.evidence = dict(zip(names, evidence, strict=True))
+                accumulated_scores = score.accumulated_scores(probe, names)
+            self.accumulated_scores = dict(zip(names, accumulated_scores, strict=True))
             self._prune([_exponential(*ends, done / score.rounds) for ends in zip(before, due, strict=True)], step)
-        self.evidence = {}
+        self.accumulated_scores = {}
 
     @abstractmethod
     def _prune(self, due: Sequence[float], step: int) -> None:
@@ -119,12 +119,12 @@ class Pruner(ABC, Generic[P]):
     def _masked(self, pool: P) -> float:
         """The sparsity that the masks give a pool."""
 
-    def _exchange(self, due: Sequence[float], done: float, gradients: Mapping[str, Tensor], step: int) -> None:
+    def _drop_and_grow(self, due: Sequence[float], done: float, gradients: Mapping[str, Tensor], step: int) -> None:
         """Drops and grows weights."""
         raise AssertionError("only weights grow back")
 
 
-class WeightPruner(Pruner[Pool]):
+class WeightPruner(Pruner[RankingGroup]):
     """Masks for the layers of a constraint, pool by pool.
 
     Args:
@@ -138,7 +138,7 @@ class WeightPruner(Pruner[Pool]):
     def __init__(
         self,
         constraint: MaskConstraint,
-        pools: Sequence[Pool],
+        pools: Sequence[RankingGroup],
         score: Score,
         *,
         pattern: WeightPattern,
@@ -152,7 +152,7 @@ class WeightPruner(Pruner[Pool]):
     def _prune(self, due: Sequence[float], step: int) -> None:
         def importance(i: int) -> Tensor:
             layer = self.constraint.layers[i]
-            scores = self.score.importance(layer, self.evidence.get(layer.name), step)
+            scores = self.score.importance(layer, self.accumulated_scores.get(layer.name), step)
             return scores if self.constraint.is_dense else scores.masked_fill_(self.constraint.zeros[i], -torch.inf)
 
         chosen = self._choose(self._numbers(due), importance)
@@ -162,7 +162,7 @@ class WeightPruner(Pruner[Pool]):
         )
 
     @override
-    def _exchange(self, due: Sequence[float], done: float, gradients: Mapping[str, Tensor], step: int) -> None:
+    def _drop_and_grow(self, due: Sequence[float], done: float, gradients: Mapping[str, Tensor], step: int) -> None:
         growth = self.growth
         assert growth is not None
         dead = self.constraint.zeros
@@ -176,7 +176,10 @@ class WeightPruner(Pruner[Pool]):
             ranked = growth.priority(layers[i], gradients.get(layers[i].name), step)
             return ranked.masked_fill_(live[i], torch.inf)
 
-        extra = [growth.exchanged(pool.num_weights - num, done) for pool, num in zip(self.pools, pruned, strict=True)]
+        extra = [
+            growth.num_dropped_and_grown(pool.num_weights - num, done)
+            for pool, num in zip(self.pools, pruned, strict=True)
+        ]
         live = self._choose([num + more for num, more in zip(pruned, extra, strict=True)], magnitude)
         live = [new.logical_and_(~old) for new, old in zip(live, dead, strict=True)]
         grown = self._choose(pruned, priority)
@@ -199,9 +202,9 @@ class WeightPruner(Pruner[Pool]):
         return [round(pool.num_weights * sparsity) for pool, sparsity in zip(self.pools, due, strict=True)]
 
     @override
-    def _masked(self, pool: Pool) -> float:
+    def _masked(self, pool: RankingGroup) -> float:
         layers, zeros = self.constraint.layers, self.constraint.zeros
-        return sum(int(layers[i].whole(zeros[i]).sum()) for i in pool.layers) / pool.num_weights
+        return sum(int(layers[i].full(zeros[i]).sum()) for i in pool.layers) / pool.num_weights
 
 
 def _exponential(before: float, after: float, part: float) -> float:

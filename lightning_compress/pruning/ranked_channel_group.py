@@ -16,21 +16,21 @@ Part = tuple[Layer, Slice]
 
 
 @dataclass(frozen=True, eq=False)
-class Coupled:
+class RankedChannelGroup:
     """A group of channels with the weights in which they lie; biases make channels, and score nothing.
 
     Attributes:
         name: Name of the layer or attention module it was found from, as users write it.
         group: The group.
-        makers: Weights along their output side, scales of batch norms among them.
-        readers: Weights along their input side.
+        output_slices: Weights along their output side, scales of batch norms among them.
+        input_slices: Weights along their input side.
         masked: Indices in the constraint of all tensors that make the channels, and where the channels lie in each.
     """
 
     name: str
     group: ChannelGroup
-    makers: tuple[Part, ...]
-    readers: tuple[Part, ...]
+    output_slices: tuple[Part, ...]
+    input_slices: tuple[Part, ...]
     masked: tuple[tuple[int, Slice], ...]
 
     def sums(self, parts: Iterable[Part], importance: Callable[[Layer], Tensor]) -> Tensor:
@@ -49,13 +49,13 @@ class Coupled:
 
     @property
     def matrices(self) -> tuple[Part, ...]:
-        """Those of the makers that are no scales of norms."""
-        return tuple((layer, part) for layer, part in self.makers if layer.parameter.ndim > 1)
+        """Those of the output_slices that are no scales of norms."""
+        return tuple((layer, part) for layer, part in self.output_slices if layer.parameter.ndim > 1)
 
     @property
     def scales(self) -> tuple[Part, ...]:
-        """Scales of the batch norms among the makers."""
-        return tuple((layer, part) for layer, part in self.makers if layer.parameter.ndim == 1)
+        """Scales of the batch norms among the output_slices."""
+        return tuple((layer, part) for layer, part in self.output_slices if layer.parameter.ndim == 1)
 
     def relative(self, scores: Tensor) -> Tensor:
         """Scores over the sum of those that are no lower, times the number of channels: groups can be compared.
@@ -68,7 +68,7 @@ class Coupled:
 
 def couple(
     groups: Sequence[ChannelGroup], parameters: Mapping[str, nn.Parameter], layers: Sequence[Layer], prefix: str
-) -> list[Coupled]:
+) -> list[RankedChannelGroup]:
     """Groups with their weights.
 
     Args:
@@ -87,12 +87,12 @@ def couple(
         )
 
     return [
-        Coupled(
+        RankedChannelGroup(
             (prefix + group.name).replace("_orig_mod.", ""),
             group,
-            weights(group.makers, made=True),
-            weights(group.readers, made=False),
-            tuple((index[prefix + part.tensor], part) for part in group.makers),
+            weights(group.output_slices, made=True),
+            weights(group.input_slices, made=False),
+            tuple((index[prefix + part.tensor], part) for part in group.output_slices),
         )
         for group in groups
     ]

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Pool:
+class RankingGroup:
     """Layers that are ranked together.
 
     Attributes:
@@ -33,27 +33,27 @@ class Pool:
         return self.num_pruned / self.num_weights
 
 
-def make_pools(
+def make_ranking_groups(
     layers: Sequence[Layer],
     sparsity: float | Mapping[str, float],
     distribution: Distribution | None = None,
     *,
     unit_size: Callable[[Layer], int] = lambda layer: 1,
-) -> list[Pool]:
+) -> list[RankingGroup]:
     """One pool for all layers or for each glob, or one for each layer if a distribution spreads the sparsity.
 
     Raises:
         ValueError: For a glob that matches no layer, and if a layer would lose all its weights.
     """
     parts = ranked_together(range(len(layers)), sparsity, lambda i: [layers[i].layer], of="selected layer")
-    pools: list[Pool] = []
+    pools: list[RankingGroup] = []
     for indices, part in parts:
         sizes = [layers[i].shape.numel() for i in indices]
         if distribution is None:
-            pools.append(Pool(tuple(indices), round(sum(sizes) * part), sum(sizes)))
+            pools.append(RankingGroup(tuple(indices), round(sum(sizes) * part), sum(sizes)))
         else:
             pruned = distribution.num_pruned([layers[i].shape for i in indices], part)
-            pools += [Pool((i,), num, size) for i, num, size in zip(indices, pruned, sizes, strict=True)]
+            pools += [RankingGroup((i,), num, size) for i, num, size in zip(indices, pruned, sizes, strict=True)]
     for pool in pools:
         members = [layers[i] for i in pool.layers]
         kept = pool.num_weights - pool.num_pruned

@@ -13,34 +13,36 @@ from typing_extensions import override
 
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.functional.importance import layer_adaptive, part_of_the_rest, uniform_noise
-from lightning_compress.pruning.ranked_channel_group import Coupled
+from lightning_compress.pruning.ranked_channel_group import RankedChannelGroup
 
 
 class Score(ABC):
     """Importance of weights, higher stays."""
 
     @abstractmethod
-    def importance(self, layer: Layer, evidence: Tensor | None, step: int) -> Tensor:
+    def importance(self, layer: Layer, accumulated_scores: Tensor | None, step: int) -> Tensor:
         """Scores of the shape of the layer's part on this rank, float32 or float64, in memory of their own.
 
         Args:
             layer: The layer.
-            evidence: What a gradient or probe score has gathered for the layer.
+            accumulated_scores: What a gradient or probe score has gathered for the layer.
             step: Completed optimizer steps.
         """
 
-    def of_channels(self, coupled: Coupled, evidence: Mapping[str, Tensor], step: int) -> Tensor:
+    def of_channels(self, coupled: RankedChannelGroup, accumulated_scores: Mapping[str, Tensor], step: int) -> Tensor:
         """Scores of the channels of a group: the sums over the weights that make them.
 
         Args:
             coupled: The group.
-            evidence: What a gradient or probe score has gathered, by the names of the weights.
+            accumulated_scores: What a gradient or probe score has gathered, by the names of the weights.
             step: Completed optimizer steps.
 
         Returns:
             One float64 for each channel, on the CPU; comparable between groups.
         """
-        return coupled.sums(coupled.makers, lambda layer: self.importance(layer, evidence.get(layer.name), step))
+        return coupled.sums(
+            coupled.output_slices, lambda layer: self.importance(layer, accumulated_scores.get(layer.name), step)
+        )
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,14 @@ class Magnitude(Score):
             raise ValueError(f"Magnitude(p={self.p}) must be 1 (L1) or 2 (L2).")
 
     @override
-    def importance(self, layer: Layer, evidence: Tensor | None, step: int) -> Tensor:
+    def importance(self, layer: Layer, accumulated_scores: Tensor | None, step: int) -> Tensor:
         magnitude = layer.weight.abs().float()
         return magnitude if self.p == 1 else magnitude.square_()
 
     @override
-    def of_channels(self, coupled: Coupled, evidence: Mapping[str, Tensor], step: int) -> Tensor:
+    def of_channels(self, coupled: RankedChannelGroup, accumulated_scores: Mapping[str, Tensor], step: int) -> Tensor:
         """Also over the weights that read them, as in DepGraph, relative to what remains of the group."""
-        both = (*coupled.makers, *coupled.readers)
+        both = (*coupled.output_slices, *coupled.input_slices)
         return coupled.relative(coupled.sums(both, lambda layer: self.importance(layer, None, step)))
 
 
@@ -80,13 +82,15 @@ class LAMP(Score):
     """
 
     @override
-    def importance(self, layer: Layer, evidence: Tensor | None, step: int) -> Tensor:
-        return layer.part(layer_adaptive(layer.whole(layer.weight)))
+    def importance(self, layer: Layer, accumulated_scores: Tensor | None, step: int) -> Tensor:
+        return layer.local(layer_adaptive(layer.full(layer.weight)))
 
     @override
-    def of_channels(self, coupled: Coupled, evidence: Mapping[str, Tensor], step: int) -> Tensor:
+    def of_channels(self, coupled: RankedChannelGroup, accumulated_scores: Mapping[str, Tensor], step: int) -> Tensor:
         """Of the channels' L2 norms over all tensors of the group."""
-        squares = coupled.sums((*coupled.makers, *coupled.readers), lambda layer: layer.weight.double().square())
+        squares = coupled.sums(
+            (*coupled.output_slices, *coupled.input_slices), lambda layer: layer.weight.double().square()
+        )
         return part_of_the_rest(squares)
 
 
@@ -98,15 +102,15 @@ class FPGM(Score):
     """
 
     @override
-    def importance(self, layer: Layer, evidence: Tensor | None, step: int) -> Tensor:
-        whole = layer.whole(layer.weight)
+    def importance(self, layer: Layer, accumulated_scores: Tensor | None, step: int) -> Tensor:
+        whole = layer.full(layer.weight)
         made = 1 - layer.input_dim
         rows = whole.movedim(made, 0).flatten(1).float()
         sides = [-1 if dim == made else 1 for dim in range(whole.ndim)]
-        return layer.part(torch.cdist(rows, rows).mean(dim=1).view(sides).expand_as(whole).contiguous())
+        return layer.local(torch.cdist(rows, rows).mean(dim=1).view(sides).expand_as(whole).contiguous())
 
     @override
-    def of_channels(self, coupled: Coupled, evidence: Mapping[str, Tensor], step: int) -> Tensor:
+    def of_channels(self, coupled: RankedChannelGroup, accumulated_scores: Mapping[str, Tensor], step: int) -> Tensor:
         return coupled.relative(coupled.sums(coupled.matrices, lambda layer: self.importance(layer, None, step)))
 
 
@@ -121,11 +125,11 @@ class Random(Score):
     seed: int = 0
 
     @override
-    def importance(self, layer: Layer, evidence: Tensor | None, step: int) -> Tensor:
-        return layer.part(uniform_noise(layer.shape, seed=(self.seed, step, layer.name)))
+    def importance(self, layer: Layer, accumulated_scores: Tensor | None, step: int) -> Tensor:
+        return layer.local(uniform_noise(layer.shape, seed=(self.seed, step, layer.name)))
 
     @override
-    def of_channels(self, coupled: Coupled, evidence: Mapping[str, Tensor], step: int) -> Tensor:
+    def of_channels(self, coupled: RankedChannelGroup, accumulated_scores: Mapping[str, Tensor], step: int) -> Tensor:
         shape = torch.Size([coupled.group.num_channels])
         return uniform_noise(shape, seed=(self.seed, step, coupled.name)).double()
 
@@ -141,9 +145,9 @@ class GradientScore(Score):
         """What one step adds; dense gradient, unscaled and before clipping, both float32."""
 
     @override
-    def importance(self, layer: Layer, evidence: Tensor | None, step: int) -> Tensor:
-        assert evidence is not None, "a gradient score is asked after at least one step"
-        return evidence.clone()
+    def importance(self, layer: Layer, accumulated_scores: Tensor | None, step: int) -> Tensor:
+        assert accumulated_scores is not None, "a gradient score is asked after at least one step"
+        return accumulated_scores.clone()
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Simulated integers: numbers, observers, places, and the lowering to real ones; torch only."""
+"""FakeQuantizedCall integers: numbers, observers, places, and the lowering to real ones; torch only."""

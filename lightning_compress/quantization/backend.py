@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Grid:
+class QParams:
     """Integers of an activation.
 
     Attributes:
         name: Of the place in the model.
         scale: Step.
         zero_point: Integer that stands for 0.0.
-        low: Smallest integer.
-        high: Largest integer.
+        quant_min: Smallest integer.
+        quant_max: Largest integer.
         offset: What was added to the integers of the simulation.
         is_again: Whether the same numbers were on this grid before, and have only been moved.
         is_read: Whether it is of what a call reads, not of what one makes.
@@ -26,15 +26,15 @@ class Grid:
     name: str
     scale: float
     zero_point: int
-    low: int
-    high: int
+    quant_min: int
+    quant_max: int
     offset: int = 0
     is_again: bool = False
     is_read: bool = False
 
-    def shifted(self, by: int) -> Grid:
+    def shifted(self, by: int) -> QParams:
         """The same numbers, with integers that are larger by ``by``."""
-        moved = {name: getattr(self, name) + by for name in ("zero_point", "low", "high", "offset")}
+        moved = {name: getattr(self, name) + by for name in ("zero_point", "quant_min", "quant_max", "offset")}
         return replace(self, **moved)
 
 
@@ -80,7 +80,7 @@ class Bias:
 
 
 @dataclass
-class Layer:
+class QuantizedLayer:
     """A call whose weight is integers now.
 
     Attributes:
@@ -88,7 +88,7 @@ class Layer:
         function: Name of the function.
         weight: The weight.
         bias: The bias, if there is one: float32 where the input is float, or where channels share scales.
-        input: Grid of the input, unless that is float.
+        input: QParams of the input, unless that is float.
         biased: Name of the module whose bias it is: the layer, or the batch norm that is folded into it.
         rounding: What rounding added to the bias, float64; ``None`` without a bias of integers.
         is_integer: Whether it can compute with integers, as what it reads and what it makes are on grids.
@@ -98,25 +98,25 @@ class Layer:
     function: str
     weight: Weight
     bias: Bias | Tensor | None
-    input: Grid | None
+    input: QParams | None
     biased: str
     rounding: Tensor | None
     is_integer: bool
 
 
 @dataclass(frozen=True)
-class Made:
+class QuantizedOp:
     """What a call that reads no weight makes of integers.
 
     Attributes:
         module: Name of the module.
         function: Name of the function.
-        grid: Grid of the result, clipped where nothing else reads it.
+        grid: QParams of the result, clipped where nothing else reads it.
     """
 
     module: str
     function: str
-    grid: Grid
+    grid: QParams
 
     @property
     def name(self) -> str:
@@ -124,7 +124,7 @@ class Made:
         return f"{self.module}.{self.function}".lstrip(".")
 
 
-class Dialect(Protocol):
+class Backend(Protocol):
     """How a target writes integers.
 
     Attributes:
@@ -134,7 +134,7 @@ class Dialect(Protocol):
 
     opaque: frozenset[str]
 
-    def activation(self, x: Tensor, grid: Grid) -> Tensor:
+    def activation(self, x: Tensor, grid: QParams) -> Tensor:
         """Quantizes and dequantizes."""
 
     def weight(self, weight: Weight) -> Tensor:

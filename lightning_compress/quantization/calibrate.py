@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from lightning_compress.arguments import as_arguments
 from lightning_compress.functional.histograms import widened
-from lightning_compress.quantization.insertion import Attached, is_quantized, quantizers_of
+from lightning_compress.quantization.insertion import QuantizerRef, is_quantized, quantizers_of
 from lightning_compress.quantization.int_spec import Int
-from lightning_compress.quantization.observers import Seen
-from lightning_compress.quantization.quantizer import update_alike
-from lightning_compress.quantization.quantizer_plan import Numbers, Plan, owners_of
+from lightning_compress.quantization.observers import RangeStatistics
+from lightning_compress.quantization.quantizer import update_together
+from lightning_compress.quantization.quantizer_plan import QuantizationSpec, QuantizerPlan, owners_of
 from lightning_compress.quantization.tracing import Graph, recording
 from lightning_compress.targets import Targets
 
@@ -28,8 +28,8 @@ def calibrate(
     model: nn.Module,
     batches: Iterable[Any],
     *,
-    weights: Numbers = Int(8),
-    activations: Numbers = Int(8),
+    weights: QuantizationSpec = Int(8),
+    activations: QuantizationSpec = Int(8),
     targets: Targets = Targets(),
 ) -> nn.Module:
     """Post-training quantization: a copy of a model that simulates integers, with ranges from a few batches.
@@ -45,7 +45,7 @@ def calibrate(
         The copy, in eval mode.
 
     Raises:
-        ValueError: If there is no batch, if no target is called in the first one, or if NaN is seen.
+        ValueError: If there is no batch, if no target is called in the first one, or if NaN is observed.
     """
     if is_quantized(model):
         raise ValueError("calibrate: the model has quantizers already; start from float_copy(model).")
@@ -58,7 +58,7 @@ def calibrate(
     with thawed(prepared.parameters()):  # nothing is trained: a frozen model is quantized like any other
         is_target = owners_of(targets.select(prepared))
     graph = trace(prepared, first)
-    Plan(weights, activations, is_target).attach_traced(prepared, graph)
+    QuantizerPlan(weights, activations, is_target).insert_traced(prepared, graph)
     found = list(quantizers_of(prepared))
     if not found:
         raise ValueError("calibrate: the first batch calls none of the targets; is it what the model is called with?")
@@ -101,8 +101,8 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(*args, **kwargs)
 
 
-def update(found: Sequence[Attached], largest: Reduce | None = None, total: Reduce | None = None) -> None:
-    """Turns what quantizers have seen into their scales.
+def update(found: Sequence[QuantizerRef], largest: Reduce | None = None, total: Reduce | None = None) -> None:
+    """Turns what quantizers have observed into their scales.
 
     Args:
         found: The quantizers.
@@ -110,39 +110,39 @@ def update(found: Sequence[Attached], largest: Reduce | None = None, total: Redu
         total: Reduces a tensor to its sum over ranks.
 
     Raises:
-        ValueError: If NaN or infinity was seen.
+        ValueError: If NaN or infinity was observed.
     """
-    fresh = [(attached, attached.quantizer.seen) for attached in found if attached.quantizer.seen is not None]
+    fresh = [(attached, attached.quantizer.observed) for attached in found if attached.quantizer.observed is not None]
     if largest is not None and total is not None:
-        _reduce([seen for _, seen in fresh], largest, total)
+        _reduce([observed for _, observed in fresh], largest, total)
     _check_finite(fresh)
-    alike: dict[Int, list[Attached]] = {}
+    alike: dict[Int, list[QuantizerRef]] = {}
     for attached, _ in fresh:
         alike.setdefault(attached.quantizer.integers, []).append(attached)
     for integers, group in alike.items():
-        update_alike(integers, group)
+        update_together(integers, group)
 
 
-def _check_finite(fresh: Sequence[tuple[Attached, Seen]]) -> None:
+def _check_finite(fresh: Sequence[tuple[QuantizerRef, RangeStatistics]]) -> None:
     # One question for all: on a GPU each waits for what is under way.
-    if fresh and not bool(torch.isfinite(torch.cat([seen.extremes for _, seen in fresh])).all()):
-        name = next(attached.name for attached, seen in fresh if not bool(torch.isfinite(seen.extremes).all()))
+    if fresh and not bool(torch.isfinite(torch.cat([observed.min_max for _, observed in fresh])).all()):
+        name = next(attached.name for attached, observed in fresh if not bool(torch.isfinite(observed.min_max).all()))
         raise ValueError(f"NaN or infinity at {name!r}: training has diverged there before it was quantized.")
 
 
-def _reduce(seen: Sequence[Seen], largest: Reduce, total: Reduce) -> None:
+def _reduce(observed: Sequence[RangeStatistics], largest: Reduce, total: Reduce) -> None:
     """In place, with two collectives for all."""
-    if not seen:
+    if not observed:
         return
     # Maxima of NaN are not the same everywhere; infinity stays what it is.
-    extremes = largest(torch.cat([s.extremes.nan_to_num(torch.inf, torch.inf, -torch.inf) for s in seen]))
+    min_max = largest(torch.cat([s.min_max.nan_to_num(torch.inf, torch.inf, -torch.inf) for s in observed]))
     counts = []
-    for s, everywhere in zip(seen, extremes.split([len(s.extremes) for s in seen]), strict=True):
+    for s, everywhere in zip(observed, min_max.split([len(s.min_max) for s in observed]), strict=True):
         if s.counts.numel() and bool(torch.isfinite(everywhere).all()):
-            s.counts = widened(s.counts, s.extremes, everywhere)
-        s.extremes = everywhere
+            s.counts = widened(s.counts, s.min_max, everywhere)
+        s.min_max = everywhere
         counts.append(s.counts)
     if any(c.numel() for c in counts):
         flat = total(torch.cat([c.flatten() for c in counts]))
-        for s, part in zip(seen, flat.split([c.numel() for c in counts]), strict=True):
+        for s, part in zip(observed, flat.split([c.numel() for c in counts]), strict=True):
             s.counts = part.view_as(s.counts)

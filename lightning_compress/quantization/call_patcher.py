@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 _KEY = "_quantization_sites"
 
 
-class Call(NamedTuple):
+class CallSite(NamedTuple):
     """One function call inside a module.
 
     Attributes:
@@ -38,7 +38,7 @@ class Action(Protocol):
         """The result of the call."""
 
 
-class Sites:
+class CallPatcher:
     """The calls in one module that something is done at.
 
     Args:
@@ -47,7 +47,7 @@ class Sites:
     """
 
     def __init__(
-        self, actions: Mapping[Call, Action] | None = None, defaults: Mapping[str, Action] | None = None
+        self, actions: Mapping[CallSite, Action] | None = None, defaults: Mapping[str, Action] | None = None
     ) -> None:
         self.actions = dict(actions or {})
         self.defaults = dict(defaults or {})
@@ -76,14 +76,14 @@ class Sites:
             return function(*args, **kwargs)
         occurrence = self.counts.get(name, 0)
         self.counts[name] = occurrence + 1
-        action = self.actions.get(Call(name, occurrence, max(self.repeat, 0)), self.defaults.get(name))
+        action = self.actions.get(CallSite(name, occurrence, max(self.repeat, 0)), self.defaults.get(name))
         return function(*args, **kwargs) if action is None else action(module, function, args, kwargs)
 
 
 class _Mode(TorchFunctionMode):
     """Shows a module's sites the functions that it calls; those of its child modules are theirs."""
 
-    def __init__(self, module: nn.Module, sites: Sites) -> None:
+    def __init__(self, module: nn.Module, sites: CallPatcher) -> None:
         super().__init__()
         self.module = module
         self.sites = sites
@@ -93,25 +93,25 @@ class _Mode(TorchFunctionMode):
             return self.sites.handle(self.module, func, args, kwargs or {})
 
 
-def install_all(model: nn.Module, table: Mapping[str, Sites]) -> None:
+def install_all(model: nn.Module, table: Mapping[str, CallPatcher]) -> None:
     """Puts sites into modules by their names, and empty ones where functions must not be taken for their parent's."""
     modules = dict(model.named_modules())
     everywhere = dict(table)
     for name in table:
         for child, module in modules[name].named_children():
             if not isinstance(module, nn.Identity):
-                everywhere.setdefault(f"{name}.{child}".lstrip("."), Sites())
+                everywhere.setdefault(f"{name}.{child}".lstrip("."), CallPatcher())
     for name in table:
         if any(call.repeat for call in table[name].actions):
             parent, _, child = name.rpartition(".")
-            holder = everywhere.setdefault(parent, Sites())
+            holder = everywhere.setdefault(parent, CallPatcher())
             holder.repeated = (*holder.repeated, child)
             everywhere[name].is_repeated = True
     for name, sites in everywhere.items():
         install(modules[name], sites)
 
 
-def install(module: nn.Module, sites: Sites) -> None:
+def install(module: nn.Module, sites: CallPatcher) -> None:
     """Puts sites into a module that has none, and the hooks that enter them."""
     assert _KEY not in vars(module), "one table of sites per module"
     vars(module)[_KEY] = sites
@@ -130,7 +130,7 @@ def uninstall(module: nn.Module) -> None:
             module._forward_hooks_always_called.pop(key, None)
 
 
-def sites_of(module: nn.Module) -> Sites | None:
+def patcher_of(module: nn.Module) -> CallPatcher | None:
     """The sites that a module has."""
     return vars(module).get(_KEY)
 

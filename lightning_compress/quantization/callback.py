@@ -17,21 +17,21 @@ from typing_extensions import final
 
 from lightning_compress.constraints.completed_steps import CompletedSteps, owners
 from lightning_compress.quantization.calibrate import thawed, update
-from lightning_compress.quantization.graph_tracer import Look
-from lightning_compress.quantization.insertion import Attached, digest, is_quantized, quantizers_of
+from lightning_compress.quantization.graph_tracer import GraphTracer
+from lightning_compress.quantization.insertion import QuantizerRef, digest, is_quantized, quantizers_of
 from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.quantization_checks import check_learned, check_quantizable
 from lightning_compress.quantization.quantizer_checkpoint import (
-    await_quantizers,
-    known_of,
-    restore_known,
-    stop_awaiting,
+    insert_quantizers_on_load,
+    restore_statistics,
+    statistics_of,
+    stop_inserting_on_load,
 )
-from lightning_compress.quantization.quantizer_plan import Numbers, Plan, owners_of
+from lightning_compress.quantization.quantizer_plan import QuantizationSpec, QuantizerPlan, owners_of
 from lightning_compress.quantization.tracing import Graph
 from lightning_compress.schedules import Progress, QATSchedule
 from lightning_compress.targets import Targets, shorten
-from lightning_compress.trainer.base import Compression
+from lightning_compress.trainer.base import CompressionCallback
 from lightning_compress.trainer.lightning import averaged_models, is_built_late
 from lightning_compress.trainer.progress import check_time_fits, check_times_come, progress
 from lightning_compress.trainer.ranks import check_ranks_agree
@@ -40,7 +40,7 @@ _PART_OBSERVED = 8  # one part in so many of each batch: what looking costs, and
 
 
 @final
-class QuantizationAwareTraining(Compression):
+class QuantizationAwareTraining(CompressionCallback):
     """Trains a model while its weights and activations are rounded to integers, straight-through for gradients.
 
     Class, methods and parameter names of the model stay; scales are added as buffers whose names begin with
@@ -72,13 +72,13 @@ class QuantizationAwareTraining(Compression):
         super().__init__(targets)
         if not _has_some(weights) and not _has_some(activations):
             raise ValueError("weights and activations are both None: there is nothing to quantize; give an Int.")
-        self.weights: Numbers = weights
-        self.activations: Numbers = activations
+        self.weights: QuantizationSpec = weights
+        self.activations: QuantizationSpec = activations
         self.schedule = schedule
         self.example_inputs = example_inputs
         self.left_in_float: list[str] = []
         self.steps = 0
-        Plan(weights, activations, {})
+        QuantizerPlan(weights, activations, {})
         self._loaded: dict[str, Any] | None = None  # from a checkpoint, for whatever model is fitted next
         self._kept: dict[str, Any] | None = None  # from the last fit, for the model it was of
         self._model: weakref.ref[LightningModule] | None = None
@@ -99,8 +99,8 @@ class QuantizationAwareTraining(Compression):
         if stage == "fit":
             check_quantizable(trainer, pl_module, self.targets.module, self)
         with thawed(_quantized_weights(pl_module)):
-            plan = Plan(self.weights, self.activations, self._is_target(pl_module))
-            self._loading = await_quantizers(pl_module, plan)
+            plan = QuantizerPlan(self.weights, self.activations, self._is_target(pl_module))
+            self._loading = insert_quantizers_on_load(pl_module, plan)
             if stage == "fit":
                 self._quantize(trainer, pl_module, plan)
 
@@ -117,9 +117,9 @@ class QuantizationAwareTraining(Compression):
         check_times_come(trainer, {name: getattr(self.schedule, name) for name in _TIMES})
         check_learned(trainer, pl_module)
         kept = self._kept if self._model is not None and self._model() is pl_module else None
-        state = self._loaded or kept or {"steps": 0, "known": {}}
+        state = self._loaded or kept or {"steps": 0, "statistics": {}}
         self.steps = state["steps"]
-        restore_known(pl_module, state["known"])
+        restore_statistics(pl_module, state["statistics"])
         self._model = weakref.ref(pl_module)
         self._loaded = self._kept = None
         clock, *_ = owners(trainer.optimizers, self.layers(pl_module))
@@ -151,7 +151,7 @@ class QuantizationAwareTraining(Compression):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Turns what was seen into scales for the next batch; observers rest until then."""
+        """Turns what was observed into scales for the next batch; observers rest until then."""
         found = list(quantizers_of(pl_module))
         self._update(trainer, found)
         for attached in found:
@@ -173,20 +173,20 @@ class QuantizationAwareTraining(Compression):
             handle.remove()
         self._hooks, self._frozen = [], []
         for attached in quantizers_of(pl_module):
-            attached.quantizer.observing, attached.quantizer.seen = 0, None
+            attached.quantizer.observing, attached.quantizer.observed = 0, None
 
     def state_dict(self) -> dict[str, Any]:
         """Completed steps, and what observers know by the names of the places."""
         model = self._model() if self._model is not None and self._hooks else None
         if model is None:
             return dict(self._loaded or self._kept or {})
-        return {"steps": self.steps, "known": known_of(model)}
+        return {"steps": self.steps, "statistics": statistics_of(model)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps a state until the fit begins."""
         self._loaded = state_dict
 
-    def _quantize(self, trainer: Trainer, pl_module: LightningModule, plan: Plan) -> None:
+    def _quantize(self, trainer: Trainer, pl_module: LightningModule, plan: QuantizerPlan) -> None:
         """Hangs the quantizers in, unless the model has them; it must then have the same."""
         graph: Graph | None = None
         try:
@@ -196,7 +196,7 @@ class QuantizationAwareTraining(Compression):
         if is_quantized(pl_module):
             plan.check_same(pl_module, graph)
         elif graph is not None:
-            placement = plan.attach_traced(pl_module, graph)
+            placement = plan.insert_traced(pl_module, graph)
             self.left_in_float = [node.name for node in placement.left_in_float()]
             if self.left_in_float:
                 rank_zero_info(f"QuantizationAwareTraining leaves in float: {shorten(self.left_in_float)}.")
@@ -222,15 +222,15 @@ class QuantizationAwareTraining(Compression):
                 "setup and configure_model: build the model in __init__."
             ) from error
 
-    def _look(self, trainer: Trainer) -> Look:
-        return Look(trainer, self.targets, self.example_inputs)
+    def _look(self, trainer: Trainer) -> GraphTracer:
+        return GraphTracer(trainer, self.targets, self.example_inputs)
 
-    def _update(self, trainer: Trainer, found: Sequence[Attached]) -> None:
+    def _update(self, trainer: Trainer, found: Sequence[QuantizerRef]) -> None:
         several = trainer.world_size > 1
         update(found, *((partial(_reduce, dist.ReduceOp.MAX), partial(_reduce, dist.ReduceOp.SUM)) if several else ()))
 
     def _stop_loading(self, pl_module: LightningModule) -> None:
-        stop_awaiting(pl_module, self._loading)
+        stop_inserting_on_load(pl_module, self._loading)
         self._loading = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -243,7 +243,7 @@ class QuantizationAwareTraining(Compression):
 _TIMES = ("observe", "fake_quantize", "freeze_observers", "freeze_batch_norm")
 
 
-def _has_some(numbers: Numbers) -> bool:
+def _has_some(numbers: QuantizationSpec) -> bool:
     return any(numbers.values()) if isinstance(numbers, Mapping) else numbers is not None
 
 
@@ -254,7 +254,7 @@ def _quantized_weights(model: nn.Module) -> Iterator[nn.Parameter]:
             yield from attached.module.parameters(recurse=False)
 
 
-def _enter_stage(model: nn.Module, found: Sequence[Attached], *, quantizing: bool) -> None:
+def _enter_stage(model: nn.Module, found: Sequence[QuantizerRef], *, quantizing: bool) -> None:
     """Makes a model, or an average of it, round or not; an average gets scales that it has none of yet."""
     for attached, ours in zip(quantizers_of(model), found, strict=True):
         attached.quantizer.quantizing = quantizing

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_compress.quantization.insertion import is_quantized, remove_quantizers, round_weights_
 from lightning_compress.quantization.lowering import round_biases_
-from lightning_compress.quantization.strip_compile import eager
+from lightning_compress.quantization.strip_compile import strip_compile
 
 
 def finalize(model: nn.Module, *, module: str = "", example_inputs: Any = None) -> nn.Module:
@@ -48,4 +48,4 @@ def float_copy(model: nn.Module, *, module: str = "") -> nn.Module:
 def _copied(model: nn.Module, module: str, caller: str) -> nn.Module:
     if module and module not in dict(model.named_modules()):
         raise ValueError(f"{caller}: the model has no module {module!r}.")
-    return eager(copy.deepcopy(model.get_submodule(module)).eval()).requires_grad_(False)
+    return strip_compile(copy.deepcopy(model.get_submodule(module)).eval()).requires_grad_(False)

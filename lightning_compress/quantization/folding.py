@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.quantization.backend import Bias, Grid, Weight
+from lightning_compress.quantization.backend import Bias, QParams, Weight
 from lightning_compress.quantization.calibrate import call
-from lightning_compress.quantization.call_patcher import Call, Sites, install_all
+from lightning_compress.quantization.call_patcher import CallPatcher, CallSite, install_all
 from lightning_compress.quantization.placement import CHANNEL_AXIS
 from lightning_compress.quantization.tracing import Graph, Node
 
@@ -36,7 +36,7 @@ def fold(
     return Weight(name, shrunk, enough.float(), axis, torch.zeros(len(enough), dtype=torch.int64))
 
 
-def integer_bias(weight: Weight, bias: Tensor | None, grid: Grid | None) -> Bias | Tensor | None:
+def integer_bias(weight: Weight, bias: Tensor | None, grid: QParams | None) -> Bias | Tensor | None:
     """Integers of a folded bias, or floats behind a float input."""
     if bias is None:
         return None
@@ -49,9 +49,9 @@ def integer_bias(weight: Weight, bias: Tensor | None, grid: Grid | None) -> Bias
 
 
 def is_foldable(args: Any, kwargs: Any) -> bool:
-    """Whether a batch norm computes with statistics that are known, not with those of each batch."""
-    known = all(argument(args, kwargs, i, n) is not None for i, n in ((1, "running_mean"), (2, "running_var")))
-    return known and not argument(args, kwargs, 5, "training")
+    """Whether a batch norm computes with statistics that are statistics, not with those of each batch."""
+    statistics = all(argument(args, kwargs, i, n) is not None for i, n in ((1, "running_mean"), (2, "running_var")))
+    return statistics and not argument(args, kwargs, 5, "training")
 
 
 def shares_scales(function: str, args: Any, kwargs: Any) -> bool:
@@ -93,12 +93,12 @@ class _Collecting:
 def arguments_of(model: nn.Module, graph: Graph, example_inputs: Any) -> dict[Node, tuple[Any, Any]]:
     """What layers and norms are called with, but for the activation."""
     kept: dict[Node, tuple[Any, Any]] = {}
-    table: dict[str, dict[Call, Any]] = {}
+    table: dict[str, dict[CallSite, Any]] = {}
     for node in graph.nodes:
         if node.call.function in CHANNEL_AXIS or node.call.function == "batch_norm":
             table.setdefault(node.module, {})[node.call] = _Collecting(kept, node)
     probe = copy.deepcopy(model)
-    install_all(probe, {name: Sites(actions) for name, actions in table.items()})
+    install_all(probe, {name: CallPatcher(actions) for name, actions in table.items()})
     with torch.no_grad():
         call(probe, example_inputs)
     return kept

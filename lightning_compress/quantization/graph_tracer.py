@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_compress.quantization.insertion import Attached, quantizers_of, remove_quantizers
+from lightning_compress.quantization.insertion import QuantizerRef, quantizers_of, remove_quantizers
 from lightning_compress.quantization.quantizer_plan import owners_of
 from lightning_compress.quantization.tracing import Graph, recording
 from lightning_compress.targets import Targets
@@ -16,7 +16,7 @@ from lightning_compress.trainer.example_inputs import containers, given_inputs, 
 from lightning_compress.trainer.probe import TrainingProbe
 
 
-class Look:
+class GraphTracer:
     """Runs copies of a model, on example inputs if there are some, else in a training step.
 
     Args:
@@ -53,7 +53,7 @@ class Look:
         return graph.within(_deployed(graph, self._targets.module, layers))
 
     def at_first_batch(
-        self, pl_module: LightningModule, found: Sequence[Attached], batch: Any, batch_idx: int, *, part: int
+        self, pl_module: LightningModule, found: Sequence[QuantizerRef], batch: Any, batch_idx: int, *, part: int
     ) -> None:
         """Lets quantizers see a batch before it is trained on, so that the first step is made with ranges.
 
@@ -81,7 +81,7 @@ class Look:
             if attached.quantizer.is_weight:
                 attached.quantizer.take(attached.module, copy.module, copy.quantizer)
             else:
-                attached.quantizer.seen = copy.quantizer.seen
+                attached.quantizer.observed = copy.quantizer.observed
 
 
 def _deployed(graph: Graph, module: str, layers: Sequence[str]) -> list[str]:

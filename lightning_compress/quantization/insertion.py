@@ -11,13 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.quantization.call_patcher import Action, Call, Sites, install_all, sites_of, uninstall
-from lightning_compress.quantization.placement import CHANNEL_AXIS, Place
+from lightning_compress.quantization.call_patcher import (
+    Action,
+    CallPatcher,
+    CallSite,
+    install_all,
+    patcher_of,
+    uninstall,
+)
+from lightning_compress.quantization.placement import CHANNEL_AXIS, QuantizationPoint
 from lightning_compress.quantization.quantizer import Quantizer
 from lightning_compress.targets import COMPILED
 
 
-class Simulated:
+class FakeQuantizedCall:
     """A function call with quantizers around it."""
 
     def __init__(self) -> None:
@@ -62,33 +69,33 @@ class Simulated:
         return tuple(given)
 
 
-class QuantizedSites(Sites):
-    """Sites whose actions are simulated integers.
+class FakeQuantizePatcher(CallPatcher):
+    """CallPatcher whose actions are simulated integers.
 
     Attributes:
         quantizers: By name, those of the module.
     """
 
-    def __init__(self, quantizers: Mapping[Place, Quantizer]) -> None:
-        actions: dict[Call, Simulated] = {}
-        defaults: dict[str, Simulated] = {}
+    def __init__(self, quantizers: Mapping[QuantizationPoint, Quantizer]) -> None:
+        actions: dict[CallSite, FakeQuantizedCall] = {}
+        defaults: dict[str, FakeQuantizedCall] = {}
         for place, quantizer in quantizers.items():
             if place.call.function:
-                actions.setdefault(place.call, Simulated()).put(place.role, quantizer)
+                actions.setdefault(place.call, FakeQuantizedCall()).put(place.role, quantizer)
         for place, quantizer in quantizers.items():
             if not place.call.function:
                 for call, action in actions.items():
                     if call.function in CHANNEL_AXIS:
                         action.weight = quantizer
                 for function in CHANNEL_AXIS:
-                    defaults.setdefault(function, Simulated()).weight = quantizer
-        kinds: tuple[dict[Call, Action], dict[str, Action]] = ({**actions}, {**defaults})
+                    defaults.setdefault(function, FakeQuantizedCall()).weight = quantizer
+        kinds: tuple[dict[CallSite, Action], dict[str, Action]] = ({**actions}, {**defaults})
         super().__init__(*kinds)
         self.quantizers = {place.name: quantizer for place, quantizer in quantizers.items()}
 
 
 @dataclass(frozen=True)
-class Attached:
+class QuantizerRef:
     """A quantizer in its module.
 
     Attributes:
@@ -107,13 +114,13 @@ class Attached:
         return f"{self.layer}.{self.quantizer.name}".lstrip(".")
 
 
-def quantizers_of(model: nn.Module) -> Iterator[Attached]:
+def quantizers_of(model: nn.Module) -> Iterator[QuantizerRef]:
     """The quantizers in a model, in the order of its modules."""
     for layer, module in model.named_modules():
-        sites = sites_of(module)
-        if isinstance(sites, QuantizedSites):
+        sites = patcher_of(module)
+        if isinstance(sites, FakeQuantizePatcher):
             for quantizer in sites.quantizers.values():
-                yield Attached(layer.replace(COMPILED, ""), module, quantizer)
+                yield QuantizerRef(layer.replace(COMPILED, ""), module, quantizer)
 
 
 def with_weight_bits(model: nn.Module, bits: int) -> nn.Module:
@@ -124,12 +131,12 @@ def with_weight_bits(model: nn.Module, bits: int) -> nn.Module:
         if quantizer.is_weight and quantizer.integers.bits > bits:
             coarser = replace(quantizer.integers, bits=bits)
             with torch.no_grad():
-                quantizer.scale(attached.module).mul_(quantizer.integers.high / coarser.high)
+                quantizer.scale(attached.module).mul_(quantizer.integers.quant_max / coarser.quant_max)
             quantizer.integers = coarser
     return reduced
 
 
-def digest(found: Iterable[Attached]) -> bytes:
+def digest(found: Iterable[QuantizerRef]) -> bytes:
     """A hash of scales and zero points, equal on all ranks that have decided alike."""
     digest = hashlib.blake2b(digest_size=8)
     for attached in found:
@@ -140,8 +147,8 @@ def digest(found: Iterable[Attached]) -> bytes:
 
 def add_quantizers(
     model: nn.Module,
-    table: Mapping[str, Mapping[Place, Quantizer]],
-    shape: Callable[[Place, Quantizer], torch.Size],
+    table: Mapping[str, Mapping[QuantizationPoint, Quantizer]],
+    shape: Callable[[QuantizationPoint, Quantizer], torch.Size],
 ) -> None:
     """Hangs quantizers into modules by their names, with scales of the shapes that are said."""
     for layer, quantizers in table.items():
@@ -149,14 +156,14 @@ def add_quantizers(
         for place, quantizer in quantizers.items():
             quantizer.attach(module, shape(place, quantizer))
         module.register_load_state_dict_pre_hook(_take_stock)
-    install_all(model, {layer: QuantizedSites(quantizers) for layer, quantizers in table.items()})
+    install_all(model, {layer: FakeQuantizePatcher(quantizers) for layer, quantizers in table.items()})
 
 
 def remove_quantizers(model: nn.Module) -> None:
     """Makes a model a plain one again: takes out quantizers, their buffers and parameters."""
     for module in model.modules():
-        sites = sites_of(module)
-        if isinstance(sites, QuantizedSites):
+        sites = patcher_of(module)
+        if isinstance(sites, FakeQuantizePatcher):
             for quantizer in sites.quantizers.values():
                 quantizer.detach(module)
             hooks = module._load_state_dict_pre_hooks
@@ -192,8 +199,8 @@ def with_argument(
 
 def _take_stock(module: nn.Module, stored: dict[str, Any], prefix: str, *_: Any) -> None:
     """Before weights are loaded: knows which scales come along; a float model's checkpoint brings none."""
-    sites = sites_of(module)
-    assert isinstance(sites, QuantizedSites)
+    sites = patcher_of(module)
+    assert isinstance(sites, FakeQuantizePatcher)
     for quantizer in sites.quantizers.values():
         for name in quantizer.tensor_names:
             if prefix + name not in stored:

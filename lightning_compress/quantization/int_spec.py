@@ -46,12 +46,12 @@ class Int:
             )
 
     @property
-    def low(self) -> int:
+    def quant_min(self) -> int:
         """The smallest integer: symmetric ranges leave out the most negative one."""
         return 1 - 2 ** (self.bits - 1) if self.symmetric else 0
 
     @property
-    def high(self) -> int:
+    def quant_max(self) -> int:
         """The largest integer."""
         return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
 

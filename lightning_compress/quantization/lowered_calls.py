@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from lightning_compress.quantization.backend import Bias, Dialect, Grid, Layer
-from lightning_compress.quantization.insertion import Simulated, with_argument
+from lightning_compress.quantization.backend import Backend, Bias, QParams, QuantizedLayer
+from lightning_compress.quantization.insertion import FakeQuantizedCall, with_argument
 
 
-class Written:
+class LoweredQuantizer:
     """Stands for a quantizer, and writes its grid in a dialect; of several tensors, for each."""
 
-    def __init__(self, grid: Grid, dialect: Dialect) -> None:
+    def __init__(self, grid: QParams, dialect: Backend) -> None:
         self.grid = grid
         self.dialect = dialect
 
@@ -27,14 +27,14 @@ class Written:
         return self.dialect.activation(x, self.grid) if x.is_floating_point() else x
 
 
-class Folded(Simulated):
+class LoweredCall(FakeQuantizedCall):
     """A call whose weight and bias are constants of integers."""
 
-    layer: Layer
-    dialect: Dialect
+    layer: QuantizedLayer
+    dialect: Backend
 
     @classmethod
-    def of(cls, action: Simulated | None, layer: Layer, dialect: Dialect) -> Folded:
+    def of(cls, action: FakeQuantizedCall | None, layer: QuantizedLayer, dialect: Backend) -> LoweredCall:
         """What was simulated at the call, around the layer's constants."""
         folded = cls()
         vars(folded).update(vars(action) if action is not None else {}, layer=layer, dialect=dialect)
@@ -51,11 +51,11 @@ class Folded(Simulated):
         return super().__call__(module, function, args, kwargs)
 
 
-class Bypassed(Simulated):
+class FoldedBatchNorm(FakeQuantizedCall):
     """A batch norm that has been folded away."""
 
     @classmethod
-    def of(cls, action: Simulated | None) -> Bypassed:
+    def of(cls, action: FakeQuantizedCall | None) -> FoldedBatchNorm:
         """What was simulated at the call, but for the norm itself."""
         bypassed = cls()
         vars(bypassed).update(vars(action) if action is not None else {})

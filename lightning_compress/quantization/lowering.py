@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.arguments import reason
-from lightning_compress.quantization.backend import Bias, Dialect, Grid, Layer, Made
+from lightning_compress.quantization.backend import Backend, Bias, QParams, QuantizedLayer, QuantizedOp
 from lightning_compress.quantization.calibrate import trace
-from lightning_compress.quantization.call_patcher import Call, Sites, install_all
+from lightning_compress.quantization.call_patcher import CallPatcher, CallSite, install_all
 from lightning_compress.quantization.folding import (
     argument,
     arguments_of,
@@ -28,14 +28,14 @@ from lightning_compress.quantization.folding import (
     shares_scales,
 )
 from lightning_compress.quantization.insertion import (
-    Attached,
-    Simulated,
+    FakeQuantizedCall,
+    QuantizerRef,
     quantizers_of,
     remove_quantizers,
 )
-from lightning_compress.quantization.lowered_calls import Bypassed, Folded, Written
-from lightning_compress.quantization.placement import CHANNEL_AXIS, CLIPPING, Place, Placement, weight_place
-from lightning_compress.quantization.strip_compile import eager
+from lightning_compress.quantization.lowered_calls import FoldedBatchNorm, LoweredCall, LoweredQuantizer
+from lightning_compress.quantization.placement import CHANNEL_AXIS, CLIPPING, Placement, QuantizationPoint, weight_place
+from lightning_compress.quantization.strip_compile import strip_compile
 from lightning_compress.quantization.tracing import Graph, Node
 
 
@@ -52,13 +52,13 @@ class Lowered:
     """
 
     model: nn.Module
-    layers: list[Layer] = field(default_factory=list)
-    others: list[Made] = field(default_factory=list)
-    grids: list[Grid] = field(default_factory=list)
+    layers: list[QuantizedLayer] = field(default_factory=list)
+    others: list[QuantizedOp] = field(default_factory=list)
+    grids: list[QParams] = field(default_factory=list)
     left_in_float: list[str] = field(default_factory=list)
 
 
-def lower(model: nn.Module, example_inputs: Any, dialect: Dialect, *, unsigned: bool = True) -> Lowered:
+def lower(model: nn.Module, example_inputs: Any, dialect: Backend, *, unsigned: bool = True) -> Lowered:
     """Lowers a model with quantizers.
 
     Args:
@@ -68,7 +68,7 @@ def lower(model: nn.Module, example_inputs: Any, dialect: Dialect, *, unsigned: 
         unsigned: Activations are uint8, else int8.
 
     Raises:
-        ValueError: If there are no quantizers, or one has never seen a batch; if the model does not run on the example
+        ValueError: If there are no quantizers, or one has never observed a batch; if the model does not run on the example
             inputs; for weights whose integers no kernel takes: affine ones, scales for groups of inputs, and NaN.
     """
     return _Lowering(model, example_inputs, unsigned=unsigned).run(dialect)
@@ -105,8 +105,8 @@ class _Lowering:
     """Builds the table of what is done at each call."""
 
     def __init__(self, model: nn.Module, example_inputs: Any, *, unsigned: bool) -> None:
-        quantized = eager(copy.deepcopy(model)).eval()
-        found = {Place.named(each.layer, each.quantizer.name): each for each in quantizers_of(quantized)}
+        quantized = strip_compile(copy.deepcopy(model)).eval()
+        found = {QuantizationPoint.named(each.layer, each.quantizer.name): each for each in quantizers_of(quantized)}
         _check(found)
         self.plain = copy.deepcopy(quantized)
         remove_quantizers(self.plain)
@@ -120,31 +120,31 @@ class _Lowering:
         self.placement = Placement(graph, is_target if has_weights else dict.fromkeys(is_target, True))
         self._floats = set(self.placement.left_in_float())
 
-    def run(self, dialect: Dialect) -> Lowered:
+    def run(self, dialect: Backend) -> Lowered:
         lowered = Lowered(self.plain)
-        table: dict[str, dict[Call, Any]] = {}
+        table: dict[str, dict[CallSite, Any]] = {}
         for node in self.graph.nodes:
             action = self._simulated(node, dialect, lowered)
             if self.is_layer(node):
                 layer = self.layer(node)
                 lowered.layers.append(layer)
-                action = Folded.of(action, layer, dialect)
+                action = LoweredCall.of(action, layer, dialect)
             elif self._is_bypassed(node):
-                action = Bypassed.of(action)
+                action = FoldedBatchNorm.of(action)
             elif (made := self._made(node)) is not None:
                 lowered.others.append(made)
             if self._computes_floats(node):
                 lowered.left_in_float.append(node.name)
             if action is not None:
                 table.setdefault(node.module, {})[node.call] = action
-        install_all(self.plain, {name: Sites(actions) for name, actions in table.items()})
+        install_all(self.plain, {name: CallPatcher(actions) for name, actions in table.items()})
         return lowered
 
     def is_layer(self, node: Node) -> bool:
         """Whether a call's weight is to be integers."""
         return weight_place(node) in self.found and node.call.function in CHANNEL_AXIS
 
-    def layer(self, node: Node) -> Layer:
+    def layer(self, node: Node) -> QuantizedLayer:
         """A call with the batch norm after it as integers."""
         attached = self.found[weight_place(node)]
         args, kwargs = self.arguments[node]
@@ -170,7 +170,7 @@ class _Lowering:
         if bias is not None and isinstance(written, Bias):
             rounding = written.integers.double() * written.scale.double() - bias.detach().double()
         biased = node.module if norm is None else norm.module
-        return Layer(
+        return QuantizedLayer(
             node.module, node.call.function, folded, written, grid, biased, rounding, not self._computes_floats(node)
         )
 
@@ -196,66 +196,66 @@ class _Lowering:
         if node.call.function == "linear":  # its products may be integers whose sums are floats
             return None in reads
         # What clips floats onto a grid only rounds them.
-        clips = node.call.function in CLIPPING and Place(node.module, node.call) in self.found
+        clips = node.call.function in CLIPPING and QuantizationPoint(node.module, node.call) in self.found
         return not clips and (None in reads or self._result(node) is None)
 
-    def _made(self, node: Node) -> Made | None:
+    def _made(self, node: Node) -> QuantizedOp | None:
         """What a call that reads no weight makes, if it is integers that it is to make it of."""
         computes = self.placement.is_integer(node) and node.call.function not in CLIPPING
         grid = self._result(node) if computes and not self._computes_floats(node) else None
-        return Made(node.module, node.call.function, grid) if grid is not None else None
+        return QuantizedOp(node.module, node.call.function, grid) if grid is not None else None
 
-    def _result(self, node: Node) -> Grid | None:
+    def _result(self, node: Node) -> QParams | None:
         """The grid of what a call makes: its own, or that of the norm that is folded into it or of what clips it."""
-        own = self.found.get(Place(node.module, node.call))
+        own = self.found.get(QuantizationPoint(node.module, node.call))
         if own is not None:
             return self._grid(own)
         users = self.placement.users.get(node.outputs[0], [])
         follows = len(users) == 1 and (users[0].call.function in CLIPPING or self._is_bypassed(users[0]))
         return self._result(users[0]) if follows else None
 
-    def _simulated(self, node: Node, dialect: Dialect, lowered: Lowered) -> Simulated | None:
+    def _simulated(self, node: Node, dialect: Backend, lowered: Lowered) -> FakeQuantizedCall | None:
         roles = [f"input_{k}" for k in range(len(node.operands))] + ["inner", "output"]
-        places = {role: Place(node.module, node.call, role) for role in roles}
-        action = Simulated()
+        places = {role: QuantizationPoint(node.module, node.call, role) for role in roles}
+        action = FakeQuantizedCall()
         for role, place in places.items():
             if place in self.found:
                 grid = replace(self._grid(self.found[place]), is_read=role.startswith("input_"))
                 lowered.grids.append(grid)
-                action.put(role, Written(grid, dialect))  # type: ignore[arg-type]
+                action.put(role, LoweredQuantizer(grid, dialect))  # type: ignore[arg-type]
         if node.call.function in dialect.opaque and (read := self._input(node)) is not None:
             again = replace(read, is_again=True, is_read=False)
             lowered.grids += [again] * len(node.outputs)
-            action.output = Written(again, dialect)  # type: ignore[assignment]
+            action.output = LoweredQuantizer(again, dialect)  # type: ignore[assignment]
             return action
         return action if any(place in self.found for place in places.values()) else None
 
-    def _grid(self, attached: Attached) -> Grid:
+    def _grid(self, attached: QuantizerRef) -> QParams:
         scale, zero_point = attached.quantizer.grid(attached.module)
         integers = attached.quantizer.integers
-        grid = Grid(attached.name, float(scale), int(zero_point), integers.low, integers.high)
+        grid = QParams(attached.name, float(scale), int(zero_point), integers.quant_min, integers.quant_max)
         if integers.symmetric and self.unsigned:
             return grid.shifted(128)
         return grid if self.unsigned or integers.symmetric else grid.shifted(-(2 ** (integers.bits - 1)))
 
-    def _input(self, node: Node, k: int = 0) -> Grid | None:
+    def _input(self, node: Node, k: int = 0) -> QParams | None:
         """The grid of an operand that a call reads: its own, or that of the call that made it."""
-        own = Place(node.module, node.call, f"input_{k}")
+        own = QuantizationPoint(node.module, node.call, f"input_{k}")
         if own in self.found:
             return self._grid(self.found[own])
         maker = self.graph.maker.get(self.placement.origin(self.placement.data_operands(node)[k]))
-        made = self.found.get(Place(maker.module, maker.call)) if maker is not None else None
+        made = self.found.get(QuantizationPoint(maker.module, maker.call)) if maker is not None else None
         return self._grid(made) if made is not None else None
 
 
-def _check(found: Mapping[Place, Attached]) -> None:
+def _check(found: Mapping[QuantizationPoint, QuantizerRef]) -> None:
     if not found:
         raise ValueError("The model has no quantizers: train it with QuantizationAwareTraining, or calibrate() it.")
     for place, attached in found.items():
         integers = attached.quantizer.integers
         if not attached.quantizer.ready:
             raise ValueError(
-                f"The observer of {attached.name!r} has never seen a batch: train or calibrate before exporting."
+                f"The observer of {attached.name!r} has never observed a batch: train or calibrate before exporting."
             )
         if place.role == "weight" and not integers.symmetric:
             raise ValueError(f"The weights of {attached.layer!r} are affine, which integer kernels do not take.")

@@ -13,27 +13,27 @@ from lightning_compress.functional import histograms, range_search
 
 
 @dataclass
-class Seen:
+class RangeStatistics:
     """What one look at a tensor, or many, has shown; one row for each scale.
 
     Attributes:
-        extremes: ``(rows, 2)``, the largest value of ``-x`` and of ``x``: the maximum over looks, or ranks, of both.
-        counts: ``(rows, bins)`` of a histogram over ``[-2**k, 2**k)`` with the smallest ``k`` that holds the extremes
+        min_max: ``(rows, 2)``, the largest value of ``-x`` and of ``x``: the maximum over looks, or ranks, of both.
+        counts: ``(rows, bins)`` of a histogram over ``[-2**k, 2**k)`` with the smallest ``k`` that holds the min_max
             of all rows; no bins where the observer needs none. Counts add up over looks and ranks.
     """
 
-    extremes: Tensor
+    min_max: Tensor
     counts: Tensor
 
-    def merged(self, other: Seen) -> Seen:
+    def merged(self, other: RangeStatistics) -> RangeStatistics:
         """What both have shown together."""
-        extremes = torch.maximum(self.extremes, other.extremes)
-        counts = [histograms.widened(seen.counts, seen.extremes, extremes) for seen in (self, other)]
-        return Seen(extremes, counts[0] + counts[1])
+        min_max = torch.maximum(self.min_max, other.min_max)
+        counts = [histograms.widened(observed.counts, observed.min_max, min_max) for observed in (self, other)]
+        return RangeStatistics(min_max, counts[0] + counts[1])
 
 
 class Observer(ABC):
-    """A rule that turns what was seen of a tensor into its range.
+    """A rule that turns what was observed of a tensor into its range.
 
     Attributes:
         bins: Of the histogram that it needs.
@@ -43,38 +43,38 @@ class Observer(ABC):
     bins: ClassVar[int] = 0
     counts_batches: ClassVar[bool] = False
 
-    def look(self, rows: Tensor) -> Seen:
+    def observe(self, rows: Tensor) -> RangeStatistics:
         """What a tensor ``(rows, values)`` shows."""
         lowest, highest = torch.aminmax(rows, dim=1)
-        extremes = torch.stack([-lowest, highest], dim=1)
+        min_max = torch.stack([-lowest, highest], dim=1)
         if not self.bins:
-            return Seen(extremes, extremes.new_empty(len(rows), 0))
-        return Seen(extremes, histograms.histogram(rows, extremes, self.bins))
+            return RangeStatistics(min_max, min_max.new_empty(len(rows), 0))
+        return RangeStatistics(min_max, histograms.histogram(rows, min_max, self.bins))
 
-    def updated(self, before: Seen | None, new: Seen) -> Seen:
-        """What is known after another batch; ``new`` has been reduced over ranks."""
+    def updated(self, before: RangeStatistics | None, new: RangeStatistics) -> RangeStatistics:
+        """What is statistics after another batch; ``new`` has been reduced over ranks."""
         return new if before is None else before.merged(new)
 
     @abstractmethod
-    def span(self, seen: Seen, *, num_levels: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    def compute_range(self, observed: RangeStatistics, *, num_levels: int, symmetric: bool) -> tuple[Tensor, Tensor]:
         """Lower and upper end of the range, ``(rows,)`` each.
 
         Args:
-            seen: What is known.
+            observed: What is statistics.
             num_levels: Number of integers that there are.
             symmetric: Whether the range will be made symmetric.
         """
 
 
 class _Extremes(Observer):
-    def span(self, seen: Seen, *, num_levels: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-        """The extremes."""
-        return -seen.extremes[:, 0], seen.extremes[:, 1]
+    def compute_range(self, observed: RangeStatistics, *, num_levels: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+        """The min_max."""
+        return -observed.min_max[:, 0], observed.min_max[:, 1]
 
 
 @dataclass(frozen=True)
 class MinMax(_Extremes):
-    """The smallest and largest value seen so far; of weights, that of now."""
+    """The smallest and largest value observed so far; of weights, that of now."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,11 @@ class MovingAverage(_Extremes):
         if not 0 < self.momentum <= 1:
             raise ValueError(f"MovingAverage(momentum={self.momentum}) must lie in (0, 1].")
 
-    def updated(self, before: Seen | None, new: Seen) -> Seen:
+    def updated(self, before: RangeStatistics | None, new: RangeStatistics) -> RangeStatistics:
         """Moves towards the new batch."""
         if before is None:
             return new
-        return Seen(before.extremes.lerp(new.extremes.to(before.extremes.dtype), self.momentum), new.counts)
+        return RangeStatistics(before.min_max.lerp(new.min_max.to(before.min_max.dtype), self.momentum), new.counts)
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ class Percentile(Observer):
         if not 50 < self.percentile <= 100:
             raise ValueError(f"Percentile(percentile={self.percentile}) must lie in (50, 100].")
 
-    def span(self, seen: Seen, *, num_levels: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    def compute_range(self, observed: RangeStatistics, *, num_levels: int, symmetric: bool) -> tuple[Tensor, Tensor]:
         """The percentiles of the histogram."""
-        return histograms.percentiles(seen.counts, seen.extremes, self.percentile / 100)
+        return histograms.percentiles(observed.counts, observed.min_max, self.percentile / 100)
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,14 @@ class MSE(Observer):
 
     bins: ClassVar[int] = 4096
 
-    def span(self, seen: Seen, *, num_levels: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    def compute_range(self, observed: RangeStatistics, *, num_levels: int, symmetric: bool) -> tuple[Tensor, Tensor]:
         """The best of many clipped ranges."""
-        return range_search.best_span(
-            seen.counts, seen.extremes, num_levels=num_levels, symmetric=symmetric, loss=range_search.squared_error
+        return range_search.best_range(
+            observed.counts,
+            observed.min_max,
+            num_levels=num_levels,
+            symmetric=symmetric,
+            loss=range_search.squared_error,
         )
 
 
@@ -144,10 +148,10 @@ class Histogram(Observer):
 
     bins: ClassVar[int] = 4096
 
-    def span(self, seen: Seen, *, num_levels: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    def compute_range(self, observed: RangeStatistics, *, num_levels: int, symmetric: bool) -> tuple[Tensor, Tensor]:
         """The best of many clipped ranges."""
-        return range_search.best_span(
-            seen.counts, seen.extremes, num_levels=num_levels, symmetric=symmetric, loss=range_search.divergence
+        return range_search.best_range(
+            observed.counts, observed.min_max, num_levels=num_levels, symmetric=symmetric, loss=range_search.divergence
         )
 
 
@@ -161,10 +165,10 @@ class Learned(Observer):
 
     bins: ClassVar[int] = 4096
 
-    def updated(self, before: Seen | None, new: Seen) -> Seen:
+    def updated(self, before: RangeStatistics | None, new: RangeStatistics) -> RangeStatistics:
         """The new batch alone: a network that trains outgrows what it has shown."""
         return new
 
-    def span(self, seen: Seen, *, num_levels: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    def compute_range(self, observed: RangeStatistics, *, num_levels: int, symmetric: bool) -> tuple[Tensor, Tensor]:
         """Where training starts."""
-        return MSE().span(seen, num_levels=num_levels, symmetric=symmetric)
+        return MSE().compute_range(observed, num_levels=num_levels, symmetric=symmetric)

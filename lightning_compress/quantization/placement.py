@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_compress.quantization.call_patcher import Call
+from lightning_compress.quantization.call_patcher import CallSite
 from lightning_compress.quantization.tracing import Graph, Node
 
 # Functions that read a weight, and the dimension of the weight's output channels.
@@ -46,7 +46,7 @@ _NAME = re.compile(
 
 
 @dataclass(frozen=True, order=True)
-class Place:
+class QuantizationPoint:
     """A tensor that is quantized.
 
     Attributes:
@@ -57,14 +57,14 @@ class Place:
     """
 
     module: str
-    call: Call
+    call: CallSite
     role: str = "output"
 
     @property
     def name(self) -> str:
         """Of the quantizer in its module: ``"weight"``, ``"relu"``, ``"add_1"``, ``"relu_call_1"``, ``"cat_input_0"``.
 
-        >>> Place("layer1", Call("add", 1), "input_0").name
+        >>> QuantizationPoint("layer1", CallSite("add", 1), "input_0").name
         'add_1_input_0'
         """
         if self.call.function == "":
@@ -75,23 +75,23 @@ class Place:
         return f"{self.call.function}{occurrence}{repeat}{role}"
 
     @classmethod
-    def named(cls, module: str, name: str) -> Place:
+    def named(cls, module: str, name: str) -> QuantizationPoint:
         """The place of a name.
 
-        >>> Place.named("", "conv2d_1_weight")
-        Place(module='', call=Call(function='conv2d', occurrence=1, repeat=0), role='weight')
+        >>> QuantizationPoint.named("", "conv2d_1_weight")
+        QuantizationPoint(module='', call=CallSite(function='conv2d', occurrence=1, repeat=0), role='weight')
         """
         if name == "weight":
-            return cls(module, Call(""), "weight")
+            return cls(module, CallSite(""), "weight")
         found = _NAME.fullmatch(name)
         assert found is not None, name
-        call = Call(found["function"], int(found["occurrence"] or 0), int(found["repeat"] or 0))
+        call = CallSite(found["function"], int(found["occurrence"] or 0), int(found["repeat"] or 0))
         return cls(module, call, found["role"] or "output")
 
 
-def weight_place(node: Node) -> Place:
+def weight_place(node: Node) -> QuantizationPoint:
     """The place of the weight that a call reads."""
-    return Place(node.module, Call("") if node.weight == "weight" else node.call, "weight")
+    return QuantizationPoint(node.module, CallSite("") if node.weight == "weight" else node.call, "weight")
 
 
 class Placement:
@@ -115,9 +115,9 @@ class Placement:
         """The calls that read a weight that is a target."""
         return [node for node in self.graph.nodes if self._reads_target(node)]
 
-    def activations(self) -> list[Place]:
+    def activations(self) -> list[QuantizationPoint]:
         """Places of activations, each once, in the order of the run."""
-        places: dict[Place, None] = {}
+        places: dict[QuantizationPoint, None] = {}
         for node in self.graph.nodes:
             if not self.is_integer(node):
                 self._place_output(node, places)
@@ -125,9 +125,9 @@ class Placement:
             if node.call.function not in CLIPPING:
                 for k, value in enumerate(self.data_operands(node)):
                     if not self._is_rounded_behind(self.origin(value)):
-                        places[Place(node.module, node.call, f"input_{k}")] = None
+                        places[QuantizationPoint(node.module, node.call, f"input_{k}")] = None
             if node.call.function == "silu":
-                places[Place(node.module, node.call, "inner")] = None
+                places[QuantizationPoint(node.module, node.call, "inner")] = None
             self._place_output(node, places)
         return list(places)
 
@@ -214,12 +214,12 @@ class Placement:
             for node in users
         )
 
-    def _place_output(self, node: Node, places: dict[Place, None]) -> None:
+    def _place_output(self, node: Node, places: dict[QuantizationPoint, None]) -> None:
         value = node.outputs[0]
         if node.call.function in PASSING | _FORMAL or not self._is_rounded_behind(value):
             return
         if not self._is_clipped_or_folded(value, node) and (self._computes_integers(node) or self._is_wanted(value)):
-            places[Place(node.module, node.call)] = None
+            places[QuantizationPoint(node.module, node.call)] = None
 
     def _is_rounded_behind(self, value: int) -> bool:
         """Whether the call that makes a value is where it can be rounded; if not, each reader does that."""

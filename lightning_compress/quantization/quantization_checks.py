@@ -35,7 +35,7 @@ def check_quantizable(trainer: Trainer, pl_module: LightningModule, module: str,
         if isinstance(norm, nn.SyncBatchNorm) and f"{name}.".startswith(f"{module}." if module else ""):
             raise ValueError(
                 f"QuantizationAwareTraining does not work with synchronized batch norms such as {name!r}, whose "
-                "functions are not seen: leave them plain; statistics are frozen later in the run anyway."
+                "functions are not observed: leave them plain; statistics are frozen later in the run anyway."
             )
     if sum(isinstance(callback, type(quantization)) for callback in callbacks_of(trainer)) > 1:
         raise ValueError(

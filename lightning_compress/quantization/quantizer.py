@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from lightning_compress.functional.fake_quantize import (
     fake_quantize,
     fake_quantize_learned,
-    scale_of_range,
+    qparams_from_range,
+    round_zero_point,
     to_integers,
-    whole_zero_point,
 )
 from lightning_compress.quantization.int_spec import Int
-from lightning_compress.quantization.observers import Learned, Seen
+from lightning_compress.quantization.observers import Learned, RangeStatistics
 
 PREFIX = "quant_"
 """Begins the names of buffers and parameters that belong to a quantizer."""
@@ -31,7 +31,7 @@ class Quantizer:
     """Rounds a tensor to integers and back, on its way through a module.
 
     Scale and zero point are buffers of that module (parameters if they are learned), so that they travel with it; a
-    scale of zero means that no batch has been seen, and leaves the tensor as it is.
+    scale of zero means that no batch has been observed, and leaves the tensor as it is.
 
     Args:
         name: Of the place in the module, such as ``"weight"`` or ``"relu"``.
@@ -43,8 +43,8 @@ class Quantizer:
         observing: Look at one part in so many of each batch; 0: do not look.
         quantizing: Whether to round.
         ready: Whether there is a scale.
-        seen: What was seen since the last update.
-        known: What the observer knows.
+        observed: What was observed since the last update.
+        statistics: What the observer knows.
     """
 
     def __init__(self, name: str, integers: Int, *, axis: int = 0, is_weight: bool = False) -> None:
@@ -55,8 +55,8 @@ class Quantizer:
         self.observing = 0
         self.quantizing = True
         self.ready = False
-        self.seen: Seen | None = None
-        self.known: Seen | None = None
+        self.observed: RangeStatistics | None = None
+        self.statistics: RangeStatistics | None = None
 
     @property
     def is_learned(self) -> bool:
@@ -65,7 +65,7 @@ class Quantizer:
 
     @property
     def counts_batches(self) -> bool:
-        """Whether what was seen in several batches must not be merged, as the range moves from one to the next."""
+        """Whether what was observed in several batches must not be merged, as the range moves from one to the next."""
         return self.integers.observer is not None and self.integers.observer.counts_batches
 
     @property
@@ -121,44 +121,50 @@ class Quantizer:
         if not (self.quantizing and self.ready):
             return self._with_scale(module, x) if self.is_learned else x
         grouped = self._grouped(x)
-        low, high = self.integers.low, self.integers.high
+        quant_min, quant_max = self.integers.quant_min, self.integers.quant_max
         scale, zero_point = (self._against(t, grouped) for t in (self.scale(module), self.zero_point(module)))
         if self.is_learned:
             num_values = x.numel() // scale.numel() if self.is_weight else math.prod(x.shape[1:])
             # An optimizer may step across zero; the gradient turns round with the sign.
             scale = scale.abs() + _SMALLEST
-            learned = fake_quantize_learned(grouped, scale, zero_point, low=low, high=high, num_values=num_values)
+            learned = fake_quantize_learned(
+                grouped, scale, zero_point, quant_min=quant_min, quant_max=quant_max, num_values=num_values
+            )
             return learned.view_as(x)
         # Rounded, as averages of models are not whole; a copy, as a second call of a layer sets its scale anew.
-        scale, zero_point = scale.clone(), whole_zero_point(zero_point, low=low, high=high)
+        scale, zero_point = scale.clone(), round_zero_point(zero_point, quant_min=quant_min, quant_max=quant_max)
         # What a range clips that is still being looked for gets its gradient: activations that outgrow their ranges
         # would not be held back any more, and a network that is trained from scratch diverges.
         masks = self.is_weight or not self.observing
-        return fake_quantize(grouped, scale, zero_point, low=low, high=high, masks_gradient=masks).view_as(x)
+        return fake_quantize(
+            grouped, scale, zero_point, quant_min=quant_min, quant_max=quant_max, masks_gradient=masks
+        ).view_as(x)
 
     def to_integers(self, module: nn.Module, x: Tensor) -> Tensor:
         """The integers, as int32, that stand for ``x``."""
         grouped = self._grouped(x)
         scale, zero_point = (self._against(t.detach(), grouped) for t in self.grid(module))
-        low, high = self.integers.low, self.integers.high
-        return to_integers(grouped, scale, zero_point, low=low, high=high).view_as(x)
+        quant_min, quant_max = self.integers.quant_min, self.integers.quant_max
+        return to_integers(grouped, scale, zero_point, quant_min=quant_min, quant_max=quant_max).view_as(x)
 
     def grid(self, module: nn.Module) -> tuple[Tensor, Tensor]:
         """Scale and zero point as they are applied: positive, and whole."""
         scale = self.scale(module)
-        zero_point = whole_zero_point(self.zero_point(module), low=self.integers.low, high=self.integers.high)
+        zero_point = round_zero_point(
+            self.zero_point(module), quant_min=self.integers.quant_min, quant_max=self.integers.quant_max
+        )
         return scale.abs() + _SMALLEST if self.is_learned else scale, zero_point
 
     def update(self, module: nn.Module) -> None:
-        """Turns what was seen since the last update, reduced over ranks by then, into scale and zero point."""
-        if self.seen is None:
+        """Turns what was observed since the last update, reduced over ranks by then, into scale and zero point."""
+        if self.observed is None:
             return
-        new, self.seen = self.seen, None
+        new, self.observed = self.observed, None
         observer = self.integers.observer
         assert observer is not None
-        self.known = observer.updated(None if self.is_weight else self.known, new)
+        self.statistics = observer.updated(None if self.is_weight else self.statistics, new)
         if not self._is_trained():
-            self._set(module, *_grid_of(self.integers, self.known))
+            self._set(module, *_grid_of(self.integers, self.statistics))
 
     @torch.no_grad()
     def _set(self, module: nn.Module, scale: Tensor, zero_point: Tensor) -> None:
@@ -184,8 +190,8 @@ class Quantizer:
         if not self.is_weight and self.observing > 1 and _may_be_a_batch(x):
             # Values at the front of memory: strides would cost more than they save.
             x = x[: max(_AT_LEAST, len(x) // self.observing)]
-        new = self.integers.observer.look(self._rows(x.detach()))
-        self.seen = new if self.is_weight or self.seen is None else self.seen.merged(new)
+        new = self.integers.observer.observe(self._rows(x.detach()))
+        self.observed = new if self.is_weight or self.observed is None else self.observed.merged(new)
         if self.is_weight:
             self.update(module)
 
@@ -215,7 +221,7 @@ class Quantizer:
                 return self._grouped(x).flatten(0, 1)
 
 
-class Place(Protocol):
+class QuantizationPoint(Protocol):
     """A quantizer and the module that it is in."""
 
     @property
@@ -227,7 +233,7 @@ class Place(Protocol):
         """The quantizer."""
 
 
-def update_alike(integers: Int, places: Sequence[Place]) -> None:
+def update_together(integers: Int, places: Sequence[QuantizationPoint]) -> None:
     """As :meth:`Quantizer.update`, for activations of the same integers at a stroke where nothing is searched for."""
     observer = integers.observer
     assert observer is not None
@@ -235,30 +241,37 @@ def update_alike(integers: Int, places: Sequence[Place]) -> None:
         for place in places:
             place.quantizer.update(place.module)
         return
-    seen = [place.quantizer.seen for place in places]
-    new = [s.extremes for s in seen if s is not None]
-    before = [n if p.quantizer.known is None else p.quantizer.known.extremes for p, n in zip(places, new, strict=True)]
+    observed = [place.quantizer.observed for place in places]
+    new = [s.min_max for s in observed if s is not None]
+    before = [
+        n if p.quantizer.statistics is None else p.quantizer.statistics.min_max
+        for p, n in zip(places, new, strict=True)
+    ]
     none = new[0].new_empty(len(new), 0)
-    known = observer.updated(Seen(torch.cat(before), none), Seen(torch.cat(new), none))
-    scale, zero_point = _grid_of(integers, known)
+    statistics = observer.updated(RangeStatistics(torch.cat(before), none), RangeStatistics(torch.cat(new), none))
+    scale, zero_point = _grid_of(integers, statistics)
     for i, place in enumerate(places):
-        place.quantizer.known = Seen(known.extremes[i : i + 1], none[i : i + 1])
-        place.quantizer.seen, place.quantizer.ready = None, True
+        place.quantizer.statistics = RangeStatistics(statistics.min_max[i : i + 1], none[i : i + 1])
+        place.quantizer.observed, place.quantizer.ready = None, True
     with torch.no_grad():
         torch._foreach_copy_([p.quantizer.scale(p.module) for p in places], list(scale.float().unbind()))
         if not integers.symmetric:
             torch._foreach_copy_([p.quantizer.zero_point(p.module) for p in places], list(zero_point.float().unbind()))
 
 
-def _grid_of(integers: Int, known: Seen) -> tuple[Tensor, Tensor]:
+def _grid_of(integers: Int, statistics: RangeStatistics) -> tuple[Tensor, Tensor]:
     """Scale and zero point, one a row; rows of activations are tensors of their own."""
     observer = integers.observer
     assert observer is not None
     symmetric = bool(integers.symmetric)
-    ends = observer.span(known, num_levels=integers.high - integers.low + 1, symmetric=symmetric)
+    ends = observer.compute_range(
+        statistics, num_levels=integers.quant_max - integers.quant_min + 1, symmetric=symmetric
+    )
     if integers.granularity == "tensor":
         ends = (ends[0].unsqueeze(1), ends[1].unsqueeze(1))
-    scale, zero_point = scale_of_range(*ends, low=integers.low, high=integers.high, symmetric=symmetric)
+    scale, zero_point = qparams_from_range(
+        *ends, quant_min=integers.quant_min, quant_max=integers.quant_max, symmetric=symmetric
+    )
     return scale.flatten(), zero_point.flatten()
 
 

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from lightning_compress.quantization.insertion import add_quantizers, quantizers_of
 from lightning_compress.quantization.int_spec import Int
-from lightning_compress.quantization.placement import CHANNEL_AXIS, Place, Placement, weight_place
+from lightning_compress.quantization.placement import CHANNEL_AXIS, Placement, QuantizationPoint, weight_place
 from lightning_compress.quantization.quantizer import PREFIX, Quantizer
 from lightning_compress.quantization.tracing import Graph
 from lightning_compress.targets import COMPILED, Target, matches, shorten
 
-Numbers = Int | Mapping[str, Int | None] | None
+QuantizationSpec = Int | Mapping[str, Int | None] | None
 """One specification for all, or the first glob's that matches the name of the module; ``None`` is float."""
 
 
-class Plan:
+class QuantizerPlan:
     """Which places get which integers.
 
     Args:
@@ -30,7 +30,7 @@ class Plan:
         ValueError: For activations that do not share one scale per tensor.
     """
 
-    def __init__(self, weights: Numbers, activations: Numbers, is_target: Mapping[str, bool]) -> None:
+    def __init__(self, weights: QuantizationSpec, activations: QuantizationSpec, is_target: Mapping[str, bool]) -> None:
         self.weights = _each(weights, Int.for_weights)
         self.activations = _each(activations, Int.for_activations)
         self.is_target = {
@@ -38,7 +38,7 @@ class Plan:
             for name, chosen in is_target.items()
         }
 
-    def attach_traced(self, model: nn.Module, graph: Graph) -> Placement:
+    def insert_traced(self, model: nn.Module, graph: Graph) -> Placement:
         """Hangs quantizers into a model that has none, where one run of it shows that they belong.
 
         Args:
@@ -49,12 +49,12 @@ class Plan:
             ValueError: For globs that match no place.
         """
         placement = Placement(graph, dict(self.is_target))
-        shapes: dict[Place, torch.Size] = {}
-        functions: dict[Place, str] = {}
+        shapes: dict[QuantizationPoint, torch.Size] = {}
+        functions: dict[QuantizationPoint, str] = {}
         for node in placement.weights():
             functions[weight_place(node)] = node.call.function
             shapes[weight_place(node)] = node.shapes[1]
-        table: dict[str, dict[Place, Quantizer]] = {}
+        table: dict[str, dict[QuantizationPoint, Quantizer]] = {}
         for place, function in functions.items():
             self._add_weight(table, place, CHANNEL_AXIS[function])
             _check_groups(_first(self.weights, place.module), place.module, shapes[place])
@@ -65,14 +65,14 @@ class Plan:
         add_quantizers(model, table, lambda place, quantizer: quantizer.scale_shape(shapes.get(place, torch.Size())))
         return placement
 
-    def attach_stored(self, model: nn.Module, stored: Mapping[str, Tensor]) -> None:
+    def insert_stored(self, model: nn.Module, stored: Mapping[str, Tensor]) -> None:
         """Hangs quantizers into a model that has none, where a state dict of such a model has them."""
-        table: dict[str, dict[Place, Quantizer]] = {}
-        shapes: dict[Place, torch.Size] = {}
+        table: dict[str, dict[QuantizationPoint, Quantizer]] = {}
+        shapes: dict[QuantizationPoint, torch.Size] = {}
         for key, tensor in stored.items():
             module, _, name = key.rpartition(".")
             if name.startswith(PREFIX) and name.endswith("_scale"):
-                place = Place.named(module, name.removeprefix(PREFIX).removesuffix("_scale"))
+                place = QuantizationPoint.named(module, name.removeprefix(PREFIX).removesuffix("_scale"))
                 shapes[place] = tensor.shape
                 if place.role == "weight":
                     self._add_weight(table, place, _axis(model.get_submodule(module), place))
@@ -90,13 +90,13 @@ class Plan:
 
         Args:
             model: The model.
-            graph: As for :meth:`attach_traced`; without it, places that are missing in the model are not noticed.
+            graph: As for :meth:`insert_traced`; without it, places that are missing in the model are not noticed.
 
         Raises:
             ValueError: With the first place that differs.
         """
         there = {attached.name: attached.quantizer.integers for attached in quantizers_of(model)}
-        places = [Place.named(attached.layer, attached.quantizer.name) for attached in quantizers_of(model)]
+        places = [QuantizationPoint.named(attached.layer, attached.quantizer.name) for attached in quantizers_of(model)]
         if graph is not None:
             placement = Placement(graph, dict(self.is_target))
             places += [*map(weight_place, placement.weights()), *placement.activations()]
@@ -109,20 +109,22 @@ class Plan:
                     "with lc.float_copy(model).requires_grad_().train()."
                 )
 
-    def _at(self, place: Place) -> Int | None:
+    def _at(self, place: QuantizationPoint) -> Int | None:
         """The integers of a place."""
         if place.role != "weight":
             return _first(self.activations, place.module)
         targets = {name.replace(COMPILED, "") for name, chosen in self.is_target.items() if chosen}
         return _first(self.weights, place.module) if place.module.replace(COMPILED, "") in targets else None
 
-    def _add_weight(self, table: dict[str, dict[Place, Quantizer]], place: Place, axis: int) -> None:
+    def _add_weight(
+        self, table: dict[str, dict[QuantizationPoint, Quantizer]], place: QuantizationPoint, axis: int
+    ) -> None:
         integers = _first(self.weights, place.module)
         if integers is not None:
             quantizer = Quantizer(place.name, integers, axis=axis, is_weight=True)
             table.setdefault(place.module, {})[place] = quantizer
 
-    def _add_activation(self, table: dict[str, dict[Place, Quantizer]], place: Place) -> None:
+    def _add_activation(self, table: dict[str, dict[QuantizationPoint, Quantizer]], place: QuantizationPoint) -> None:
         integers = _first(self.activations, place.module)
         if integers is not None:
             table.setdefault(place.module, {})[place] = Quantizer(place.name, integers)
@@ -133,13 +135,13 @@ def owners_of(targets: Iterable[Target]) -> dict[str, bool]:
     return {target.name.rpartition(".")[0]: True for target in targets}
 
 
-def _axis(module: nn.Module, place: Place) -> int:
+def _axis(module: nn.Module, place: QuantizationPoint) -> int:
     if place.call.function:
         return CHANNEL_AXIS[place.call.function]
     return int(isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)))
 
 
-def _each(numbers: Numbers, complete: Callable[[Int], Int]) -> dict[str, Int | None]:
+def _each(numbers: QuantizationSpec, complete: Callable[[Int], Int]) -> dict[str, Int | None]:
     given = numbers if isinstance(numbers, Mapping) else {"*": numbers}
     return {glob: None if integers is None else complete(integers) for glob, integers in given.items()}
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.quantization.calibrate import call
-from lightning_compress.quantization.call_patcher import sites_of
-from lightning_compress.quantization.insertion import QuantizedSites, Simulated
+from lightning_compress.quantization.call_patcher import patcher_of
+from lightning_compress.quantization.insertion import FakeQuantizedCall, FakeQuantizePatcher
 from lightning_compress.quantization.quantizer import Quantizer
-from lightning_compress.quantization.strip_compile import eager
+from lightning_compress.quantization.strip_compile import strip_compile
 
 
 class _Recorded:
@@ -42,19 +42,19 @@ def record(model: nn.Module, inputs: Any) -> tuple[Any, list[tuple[str, Tensor]]
         What it returns, and the integers (int32) of each activation that was quantized, in the order of the run.
     """
     kept: list[tuple[str, Tensor]] = []
-    probe = eager(copy.deepcopy(model)).eval()
+    probe = strip_compile(copy.deepcopy(model)).eval()
     for layer, module in probe.named_modules():
-        sites = sites_of(module)
-        if isinstance(sites, QuantizedSites):
+        sites = patcher_of(module)
+        if isinstance(sites, FakeQuantizePatcher):
             for action in {id(a): a for a in (*sites.actions.values(), *sites.defaults.values())}.values():
-                assert isinstance(action, Simulated)
+                assert isinstance(action, FakeQuantizedCall)
                 _replace(action, layer, kept)
     with torch.no_grad():
         output = call(probe, inputs)
     return output, kept
 
 
-def _replace(action: Simulated, layer: str, kept: list[tuple[str, Tensor]]) -> None:
+def _replace(action: FakeQuantizedCall, layer: str, kept: list[tuple[str, Tensor]]) -> None:
     def recorded(quantizer: Any) -> Any:
         return quantizer and _Recorded(quantizer, f"{layer}.{quantizer.name}".lstrip("."), kept)
 

@@ -22,7 +22,7 @@ from lightning_compress.quantization.insertion import quantizers_of, remove_quan
 from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.mixed_precision import Effect, as_numbers, by_layer, choose
 from lightning_compress.quantization.quantizer import Quantizer
-from lightning_compress.quantization.quantizer_plan import Plan
+from lightning_compress.quantization.quantizer_plan import QuantizerPlan
 from lightning_compress.quantization.tracing import Graph, recording
 from lightning_compress.reporting.figures import draw_rises
 from lightning_compress.reporting.printed import Printed
@@ -115,7 +115,7 @@ def sensitivity(
         model: The model, which stays as it is: a copy is run, in eval mode and without quantizers it may have.
         batches: What ``loss`` takes, on the model's device; they are kept in memory.
         loss: From the model that it is given and a batch, a tensor of one element; it must not use another model.
-        bits: Numbers of bits, 2 to 8.
+        bits: Number of bits, 2 to 8.
         targets: Which layers; frozen ones are left out, unless the whole model is frozen.
 
     Raises:
@@ -136,7 +136,9 @@ def sensitivity(
             raise ValueError(f"sensitivity: the mean loss is {float_loss} in float; it must be a finite number.")
         with recording(probe) as graph:
             loss(probe, batches[0])
-        losses = {n.bits: _losses(probe, Plan(n, None, dict.fromkeys(chosen, True)), graph, measure) for n in numbers}
+        losses = {
+            n.bits: _losses(probe, QuantizerPlan(n, None, dict.fromkeys(chosen, True)), graph, measure) for n in numbers
+        }
     effects = [
         Effect(layer, num_weights, n.bits, losses[n.bits][layer] - float_loss)
         for layer, num_weights in chosen.items()
@@ -151,9 +153,9 @@ def sensitivity(
     return Sensitivity(float_loss, tuple(effects))
 
 
-def _losses(model: nn.Module, plan: Plan, graph: Graph, measure: Callable[[], float]) -> dict[str, float]:
+def _losses(model: nn.Module, plan: QuantizerPlan, graph: Graph, measure: Callable[[], float]) -> dict[str, float]:
     """The mean loss with the weights of one layer quantized, by layer."""
-    plan.attach_traced(model, graph)
+    plan.insert_traced(model, graph)
     layers: dict[str, list[Quantizer]] = {}
     for attached in quantizers_of(model):
         attached.quantizer.quantizing = False

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 
-def eager(model: nn.Module) -> nn.Module:
+def strip_compile(model: nn.Module) -> nn.Module:
     """A model without ``torch.compile``, in place; where the model itself is compiled, the one inside.
 
     >>> import torch
-    >>> eager(nn.Sequential(torch.compile(nn.ReLU())))
+    >>> strip_compile(nn.Sequential(torch.compile(nn.ReLU())))
     Sequential(
       (0): ReLU()
     )
@@ -19,5 +19,5 @@ def eager(model: nn.Module) -> nn.Module:
     # Not named_children(), which gives a module under its first name only.
     for name, child in list(model._modules.items()):
         if child is not None:
-            setattr(model, name, eager(child))
+            setattr(model, name, strip_compile(child))
     return model

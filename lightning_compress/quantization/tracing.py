@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_compress.quantization.call_patcher import (
-    Call,
-    Sites,
+    CallPatcher,
+    CallSite,
     canonical,
     install,
     is_floating,
+    patcher_of,
     positional,
-    sites_of,
     uninstall,
 )
 
@@ -39,7 +39,7 @@ class Node:
     """
 
     module: str
-    call: Call
+    call: CallSite
     operands: tuple[int, ...]
     weight: str | None
     outputs: tuple[int, ...]
@@ -88,10 +88,10 @@ class Graph:
         return users
 
 
-class _Recorder(Sites):
-    """Sites that write down every call."""
+class _Recorder(CallPatcher):
+    """CallPatcher that write down every call."""
 
-    def __init__(self, name: str, run: _Run, parent: Sites | None) -> None:
+    def __init__(self, name: str, run: _Run, parent: CallPatcher | None) -> None:
         super().__init__()
         self.name = name
         self.run = run
@@ -103,7 +103,7 @@ class _Recorder(Sites):
         self.repeat = self.repeat + 1 if self.parent is not None and self.parent.modes else 0
         self.run.graph.called.add(self.name)
         for child in module.children():
-            sites = sites_of(child)
+            sites = patcher_of(child)
             assert sites is not None
             sites.repeat = -1
 
@@ -125,7 +125,13 @@ class _Recorder(Sites):
             second = args[1] if len(args) > 1 else kwargs.get("weight")
             weight = next((n for n, p in module.named_parameters(recurse=False) if p is second), None)
             node = Node(
-                self.name, Call(name, occurrence, self.repeat), values, weight, made, shapes, isinstance(output, Tensor)
+                self.name,
+                CallSite(name, occurrence, self.repeat),
+                values,
+                weight,
+                made,
+                shapes,
+                isinstance(output, Tensor),
             )
             self.run.graph.nodes.append(node)
             self.run.graph.maker.update(dict.fromkeys(made, node))
@@ -177,7 +183,7 @@ def recording(model: nn.Module) -> Iterator[Graph]:
     run = _Run(model)
     modules = dict(model.named_modules())
     for name, module in modules.items():
-        parent = sites_of(modules[name.rpartition(".")[0]]) if name else None
+        parent = patcher_of(modules[name.rpartition(".")[0]]) if name else None
         install(module, _Recorder(name, run, parent))
     try:
         yield run.graph

@@ -38,7 +38,7 @@ from lightning_compress.trainer.model_selection import Selection
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-class Compression(Callback):
+class CompressionCallback(Callback):
     """A technique that changes a model on the way to a target.
 
     Args:
@@ -112,9 +112,9 @@ def _input_dim(target: Target) -> int:
     return 0 if isinstance(target.module, _TRANSPOSED) else 1
 
 
-def techniques(trainer: Trainer) -> list[Compression]:
+def techniques(trainer: Trainer) -> list[CompressionCallback]:
     """The compression callbacks of a Trainer."""
-    return [callback for callback in callbacks_of(trainer) if isinstance(callback, Compression)]
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, CompressionCallback)]
 
 
 def _all_reached(trainer: Trainer) -> bool:

@@ -17,7 +17,7 @@ from lightning_compress.constraints.completed_steps import CompletedSteps, held_
 from lightning_compress.constraints.constraint import Constraint
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.targets import Targets
-from lightning_compress.trainer.base import Compression, techniques
+from lightning_compress.trainer.base import CompressionCallback, techniques
 from lightning_compress.trainer.lightning import averaged_models
 from lightning_compress.trainer.model_selection import Selection
 from lightning_compress.trainer.ranks import check_ranks_agree
@@ -25,7 +25,7 @@ from lightning_compress.trainer.ranks import check_ranks_agree
 C = TypeVar("C", bound=Constraint)
 
 
-class ConstraintCallback(Compression, Generic[C]):
+class ConstraintCallback(CompressionCallback, Generic[C]):
     """Holds a constraint: projects weights, gradients, optimizer state and averages onto it.
 
     Args:

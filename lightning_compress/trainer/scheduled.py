@@ -14,7 +14,7 @@ from lightning_compress.trainer.constrained import C, ConstraintCallback
 from lightning_compress.trainer.progress import check_time_fits, check_times_come, progress
 
 
-class ScheduledCallback(ConstraintCallback[C]):
+class ScheduledConstraintCallback(ConstraintCallback[C]):
     """Replaces its constraint at the times of a schedule, the last of which always comes.
 
     Args:

@@ -26,7 +26,7 @@ import lightning_compress as lc
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.pruning.pruner import WeightPruner
-from lightning_compress.pruning.ranking_groups import make_pools
+from lightning_compress.pruning.ranking_groups import make_ranking_groups
 
 SPARSITY = 0.9
 
@@ -41,7 +41,7 @@ def ours(model: nn.Module) -> MaskConstraint:
     """What the callback does at an update, masks and projection."""
     layers = [Layer(target.name, target.parameter) for target in lc.Targets().select(model)]
     constraint = MaskConstraint(layers)
-    pools = make_pools(layers, SPARSITY)
+    pools = make_ranking_groups(layers, SPARSITY)
     WeightPruner(constraint, pools, lc.Magnitude(), pattern=lc.Unstructured()).update(lambda s: s, step=0)
     return constraint
 

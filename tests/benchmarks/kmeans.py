@@ -22,7 +22,7 @@ from torch import Tensor
 
 import lightning_compress as lc
 from lightning_compress.clustering.clusterer import Clusterer
-from lightning_compress.clustering.codebook_spec import Sharing
+from lightning_compress.clustering.codebook_spec import CodebookSpec
 from lightning_compress.constraints.codebook import CodebookConstraint
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.functional.kmeans import cluster_rows, inertia
@@ -71,7 +71,7 @@ def network(rounds: int) -> None:
         torch.manual_seed(0)
         model = timm.create_model("resnet50")
         layers = [Layer(target.name, target.parameter) for target in lc.Targets().select(model)]
-        clusterer = Clusterer(CodebookConstraint(layers), [Sharing(NUM_CLUSTERS)] * len(layers))
+        clusterer = Clusterer(CodebookConstraint(layers), [CodebookSpec(NUM_CLUSTERS)] * len(layers))
         zeros = [None] * len(layers)
         first.append(seconds(lambda clusterer=clusterer, zeros=zeros: clusterer.update(zeros, part=0.5)))
         for held in layers:

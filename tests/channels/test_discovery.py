@@ -14,6 +14,7 @@ from lightning_compress.models.networks import cifar_resnet
 from tests.channels.nets import (
     SOUND,
     Auxiliary,
+    CodebookSpec,
     Concatenated,
     Flattened,
     Ghost,
@@ -21,7 +22,6 @@ from tests.channels.nets import (
     Heads,
     Padded,
     Residual,
-    Sharing,
     Squeeze,
     images,
     trained,
@@ -35,7 +35,7 @@ def found(net: nn.Module) -> tuple[dict[str, ChannelGroup], dict[str, str]]:
 
 
 def names(group: ChannelGroup) -> list[str]:
-    return sorted(part.tensor for part in group.makers)
+    return sorted(part.tensor for part in group.output_slices)
 
 
 def test_a_stream_goes_with_all_that_write_to_it() -> None:
@@ -46,8 +46,12 @@ def test_a_stream_goes_with_all_that_write_to_it() -> None:
         ["stem.weight", "stem.bias"]
         + [f"blocks.{i}.{part}" for i in (0, 1) for part in ("conv2.weight", "norm2.weight", "norm2.bias")]
     )
-    assert {part.tensor for part in stream.readers} == {"blocks.0.conv1.weight", "blocks.1.conv1.weight", "fc.weight"}
-    assert len(stream.riders) == 4  # running mean and variance of two norms
+    assert {part.tensor for part in stream.input_slices} == {
+        "blocks.0.conv1.weight",
+        "blocks.1.conv1.weight",
+        "fc.weight",
+    }
+    assert len(stream.carried_slices) == 4  # running mean and variance of two norms
     assert sorted(group.num_channels for group in groups.values()) == [6, 8, 10]
 
 
@@ -55,7 +59,7 @@ def test_a_depthwise_convolution_and_its_gate_go_with_their_input() -> None:
     groups, _ = found(Squeeze())
     wide = next(group for group in groups.values() if group.num_channels == 8)
     assert names(wide) == sorted(f"{n}.{k}" for n in ("expand", "depthwise", "gate") for k in ("weight", "bias"))
-    assert {part.tensor for part in wide.readers} == {"reduce.weight", "project.weight"}
+    assert {part.tensor for part in wide.input_slices} == {"reduce.weight", "project.weight"}
     assert "project" not in groups, "makes the output"
 
 
@@ -63,33 +67,33 @@ def test_groups_of_a_convolution_lose_the_same_places() -> None:
     groups, _ = found(Grouped())
     assert {name: group.num_channels for name, group in groups.items()} == {"before": 4, "grouped": 2}
     second = torch.tensor([False, True, False, False])
-    made = next(part for part in groups["before"].makers if part.tensor == "before.weight")
-    read = groups["before"].readers[0]
+    made = next(part for part in groups["before"].output_slices if part.tensor == "before.weight")
+    read = groups["before"].input_slices[0]
     assert made.of(second).tolist() == [1, 5, 9]
     assert (read.tensor, read.dim, read.of(second).tolist()) == ("grouped.weight", 1, [1])
 
 
 def test_parts_of_a_concatenation_have_channels_of_their_own() -> None:
     groups, _ = found(Concatenated())
-    norm = next(part for part in groups["right"].makers if part.tensor == "norm.weight")
+    norm = next(part for part in groups["right"].output_slices if part.tensor == "norm.weight")
     assert norm.positions.tolist() == [4, 5, 6, 7, 8, 9]
-    assert {part.tensor for part in groups["right"].readers} == {"join.weight", "side.weight"}
+    assert {part.tensor for part in groups["right"].input_slices} == {"join.weight", "side.weight"}
 
 
 def test_channels_tied_in_two_ways_are_one() -> None:
     groups, _ = found(Ghost())
     assert [group.num_channels for group in groups.values()] == [4]
     (group,) = groups.values()
-    stem = next(part for part in group.makers if part.tensor == "stem.weight")
+    stem = next(part for part in group.output_slices if part.tensor == "stem.weight")
     assert stem.of(torch.tensor([True, False, False, False])).tolist() == [0, 4]
 
 
 def test_pixels_transposed_convolutions_and_slopes() -> None:
     groups, _ = found(Flattened())
     up = next(group for group in groups.values() if "up.weight" in names(group))
-    assert next(part for part in up.makers if part.tensor == "up.weight").dim == 1
-    assert [part.tensor for part in up.riders] == ["slopes.weight"]
-    pixels = next(part for part in up.readers if part.tensor == "fc1.weight")
+    assert next(part for part in up.output_slices if part.tensor == "up.weight").dim == 1
+    assert [part.tensor for part in up.carried_slices] == ["slopes.weight"]
+    pixels = next(part for part in up.input_slices if part.tensor == "fc1.weight")
     assert pixels.of(torch.tensor([False, True, *4 * [False]])).tolist() == list(range(144, 288))
 
 
@@ -127,7 +131,7 @@ UNLIKE = "without some of its channels the network does not compute the same"
     ("make", "groups", "whole"),
     [
         (Heads, ["stem"], ["v"]),
-        (Sharing, [], ["one", "other"]),
+        (CodebookSpec, [], ["one", "other"]),
         (Auxiliary, ["inner"], ["stem"]),
     ],
 )

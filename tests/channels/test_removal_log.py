@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lightning_compress as lc
-from lightning_compress.channels.removal_log import Cut
+from lightning_compress.channels.removal_log import TensorCut
 from tests.channels.nets import Residual, images, trained
 from tests.channels.test_shrink import half_zero
 
@@ -98,8 +98,8 @@ subsets = st.sets(st.integers(0, 5), min_size=1).map(lambda s: tuple(sorted(s)))
 @given(subsets, subsets, st.data())
 def test_two_cuts_are_one(rows: tuple[int, ...], columns: tuple[int, ...], data: st.DataObject) -> None:
     tensor = torch.arange(36).view(6, 6)
-    first = Cut((6, 6), {0: rows})
+    first = TensorCut((6, 6), {0: rows})
     again = data.draw(st.sets(st.integers(0, len(rows) - 1), min_size=1)) if len(rows) > 1 else {0}
-    second = Cut((len(rows), 6), {0: tuple(sorted(again)), 1: columns})
+    second = TensorCut((len(rows), 6), {0: tuple(sorted(again)), 1: columns})
     assert torch.equal(first.then(second).select(tensor), second.select(first.select(tensor)))
     assert first.then(second).left == tuple(second.select(first.select(tensor)).shape)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_compress.clustering.clusterer import Clusterer
-from lightning_compress.clustering.codebook_spec import Sharing
+from lightning_compress.clustering.codebook_spec import CodebookSpec
 from lightning_compress.constraints.codebook import CodebookConstraint
 from lightning_compress.constraints.layer import Layer
 
@@ -18,7 +18,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def make(*weights: Tensor, sharing: Sharing = Sharing(4), weighted: bool = False) -> Clusterer:
+def make(*weights: Tensor, sharing: CodebookSpec = CodebookSpec(4), weighted: bool = False) -> Clusterer:
     layers = [Layer(f"{i}.weight", nn.Parameter(weight.clone())) for i, weight in enumerate(weights)]
     return Clusterer(CodebookConstraint(layers), [sharing] * len(layers), weighted=weighted)
 
@@ -34,7 +34,7 @@ def held_of(clusterer: Clusterer, i: int = 0) -> Tensor:
 
 
 def test_weights_of_all_layers_share_values() -> None:
-    clusterer = make(torch.tensor([[1.0, 2.0, 9.0, 8.0]]), torch.tensor([[-4.0, -6.0, 3.0]]), sharing=Sharing(2))
+    clusterer = make(torch.tensor([[1.0, 2.0, 9.0, 8.0]]), torch.tensor([[-4.0, -6.0, 3.0]]), sharing=CodebookSpec(2))
     parameters = [layer.parameter for layer in clusterer.constraint.layers]
     clusterer.update([None, None])
     first, second = weights_of(clusterer)
@@ -44,7 +44,7 @@ def test_weights_of_all_layers_share_values() -> None:
 
 
 def test_zeros_that_are_there_stay() -> None:
-    clusterer = make(torch.tensor([[0.0, 2.0, -0.0, 3.0, 9.0]]), sharing=Sharing(3))
+    clusterer = make(torch.tensor([[0.0, 2.0, -0.0, 3.0, 9.0]]), sharing=CodebookSpec(3))
     clusterer.update([None])
     (weight,) = weights_of(clusterer)
     assert weight.tolist() == [[0.0, 2.5, 0.0, 2.5, 9.0]]
@@ -53,10 +53,10 @@ def test_zeros_that_are_there_stay() -> None:
 
 
 def test_zeros_that_are_given_count_instead() -> None:
-    clusterer = make(torch.tensor([[0.0, 2.0, 1.0, 3.0]]), sharing=Sharing(3))
+    clusterer = make(torch.tensor([[0.0, 2.0, 1.0, 3.0]]), sharing=CodebookSpec(3))
     clusterer.update([torch.tensor([[False, True, False, False]])])
     assert weights_of(clusterer)[0].tolist() == [[0.5, 0.0, 0.5, 3.0]]
-    clusterer = make(torch.tensor([[0.0, 2.0, 1.0, 3.0]]), sharing=Sharing(2))
+    clusterer = make(torch.tensor([[0.0, 2.0, 1.0, 3.0]]), sharing=CodebookSpec(2))
     clusterer.update([torch.zeros(1, 4, dtype=torch.bool)])
     assert weights_of(clusterer)[0].tolist() == [[0.5, 2.5, 0.5, 2.5]]
     assert not clusterer.constraint.assignments[0].pins_zero
@@ -64,7 +64,7 @@ def test_zeros_that_are_given_count_instead() -> None:
 
 def test_the_largest_weights_are_held_first() -> None:
     weight = torch.tensor([[0.1, -0.2, 0.9, -1.0, 0.3, 0.8]])
-    clusterer = make(weight, sharing=Sharing(2))
+    clusterer = make(weight, sharing=CodebookSpec(2))
     clusterer.update([None], part=0.5)
     assert held_of(clusterer).tolist() == [False, False, True, True, False, True]
     found = weights_of(clusterer)[0]
@@ -107,14 +107,14 @@ def test_parts_that_are_held_grow_and_never_shrink(parts: list[float], num_zeros
 
 
 def test_weights_of_one_size_are_held_in_the_right_number() -> None:
-    clusterer = make(torch.tensor([[0.5, -0.5, 0.5, -0.5, 0.5, 0.5, -0.5, 0.5]]), sharing=Sharing(2))
+    clusterer = make(torch.tensor([[0.5, -0.5, 0.5, -0.5, 0.5, 0.5, -0.5, 0.5]]), sharing=CodebookSpec(2))
     clusterer.update([None], part=0.25)
     assert int(held_of(clusterer).sum()) == 2
 
 
 def test_zeros_that_came_later_free_nothing() -> None:
     weight = torch.tensor([[0.1, 0.2, 0.3, 0.4, 5.0, 6.0, 7.0, 8.0]])
-    clusterer = make(weight, sharing=Sharing(3))
+    clusterer = make(weight, sharing=CodebookSpec(3))
     clusterer.update([None], part=0.5)
     zeros = weight < 0.35
     weights_of(clusterer)[0].masked_fill_(zeros, 0.0)
@@ -126,7 +126,7 @@ def test_zeros_that_came_later_free_nothing() -> None:
 def test_values_that_there_are_are_the_start() -> None:
     weight = torch.tensor([[0.0, 1.0, 10.0, 11.0, 20.0, 21.0]]) + 1
     stuck = torch.tensor([1.0, 2.0, 16.5])
-    clusterer = make(weight, sharing=Sharing(3))
+    clusterer = make(weight, sharing=CodebookSpec(3))
     clusterer.update([None], part=0.0, starts={"0.weight": stuck})
     assert clusterer.constraint.assignments[0].index.tolist() == [0, 1, 2, 2, 2, 2]
     weights_of(clusterer)[0].copy_(torch.tensor([[1.0, 2.0, 16.0, 16.0, 17.0, 17.0]]))
@@ -137,9 +137,9 @@ def test_values_that_there_are_are_the_start() -> None:
     assert clusterer.constraint.assignments[0].index.tolist() == [0, 1, 2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("sharing", [Sharing(8), Sharing(8, "channel"), Sharing(8, vector_size=2)])
+@pytest.mark.parametrize("sharing", [CodebookSpec(8), CodebookSpec(8, "channel"), CodebookSpec(8, vector_size=2)])
 @pytest.mark.parametrize("part", [0.0, 0.1, 0.5])
-def test_no_cluster_is_lost_as_its_members_are_free(sharing: Sharing, part: float) -> None:
+def test_no_cluster_is_lost_as_its_members_are_free(sharing: CodebookSpec, part: float) -> None:
     clusterer, fresh = make(normal(4, 200), sharing=sharing), make(normal(4, 200), sharing=sharing)
     clusterer.update([None], part=part)
     clusterer.update([None], part=part)
@@ -152,7 +152,7 @@ def test_no_cluster_is_lost_as_its_members_are_free(sharing: Sharing, part: floa
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 def test_values_of_another_kind_are_no_start(granularity: str) -> None:
-    clusterer = make(normal(4, 5) + 3, sharing=Sharing(4, granularity))
+    clusterer = make(normal(4, 5) + 3, sharing=CodebookSpec(4, granularity))
     clusterer.update([None])
     zeros = torch.zeros(4, 5, dtype=torch.bool)
     zeros[:, 0] = True
@@ -179,13 +179,13 @@ def gradients(clusterer: Clusterer, *given: Sequence[float] | None, scale: float
 def test_squares_add_up_over_steps_that_were_made() -> None:
     clusterer = make(torch.ones(1, 2), torch.ones(1, 2), weighted=True)
     layers = clusterer.constraint.layers
-    assert not clusterer.has_evidence
+    assert not clusterer.has_accumulated_scores
     gradients(clusterer, [1.0, 2.0], None)
-    assert not clusterer.has_evidence
+    assert not clusterer.has_accumulated_scores
     gradients(clusterer, [3.0, 0.0], None, scale=1024.0)  # the first step was skipped
     clusterer.step_completed(layers)
     clusterer.step_completed(layers)
-    assert clusterer.has_evidence
+    assert clusterer.has_accumulated_scores
     gradients(clusterer, [1.0, 1.0], [2.0, 2.0])
     clusterer.step_completed(layers)
     assert {name: value.tolist() for name, value in clusterer.squares.items()} == {
@@ -195,14 +195,14 @@ def test_squares_add_up_over_steps_that_were_made() -> None:
 
 
 def test_unweighted_clusters_need_no_evidence() -> None:
-    assert make(torch.ones(1, 2)).has_evidence
+    assert make(torch.ones(1, 2)).has_accumulated_scores
 
 
 def test_sensitive_weights_are_preferred() -> None:
     weight = torch.tensor([[0.0, 4.0, 10.0]]) + 1
     found = []
     for squares in (None, torch.tensor([[1.0, 3.0, 1.0]]), torch.tensor([[0.0, 0.0, 0.0]])):
-        clusterer = make(weight, sharing=Sharing(2), weighted=True)
+        clusterer = make(weight, sharing=CodebookSpec(2), weighted=True)
         if squares is not None:
             clusterer.squares["0.weight"] = squares
         clusterer.update([None])
@@ -212,7 +212,7 @@ def test_sensitive_weights_are_preferred() -> None:
 
 
 def test_a_weight_that_has_not_mattered_has_a_value_near_it() -> None:
-    clusterer = make(torch.tensor([[1.0, 1.1, 1.2, 100.0]]), sharing=Sharing(2), weighted=True)
+    clusterer = make(torch.tensor([[1.0, 1.1, 1.2, 100.0]]), sharing=CodebookSpec(2), weighted=True)
     clusterer.squares["0.weight"] = torch.tensor([[1.0, 5.0, 1.0, 0.0]])
     clusterer.update([None])
     assert float(weights_of(clusterer)[0][0, 3]) == 100.0
@@ -234,7 +234,7 @@ def test_state_goes_round_and_is_not_shared() -> None:
 
 def test_soft_clusters_begin_where_clustering_does() -> None:
     weight = torch.tensor([[1.0, 2.0, 9.0, 8.0], [0.0, 3.0, 3.0, 5.0]])
-    clusterer = make(weight, sharing=Sharing(3, "channel"))
+    clusterer = make(weight, sharing=CodebookSpec(3, "channel"))
     (clusters,) = clusterer.soft([None]).values()
     assert torch.equal(weights_of(clusterer)[0], weight)
     assert clusterer.constraint.assignments == [None]
@@ -246,7 +246,7 @@ def test_soft_clusters_begin_where_clustering_does() -> None:
 
 
 def test_soft_clusters_without_zeros_have_no_masses() -> None:
-    clusterer = make(torch.tensor([[1.0, 2.0, 9.0, 8.0]]), sharing=Sharing(2))
+    clusterer = make(torch.tensor([[1.0, 2.0, 9.0, 8.0]]), sharing=CodebookSpec(2))
     (clusters,) = clusterer.soft([None]).values()
     assert clusters.masses is None
     assert clusters.codebooks.tolist() == [[1.5, 8.5]]
@@ -256,7 +256,7 @@ def test_soft_clusters_without_zeros_have_no_masses() -> None:
 def test_clustering_starts_from_soft_clusters(granularity: str) -> None:
     weight = normal(5, 8)
     weight[:, ::3] = 0.0
-    clusterer = make(weight, sharing=Sharing(3, granularity))
+    clusterer = make(weight, sharing=CodebookSpec(3, granularity))
     (clusters,) = clusterer.soft([None]).values()
     clusterer.update([None], starts={"0.weight": clusters.codebooks})
     assert torch.equal(weights_of(clusterer)[0] == 0, weight == 0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.clustering.codebook_spec import Sharing, masses_of
+from lightning_compress.clustering.codebook_spec import CodebookSpec, masses_of
 from lightning_compress.constraints.layer import Layer
 
 
@@ -14,7 +14,7 @@ def layer_of(weight: Tensor, input_dim: int = 1) -> Layer:
     return Layer("conv.weight", nn.Parameter(weight.clone()), input_dim)
 
 
-def shared(sharing: Sharing, weight: Tensor, input_dim: int = 1, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+def shared(sharing: CodebookSpec, weight: Tensor, input_dim: int = 1, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The weights with the values that they share, the index and the values."""
     index, values = sharing.cluster(layer_of(weight, input_dim), weight, **options)
     assert index.dtype == torch.int32
@@ -28,7 +28,7 @@ def normal(*shape: int) -> Tensor:
 
 def test_one_codebook_for_a_tensor() -> None:
     weight = torch.tensor([[1.0, 2.0], [9.0, 8.0]])
-    found, index, values = shared(Sharing(2), weight)
+    found, index, values = shared(CodebookSpec(2), weight)
     assert values.tolist() == [1.5, 8.5]
     assert index.tolist() == [0, 0, 1, 1]
     assert found.tolist() == [[1.5, 1.5], [8.5, 8.5]]
@@ -36,21 +36,21 @@ def test_one_codebook_for_a_tensor() -> None:
 
 def test_one_codebook_for_each_channel() -> None:
     weight = torch.tensor([[1.0, 2.0, 9.0, 8.0], [-1.0, -1.0, -5.0, -5.0]])
-    _, index, values = shared(Sharing(2, "channel"), weight)
+    _, index, values = shared(CodebookSpec(2, "channel"), weight)
     assert values.tolist() == [1.5, 8.5, -5.0, -1.0]
     assert index.tolist() == [0, 0, 1, 1, 3, 3, 2, 2]
 
 
 def test_what_fills_up_the_last_group_does_not_count() -> None:
     weight = torch.tensor([[1.0, 2.0], [9.0, 8.0], [5.0, 7.0]])
-    _, index, values = shared(Sharing(2, 2), weight)
+    _, index, values = shared(CodebookSpec(2, 2), weight)
     assert values.tolist() == [1.5, 8.5, 5.0, 7.0]
     assert index.tolist() == [0, 0, 1, 1, 2, 3]
 
 
 def test_channels_of_transposed_convolutions() -> None:
     weight = torch.tensor([[1.0, -1.0], [2.0, -1.0], [9.0, -5.0], [8.0, -5.0]])
-    found, index, _ = shared(Sharing(2, "channel"), weight, input_dim=0)
+    found, index, _ = shared(CodebookSpec(2, "channel"), weight, input_dim=0)
     assert found.tolist() == [[1.5, -1], [1.5, -1], [8.5, -5], [8.5, -5]]
     assert index.tolist() == [0, 3, 0, 3, 1, 2, 1, 2]
 
@@ -60,7 +60,7 @@ def test_channels_of_transposed_convolutions() -> None:
 def test_zeros_have_the_first_index_and_move_nothing(granularity: Any, input_dim: int) -> None:
     weight = normal(4, 5, 3)
     zeros = weight.abs() < 0.5
-    sharing = Sharing(4, granularity)
+    sharing = CodebookSpec(4, granularity)
     found, index, values = shared(sharing, weight, input_dim, zeros=zeros)
     assert float(values[0]) == 0
     assert torch.equal(index == 0, zeros.flatten())
@@ -73,16 +73,16 @@ def test_zeros_have_the_first_index_and_move_nothing(granularity: Any, input_dim
 
 def test_zero_is_one_of_the_clusters() -> None:
     weight = torch.tensor([[0.0, 0.0, 1.0, 2.0, 8.0, 9.0]])
-    _, index, values = shared(Sharing(3), weight, zeros=weight == 0)
+    _, index, values = shared(CodebookSpec(3), weight, zeros=weight == 0)
     assert values.tolist() == [0.0, 1.5, 8.5]
     assert index.tolist() == [0, 0, 1, 1, 2, 2]
-    _, index, values = shared(Sharing(2), weight, zeros=weight == 0)
+    _, index, values = shared(CodebookSpec(2), weight, zeros=weight == 0)
     assert values.tolist() == [0.0, 5.0]
 
 
 def test_nothing_but_zeros() -> None:
     weight = torch.zeros(3, 4)
-    found, index, values = shared(Sharing(4), weight, zeros=torch.ones(3, 4, dtype=torch.bool))
+    found, index, values = shared(CodebookSpec(4), weight, zeros=torch.ones(3, 4, dtype=torch.bool))
     assert index.tolist() == [0] * 12
     assert values.isfinite().all()
     assert torch.equal(found, weight)
@@ -91,7 +91,7 @@ def test_nothing_but_zeros() -> None:
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 def test_fewer_distinct_weights_than_clusters_stay_as_they_are(granularity: Any) -> None:
     weight = torch.tensor([[0.1, 0.1, -0.7, 0.3, 0.1, -0.7]] * 2)
-    found, index, values = shared(Sharing(5, granularity), weight)
+    found, index, values = shared(CodebookSpec(5, granularity), weight)
     assert torch.equal(found, weight)
     assert set(values.tolist()) == set(weight.flatten().tolist())
     assert int(index.max()) < len(values)
@@ -99,15 +99,15 @@ def test_fewer_distinct_weights_than_clusters_stay_as_they_are(granularity: Any)
 
 def test_sensitive_weights_are_preferred() -> None:
     weight, sensitivity = torch.tensor([[0.0, 4.0, 10.0]]), torch.tensor([[1.0, 3.0, 1.0]])
-    assert shared(Sharing(2), weight)[2].tolist() == [2.0, 10.0]
-    assert shared(Sharing(2), weight, sensitivity=sensitivity)[2].tolist() == [3.0, 10.0]
+    assert shared(CodebookSpec(2), weight)[2].tolist() == [2.0, 10.0]
+    assert shared(CodebookSpec(2), weight, sensitivity=sensitivity)[2].tolist() == [3.0, 10.0]
     heavy = torch.tensor([[100.0, 100.0, 1.0]])
-    assert shared(Sharing(2), weight, sensitivity=heavy)[2][0] == 0.0
+    assert shared(CodebookSpec(2), weight, sensitivity=heavy)[2][0] == 0.0
 
 
 def test_vectors_of_neighbours() -> None:
     weight = torch.tensor([[1.0, 5.0, 9.0, 0.0], [9.0, 2.0, 1.0, 7.0]])
-    found, index, values = shared(Sharing(2, vector_size=2), weight)
+    found, index, values = shared(CodebookSpec(2, vector_size=2), weight)
     assert found.tolist() == [[1, 6, 9, 1], [9, 1, 1, 6]]
     assert len(values) == 4
     assert (index % 2).tolist() == [0, 1] * 4
@@ -116,14 +116,14 @@ def test_vectors_of_neighbours() -> None:
 
 def test_vectors_run_along_output_channels_of_transposed_convolutions() -> None:
     weight = torch.tensor([[1.0, 9.0], [5.0, 1.0]])
-    found, index, _ = shared(Sharing(2, vector_size=2), weight, input_dim=0)
+    found, index, _ = shared(CodebookSpec(2, vector_size=2), weight, input_dim=0)
     assert torch.equal(found, weight)
     assert (index.view(2, 2) % 2).tolist() == [[0, 0], [1, 1]]
 
 
 def test_vectors_with_zeros() -> None:
     weight = torch.tensor([[1.0, 0.0, 1.0, 4.0, 9.0, 6.0, 0.0, 0.0]])
-    found, index, values = shared(Sharing(3, vector_size=2), weight, zeros=weight == 0)
+    found, index, values = shared(CodebookSpec(3, vector_size=2), weight, zeros=weight == 0)
     assert torch.equal(found, weight)  # the first vector has no opinion about its second number
     assert torch.equal(index == 0, weight.flatten() == 0)
     assert len(values) == 1 + 2 * 2
@@ -131,15 +131,17 @@ def test_vectors_with_zeros() -> None:
 
 def test_no_more_clusters_than_vectors() -> None:
     weight = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
-    found, _, values = shared(Sharing(16, vector_size=2), weight)
+    found, _, values = shared(CodebookSpec(16, vector_size=2), weight)
     assert torch.equal(found, weight)
     assert len(values) == 4
 
 
-@pytest.mark.parametrize("sharing", [Sharing(4), Sharing(4, "channel"), Sharing(4, 3), Sharing(4, vector_size=2)])
+@pytest.mark.parametrize(
+    "sharing", [CodebookSpec(4), CodebookSpec(4, "channel"), CodebookSpec(4, 3), CodebookSpec(4, vector_size=2)]
+)
 @pytest.mark.parametrize("input_dim", [0, 1])
 @pytest.mark.parametrize("dead", [False, True])
-def test_from_its_own_values_nothing_moves(sharing: Sharing, input_dim: int, dead: bool) -> None:
+def test_from_its_own_values_nothing_moves(sharing: CodebookSpec, input_dim: int, dead: bool) -> None:
     weight = normal(4, 6, 2)
     zeros = weight.abs() < 0.4 if dead else None
     found, index, values = shared(sharing, weight, input_dim, zeros=zeros)
@@ -150,29 +152,29 @@ def test_from_its_own_values_nothing_moves(sharing: Sharing, input_dim: int, dea
 
 def test_a_start_may_have_lost_its_order() -> None:
     weight = torch.tensor([[1.0, 2.0, 9.0, 8.0, 5.0, 5.0]])
-    assert shared(Sharing(3), weight, start=torch.tensor([9.0, 1.0, 5.0]))[2].tolist() == [1.5, 5.0, 8.5]
+    assert shared(CodebookSpec(3), weight, start=torch.tensor([9.0, 1.0, 5.0]))[2].tolist() == [1.5, 5.0, 8.5]
 
 
 @pytest.mark.parametrize(
     ("shape", "sharing", "obstacle"),
     [
-        ((64, 64), Sharing(16), ""),
-        ((4, 4), Sharing(16), "its codebooks would be as large as its 16 weights"),
-        ((4, 5), Sharing(16), ""),  # 4 x 20 + 16 x 32 of 640 bits
-        ((64, 9), Sharing(16, "channel"), "its codebooks would be as large as its 576 weights"),
-        ((64, 9), Sharing(16, 8), ""),
-        ((64, 9), Sharing(16, vector_size=4), ""),
-        ((3, 3), Sharing(2, vector_size=2), "its 9 weights do not divide into vectors of 2"),
+        ((64, 64), CodebookSpec(16), ""),
+        ((4, 4), CodebookSpec(16), "its codebooks would be as large as its 16 weights"),
+        ((4, 5), CodebookSpec(16), ""),  # 4 x 20 + 16 x 32 of 640 bits
+        ((64, 9), CodebookSpec(16, "channel"), "its codebooks would be as large as its 576 weights"),
+        ((64, 9), CodebookSpec(16, 8), ""),
+        ((64, 9), CodebookSpec(16, vector_size=4), ""),
+        ((3, 3), CodebookSpec(2, vector_size=2), "its 9 weights do not divide into vectors of 2"),
     ],
 )
-def test_obstacles(shape: tuple[int, ...], sharing: Sharing, obstacle: str) -> None:
+def test_obstacles(shape: tuple[int, ...], sharing: CodebookSpec, obstacle: str) -> None:
     assert sharing.obstacle(layer_of(torch.zeros(shape))) == obstacle
 
 
 def test_codebooks_of_output_channels_are_counted() -> None:
     weight = torch.zeros(2, 100)
-    assert Sharing(16, "channel").obstacle(layer_of(weight)) == ""
-    assert Sharing(16, "channel").obstacle(layer_of(weight, input_dim=0)) != ""
+    assert CodebookSpec(16, "channel").obstacle(layer_of(weight)) == ""
+    assert CodebookSpec(16, "channel").obstacle(layer_of(weight, input_dim=0)) != ""
 
 
 def test_masses() -> None:
@@ -187,10 +189,10 @@ def test_masses() -> None:
 @pytest.mark.parametrize("num_clusters", [1, 2**16 + 1, 2.0, "4"])
 def test_numbers_that_make_no_codebook(num_clusters: Any) -> None:
     with pytest.raises(ValueError, match=r"must be an int from 2 to 65536"):
-        Sharing(num_clusters)
+        CodebookSpec(num_clusters)
 
 
 @pytest.mark.parametrize("granularity", ["row", 0, -1, 2.0, True])
 def test_unknown_granularities(granularity: Any) -> None:
     with pytest.raises(ValueError, match=r"write 'tensor', 'channel', or a number of channels"):
-        Sharing(4, granularity)
+        CodebookSpec(4, granularity)

@@ -25,8 +25,8 @@ def test_layer_is_named_as_users_write_it() -> None:
 def test_a_whole_weight_is_its_own_part() -> None:
     layer = Layer("weight", nn.Linear(3, 2).weight)
     noise = torch.rand(2, 3)
-    assert torch.equal(layer.part(noise), noise)
-    assert layer.whole(noise) is noise
+    assert torch.equal(layer.local(noise), noise)
+    assert layer.full(noise) is noise
 
 
 def test_gradient() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.distillation.feature_hooks import Call, Taps, feature
+from lightning_compress.distillation.feature_hooks import FeatureHooks, ModuleCall, feature
 
 INPUTS = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
 
@@ -22,8 +22,8 @@ def net(*, inplace: bool = False) -> nn.Sequential:
         return nn.Sequential(body, nn.Flatten(), nn.Linear(36, 2)).eval()
 
 
-def taps(model: nn.Module, *names: str) -> Taps:
-    return Taps(model, names, whose="student")
+def taps(model: nn.Module, *names: str) -> FeatureHooks:
+    return FeatureHooks(model, names, whose="student")
 
 
 def norm(model: nn.Sequential) -> Tensor:
@@ -180,7 +180,7 @@ def test_shared_modules_under_one_name_and_hooks_of_others() -> None:
 @pytest.mark.parametrize("output", [(INPUTS,), {"x": INPUTS}, None])
 def test_a_feature_must_be_a_tensor(output: object) -> None:
     with pytest.raises(ValueError, match=f"'body' returns {type(output).__name__}, not a tensor: name a module inside"):
-        feature(Call((), {}, output, None), "body")
+        feature(ModuleCall((), {}, output, None), "body")
 
 
 # Compiled.
@@ -200,7 +200,7 @@ def part_compile(model: nn.Sequential) -> nn.Module:
     return model
 
 
-def assert_same_features(model: nn.Module, seen: Taps, *, inplace: bool = False) -> None:
+def assert_same_features(model: nn.Module, seen: FeatureHooks, *, inplace: bool = False) -> None:
     eager = net(inplace=inplace)
     for _ in range(2):
         with seen.open():

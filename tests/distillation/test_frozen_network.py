@@ -43,7 +43,7 @@ def expected(images: Tensor = IMAGES) -> Tensor:
 
 
 def ask(teacher: FrozenNetwork, *args: Any, **kwargs: Any) -> Any:
-    with teacher.asked(args, kwargs) as output:
+    with teacher.forward(args, kwargs) as output:
         return output
 
 
@@ -90,7 +90,7 @@ def test_the_original_stays_as_it_is() -> None:
 
 def test_no_graph_but_gradients_beside_it() -> None:
     teacher, images = make(taps=("norm",)), IMAGES.clone().requires_grad_()
-    with teacher.asked((images,), {}) as output:
+    with teacher.forward((images,), {}) as output:
         assert torch.is_grad_enabled()
         assert not output.requires_grad
         assert not teacher.taps["norm"].output.requires_grad
@@ -109,7 +109,7 @@ def test_no_graph_of_a_network_that_wants_one() -> None:
 
 def test_its_taps_are_released() -> None:
     teacher = make(taps=("norm", ""))
-    with teacher.asked((IMAGES,), {}) as output:
+    with teacher.forward((IMAGES,), {}) as output:
         assert teacher.taps[""].output is output
         assert teacher.taps["norm"].output.shape == (4, 4, 3, 3)
     assert "norm" not in teacher.taps
@@ -122,7 +122,7 @@ def test_copies_are_itself_and_pickles_are_not() -> None:
     holder = {"teachers": [teacher]}
     assert copy.deepcopy(holder)["teachers"][0] is teacher
     other = pickle.loads(pickle.dumps(teacher))
-    with other.asked((IMAGES,), {}) as output:
+    with other.forward((IMAGES,), {}) as output:
         assert torch.equal(output, expected())
         assert "norm" in other.taps
         assert "norm" not in teacher.taps
@@ -262,7 +262,7 @@ def test_identity_is_that_of_the_weights_as_they_were_given() -> None:
 
 
 def ask_keyed(teacher: FrozenNetwork, *keys: int) -> Tensor:
-    with teacher.asked((IMAGES[list(keys)],), {}, torch.tensor(keys)) as output:
+    with teacher.forward((IMAGES[list(keys)],), {}, torch.tensor(keys)) as output:
         return output
 
 
@@ -326,14 +326,14 @@ def test_what_a_cache_needs(tmp_path: Path) -> None:
     teacher, keys = make(cache=tmp_path), torch.arange(4)
     for args, kwargs in (((IMAGES, 2.0), {}), ((), {"x": IMAGES}), ((IMAGES,), {"scale": 2.0}), (([IMAGES],), {})):
         with pytest.raises(ValueError, match="A cache needs a student that takes one tensor"):
-            teacher.asked(args, kwargs, keys).__enter__()
+            teacher.forward(args, kwargs, keys).__enter__()
     with (
         pytest.raises(ValueError, match="called with 3 samples of a batch that has 4 keys: a cache needs one"),
-        teacher.asked((IMAGES[:3],), {}, keys),
+        teacher.forward((IMAGES[:3],), {}, keys),
     ):
         pass
     with pytest.raises(ValueError, match="The teacher returns no logits"):
-        FrozenNetwork(nn.Conv2d(3, 2, 1), name="net", cache=tmp_path).asked((IMAGES,), {}, keys).__enter__()
+        FrozenNetwork(nn.Conv2d(3, 2, 1), name="net", cache=tmp_path).forward((IMAGES,), {}, keys).__enter__()
 
 
 def test_a_pickled_cache_opens_its_files_again(tmp_path: Path) -> None:
@@ -352,6 +352,6 @@ def test_compiled_it_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = make(network, compiled=True, taps=("1",))
     assert teacher.network._compiled_call_impl is not None
     for _ in range(2):
-        with teacher.asked((IMAGES,), {}) as output:
+        with teacher.forward((IMAGES,), {}) as output:
             assert torch.equal(teacher.taps["1"].output, network.eval()[1](network[0](IMAGES)))
             torch.testing.assert_close(output, network(IMAGES))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import lightning_compress as lc
 from lightning_compress.distillation import teacher_averaging
-from lightning_compress.distillation.feature_hooks import Call, Taps
+from lightning_compress.distillation.feature_hooks import FeatureHooks, ModuleCall
 from lightning_compress.distillation.frozen_network import FrozenNetwork
 from lightning_compress.distillation.objective import Objective
 
@@ -35,10 +35,10 @@ def compare(
     keys: Tensor | None = None,
     **kwargs: Any,
 ) -> dict[str, Tensor]:
-    features = Taps(student, objective.layers[0], whose="student")
+    features = FeatureHooks(student, objective.layers[0], whose="student")
     with features.open():
         output = student(IMAGES)
-        return objective(Call((IMAGES,), kwargs, output, None), output, features, teachers, labels, keys)
+        return objective(ModuleCall((IMAGES,), kwargs, output, None), output, features, teachers, labels, keys)
 
 
 def frozen(*networks: nn.Module, taps: Sequence[str] = (), **options: Any) -> list[FrozenNetwork]:

@@ -64,7 +64,7 @@ def test_a_name_with_weights(tmp_path: Path, suffix: str) -> None:
     assert same_weights(teacher.network, network)
     assert teacher.identity["name"] == "test_efficientnet"
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with teacher.asked((images,), {}) as output:
+    with teacher.forward((images,), {}) as output:
         torch.testing.assert_close(output, network(images))
 
 
@@ -93,10 +93,10 @@ def test_a_network_of_ones_own_and_what_is_passed_on(tmp_path: Path) -> None:
     assert teacher.network[1].weight.dtype == torch.bfloat16
     assert teacher.identity["name"] == "Sequential"
     images = torch.randn(2, 3, 2, 2)
-    with teacher.asked((images,), {}, torch.arange(2)):
+    with teacher.forward((images,), {}, torch.arange(2)):
         pass
     assert list(tmp_path.iterdir())
-    with teacher.asked((images,), {}):
+    with teacher.forward((images,), {}):
         assert "1" in teacher.taps
     assert build(lc.Teacher(network, precision="fp16")).network[1].weight.dtype == torch.float16
     assert build(lc.Teacher(network)).network[1].weight.dtype == torch.float32
@@ -185,7 +185,7 @@ def test_between_two_networks_of_timm(tmp_path: Path) -> None:
         mean, std = torch.tensor(normalization.mean), torch.tensor(normalization.std)
         return (images - mean[:, None, None]) / std[:, None, None]
 
-    with teacher.asked((normalized(HALVES),), {}) as output:
+    with teacher.forward((normalized(HALVES),), {}) as output:
         torch.testing.assert_close(output, network(normalized(IMAGENET)), rtol=1e-3, atol=1e-4)
 
 

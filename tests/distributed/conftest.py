@@ -2,12 +2,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.distributed.pool import Pool
+from tests.distributed.pool import RankingGroup
 
 
 @pytest.fixture(scope="session")
-def pool() -> Iterator[Pool]:
+def pool() -> Iterator[RankingGroup]:
     """Two processes for all tests of this folder."""
-    pool = Pool()
+    pool = RankingGroup()
     yield pool
     pool.close()

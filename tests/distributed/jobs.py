@@ -75,7 +75,7 @@ def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def whole_masks(run: Trainer) -> dict[str, Tensor]:
     constraints = [c.constraint for c in run.callbacks if isinstance(c, MaskCallback) and c.constraint is not None]
-    return {la.name: la.whole(mask).clone() for c in constraints for la, mask in zip(c.layers, c.masks, strict=True)}
+    return {la.name: la.full(mask).clone() for c in constraints for la, mask in zip(c.layers, c.masks, strict=True)}
 
 
 @dataclass

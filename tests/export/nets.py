@@ -120,7 +120,7 @@ class Scaled(nn.Module):
         return x
 
 
-class Written(nn.Module):
+class LoweredQuantizer(nn.Module):
     """Functions in place whose results are not used, but the tensors that they were written into."""
 
     def __init__(self) -> None:
@@ -191,8 +191,8 @@ class Subject:
         make: Makes it.
         shapes: Shapes of one sample, by name where it is called with keywords.
         numbers: Arguments of ``calibrate``.
-        num_integer: Numbers of its convolutions and linear layers on integers.
-        others: Numbers of some of its other operators on integers and on floats.
+        num_integer: QuantizationSpec of its convolutions and linear layers on integers.
+        others: QuantizationSpec of some of its other operators on integers and on floats.
         constant: Whether it is calibrated with zeros only.
     """
 
@@ -247,7 +247,7 @@ SUBJECTS = {
     "transposed": Subject(Transposed, IMAGE, (1, 0), {"conv_transpose": (0, 4)}),  # of floats in ONNX Runtime
     # The biases of products of matrices are added as floats.
     "tokens": Subject(plain(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), (5, 6), (0, 2), {"add": (0, 2)}),
-    "written": Subject(Written, IMAGE, (2, 0), {"add": (0, 1)}),
+    "written": Subject(LoweredQuantizer, IMAGE, (2, 0), {"add": (0, 1)}),
     "named": Subject(Named, {"a": (6,), "b": (4,)}, (0, 3)),
 }
 

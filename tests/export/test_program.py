@@ -14,7 +14,7 @@ import lightning_compress as lc
 import lightning_compress.models.networks
 from lightning_compress.export import program as programs
 from lightning_compress.export.capture import captured
-from lightning_compress.export.program import ProgramDialect, ProgramFile
+from lightning_compress.export.program import ProgramBackend, ProgramFile
 from lightning_compress.quantization.lowering import lower
 from tests.cases import assert_same
 from tests.export.nets import SUBJECTS, outputs
@@ -53,7 +53,7 @@ def no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
         with torch.no_grad():
             return tree_leaves(torch.export.load(path).module()(*args, **kwargs))
 
-    monkeypatch.setattr(programs, "run_elsewhere", run_here)
+    monkeypatch.setattr(programs, "run_in_subprocess", run_here)
 
 
 def test_what_was_measured(file: ProgramFile) -> None:
@@ -94,7 +94,7 @@ def test_another_process_needs_only_pytorch(file: ProgramFile, folder: Path) -> 
 def test_a_third_of_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
-    monkeypatch.setattr(programs, "run_elsewhere", lambda code, path, inputs: outputs(quantized, inputs[0]))
+    monkeypatch.setattr(programs, "run_in_subprocess", lambda code, path, inputs: outputs(quantized, inputs[0]))
     quantized = lc.calibrate(timm.create_model("resnet20_cifar"), [torch.randn(4, 3, 16, 16)])
     file = lc.export_program(quantized, tmp_path / "model.pt2", torch.randn(2, 3, 16, 16))
     assert file.num_bytes < 0.3 * 4 * sum(p.numel() for p in quantized.parameters())
@@ -123,7 +123,7 @@ def test_floats(tmp_path: Path) -> None:
 
 def test_weights_that_are_not_integers_are_noticed(model: nn.Module) -> None:
     inputs = ((SUBJECT.batch(2),), {})
-    lowered = lower(model, inputs, ProgramDialect())
+    lowered = lower(model, inputs, ProgramBackend())
     program = captured(lowered.model, inputs, dynamic_batch=True)
     programs._check_integers(program, lowered)
     name = next(name for name, value in program.constants.items() if value.dtype == torch.int8)

@@ -18,8 +18,8 @@ def extremes_of(rows: Tensor) -> Tensor:
 
 
 def histogram(rows: Tensor, bins: int = BINS) -> tuple[Tensor, Tensor]:
-    extremes = extremes_of(rows)
-    return histograms.histogram(rows, extremes, bins), extremes
+    min_max = extremes_of(rows)
+    return histograms.histogram(rows, min_max, bins), min_max
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -28,9 +28,9 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def test_every_value_is_in_its_bin() -> None:
     rows = normal(3, 1000) * torch.tensor([[0.01], [1.0], [7.0]])
-    counts, extremes = histogram(rows, 64)
+    counts, min_max = histogram(rows, 64)
     assert counts.sum(dim=1).tolist() == [1000, 1000, 1000]
-    edges = histograms.edges(counts, extremes)
+    edges = histograms.edges(counts, min_max)
     assert edges[-1] >= rows.max() > edges[-1] / 2 or edges[-1] >= -rows.min() > edges[-1] / 2
     for row, count in zip(rows, counts, strict=True):
         assert torch.equal(torch.histogram(row, edges)[0], count)
@@ -43,8 +43,8 @@ def test_every_value_is_in_its_bin() -> None:
 @settings(max_examples=60, deadline=None)
 def test_merged_is_counted_together(scales: list[float], seed: int) -> None:
     parts = [scale * normal(2, 50, seed=seed + i) for i, scale in enumerate(scales)]
-    whole, extremes = histogram(torch.cat(parts, dim=1), 256)
-    merged = sum(histograms.widened(*histogram(part, 256), extremes) for part in parts)
+    whole, min_max = histogram(torch.cat(parts, dim=1), 256)
+    merged = sum(histograms.widened(*histogram(part, 256), min_max) for part in parts)
     assert torch.equal(merged, whole)
 
 
@@ -55,15 +55,15 @@ def test_doubling_merges_two_bins() -> None:
     assert histograms.widened(counts[:, :0], before, torch.tensor([[9.0, 9.0]])).shape == (1, 0)
 
 
-@pytest.mark.parametrize(("extremes", "power"), [([0.0, 0.0], 0), ([1.0, 0.0], 1), ([0.0, 0.99], 0), ([-2.0, 5.0], 3)])
-def test_powers(extremes: list[float], power: int) -> None:
-    assert histograms.exponent(torch.tensor([extremes])) == power
+@pytest.mark.parametrize(("min_max", "power"), [([0.0, 0.0], 0), ([1.0, 0.0], 1), ([0.0, 0.99], 0), ([-2.0, 5.0], 3)])
+def test_powers(min_max: list[float], power: int) -> None:
+    assert histograms.exponent(torch.tensor([min_max])) == power
 
 
 def test_percentiles_leave_out_what_they_say() -> None:
     rows = torch.cat([normal(2, 100_000), torch.full((2, 20), 50.0), torch.full((2, 20), -50.0)], dim=1)
-    counts, extremes = histogram(rows)
-    low, high = histograms.percentiles(counts, extremes, 0.999)
+    counts, min_max = histogram(rows)
+    low, high = histograms.percentiles(counts, min_max, 0.999)
     bin_width = 128 / BINS
     expected = torch.quantile(rows, torch.tensor([0.001, 0.999]), dim=1)
     assert ((low - expected[0]).abs() <= bin_width).all()
@@ -71,7 +71,7 @@ def test_percentiles_leave_out_what_they_say() -> None:
 
 
 def test_all_that_is_kept_is_the_extremes() -> None:
-    counts, extremes = histogram(normal(2, 1000))
-    low, high = histograms.percentiles(counts, extremes, 1.0)
-    torch.testing.assert_close(-low, extremes[:, 0])
-    torch.testing.assert_close(high, extremes[:, 1])
+    counts, min_max = histogram(normal(2, 1000))
+    low, high = histograms.percentiles(counts, min_max, 1.0)
+    torch.testing.assert_close(-low, min_max[:, 0])
+    torch.testing.assert_close(high, min_max[:, 1])

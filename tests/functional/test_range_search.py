@@ -11,22 +11,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_compress.functional import histograms, range_search
-from lightning_compress.functional.fake_quantize import fake_quantize, scale_of_range
+from lightning_compress.functional.fake_quantize import fake_quantize, qparams_from_range
 
 BINS = 4096
 
 
 def histogram(rows: Tensor, bins: int = BINS) -> tuple[Tensor, Tensor]:
-    extremes = torch.stack([-rows.amin(1), rows.amax(1)], dim=1)
-    return histograms.histogram(rows, extremes, bins), extremes
+    min_max = torch.stack([-rows.amin(1), rows.amax(1)], dim=1)
+    return histograms.histogram(rows, min_max, bins), min_max
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def centres_of(counts: Tensor, extremes: Tensor) -> Tensor:
-    edges = histograms.edges(counts, extremes)
+def centres_of(counts: Tensor, min_max: Tensor) -> Tensor:
+    edges = histograms.edges(counts, min_max)
     return (edges[1:] + edges[:-1]) / 2
 
 
@@ -77,8 +77,8 @@ def test_a_loss_is_what_it_is_bin_by_bin(
     num_levels: int,
 ) -> None:
     rows = scale * normal(2, 300, seed=seed) * torch.tensor([[1.0], [0.3]])
-    counts, extremes = histogram(rows, 128)
-    centres = centres_of(counts, extremes)
+    counts, min_max = histogram(rows, 128)
+    centres = centres_of(counts, min_max)
     # No centre at an end, and none half-way between two levels.
     width = float(centres[1] - centres[0])
     lows = [float(centres[0]) + width * (int(128 * (0.5 + low / 2)) + 0.3), -4.2 * width]
@@ -91,7 +91,7 @@ def test_a_loss_is_what_it_is_bin_by_bin(
 
 def error(rows: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Tensor:
     limits = (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
-    scale, zero = scale_of_range(low, high, low=limits[0], high=limits[1], symmetric=symmetric)
+    scale, zero = qparams_from_range(low, high, low=limits[0], high=limits[1], symmetric=symmetric)
     rounded = fake_quantize(rows, scale[:, None], zero[:, None], low=limits[0], high=limits[1])
     return (rounded - rows).square().mean(dim=1)
 
@@ -101,11 +101,11 @@ def error(rows: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool) -
 def test_the_squared_error_is_as_small_as_by_trying_all(bits: int, symmetric: bool) -> None:
     rows = normal(2, 20_000) * torch.tensor([[1.0], [3.0]])
     rows = rows if symmetric else rows.relu()
-    counts, extremes = histogram(rows)
-    found = range_search.best_span(
-        counts, extremes, num_levels=2**bits - symmetric, symmetric=symmetric, loss=range_search.squared_error
+    counts, min_max = histogram(rows)
+    found = range_search.best_range(
+        counts, min_max, num_levels=2**bits - symmetric, symmetric=symmetric, loss=range_search.squared_error
     )
-    largest = extremes.amax(dim=1)
+    largest = min_max.amax(dim=1)
     tried = [(-f * largest if symmetric else 0 * largest, f * largest) for f in torch.linspace(0.1, 1, 181)]
     best = torch.stack([error(rows, *ends, bits, symmetric) for ends in tried]).amin(dim=0)
     # At 8 bits a step is but a few bins wide.
@@ -119,7 +119,7 @@ def test_outliers_far_away_are_clipped(symmetric: bool, outlier: float) -> None:
     rows[0, 7] = outlier
     spoiled = histogram(rows)
     ends = [
-        range_search.best_span(*each, num_levels=4 - symmetric, symmetric=symmetric, loss=range_search.squared_error)
+        range_search.best_range(*each, num_levels=4 - symmetric, symmetric=symmetric, loss=range_search.squared_error)
         for each in (plain, spoiled)
     ]
     values = rows[:, 8:]
@@ -134,13 +134,13 @@ def test_the_divergence_clips_outliers_and_keeps_what_has_none() -> None:
     outliers[0, :3] = 30.0
     ends = []
     for rows in (plain, flat, outliers):
-        counts, extremes = histogram(rows)
-        low, high = range_search.best_span(
-            counts, extremes, num_levels=256, symmetric=False, loss=range_search.divergence
+        counts, min_max = histogram(rows)
+        low, high = range_search.best_range(
+            counts, min_max, num_levels=256, symmetric=False, loss=range_search.divergence
         )
         assert low == 0
-        assert 0 < high <= extremes[0, 1]
-        ends.append(float(high / extremes[0, 1]))
+        assert 0 < high <= min_max[0, 1]
+        ends.append(float(high / min_max[0, 1]))
     assert ends[2] < 0.5
     assert ends[1] > 0.95
 
@@ -148,9 +148,9 @@ def test_the_divergence_clips_outliers_and_keeps_what_has_none() -> None:
 @pytest.mark.parametrize("loss", [range_search.squared_error, range_search.divergence])
 @pytest.mark.parametrize("value", [0.0, 5.0, -3.0])
 def test_constants_have_a_range(loss: Callable[[Tensor, Tensor, int], range_search.Loss], value: float) -> None:
-    counts, extremes = histogram(torch.full((2, 10), value))
+    counts, min_max = histogram(torch.full((2, 10), value))
     for symmetric in (False, True):
-        low, high = range_search.best_span(counts, extremes, num_levels=255, symmetric=symmetric, loss=loss)
+        low, high = range_search.best_range(counts, min_max, num_levels=255, symmetric=symmetric, loss=loss)
         assert torch.isfinite(low).all()
         assert torch.isfinite(high).all()
         assert (low <= 0).all()

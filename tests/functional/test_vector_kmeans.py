@@ -148,7 +148,7 @@ def test_the_same_is_found_again_and_other_draws_by_other_seeds() -> None:
 def test_draws_are_far_apart() -> None:
     vectors = torch.tensor([[0.0, 0.0]] * 50 + [[5.0, 1.0], [-9.0, 2.0]], dtype=torch.float64)
     for seed in range(20):
-        drawn = module._drawn(vectors, torch.ones_like(vectors), 3, seed)
+        drawn = module._kmeans_plus_plus(vectors, torch.ones_like(vectors), 3, seed)
         assert sorted(drawn.tolist()) == [[-9.0, 2.0], [0.0, 0.0], [5.0, 1.0]]
 
 

@@ -52,11 +52,11 @@ class Sparse(Callback):
     def __init__(self) -> None:
         self.num_looks = 0
 
-    def look(self, run: Trainer, model: LightningModule, *args: Any) -> None:
+    def observe(self, run: Trainer, model: LightningModule, *args: Any) -> None:
         assert_zeros(dict(model.named_parameters()), masks_of(run))
         self.num_looks += 1
 
-    on_train_batch_end = on_validation_batch_end = look
+    on_train_batch_end = on_validation_batch_end = observe
 
 
 def events(case_or_callbacks: list[Callback], model: LightningModule | None = None, **options: Any) -> dict[int, int]:

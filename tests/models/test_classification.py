@@ -152,7 +152,7 @@ def test_wrong_arguments():
         lc.ClassificationModule("conv4", 10, label_smoothing=1.0)
 
 
-MIXING = lc.Mixing(mixup_alpha=0.4)
+MIXING = lc.Mixup(mixup_alpha=0.4)
 
 
 class Watched(lc.ClassificationModule):

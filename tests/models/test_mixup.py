@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from lightning_compress.models.mixup import Mixing
+from lightning_compress.models.mixup import Mixup
 
-MIXUP = Mixing(mixup_alpha=0.5, cutmix_alpha=0.0)
-CUTMIX = Mixing(mixup_alpha=0.0)
+MIXUP = Mixup(mixup_alpha=0.5, cutmix_alpha=0.0)
+CUTMIX = Mixup(mixup_alpha=0.0)
 
 
 def batch(size: int = 6) -> tuple[Tensor, Tensor]:
@@ -20,7 +20,7 @@ def batch(size: int = 6) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("spec", [MIXUP, CUTMIX])
-def test_targets_say_how_much_of_each_image_there_is(spec: Mixing) -> None:
+def test_targets_say_how_much_of_each_image_there_is(spec: Mixup) -> None:
     images, labels = batch()
     before = images.clone(), labels.clone()
     for seed in range(8):
@@ -64,18 +64,18 @@ def test_the_seed_alone_decides() -> None:
 def test_both_kinds_take_turns() -> None:
     images, labels = batch()
 
-    def num_boxes(spec: Mixing) -> int:
+    def num_boxes(spec: Mixup) -> int:
         return sum(len(spec.mix(images, labels, 4, seed=[s])[0][0].unique()) == 2 for s in range(60))
 
-    assert num_boxes(Mixing(switch_prob=0.0)) == 0
-    assert 8 < num_boxes(Mixing()) < num_boxes(Mixing(switch_prob=1.0))
+    assert num_boxes(Mixup(switch_prob=0.0)) == 0
+    assert 8 < num_boxes(Mixup()) < num_boxes(Mixup(switch_prob=1.0))
 
 
 def test_some_batches_stay() -> None:
     images, labels = batch()
-    mixed = [not torch.equal(Mixing(0.5, 0.0, prob=0.5).mix(images, labels, 4, seed=[s])[0], images) for s in range(40)]
+    mixed = [not torch.equal(Mixup(0.5, 0.0, prob=0.5).mix(images, labels, 4, seed=[s])[0], images) for s in range(40)]
     assert 10 < sum(mixed) < 30
-    same, targets = Mixing(prob=0.0).mix(images, labels, 4, seed=[0])
+    same, targets = Mixup(prob=0.0).mix(images, labels, 4, seed=[0])
     assert torch.equal(same, images)
     assert torch.equal(targets, one_hot(labels, 4).float())
 
@@ -92,7 +92,7 @@ def test_the_odd_one_stays_as_it_is(size: int) -> None:
 def test_smoothing_is_that_of_cross_entropy() -> None:
     images, labels = batch()
     logits = torch.randn(6, 4)
-    _, targets = Mixing(prob=0.0).mix(images, labels, 4, label_smoothing=0.1, seed=[0])
+    _, targets = Mixup(prob=0.0).mix(images, labels, 4, label_smoothing=0.1, seed=[0])
     expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
     assert torch.nn.functional.cross_entropy(logits, targets).item() == pytest.approx(expected.item())
 
@@ -109,4 +109,4 @@ def test_smoothing_is_that_of_cross_entropy() -> None:
 )
 def test_wrong_arguments(arguments: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Mixing(**arguments)
+        Mixup(**arguments)

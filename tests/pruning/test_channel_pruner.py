@@ -15,14 +15,14 @@ from lightning_compress.channels.groups import ChannelGroup, named_tensors
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.pruning.channel_pruner import (
-    ChannelPool,
     ChannelPruner,
+    ChannelRankingGroup,
     least_left,
     multiple,
     per_saving,
     rounded,
 )
-from lightning_compress.pruning.ranked_channel_group import Coupled, couple
+from lightning_compress.pruning.ranked_channel_group import RankedChannelGroup, couple
 from lightning_compress.pruning.scores import Score
 from tests.channels.nets import SOUND, images, trained
 
@@ -33,11 +33,11 @@ def make(
     net = trained(SOUND[name])
     groups, _ = find_groups(net, (images(),), {})
     tensors = dict(net.named_parameters())
-    names = dict.fromkeys(part.tensor for group in groups for part in group.makers)
+    names = dict.fromkeys(part.tensor for group in groups for part in group.output_slices)
     layers = [Layer(name, tensors[name]) for name in names]
     members = couple(groups, tensors, layers, "")
     cost: Cost = TensorSizes(net, groups, parameters(net)) if counts_parameters else NumChannels(groups)
-    pool = ChannelPool(tuple(members), sparsity, cost)
+    pool = ChannelRankingGroup(tuple(members), sparsity, cost)
     return net, groups, ChannelPruner(MaskConstraint(layers), [pool], score, round_to=round_to)
 
 
@@ -87,7 +87,7 @@ def test_a_channel_is_worth_more_the_fewer_are_left() -> None:
 def test_the_lowest_of_all_coupled_tensors_go_first() -> None:
     net, groups, pruner = make("residual", 1 / 24)
     stream = next(group for group in groups if group.num_channels == 8)
-    for part in (*stream.makers, *stream.readers):
+    for part in (*stream.output_slices, *stream.input_slices):
         named_tensors(net)[part.tensor].data.index_fill_(part.dim, part.of(torch.arange(8) == 3), 1e-3)
     pruner.update(lambda sparsity: sparsity, step=0)
     assert stream.dead(named_tensors(net)).tolist() == [channel == 3 for channel in range(8)]
@@ -97,7 +97,7 @@ def test_the_lowest_of_all_coupled_tensors_go_first() -> None:
 class Ranked(lc.Random):
     """1.5, 2.5 and so on for the channels of each group."""
 
-    def of_channels(self, coupled: Coupled, evidence: Mapping[str, Tensor], step: int) -> Tensor:
+    def of_channels(self, coupled: RankedChannelGroup, accumulated_scores: Mapping[str, Tensor], step: int) -> Tensor:
         return torch.arange(coupled.group.num_channels, dtype=torch.float64) + 1.5
 
 
@@ -115,7 +115,7 @@ def test_of_channels_that_matter_alike_the_dearer_go() -> None:
     net, groups, pruner = make("concatenated", 0.0)
     prices = {"left": 1.0, "right": 16.0}  # the scores of the second group count a quarter
     cost = Priced({group: prices[group.name] for group in groups})
-    pool = ChannelPool(pruner.pools[0].members, 0.5, cost)
+    pool = ChannelRankingGroup(pruner.pools[0].members, 0.5, cost)
     assert sorted(pool.savings) == [1.0, 16.0]
     ChannelPruner(pruner.constraint, [pool], Ranked()).update(lambda sparsity: sparsity, step=0)
     assert numbers(net, groups) == {"left": 0, "right": 4}
@@ -129,7 +129,7 @@ def test_the_dearer_of_equal_scores_is_lower_below_zero_too() -> None:
 
 def test_readers_count_with_makers() -> None:
     net, groups, pruner = make("concatenated", 1 / 10)
-    for part in next(group for group in groups if group.name == "right").readers:
+    for part in next(group for group in groups if group.name == "right").input_slices:
         named_tensors(net)[part.tensor].data[:, part.of(torch.arange(6) == 2)] = 0.0
     pruner.update(lambda sparsity: sparsity, step=0)
     assert numbers(net, groups) == {"left": 0, "right": 1}

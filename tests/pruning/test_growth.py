@@ -10,8 +10,8 @@ from lightning_compress.pruning.growth import SET, RigL
 
 def test_the_exchange_falls_to_zero_with_a_cosine() -> None:
     growth = RigL(fraction=0.3)
-    assert [growth.exchanged(1000, done) for done in (0.0, 0.5, 1.0, 1.2)] == [300, 150, 0, 0]
-    assert growth.exchanged(1000, 1 / 3) == 225
+    assert [growth.num_dropped_and_grown(1000, done) for done in (0.0, 0.5, 1.0, 1.2)] == [300, 150, 0, 0]
+    assert growth.num_dropped_and_grown(1000, 1 / 3) == 225
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 2.0])

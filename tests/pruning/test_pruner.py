@@ -17,7 +17,7 @@ from lightning_compress.pruning.growth import SET, Growth, RigL
 from lightning_compress.pruning.patterns import Block, Unstructured, WeightPattern
 from lightning_compress.pruning.probe_scores import Probe, ProbeScore
 from lightning_compress.pruning.pruner import WeightPruner
-from lightning_compress.pruning.ranking_groups import make_pools
+from lightning_compress.pruning.ranking_groups import make_ranking_groups
 from lightning_compress.pruning.scores import Magnitude, Movement, Random, Score, Taylor
 
 SHAPES = [(8, 6), (4, 8), (12, 4)]
@@ -38,7 +38,7 @@ def make(
         Layer(f"{i}.weight", nn.Parameter(torch.randn(shape, generator=generator))) for i, shape in enumerate(shapes)
     ]
     constraint = MaskConstraint(layers)
-    pools = make_pools(layers, sparsity, distribution)
+    pools = make_ranking_groups(layers, sparsity, distribution)
     return constraint, WeightPruner(constraint, pools, score, pattern=pattern, growth=growth)
 
 
@@ -116,12 +116,12 @@ def test_gradients_count_only_once_their_step_is_made() -> None:
     constraint, pruner = make(score=Taylor())
     set_gradients(constraint)
     pruner.read_gradients(constraint.layers)
-    assert not pruner.has_evidence
+    assert not pruner.has_accumulated_scores
     pruner.read_gradients(constraint.layers)  # the first step was skipped
     pruner.step_completed(constraint.layers)
     pruner.step_completed(constraint.layers)
     weight, gradient = constraint.layers[0].weight, constraint.layers[0].gradient
-    assert torch.equal(pruner.evidence["0.weight"], (weight * gradient) ** 2)
+    assert torch.equal(pruner.accumulated_scores["0.weight"], (weight * gradient) ** 2)
 
 
 def test_a_loss_scale_is_taken_out() -> None:
@@ -132,7 +132,10 @@ def test_a_loss_scale_is_taken_out() -> None:
     scaled.read_gradients(scaled.constraint.layers, 1024.0)
     for pruner in (plain, scaled):
         pruner.step_completed(pruner.constraint.layers)
-    assert all(torch.equal(plain.evidence[name], scaled.evidence[name]) for name in plain.evidence)
+    assert all(
+        torch.equal(plain.accumulated_scores[name], scaled.accumulated_scores[name])
+        for name in plain.accumulated_scores
+    )
 
 
 @pytest.mark.parametrize(("score", "kept"), [(Taylor(), False), (Movement(), True)])
@@ -142,20 +145,22 @@ def test_evidence_after_an_update(score: Score, kept: bool) -> None:
     for _ in range(2):
         pruner.read_gradients(constraint.layers)
         pruner.step_completed(constraint.layers)
-    evidence = {name: value.clone() for name, value in pruner.evidence.items()}
-    ranked = torch.cat([value.flatten() for value in evidence.values()])
+    accumulated_scores = {name: value.clone() for name, value in pruner.accumulated_scores.items()}
+    ranked = torch.cat([value.flatten() for value in accumulated_scores.values()])
     pruner.update(lambda target: target, step=2)
     masks = torch.cat([mask.flatten() for mask in constraint.masks])
     assert ranked[masks].min() >= ranked[~masks].max()
-    assert bool(pruner.evidence) is kept
-    assert all(torch.equal(pruner.evidence[name], evidence[name]) for name in pruner.evidence)
+    assert bool(pruner.accumulated_scores) is kept
+    assert all(
+        torch.equal(pruner.accumulated_scores[name], accumulated_scores[name]) for name in pruner.accumulated_scores
+    )
 
 
 def test_layers_without_a_gradient_contribute_nothing() -> None:
     constraint, pruner = make(score=Taylor())
     pruner.read_gradients(constraint.layers)
     pruner.step_completed(constraint.layers)
-    assert all((evidence == 0).all() for evidence in pruner.evidence.values())
+    assert all((accumulated_scores == 0).all() for accumulated_scores in pruner.accumulated_scores.values())
 
 
 # Probe scores.
@@ -167,7 +172,7 @@ class Recorded(ProbeScore):
 
     rounds: int = 1
 
-    def evidence(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
+    def accumulated_scores(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
         weights = [probe.model.get_parameter(name).detach() for name in names]
         probe.seen.append(sum(int((w == 0).sum()) for w in weights))
         return [w.abs() for w in weights]
@@ -189,7 +194,7 @@ def test_rounds_go_along_an_exponential_curve_on_pruned_copies() -> None:
     # A quarter of 128 stays; each round keeps the same part of what the last one left.
     assert probe.seen == [0, *(128 - round(128 * 0.25 ** (done / 4)) for done in (1, 2, 3))]
     assert num_zeros(constraint) == 96
-    assert pruner.evidence == {}
+    assert pruner.accumulated_scores == {}
 
 
 def test_later_rounds_go_on_from_the_masks_there_are() -> None:
@@ -212,7 +217,7 @@ def test_growth_keeps_the_sparsity_and_begins_at_zero(growth: Growth, distributi
     for step, done in enumerate((0.0, 0.3, 0.6, 0.9)):
         before, weights = constraint.masks, [layer.weight.clone() for layer in constraint.layers]
         gradients = {layer.name: torch.randn(layer.shape) for layer in constraint.layers}
-        pruner.update(lambda target: target, step=step, exchange=done, gradients=gradients)
+        pruner.update(lambda target: target, step=step, drop_and_grow=done, gradients=gradients)
         after = constraint.masks
         for pool, size in zip(pruner.pools, sizes, strict=True):
             live = sum(int(after[i].sum()) for i in pool.layers)
@@ -221,7 +226,7 @@ def test_growth_keeps_the_sparsity_and_begins_at_zero(growth: Growth, distributi
         for was, now, old, layer in zip(before, after, weights, constraint.layers, strict=True):
             grown, stayed = now & ~was, now & was
             assert (layer.weight[grown] == 0).all()
-            # What stayed and was not exchanged for itself is as it was.
+            # What stayed and was not num_dropped_and_grown for itself is as it was.
             kept = stayed & (layer.weight != 0)
             assert torch.equal(layer.weight[kept], old[kept])
         for layer, mask in zip(constraint.layers, after, strict=True):
@@ -231,12 +236,12 @@ def test_growth_keeps_the_sparsity_and_begins_at_zero(growth: Growth, distributi
 def test_rigl_drops_the_smallest_and_grows_the_steepest() -> None:
     layer = Layer("0.weight", nn.Parameter(torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.5, 0.4, 0.3, 0.2]])))
     constraint = MaskConstraint([layer])
-    pools = make_pools([layer], 0.5)
+    pools = make_ranking_groups([layer], 0.5)
     pruner = WeightPruner(constraint, pools, Magnitude(), pattern=Unstructured(), growth=RigL(0.5))
     pruner.update(lambda target: target, step=0)
     assert layer.weight.tolist() == [[4.0, 3.0, 2.0, 1.0, 0, 0, 0, 0]]
     steep = torch.tensor([[0.0, 0.0, 0.0, 0.1, 0.2, -9.0, 8.0, 0.3]])
-    pruner.update(lambda target: target, step=1, exchange=0.0, gradients={"0.weight": steep})
+    pruner.update(lambda target: target, step=1, drop_and_grow=0.0, gradients={"0.weight": steep})
     assert constraint.masks[0].int().tolist() == [[1, 1, 0, 0, 0, 1, 1, 0]]
     assert layer.weight.tolist() == [[4.0, 3.0, 0, 0, 0, 0, 0, 0]]
 
@@ -244,11 +249,11 @@ def test_rigl_drops_the_smallest_and_grows_the_steepest() -> None:
 def test_a_dropped_weight_that_grows_again_begins_at_zero() -> None:
     layer = Layer("0.weight", nn.Parameter(torch.tensor([[4.0, 3.0, 0.2, 0.1]])))
     constraint = MaskConstraint([layer])
-    pools = make_pools([layer], 0.5)
+    pools = make_ranking_groups([layer], 0.5)
     pruner = WeightPruner(constraint, pools, Magnitude(), pattern=Unstructured(), growth=RigL(0.5))
     pruner.update(lambda target: target, step=0)
     steep = torch.tensor([[0.0, 9.0, 0.1, 0.2]])
-    pruner.update(lambda target: target, step=1, exchange=0.0, gradients={"0.weight": steep})
+    pruner.update(lambda target: target, step=1, drop_and_grow=0.0, gradients={"0.weight": steep})
     assert constraint.masks[0].int().tolist() == [[1, 1, 0, 0]]
     assert layer.weight.tolist() == [[4.0, 0.0, 0.0, 0.0]]
 
@@ -259,7 +264,7 @@ def test_growth_leaves_no_layer_empty_and_its_gradients_alone() -> None:
     pruner.update(lambda target: target, step=0)
     gradients = {"0.weight": torch.full((2, 2), 1e-6), "1.weight": torch.full((40, 10), -5.0)}
     for step in range(3):
-        pruner.update(lambda target: target, step=step, exchange=0.0, gradients=gradients)
+        pruner.update(lambda target: target, step=step, drop_and_grow=0.0, gradients=gradients)
         assert all(mask.any() for mask in constraint.masks)
         assert constraint.num_pruned == round(404 * 0.9)
     assert (gradients["0.weight"] == 1e-6).all()
@@ -269,6 +274,6 @@ def test_growth_leaves_no_layer_empty_and_its_gradients_alone() -> None:
 def test_growth_follows_a_sparsity_that_still_rises() -> None:
     constraint, pruner = make(0.75, growth=SET(fraction=0.3))
     for step, part in enumerate((0.2, 0.5, 0.8, 1.0)):
-        pruner.update(lambda target, part=part: target * part, step=step, exchange=None if step == 0 else part)
+        pruner.update(lambda target, part=part: target * part, step=step, drop_and_grow=None if step == 0 else part)
         assert constraint.num_pruned == round(128 * 0.75 * part)
         assert not math.isnan(sum(float(layer.weight.sum()) for layer in constraint.layers))

@@ -9,7 +9,7 @@ from torch import nn
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.pruning.distributions import ERK, Distribution, Uniform
 from lightning_compress.pruning.patterns import Block, Unstructured, WeightPattern
-from lightning_compress.pruning.ranking_groups import Pool, make_pools
+from lightning_compress.pruning.ranking_groups import RankingGroup, make_ranking_groups
 
 
 def layers(**sizes: int) -> list[Layer]:
@@ -17,52 +17,52 @@ def layers(**sizes: int) -> list[Layer]:
 
 
 def test_all_layers_together() -> None:
-    assert make_pools(layers(a=10, b=25), 0.9, None) == [Pool((0, 1), 32, 35)]
+    assert make_ranking_groups(layers(a=10, b=25), 0.9, None) == [RankingGroup((0, 1), 32, 35)]
 
 
 def test_each_layer_by_itself() -> None:
-    pools = make_pools(layers(a=10, b=20), 0.9, Uniform())
-    assert pools == [Pool((0,), 9, 10), Pool((1,), 18, 20)]
+    pools = make_ranking_groups(layers(a=10, b=20), 0.9, Uniform())
+    assert pools == [RankingGroup((0,), 9, 10), RankingGroup((1,), 18, 20)]
     assert [pool.sparsity for pool in pools] == [0.9, 0.9]
 
 
 def test_globs_make_pools_and_the_first_match_counts() -> None:
-    pools = make_pools(layers(enc_0=10, enc_1=10, dec=10), {"enc.1": 0.5, "enc": 0.8}, None)
-    assert pools == [Pool((1,), 5, 10), Pool((0,), 8, 10)]
+    pools = make_ranking_groups(layers(enc_0=10, enc_1=10, dec=10), {"enc.1": 0.5, "enc": 0.8}, None)
+    assert pools == [RankingGroup((1,), 5, 10), RankingGroup((0,), 8, 10)]
 
 
 def test_layers_without_a_match_stay_dense() -> None:
-    assert make_pools(layers(a=10, b=10), {"a": 0.5}, None) == [Pool((0,), 5, 10)]
+    assert make_ranking_groups(layers(a=10, b=10), {"a": 0.5}, None) == [RankingGroup((0,), 5, 10)]
 
 
 def test_globs_with_a_distribution() -> None:
-    pools = make_pools(layers(enc_0=10, enc_1=20, dec=10), {"enc": 0.5, "dec": 0.1}, Uniform())
-    assert pools == [Pool((0,), 5, 10), Pool((1,), 10, 20), Pool((2,), 1, 10)]
+    pools = make_ranking_groups(layers(enc_0=10, enc_1=20, dec=10), {"enc": 0.5, "dec": 0.1}, Uniform())
+    assert pools == [RankingGroup((0,), 5, 10), RankingGroup((1,), 10, 20), RankingGroup((2,), 1, 10)]
 
 
 def test_a_glob_that_matches_nothing_is_named() -> None:
     with pytest.raises(ValueError, match=r"sparsity: 'decoder' matches no selected layer; they are 'a', 'b'"):
-        make_pools(layers(a=10, b=10), {"a": 0.5, "decoder": 0.5}, None)
+        make_ranking_groups(layers(a=10, b=10), {"a": 0.5, "decoder": 0.5}, None)
 
 
 def test_a_layer_that_would_be_emptied_is_named() -> None:
     with pytest.raises(ValueError, match=r"leaves 0 weights for 'a\.weight'.*Targets\(exclude=\.\.\.\)"):
-        make_pools(layers(a=3, b=300), 0.99, Uniform())
+        make_ranking_groups(layers(a=3, b=300), 0.99, Uniform())
     with pytest.raises(ValueError, match=r"leaves 1 weights for 'a\.weight', 'b\.weight'"):
-        make_pools(layers(a=50, b=50), 0.99, None)
+        make_ranking_groups(layers(a=50, b=50), 0.99, None)
 
 
 def test_a_glob_that_empties_its_layer() -> None:
     with pytest.raises(ValueError, match=r"leaves 0 weights for 'a\.weight'"):
-        make_pools(layers(a=10, b=10), {"a": 0.96}, None)
+        make_ranking_groups(layers(a=10, b=10), {"a": 0.96}, None)
 
 
 def test_a_pool_keeps_at_least_a_unit_of_each_layer() -> None:
     both = layers(a=12, b=20)
-    assert make_pools(both, 0.5, unit_size=lambda layer: 4) == [Pool((0, 1), 16, 32)]
-    assert make_pools(both, 0.75, unit_size=lambda layer: 4) == [Pool((0, 1), 24, 32)]
+    assert make_ranking_groups(both, 0.5, unit_size=lambda layer: 4) == [RankingGroup((0, 1), 16, 32)]
+    assert make_ranking_groups(both, 0.75, unit_size=lambda layer: 4) == [RankingGroup((0, 1), 24, 32)]
     with pytest.raises(ValueError, match=r"'a\.weight', 'b\.weight'"):
-        make_pools(both, 0.82, unit_size=lambda layer: 4)
+        make_ranking_groups(both, 0.82, unit_size=lambda layer: 4)
 
 
 @given(
@@ -80,7 +80,7 @@ def test_whatever_is_accepted_empties_no_layer(
     weights = [torch.randint(0, 3, (2 * rows, 3 * columns), generator=generator).float() for rows, columns in shapes]
     members = [Layer(f"{i}.weight", nn.Parameter(weight)) for i, weight in enumerate(weights)]
     try:
-        pools = make_pools(members, sparsity, distribution, unit_size=pattern.unit_size)
+        pools = make_ranking_groups(members, sparsity, distribution, unit_size=pattern.unit_size)
     except ValueError:
         return
     for pool in pools:

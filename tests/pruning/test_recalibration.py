@@ -72,7 +72,7 @@ def test_without_it_statistics_are_those_of_training(small: type, trainer: Calla
 def test_batches_are_drawn_from_all_the_data_without_repetition(
     small: type, trainer: Callable, loader: DataLoader
 ) -> None:
-    class Look(Callback):
+    class GraphTracer(Callback):
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
             rows = torch.cat([x for x, _ in _batches(trainer, 5, seed=1)])
             assert rows.shape == (20, 8)
@@ -83,7 +83,7 @@ def test_batches_are_drawn_from_all_the_data_without_repetition(
             assert not torch.equal(rows, other)
             assert sum(len(x) for x, _ in _batches(trainer, 100, seed=1)) == 24
 
-    trainer(Look(), max_steps=1, max_epochs=-1).fit(small(), loader)
+    trainer(GraphTracer(), max_steps=1, max_epochs=-1).fit(small(), loader)
 
 
 def test_it_leaves_no_other_trace(small: type, trainer: Callable, loader: DataLoader) -> None:

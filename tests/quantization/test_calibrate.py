@@ -69,7 +69,7 @@ def test_every_quantizer_is_ready_and_rests() -> None:
         assert attached.quantizer.ready
         assert attached.quantizer.quantizing
         assert attached.quantizer.observing == 0
-        assert attached.quantizer.seen is None
+        assert attached.quantizer.observed is None
 
 
 @pytest.mark.parametrize("observer", [lc.MinMax(), lc.Percentile(99.0), lc.MSE(), lc.Histogram(), lc.Learned()])

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
 from lightning_compress.quantization.call_patcher import (
-    Call,
-    Sites,
+    CallPatcher,
+    CallSite,
     canonical,
     install,
     install_all,
-    sites_of,
+    patcher_of,
     uninstall,
 )
 
@@ -35,8 +35,8 @@ class Note:
         return function(*args, **kwargs) + self.shift
 
 
-def noted(module: nn.Module, *calls: Call) -> nn.Module:
-    install_all(module, {"": Sites({call: Note(str(i)) for i, call in enumerate(calls)})})
+def noted(module: nn.Module, *calls: CallSite) -> nn.Module:
+    install_all(module, {"": CallPatcher({call: Note(str(i)) for i, call in enumerate(calls)})})
     return module
 
 
@@ -58,7 +58,7 @@ class Functional(nn.Module):
         return torch.cat([y, torch.add(x, 1.0)], dim=1)
 
 
-CALLS = [Call("relu"), Call("relu", 1), Call("add"), Call("add", 1), Call("cat")]
+CALLS = [CallSite("relu"), CallSite("relu", 1), CallSite("add"), CallSite("add", 1), CallSite("cat")]
 
 
 def test_functions_methods_and_operators_have_one_name() -> None:
@@ -84,7 +84,7 @@ def test_integers_are_not_counted() -> None:
             return torch.add(x, count)
 
     module = Counting()
-    install(module, Sites({Call("add"): Note("floats", 5.0)}))
+    install(module, CallPatcher({CallSite("add"): Note("floats", 5.0)}))
     assert module(torch.ones(2)).tolist() == [7, 7]
 
 
@@ -109,7 +109,9 @@ def test_a_module_called_twice_has_sites_for_each_call() -> None:
             return self.inner(x)
 
     model = Outer()
-    table = {"inner.relu": Sites({Call("relu", 0, 0): Note("first", 10.0), Call("relu", 0, 1): Note("second")})}
+    table = {
+        "inner.relu": CallPatcher({CallSite("relu", 0, 0): Note("first", 10.0), CallSite("relu", 0, 1): Note("second")})
+    }
     install_all(model, table)
     for _ in range(2):
         assert model(torch.zeros(1)).item() == 9
@@ -126,14 +128,14 @@ class DropPath(nn.Module):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_functions_in_training_alone_do_not_shift_others(training: bool) -> None:
-    module = noted(DropPath(), Call("add")).train(training)
+    module = noted(DropPath(), CallSite("add")).train(training)
     module(torch.ones(2))
     assert notes(module) == ["0"]
 
 
 def test_functions_of_children_are_their_own() -> None:
     model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.ReLU()))
-    install_all(model, {"": Sites({Call("relu"): Note("parent")})})
+    install_all(model, {"": CallPatcher({CallSite("relu"): Note("parent")})})
     model(torch.ones(2))
     assert notes(model) == []
 
@@ -157,7 +159,7 @@ def test_functions_in_hooks_of_the_user_are_counted_whenever_these_were_register
         if registers:
             model.register_forward_pre_hook(lambda m, args: (args[0].relu(),))
         else:
-            noted(model, Call("relu"), Call("relu", 1))
+            noted(model, CallSite("relu"), CallSite("relu", 1))
     model(torch.ones(2))
     assert notes(model) == ["0", "1"]
 
@@ -171,7 +173,9 @@ class Fails(nn.Module):
 
 def test_an_exception_leaves_no_mode_behind() -> None:
     model = nn.Sequential(Fails())
-    install_all(model, {"": Sites({Call("add"): Note("outer")}), "0": Sites({Call("relu"): Note("0")})})
+    install_all(
+        model, {"": CallPatcher({CallSite("add"): Note("outer")}), "0": CallPatcher({CallSite("relu"): Note("0")})}
+    )
     for _ in range(3):
         with pytest.raises(RuntimeError, match="no"):
             model(torch.full((2,), -1.0))
@@ -198,18 +202,18 @@ def test_an_exception_in_a_hook_of_the_user_leaves_no_mode_behind() -> None:
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
 def test_copies_act_alike_and_for_themselves(copied: Callable) -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
-    install_all(model, {"1": Sites({Call("relu"): Note("relu", 5.0)})})
+    install_all(model, {"1": CallPatcher({CallSite("relu"): Note("relu", 5.0)})})
     twin = copied(model)
     x = torch.randn(2, 3)
     assert torch.equal(twin(x), model(x))
-    assert sites_of(twin[1]) is not sites_of(model[1])
+    assert patcher_of(twin[1]) is not patcher_of(model[1])
     assert notes(twin[1]) == notes(model[1]) == ["relu"]
 
 
 def test_taken_out_nothing_is_left() -> None:
     model = Functional()
     before = {name: value for name, value in vars(model).items() if not name.startswith("_forward")}
-    install(model, Sites({Call("relu"): Note("0")}))
+    install(model, CallPatcher({CallSite("relu"): Note("0")}))
     uninstall(model)
     uninstall(model)
     assert {name: value for name, value in vars(model).items() if not name.startswith("_forward")} == before
@@ -240,8 +244,8 @@ def test_one_graph_when_compiled() -> None:
     # Behind another module: hooks of the outermost one run outside of the graph, and the "eager" backend, unlike
     # Inductor, then calls functions that their mode takes for the model's.
     model = nn.Sequential(Nested())
-    shared = Sites({Call("relu", 0, 0): Adds(), Call("relu", 0, 1): Adds()})
-    install_all(model, {"0": Sites({Call("relu"): Adds(), Call("add"): Adds()}), "0.shared.relu": shared})
+    shared = CallPatcher({CallSite("relu", 0, 0): Adds(), CallSite("relu", 0, 1): Adds()})
+    install_all(model, {"0": CallPatcher({CallSite("relu"): Adds(), CallSite("add"): Adds()}), "0.shared.relu": shared})
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     for _ in range(2):

@@ -79,7 +79,7 @@ def refused(message: str, *callbacks: Callback, model: LightningModule | None = 
         trainer(list(callbacks), **options).fit(model, Loader())
     assert "\n" not in str(caught.value)
     assert_same(plain(model.state_dict()), before)
-    assert not any(hook.hook.__name__ == "_attach_stored" for hook in model._load_state_dict_pre_hooks.values())
+    assert not any(hook.hook.__name__ == "_insert_stored" for hook in model._load_state_dict_pre_hooks.values())
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ class Watch(Callback):
 
     def end(self, run: Trainer, model: LightningModule) -> None:
         assert_same(scales_of(model.state_dict()), self.before)
-        assert all(attached.quantizer.seen is None for attached in quantizers_of(model))
+        assert all(attached.quantizer.observed is None for attached in quantizers_of(model))
         assert not any(buffer.is_inference() for buffer in model.buffers())
         self.num_loops += 1
 
@@ -557,6 +557,6 @@ def test_the_callback_does_not_keep_the_model_alive() -> None:
 
 def test_after_the_fit_only_quantizers_are_left() -> None:
     model = fit()
-    assert not any(type(value).__name__ == "Plan" for value in vars(model).values())
+    assert not any(type(value).__name__ == "QuantizerPlan" for value in vars(model).values())
     assert all(attached.quantizer.observing == 0 for attached in quantizers_of(model))
     assert _get_current_function_mode_stack() == []

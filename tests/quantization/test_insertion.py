@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lightning_compress as lc
-from lightning_compress.quantization.call_patcher import sites_of
+from lightning_compress.quantization.call_patcher import patcher_of
 from lightning_compress.quantization.insertion import (
     is_quantized,
     quantizers_of,
@@ -21,7 +21,7 @@ from lightning_compress.quantization.insertion import (
     with_weight_bits,
 )
 from lightning_compress.quantization.quantizer import Quantizer
-from lightning_compress.quantization.quantizer_plan import Plan
+from lightning_compress.quantization.quantizer_plan import QuantizerPlan
 from tests.cases import plain, scales_of
 from tests.quantization.nets import Dense, Gate, Keywords, Residual, Scores, Statements, conv
 
@@ -173,7 +173,7 @@ def test_taken_out_a_model_is_plain_again(make: Callable[[], nn.Module]) -> None
     assert list(quantized.state_dict()) == list(model.state_dict())
     assert torch.equal(quantized(images()), model(images()))
     for module in quantized.modules():
-        assert sites_of(module) is None
+        assert patcher_of(module) is None
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
         assert not module._load_state_dict_pre_hooks
@@ -184,7 +184,7 @@ def test_a_state_dict_rebuilds_the_places() -> None:
         model = calibrated(make)
         fresh = make()
         targets = {target.layer: True for target in lc.Targets().select(fresh)}
-        Plan(lc.Int(8), lc.Int(8), targets).attach_stored(fresh, model.state_dict())
+        QuantizerPlan(lc.Int(8), lc.Int(8), targets).insert_stored(fresh, model.state_dict())
         fresh.load_state_dict(model.state_dict(), strict=True)
         assert torch.equal(fresh.eval()(images(1)), model(images(1)))
 

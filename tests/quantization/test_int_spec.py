@@ -28,8 +28,8 @@ def test_activations_share_one_scale(granularity: Any) -> None:
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_limits(bits: int) -> None:
     weights, activations = lc.Int(bits).for_weights(), lc.Int(bits).for_activations()
-    assert (weights.low, weights.high) == (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)
-    assert (activations.low, activations.high) == (0, 2**bits - 1)
+    assert (weights.quant_min, weights.quant_max) == (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)
+    assert (activations.quant_min, activations.quant_max) == (0, 2**bits - 1)
 
 
 def test_what_is_usual_fills_what_is_not_said() -> None:

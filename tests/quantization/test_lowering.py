@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lightning_compress as lc
-from lightning_compress.quantization.backend import Bias, Grid, Layer, Weight
+from lightning_compress.quantization.backend import Bias, QParams, QuantizedLayer, Weight
 from lightning_compress.quantization.insertion import is_quantized, quantizers_of
 from lightning_compress.quantization.lowering import Lowered, lower
 from tests.cases import assert_same
@@ -25,8 +25,8 @@ class Eager:
 
     opaque: frozenset[str] = frozenset()
 
-    def activation(self, x: Tensor, grid: Grid) -> Tensor:
-        q = (torch.round(x * (1 / grid.scale)) + grid.zero_point).clamp(grid.low, grid.high)
+    def activation(self, x: Tensor, grid: QParams) -> Tensor:
+        q = (torch.round(x * (1 / grid.scale)) + grid.zero_point).clamp(grid.quant_min, grid.quant_max)
         return (q - grid.zero_point) * grid.scale
 
     def weight(self, weight: Weight) -> Tensor:
@@ -40,7 +40,7 @@ def lowered_of(model: nn.Module, subject: Subject = SUBJECT, **kwargs: Any) -> L
     return lower(model, subject.batch(2), Eager(), **kwargs)
 
 
-def layers(lowered: Lowered) -> Mapping[str, Layer]:
+def layers(lowered: Lowered) -> Mapping[str, QuantizedLayer]:
     return {layer.name: layer for layer in lowered.layers}
 
 
@@ -56,8 +56,8 @@ def test_a_lowered_model_computes_what_the_simulation_does(name: str, unsigned: 
     for ours, theirs in zip(outputs(model, subject.batch(3)), outputs(lowered.model, subject.batch(3)), strict=True):
         step = max(grid.scale for grid in lowered.grids if grid.name == lowered.grids[-1].name)
         assert (ours - theirs).abs().max() <= 2.01 * step
-    low, high = (0, 255) if unsigned else (-128, 127)
-    assert all(low <= grid.low <= grid.zero_point <= grid.high <= high for grid in lowered.grids)
+    quant_min, quant_max = (0, 255) if unsigned else (-128, 127)
+    assert all(quant_min <= grid.quant_min <= grid.zero_point <= grid.quant_max <= quant_max for grid in lowered.grids)
 
 
 def test_batch_norms_only_rescale_channels() -> None:
@@ -157,7 +157,7 @@ def test_additions_of_integers_are_known_by_the_grids_of_their_results() -> None
 
 
 def test_norms_without_statistics_stay() -> None:
-    """Those of each batch are known to nobody before."""
+    """Those of each batch are statistics to nobody before."""
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU())
     x = torch.randn(8, 3, 2, 2)
     quantized = lc.calibrate(model, [x])

@@ -17,26 +17,30 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def span(observer: Observer, *looks: Tensor, levels: int = 256, symmetric: bool = False) -> tuple[Tensor, Tensor]:
+def compute_range(
+    observer: Observer, *looks: Tensor, levels: int = 256, symmetric: bool = False
+) -> tuple[Tensor, Tensor]:
     """Ends of the range after several batches."""
-    known = None
+    statistics = None
     for rows in looks:
-        known = observer.updated(known, observer.look(rows))
-    assert known is not None
-    return observer.span(known, num_levels=levels, symmetric=symmetric)
+        statistics = observer.updated(statistics, observer.observe(rows))
+    assert statistics is not None
+    return observer.compute_range(statistics, num_levels=levels, symmetric=symmetric)
 
 
 def test_extremes_of_all_batches() -> None:
-    low, high = span(lc.MinMax(), torch.tensor([[-1.0, 2.0]]), torch.tensor([[0.5, 3.0]]), torch.tensor([[-0.5, 0.0]]))
-    assert (low.item(), high.item()) == (-1.0, 3.0)
+    quant_min, quant_max = compute_range(
+        lc.MinMax(), torch.tensor([[-1.0, 2.0]]), torch.tensor([[0.5, 3.0]]), torch.tensor([[-0.5, 0.0]])
+    )
+    assert (quant_min.item(), quant_max.item()) == (-1.0, 3.0)
 
 
 def test_an_average_moves_slowly() -> None:
     first, wide, narrow = (torch.tensor([[-x, x]]) for x in (1.0, 3.0, 0.5))
     observer = lc.MovingAverage(momentum=0.25)
-    assert [end.item() for end in span(observer, first)] == [-1, 1]
-    assert [end.item() for end in span(observer, first, wide)] == [-1.5, 1.5]
-    assert [end.item() for end in span(observer, first, wide, narrow)] == [-1.25, 1.25]
+    assert [end.item() for end in compute_range(observer, first)] == [-1, 1]
+    assert [end.item() for end in compute_range(observer, first, wide)] == [-1.5, 1.5]
+    assert [end.item() for end in compute_range(observer, first, wide, narrow)] == [-1.25, 1.25]
 
 
 @pytest.mark.parametrize("momentum", [0, -0.1, 1.1, float("nan")])
@@ -56,10 +60,10 @@ def test_percentiles_that_are_none(percentile: float) -> None:
 )
 def test_batches_in_any_division_and_order_are_the_same(observer: Observer) -> None:
     rows = normal(2, 600) * torch.tensor([[1.0], [0.01]])
-    whole = span(observer, rows)
+    whole = compute_range(observer, rows)
     parts = list(rows.split([100, 300, 200], dim=1))
     for looks in (parts, parts[::-1]):
-        for mine, reference in zip(span(observer, *looks), whole, strict=True):
+        for mine, reference in zip(compute_range(observer, *looks), whole, strict=True):
             assert torch.equal(mine, reference)
 
 
@@ -67,18 +71,18 @@ def test_batches_in_any_division_and_order_are_the_same(observer: Observer) -> N
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_ranges_lie_within_the_extremes(observer: Observer, symmetric: bool) -> None:
     rows = normal(3, 2000) * torch.tensor([[1.0], [5.0], [0.001]])
-    low, high = span(observer, rows, levels=15, symmetric=symmetric)
+    quant_min, quant_max = compute_range(observer, rows, levels=15, symmetric=symmetric)
     largest = rows.abs().amax(dim=1) * 1.001
-    assert (low < 0).all()
-    assert (high > 0).all()
-    assert (-low <= largest).all()
-    assert (high <= largest).all()
+    assert (quant_min < 0).all()
+    assert (quant_max > 0).all()
+    assert (-quant_min <= largest).all()
+    assert (quant_max <= largest).all()
 
 
 @every_observer
 @pytest.mark.parametrize("value", [0.0, 2.0, -1e-20])
 def test_constants(observer: Observer, value: float) -> None:
-    for end in span(observer, torch.full((2, 9), value)):
+    for end in compute_range(observer, torch.full((2, 9), value)):
         assert torch.isfinite(end).all()
 
 
@@ -88,14 +92,14 @@ def test_constants(observer: Observer, value: float) -> None:
 def test_an_outlier_is_clipped_or_not(observer: Observer, clips: bool) -> None:
     rows = normal(1, 20_000)
     rows[0, 0] = 100.0
-    _, high = span(observer, rows, levels=16)
-    assert (high < 40) == clips
-    assert high > 2
+    _, quant_max = compute_range(observer, rows, levels=16)
+    assert (quant_max < 40) == clips
+    assert quant_max > 2
 
 
 def test_a_few_bits_clip_more() -> None:
     rows = normal(1, 20_000)
-    ends = [span(lc.MSE(), rows, levels=2**bits - 1, symmetric=True)[1].item() for bits in (2, 4, 8)]
+    ends = [compute_range(lc.MSE(), rows, levels=2**bits - 1, symmetric=True)[1].item() for bits in (2, 4, 8)]
     assert ends == sorted(ends)
     # Steps of the best uniform quantizers of a normal distribution with 3 and 15 levels, Max 1960: 1.224 and 0.3499.
     assert ends[0] == pytest.approx(1.224, abs=0.05)

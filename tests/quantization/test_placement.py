@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import lightning_compress as lc
 from lightning_compress.quantization.calibrate import trace
-from lightning_compress.quantization.call_patcher import Call
-from lightning_compress.quantization.placement import Place, Placement
+from lightning_compress.quantization.call_patcher import CallSite
+from lightning_compress.quantization.placement import Placement, QuantizationPoint
 from tests.quantization.nets import Attends, Dense, Gate, Keywords, Residual, Scores, Statements, conv
 
 
@@ -138,14 +138,14 @@ def test_a_number_is_no_operand() -> None:
 @pytest.mark.parametrize(
     "place",
     [
-        Place("a.b", Call(""), "weight"),
-        Place("", Call("conv2d", 1), "weight"),
-        Place("a", Call("relu")),
-        Place("a", Call("max_pool2d", 2, 1)),
-        Place("a", Call("cat", 0, 3), "input_11"),
-        Place("a", Call("silu", 1), "inner"),
-        Place("a", Call("leaky_relu", 0, 2)),
+        QuantizationPoint("a.b", CallSite(""), "weight"),
+        QuantizationPoint("", CallSite("conv2d", 1), "weight"),
+        QuantizationPoint("a", CallSite("relu")),
+        QuantizationPoint("a", CallSite("max_pool2d", 2, 1)),
+        QuantizationPoint("a", CallSite("cat", 0, 3), "input_11"),
+        QuantizationPoint("a", CallSite("silu", 1), "inner"),
+        QuantizationPoint("a", CallSite("leaky_relu", 0, 2)),
     ],
 )
-def test_places_by_their_names(place: Place) -> None:
-    assert Place.named(place.module, place.name) == place
+def test_places_by_their_names(place: QuantizationPoint) -> None:
+    assert QuantizationPoint.named(place.module, place.name) == place

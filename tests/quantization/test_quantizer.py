@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import lightning_compress as lc
 from lightning_compress.quantization.calibrate import update
-from lightning_compress.quantization.insertion import Attached
+from lightning_compress.quantization.insertion import QuantizerRef
 from lightning_compress.quantization.quantizer import Quantizer
 
 
@@ -90,8 +90,8 @@ def test_a_part_of_the_batch_is_looked_at_but_never_few_samples() -> None:
         module, quantizer = activation()
         quantizer.observing = part
         quantizer(module, torch.arange(num).float().unsqueeze(1).expand(-1, 512))
-        assert quantizer.seen is not None
-        assert quantizer.seen.extremes[0, 1] == seen - 1
+        assert quantizer.observed is not None
+        assert quantizer.observed.min_max[0, 1] == seen - 1
 
 
 @pytest.mark.parametrize("factor", [torch.ones(256, 1, 1), nn.Parameter(torch.ones(196, 64))])
@@ -100,8 +100,8 @@ def test_factors_and_parameters_are_looked_at_as_a_whole(factor: Tensor) -> None
     quantizer.observing = 8
     factor.data[-1] = 10.0
     quantizer(module, factor)
-    assert quantizer.seen is not None
-    assert quantizer.seen.extremes[0, 1] == 10.0
+    assert quantizer.observed is not None
+    assert quantizer.observed.min_max[0, 1] == 10.0
 
 
 def test_a_scale_that_is_learned_is_a_parameter_and_is_found_once() -> None:
@@ -215,7 +215,7 @@ def test_what_is_not_finite_is_told_with_the_place(bad: float, reducers: tuple[A
     quantizer.observing = 1
     quantizer(module, torch.tensor([1.0, bad]))
     with pytest.raises(ValueError, match=r"NaN or infinity at 'net\.relu': training has diverged"):
-        update([Attached("net", module, quantizer)], *reducers)
+        update([QuantizerRef("net", module, quantizer)], *reducers)
 
 
 def test_empty_channels_stay_zero_and_finite() -> None:

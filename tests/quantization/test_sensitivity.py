@@ -49,10 +49,10 @@ def by_hand(model: nn.Module, layer: str, bits: int) -> nn.Module:
     """A copy in which a layer's weights are rounded, a scale for each output channel."""
     rounded = copy.deepcopy(model).eval()
     weight = rounded.get_submodule(layer).weight.data
-    high = 2 ** (bits - 1) - 1
+    quant_max = 2 ** (bits - 1) - 1
     for channel in weight:
-        scale = channel.abs().max() / high
-        channel.copy_((channel / scale).round().clamp(-high, high) * scale)
+        scale = channel.abs().max() / quant_max
+        channel.copy_((channel / scale).round().clamp(-quant_max, quant_max) * scale)
     return rounded
 
 

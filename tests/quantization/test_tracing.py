@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
-from lightning_compress.quantization.call_patcher import Call, sites_of
+from lightning_compress.quantization.call_patcher import CallSite, patcher_of
 from lightning_compress.quantization.tracing import Graph, recording
 
 
@@ -82,9 +82,9 @@ def test_repeated_calls_are_numbered() -> None:
 
     graph = record(nn.Sequential(Shared(), Shared()), torch.randn(2))
     assert [(node.module, node.call) for node in graph.nodes[:4]] == [
-        ("0.relu", Call("relu", 0, 0)), ("0", Call("relu")), ("0", Call("relu", 1)), ("0.relu", Call("relu", 0, 1)),
+        ("0.relu", CallSite("relu", 0, 0)), ("0", CallSite("relu")), ("0", CallSite("relu", 1)), ("0.relu", CallSite("relu", 0, 1)),
     ]  # fmt: skip
-    assert graph.nodes[4].call == Call("relu", 0, 0)
+    assert graph.nodes[4].call == CallSite("relu", 0, 0)
 
 
 def test_calls_from_outside_are_the_same_call() -> None:
@@ -119,7 +119,7 @@ def test_nothing_is_left_in_the_model() -> None:
     with pytest.raises(RuntimeError):
         record(model, torch.randn(2, 9, 3, 3))
     for module in model.modules():
-        assert sites_of(module) is None
+        assert patcher_of(module) is None
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
     assert _get_current_function_mode_stack() == []

@@ -15,12 +15,12 @@ from lightning_compress.arguments import Arguments, as_arguments
 from lightning_compress.atomic_files import written
 from lightning_compress.export.batch_inputs import batched
 from lightning_compress.export.capture import captured, exporting, lowered_or_float
-from lightning_compress.export.onnx.kernels import Integers, check_integers, optimized, without_integers
+from lightning_compress.export.onnx.kernels import KernelCounts, check_integers, optimized, without_integers
 from lightning_compress.export.onnx.parity import Parity, check_layers
 from lightning_compress.export.onnx.runtime import latency, outputs_of
 from lightning_compress.export.output_comparison import difference, names_of_outputs, outputs_of_model
 from lightning_compress.export.requirements import require
-from lightning_compress.quantization.backend import Bias, Grid, Weight
+from lightning_compress.quantization.backend import Bias, QParams, Weight
 from lightning_compress.quantization.insertion import is_quantized, with_weight_bits
 from lightning_compress.quantization.lowering import Lowered
 from lightning_compress.quantization.recording import record
@@ -45,7 +45,7 @@ class OnnxFile:
     path: Path
     num_bytes: int
     latency: float
-    integers: Integers | None
+    integers: KernelCounts | None
     parity: Parity | None
     difference: float
     left_in_float: tuple[str, ...]
@@ -81,7 +81,7 @@ def export_onnx(
     """
     require("onnx", "onnxruntime", "onnxscript")
     args, kwargs = as_arguments(batched(example_inputs) if dynamic_batch else example_inputs)
-    dialect = OnnxDialect(opset, unsigned=unsigned)
+    dialect = OnnxBackend(opset, unsigned=unsigned)
     simulated = with_weight_bits(model, 7) if reduce_range else model
     lowered = lowered_or_float(simulated, (args, kwargs), dialect, unsigned=unsigned)
     parity, integers, left = None, None, tuple(lowered.left_in_float)
@@ -99,7 +99,7 @@ def export_onnx(
     return OnnxFile(Path(path), Path(path).stat().st_size, seconds, integers, parity, apart, left)
 
 
-class OnnxDialect:
+class OnnxBackend:
     """Writes integers as nodes of ONNX.
 
     Args:
@@ -115,12 +115,12 @@ class OnnxDialect:
         self.opset = opset
         self.dtype = torch.uint8 if unsigned else torch.int8
 
-    def activation(self, x: Tensor, grid: Grid) -> Tensor:
+    def activation(self, x: Tensor, grid: QParams) -> Tensor:
         """QuantizeLinear and DequantizeLinear; fewer bits than the type has are clipped in between."""
         scale, zero = torch.tensor(grid.scale), torch.tensor(grid.zero_point, dtype=self.dtype)
         q = self._op("QuantizeLinear", (x, scale, zero), {}, dtype=self.dtype, shape=x.shape)
-        if grid.high - grid.low < 254:
-            ends = (torch.tensor(end, dtype=self.dtype) for end in (grid.low, grid.high))
+        if grid.quant_max - grid.quant_min < 254:
+            ends = (torch.tensor(end, dtype=self.dtype) for end in (grid.quant_min, grid.quant_max))
             q = self._op("Clip", (q, *ends), {}, dtype=self.dtype, shape=x.shape)
         return self._op("DequantizeLinear", (q, scale, zero), {}, dtype=x.dtype, shape=x.shape)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lightning_compress.export.onnx.runtime import session
-from lightning_compress.quantization.backend import Layer, Made
+from lightning_compress.quantization.backend import QuantizedLayer, QuantizedOp
 from lightning_compress.quantization.lowering import Lowered
 from lightning_compress.targets import shorten
 
@@ -43,12 +43,12 @@ _LAYERS = {"conv": ("conv1d", "conv2d", "conv3d"), "linear": ("linear",)}
 
 
 @dataclass(frozen=True)
-class Integers:
+class KernelCounts:
     """Operators of a file as ONNX Runtime runs it.
 
     Attributes:
-        integer: Numbers of operators on integers, by kind.
-        float: Numbers of operators on floats, by kind.
+        integer: Number of operators on integers, by kind.
+        float: Number of operators on floats, by kind.
     """
 
     integer: dict[str, int]
@@ -71,7 +71,7 @@ def optimized(path: Path) -> Any:
         return onnx.load(written).graph
 
 
-def check_integers(graph: Any, lowered: Lowered) -> Integers:
+def check_integers(graph: Any, lowered: Lowered) -> KernelCounts:
     """Counts the operators of an optimized graph.
 
     Raises:
@@ -103,21 +103,21 @@ def without_integers(graph: Any, lowered: Lowered) -> tuple[list[str], list[str]
     return names, [other.name for other in _unmade(graph, lowered.others)]
 
 
-def _stayed(which: str, names: list[str], counted: Integers, without: str) -> ValueError:
+def _stayed(which: str, names: list[str], counted: KernelCounts, without: str) -> ValueError:
     return ValueError(
         f"ONNX Runtime computes {which} with floats in spite of their quantizers: {shorten(names)} ({counted}); "
         f"quantize without them, as {without} does."
     )
 
 
-def _counted(graph: Any) -> Integers:
+def _counted(graph: Any) -> KernelCounts:
     integer, floats = Counter[str](), Counter[str]()
     for node in _computing(graph):
         if node.op_type in _INTEGER:
             integer[_INTEGER[node.op_type]] += 1
         elif node.op_type not in _NO_WORK:
             floats[_FLOAT.get(node.op_type, node.op_type)] += 1
-    return Integers(dict(integer), dict(floats))
+    return KernelCounts(dict(integer), dict(floats))
 
 
 def _computing(graph: Any) -> list[Any]:
@@ -128,7 +128,7 @@ def _computing(graph: Any) -> list[Any]:
     return [node for node in graph.node if kinds.get(node.output[0]) != onnx.TensorProto.INT64]
 
 
-def _unread(graph: Any, layers: Sequence[Layer]) -> list[Layer]:
+def _unread(graph: Any, layers: Sequence[QuantizedLayer]) -> list[QuantizedLayer]:
     """Layers whose weights no integer operator reads."""
     constants = _constants(graph)
     names = {name for node in graph.node if node.op_type in _INTEGER for name in node.input}
@@ -140,7 +140,7 @@ def _unread(graph: Any, layers: Sequence[Layer]) -> list[Layer]:
     return [layer for layer in layers if not is_read(layer.weight.integers.numpy())]
 
 
-def _unmade(graph: Any, others: Sequence[Made]) -> list[Made]:
+def _unmade(graph: Any, others: Sequence[QuantizedOp]) -> list[QuantizedOp]:
     """Calls whose results are on grids that no integer operator makes."""
     constants = _constants(graph)
     made = set()

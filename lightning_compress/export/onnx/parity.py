@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_compress.arguments import Arguments
 from lightning_compress.export.lowered_parity import checked, steps_apart
 from lightning_compress.export.onnx.runtime import feeds_of, session
-from lightning_compress.quantization.backend import Grid
+from lightning_compress.quantization.backend import QParams
 from lightning_compress.quantization.lowering import Lowered
 
 
@@ -71,18 +71,18 @@ def check_layers(
 
 
 @dataclass(frozen=True)
-class _Place:
+class _CutPoint:
     """A quantized tensor where the graph is cut."""
 
     made: str
     fed: str
 
 
-def _cut(model: Any, grids: Sequence[Grid]) -> list[_Place]:
+def _cut(model: Any, grids: Sequence[QParams]) -> list[_CutPoint]:
     """Cuts a graph at each quantized tensor: what is made there is given out, and what is read there is fed in."""
     import onnx
 
-    graph, places = model.graph, dict[str, _Place]()
+    graph, places = model.graph, dict[str, _CutPoint]()
     nodes = _nodes(graph, grids)
     for node, grid in zip(nodes, grids, strict=True):
         if grid.is_again or node.output[0] in places:
@@ -90,7 +90,7 @@ def _cut(model: Any, grids: Sequence[Grid]) -> list[_Place]:
         made = node.output[0]
         clip = next((n for n in graph.node if n.op_type == "Clip" and n.input[0] == made), None)
         made = clip.output[0] if clip is not None else made
-        place = _Place(made, f"{made}_fed")
+        place = _CutPoint(made, f"{made}_fed")
         for reader in graph.node:
             for i, name in enumerate(reader.input):
                 if name == made:
@@ -103,7 +103,7 @@ def _cut(model: Any, grids: Sequence[Grid]) -> list[_Place]:
     return [places[node.output[0]] for node, grid in zip(nodes, grids, strict=True) if not grid.is_again]
 
 
-def _nodes(graph: Any, grids: Sequence[Grid]) -> list[Any]:
+def _nodes(graph: Any, grids: Sequence[QParams]) -> list[Any]:
     """The node of each grid; where a tensor is quantized twice alike, the exporter has made one node of two."""
     import onnx
 
