@@ -1,4 +1,4 @@
-"""What a network is called with, and why a call failed."""
+"""Positional and keyword arguments of a forward call, and the reason that a call failed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def as_arguments(inputs: Any) -> Arguments:
-    """Positional and keyword arguments of a tensor, a tuple, a dict, or a pair of a tuple and a dict.
+    """Convert example inputs to positional and keyword arguments.
+
+    Args:
+        inputs: A single tensor, a tuple or list of positional arguments, a mapping of keyword arguments, or a pair of
+            a tuple and a dict.
+
+    Returns:
+        The positional arguments and the keyword arguments.
 
     >>> as_arguments({"x": 1})
     ((), {'x': 1})
@@ -29,7 +36,7 @@ def as_arguments(inputs: Any) -> Arguments:
 
 
 def reason(error: Exception) -> str:
-    r"""Why a call failed: the first line of what the exception says, without colours.
+    r"""Return the first line of an exception's message, without ANSI colours.
 
     >>> reason(ValueError("no such operator\nmore"))
     'no such operator'

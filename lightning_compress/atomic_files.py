@@ -1,4 +1,4 @@
-"""Files that are complete or not there."""
+"""Atomic replacement of files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def written(path: str | Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to, which takes its place if nothing goes wrong until the end."""
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in the directory of ``path`` and rename it to ``path`` if the block raises nothing.
+
+    The parent directory is created if it does not exist. After an exception the temporary file is deleted and a file
+    that existed at ``path`` is unchanged.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    # The same directory, because a rename is atomic only within one file system.
     partial = target.with_name(f".{secrets.token_hex(4)}.{target.name}")
     try:
         yield partial

@@ -1,4 +1,4 @@
-"""From Lightning's ``ModelPruning`` to :class:`~lightning_compress.Pruning`."""
+"""Migration from Lightning's ``ModelPruning`` to :class:`~lightning_compress.Pruning`."""
 
 from __future__ import annotations
 
@@ -23,25 +23,28 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def from_model_pruning(callback: Callback, model: nn.Module, *, num_epochs: int) -> Pruning:
-    """Turns a ``ModelPruning`` of ``lightning`` or ``pytorch_lightning`` into a ``Pruning`` that ends as sparse.
+    """Convert a ``ModelPruning`` of either Lightning package to a ``Pruning`` with the same final sparsity.
 
-    ``ModelPruning`` prunes at the end of every epoch a fraction ``amount`` of what is left (or a number of weights, of
-    each layer unless pruning is global); ``sparsity`` here is absolute and reached after ``num_epochs``.
+    At the end of every epoch, ``ModelPruning`` prunes a fraction ``amount`` of the remaining weights, or a number of
+    weights (per layer unless pruning is global). ``Pruning.sparsity`` is absolute and reached after ``num_epochs``.
 
-    What differs: masks change with the last optimizer step of an epoch, so validation and checkpoints of that epoch
-    are pruned already, and whole numbers are rounded once and not in every epoch. Biases, norms and frozen weights stay
-    dense, with a warning. The lottery ticket takes back all weights, batch-norm statistics and the learning rate, not
-    only the pruned weights. Masks survive a resume, and checkpoints have plain names.
+    Differences: masks change with the last optimizer step of an epoch, hence the validation and checkpoints of that
+    epoch are already pruned; the number of pruned weights is rounded once and not in every epoch. Biases, norms and
+    frozen weights stay dense, with a warning. The lottery ticket rewinds all weights, batch-norm statistics and the
+    learning rate, not only the pruned weights. Masks survive a resume, and checkpoints have plain names.
 
     Args:
-        callback: The ``ModelPruning``, before or after its own ``setup``.
-        model: The LightningModule it is for; layers are named relative to it.
-        num_epochs: Number of epochs at the end of which it prunes: the Trainer's ``max_epochs``.
+        callback: ``ModelPruning``, before or after its own ``setup``.
+        model: LightningModule that is pruned; layer names are relative to it.
+        num_epochs: Number of epochs after which ``ModelPruning`` prunes: the Trainer's ``max_epochs``.
+
+    Returns:
+        Pruning callback for a Trainer with ``max_epochs=num_epochs``.
 
     Raises:
-        ValueError: For what has no counterpart: ``amount``, ``apply_pruning`` or ``use_lottery_ticket_hypothesis`` as
-            functions, resampled parameters, a pruning method of one's own, norms other than L1 and L2, dimensions other
-            than 0; and if nothing is left to prune, or nothing would be left of it.
+        ValueError: For unsupported options: functions as ``amount``, ``apply_pruning`` or
+            ``use_lottery_ticket_hypothesis``, resampled parameters, custom pruning methods, norms other than L1 and
+            L2, dimensions other than 0; and if no weight would be pruned, or all weights of a layer would be.
 
     >>> from lightning.pytorch.callbacks import ModelPruning
     >>> old = ModelPruning("l1_unstructured", amount=0.2, parameter_names=["weight"])
@@ -50,12 +53,12 @@ def from_model_pruning(callback: Callback, model: nn.Module, *, num_epochs: int)
     (0.8926, '10ep', 'exponential', RewindWeights(to=0))
     """
     if not is_a(callback, "ModelPruning"):
-        raise ValueError(f"from_model_pruning takes a ModelPruning, not a {type(callback).__name__}.")
+        raise ValueError(f"from_model_pruning expects a ModelPruning callback, not a {type(callback).__name__}.")
     if num_epochs < 1:
         raise ValueError(f"num_epochs={num_epochs} must be at least 1: give the Trainer's max_epochs.")
     old: Any = callback
-    _refuse_functions(old)
-    pattern, score = _method(old)
+    _check_supported(old)
+    pattern, score = _pattern_and_score(old)
     targets = _targets(old, model)
     return Pruning(
         _sparsity(old.amount, old._use_global_unstructured, pattern, targets.select(model), num_epochs),
@@ -74,48 +77,57 @@ def from_model_pruning(callback: Callback, model: nn.Module, *, num_epochs: int)
 
 
 def load_model_pruning_checkpoint(path: str | Path, model: nn.Module) -> nn.Module:
-    """Loads the weights of a checkpoint that was written with ``ModelPruning`` into the plain model, in place.
+    """Load the weights of a checkpoint written with ``ModelPruning`` into the plain model, in place.
 
-    Of ``weight_orig`` and ``weight_mask`` (``make_pruning_permanent=False``) it makes ``weight`` with zeros where the
-    mask has them. Optimizer state is not taken over; train on with :class:`~lightning_compress.Fixed`.
+    ``weight_orig`` and ``weight_mask`` (``make_pruning_permanent=False``) become ``weight``, with exact zeros where the
+    mask is zero. Optimizer state is not loaded; continue training with :class:`~lightning_compress.Fixed`.
 
     Args:
-        path: The checkpoint; it is read with ``weights_only=True``.
-        model: The LightningModule, or the part of it that the checkpoint's names are relative to.
+        path: Checkpoint file, read with ``weights_only=True``.
+        model: LightningModule, or the submodule of it that the keys of the checkpoint are relative to.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: If the file cannot be read safely, or if its names or shapes are not those of the model, which is
-            left as it was then.
+        ValueError: If the file cannot be read with ``weights_only=True``, or if its keys or shapes do not match the
+            model, which is then unchanged.
+
+    >>> import tempfile
+    >>> from torch.nn.utils import prune
+    >>> masked = prune.l1_unstructured(nn.Linear(4, 2), "weight", amount=0.5)
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     torch.save({"state_dict": masked.state_dict()}, f"{directory}/masked.ckpt")
+    ...     model = load_model_pruning_checkpoint(f"{directory}/masked.ckpt", nn.Linear(4, 2))
+    >>> sorted(model.state_dict()), int((model.weight == 0).sum())
+    (['bias', 'weight'], 4)
     """
-    weights = _plain(_read(Path(path)))
-    problem = _first_difference(model.state_dict(), weights)
-    if problem:
-        raise ValueError(f"Checkpoint {path} is of another model: {problem}.")
+    weights = _apply_masks(_read(Path(path)))
+    difference = _first_difference(model.state_dict(), weights)
+    if difference:
+        raise ValueError(f"Checkpoint {path} does not match the model: {difference}.")
     model.load_state_dict(weights)
     return model
 
 
-def _refuse_functions(old: Any) -> None:
+def _check_supported(old: Any) -> None:
     for name, value in (
         ("amount", old.amount),
         ("apply_pruning", old._apply_pruning),
         ("use_lottery_ticket_hypothesis", old._use_lottery_ticket_hypothesis),
     ):
         if callable(value):
-            raise ValueError(f"ModelPruning({name}=<function>) has no counterpart: write a Pruning with a Schedule.")
+            raise ValueError(f"ModelPruning({name}=<function>) is not supported: use Pruning with a Schedule.")
     if not old._apply_pruning or not old.amount:
-        raise ValueError("This ModelPruning prunes nothing: leave it out.")
+        raise ValueError("This ModelPruning prunes nothing: remove the callback.")
     if old._use_lottery_ticket_hypothesis and old._resample_parameters:
         raise ValueError(
-            "ModelPruning(resample_parameters=True) has no counterpart: RewindWeights returns to weights there were."
+            "ModelPruning(resample_parameters=True) is not supported: RewindWeights rewinds to earlier weights."
         )
 
 
-def _method(old: Any) -> tuple[Pattern, Score]:
-    """Pattern and score that stand for the pruning function or, where pruning is global, class."""
+def _pattern_and_score(old: Any) -> tuple[Pattern, Score]:
+    """Return the equivalents of the pruning function or, for global pruning, class."""
     function = getattr(old.pruning_fn, "func", old.pruning_fn)
     options = getattr(old.pruning_fn, "keywords", {})
     scores: dict[str, Score] = {
@@ -129,62 +141,65 @@ def _method(old: Any) -> tuple[Pattern, Score]:
         scores["ln_structured"] = Magnitude(options["n"])
     if function.__name__ not in scores or function.__module__ != "torch.nn.utils.prune":
         raise ValueError(
-            f"ModelPruning's {function.__name__}({_spell(options)}) has no counterpart: choose a lc.Score."
+            f"ModelPruning's {function.__name__}({_format(options)}) is not supported: use Pruning with one of its "
+            "scores, such as lc.Magnitude()."
         )
     if options.get("dim", 0) != 0:
-        raise ValueError(f"pruning_dim={options['dim']} has no counterpart: only output channels (0) can be pruned.")
+        raise ValueError(f"pruning_dim={options['dim']} is not supported: only output channels (0) can be pruned.")
     if "dim" in options:
         rank_zero_warn(
-            "ModelPruning zeroes rows of single layers; Channels goes on to what is coupled with them, so that "
-            "lc.shrink can remove them, and leaves rows that make an output."
+            "ModelPruning masks rows of single layers; Channels masks whole channel groups, so that lc.shrink can "
+            "remove them, and keeps the rows of the model's output layer."
         )
     return Channels() if "dim" in options else Unstructured(), scores[function.__name__]
 
 
-def _spell(options: dict[str, Any]) -> str:
+def _format(options: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in options.items())
 
 
 def _targets(old: Any, model: nn.Module) -> Targets:
-    """The weights it prunes, by the names of their layers; warns of what else it prunes."""
-    chosen = old._parameters_to_prune or old.sanitize_parameters_to_prune(model, (), old._parameter_names)
+    """Return targets for the weights that it prunes; warn about other tensors that it prunes."""
+    selected = old._parameters_to_prune or old.sanitize_parameters_to_prune(model, (), old._parameter_names)
     names = {id(module): name for name, module in model.named_modules()}
     layers: dict[str, nn.Module] = {}
     dense: list[str] = []
-    for module, attribute in old.filter_parameters_to_prune(chosen):
+    for module, attribute in old.filter_parameters_to_prune(selected):
         if id(module) not in names:
-            raise ValueError(f"ModelPruning prunes a {type(module).__name__} that is not in this model.")
+            raise ValueError(f"ModelPruning prunes a {type(module).__name__} that is not part of the model.")
         layer, tensor = names[id(module)], getattr(module, attribute)
         if attribute == "weight" and tensor.ndim >= 2 and tensor.requires_grad:
             layers[layer] = module
         else:
             dense.append(f"{layer}.{attribute}".lstrip("."))
     if not layers:
-        raise ValueError(f"ModelPruning prunes only {shorten(dense)} here, and biases and norms are never pruned.")
+        raise ValueError(f"ModelPruning prunes only {shorten(dense)}; pruning biases and norms is not supported.")
     if dense:
         rank_zero_warn(f"ModelPruning also prunes biases, norms or frozen weights, which stay dense: {shorten(dense)}.")
     return _selecting(layers, model)
 
 
 def _selecting(layers: dict[str, nn.Module], model: nn.Module) -> Targets:
-    """Targets that select the weights of just these layers."""
+    """Return targets that select the weights of exactly these layers."""
     wanted = {id(module.weight) for module in layers.values()}
     types = Targets().types
-    more = {type(module) for module in layers.values() if not isinstance(module, types)}
-    types += tuple(sorted(more, key=lambda cls: cls.__name__))
+    other_types = {type(module) for module in layers.values() if not isinstance(module, types)}
+    types += tuple(sorted(other_types, key=lambda cls: cls.__name__))
+    # The default selection is preferred over a list of all layers: it is easier to read and to edit.
     for targets in (Targets(types=types), Targets(include=tuple(layers), types=types)):
         if {id(target.parameter) for target in targets.select(model)} == wanted:
             return targets
-    raise ValueError(f"No Targets select just the weights of {shorten(list(layers))}: some hold other layers.")
+    raise ValueError(f"Targets cannot select exactly the weights of {shorten(list(layers))}: some contain others.")
 
 
 def _sparsity(
     amount: float | int, is_global: bool, pattern: Pattern, targets: Sequence[Target], num_epochs: int
 ) -> float | dict[str, float]:
-    """The absolute sparsity after all epochs; for a number of units of each layer, that of each layer."""
+    """Return the final absolute sparsity, per layer if ``amount`` is a number of weights or channels per layer."""
     channels = isinstance(pattern, Channels)
     if channels and any(isinstance(target.module, _TRANSPOSED) for target in targets):
-        raise ValueError("pruning_dim=0 of a transposed convolution are its input channels: exclude it.")
+        raise ValueError("pruning_dim=0 of a transposed convolution selects its input channels: exclude the layer.")
+    # A fraction is taken of the remaining weights in every epoch, a number of weights is constant.
     if isinstance(amount, float):
         return 1 - (1 - amount) ** num_epochs
     removed = amount * num_epochs
@@ -192,8 +207,11 @@ def _sparsity(
     sizes = {"": sum(units.values())} if is_global else units
     for layer, size in sizes.items():
         if removed >= size:
-            where = f"of {layer!r}" if layer else "of all layers"
-            raise ValueError(f"amount={amount} removes {removed} in {num_epochs} epochs, and {size} are all {where}.")
+            unit = "channels" if channels else "weights"
+            raise ValueError(
+                f"amount={amount} removes {removed} {unit} in {num_epochs} epochs, out of {size} in "
+                f"{repr(layer) if layer else 'all layers'}: lower amount or num_epochs."
+            )
     return removed / sizes[""] if is_global else {layer: removed / size for layer, size in units.items()}
 
 
@@ -204,33 +222,34 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"Checkpoint {path} does not exist.") from None
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"Checkpoint {path} cannot be read as a checkpoint of Lightning: {reason}") from error
+        raise ValueError(f"Checkpoint {path} cannot be read as a Lightning checkpoint: {reason}") from error
 
 
-def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict without masks: their zeros in the weights they belong to, under the weights' names."""
+def _apply_masks(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state dict with every ``*_orig`` and ``*_mask`` pair replaced by the masked weight."""
     masked = {name.removesuffix("_orig") for name in state if name.endswith("_orig")}
     masked = {name for name in masked if f"{name}_mask" in state}
+    # masked_fill rather than a product, which would leave negative zeros and keep NaN.
     plain = {name: state[f"{name}_orig"].masked_fill(state[f"{name}_mask"] == 0, 0.0) for name in masked}
-    parts = {f"{name}_{part}" for name in masked for part in ("orig", "mask")}
-    return {**{name: value for name, value in state.items() if name not in parts}, **plain}
+    pairs = {f"{name}_{suffix}" for name in masked for suffix in ("orig", "mask")}
+    return {**{name: value for name, value in state.items() if name not in pairs}, **plain}
 
 
 def _first_difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     if _prefixed(expected, found):
-        return f"its names begin with {_prefixed(expected, found)!r}; pass the module that holds this one"
+        return f"its keys begin with {_prefixed(expected, found)!r}; pass the parent module that they are relative to"
     if _prefixed(found, expected):
-        return f"its names lack {_prefixed(found, expected)!r}; pass that part of the model"
+        return f"its keys lack the prefix {_prefixed(found, expected)!r}; pass that submodule of the model"
     for name in sorted(expected.keys() ^ found.keys()):
         return f"{name!r} is only in the {'model' if name in expected else 'checkpoint'}"
     for name, tensor in expected.items():
         if tensor.shape != found[name].shape:
-            return f"{name!r} is {tuple(found[name].shape)} there and {tuple(tensor.shape)} here"
+            return f"{name!r} has shape {tuple(found[name].shape)} in the checkpoint, not {tuple(tensor.shape)}"
     return ""
 
 
 def _prefixed(plain: dict[str, Tensor], names: dict[str, Tensor]) -> str:
-    """The prefix that all of ``names`` have over those of ``plain``, if that is all that differs."""
+    """Return the prefix that turns all of ``plain`` into ``names``, or an empty string."""
     first = min(plain, default="")
     for prefix in {name.removesuffix(first) for name in names if name.endswith(f".{first}")}:
         if {prefix + name for name in plain} == set(names):

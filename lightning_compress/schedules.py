@@ -1,4 +1,4 @@
-"""When, and how far along.
+"""Schedules: the points of a run at which a technique starts, updates and reaches its target.
 
 A time is an ``int`` (completed steps of the optimizer that owns the targets), a ``float`` in [0, 1] (a fraction of
 the run) or a string such as ``"12ep"`` (epochs).
@@ -11,18 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-# A step more than this before a boundary counts as before it: k / n * n is not always k in floating point.
+# Tolerance in the comparison of times: k / n * n is not always k in floating point.
 _EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come.
+    """Position of a training run.
 
     Attributes:
         steps: Completed steps of the optimizer that owns the targets.
-        fraction: Part of the run that is done, in [0, 1]; ``None`` where the run has no bound.
-        epochs: Epochs done, with the fraction of the current one.
+        fraction: Completed fraction of the run, in [0, 1]; ``None`` if the run has no bound.
+        epochs: Completed epochs, including the fraction of the current one.
     """
 
     steps: int
@@ -30,7 +30,11 @@ class Progress:
     epochs: float
 
     def at(self, time: int | float | str) -> float:
-        """Where the run stands now, in the unit of ``time``."""
+        """Return the position of the run in the unit of ``time``.
+
+        Raises:
+            ValueError: If ``time`` is a fraction and the run has no bound.
+        """
         if isinstance(time, str):
             return self.epochs
         if isinstance(time, int):
@@ -43,21 +47,25 @@ class Progress:
         return self.fraction
 
     def reached(self, time: int | float | str) -> bool:
-        """Whether ``time`` has come; the beginning of a run always has, also of one without bound."""
-        return amount(time) == 0 or self.at(time) >= amount(time) - _EPSILON
+        """Return True if the run is at or past ``time``; always True for time 0, even if the run has no bound."""
+        return time_value(time) == 0 or self.at(time) >= time_value(time) - _EPSILON
 
 
-def amount(time: int | float | str) -> float:
-    """The number in a time, without its unit.
+def time_value(time: int | float | str) -> float:
+    """Return the number in a time, without its unit.
 
-    >>> amount("12ep"), amount(0.5), amount(300)
+    >>> time_value("12ep"), time_value(0.5), time_value(300)
     (12.0, 0.5, 300.0)
     """
     return float(time[:-2]) if isinstance(time, str) else float(time)
 
 
 def check_time(name: str, time: int | float | str) -> None:
-    """Refuses what is no time.
+    """Check that a value is a valid time.
+
+    Args:
+        name: Name of the argument, for the error message.
+        time: Value to check.
 
     Raises:
         ValueError: For a float outside [0, 1], a negative number, or a string that is not ``"<number>ep"``.
@@ -66,11 +74,13 @@ def check_time(name: str, time: int | float | str) -> None:
         number = time[:-2] if time.endswith("ep") else ""
         if not number.replace(".", "", 1).isdigit():
             raise ValueError(
-                f"{name}={time!r} is no time: write '12ep' for epochs, an int for optimizer steps, "
+                f"{name}={time!r} is not a valid time: write '12ep' for epochs, an int for optimizer steps, "
                 "or a float in [0, 1] for a fraction of the run."
             )
     elif isinstance(time, bool) or not isinstance(time, (int, float)):
-        raise ValueError(f"{name}={time!r} is no time: write an int, a float in [0, 1] or a string such as '12ep'.")
+        raise ValueError(
+            f"{name}={time!r} is not a valid time: write an int, a float in [0, 1] or a string such as '12ep'."
+        )
     elif isinstance(time, float) and not 0 <= time <= 1:
         raise ValueError(
             f"{name}={time} is a fraction of the run and must lie in [0, 1]; "
@@ -84,8 +94,8 @@ def _same_unit(a: int | float | str, b: int | float | str) -> bool:
     return type(a) is type(b)
 
 
-# How sparse at the fraction x of the ramp, for a final sparsity s. Cubic: Zhu and Gupta 2017 (arXiv:1710.01878).
-# Exponential keeps the fraction removed per update constant, as in iterative magnitude pruning.
+# Sparsity at the fraction x of the ramp, for a final sparsity s. Cubic: Zhu and Gupta 2017 (arXiv:1710.01878).
+# Exponential removes the same fraction of the remaining weights per update, as iterative magnitude pruning does.
 _CURVES: dict[str, Callable[[float, float], float]] = {
     "one_shot": lambda x, s: s,
     "linear": lambda x, s: s * x,
@@ -97,19 +107,20 @@ _CURVES: dict[str, Callable[[float, float], float]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a constraint is updated and how far it has come; the last update, at ``end``, always lands.
+    """Schedule of the updates of a constraint, such as a pruning mask; the update at ``end`` is always made.
 
     Args:
         begin: Time of the first update.
         end: Time of the last update, when the target is reached.
-        every: Time between updates; never less than one step.
-        curve: Shape of the way from nothing to the target: ``"cubic"`` (Zhu and Gupta 2017), ``"linear"``,
-            ``"exponential"``, ``"cosine"``, or ``"one_shot"`` (all of it at ``begin``).
+        every: Time between updates; at least one step.
+        curve: Shape of the ramp from zero to the target: ``"cubic"`` (Zhu and Gupta 2017, arXiv:1710.01878),
+            ``"linear"``, ``"exponential"``, ``"cosine"``, or ``"one_shot"`` (the full target at ``begin``).
 
     Raises:
-        ValueError: For what is no time, for ``begin`` after ``end``, and for ``end=1``, which is ambiguous.
+        ValueError: If a time is invalid, if ``begin`` is not before ``end``, and for ``end=1``, which is ambiguous.
 
-    >>> Schedule(end=0.5).sparsity(0.9, Progress(steps=25, fraction=0.25, epochs=1.0))
+    >>> schedule = Schedule(begin=0.0, end=0.5, curve="cubic")
+    >>> schedule.sparsity(0.9, Progress(steps=25, fraction=0.25, epochs=1.0))
     0.7875
     """
 
@@ -122,56 +133,67 @@ class Schedule:
         for name in ("begin", "end", "every"):
             check_time(name, getattr(self, name))
         if self.curve not in _CURVES:
-            raise ValueError(f"curve={self.curve!r} is unknown: choose one of {', '.join(map(repr, _CURVES))}.")
+            raise ValueError(f"curve={self.curve!r} must be one of {', '.join(map(repr, _CURVES))}.")
         if isinstance(self.end, int) and self.end == 1:
             raise ValueError("end=1 is one optimizer step: write end=1.0 for the whole run or end='1ep' for one epoch.")
-        if amount(self.every) <= 0:
-            raise ValueError(f"every={self.every!r} must be above zero.")
+        if time_value(self.every) <= 0:
+            raise ValueError(f"every={self.every!r} must be greater than 0.")
         if self.curve == "one_shot":
             return
-        if amount(self.begin) > 0 and not _same_unit(self.begin, self.end):
+        if time_value(self.begin) > 0 and not _same_unit(self.begin, self.end):
             raise ValueError(f"begin={self.begin!r} and end={self.end!r} must be in the same unit.")
-        if amount(self.begin) >= amount(self.end):
+        if time_value(self.begin) >= time_value(self.end):
             raise ValueError(f"begin={self.begin!r} must come before end={self.end!r}.")
 
     def tick(self, progress: Progress) -> int:
-        """Index of the update interval the run is in; -1 before ``begin``."""
+        """Return the index of the current update interval; -1 before ``begin``."""
         if not progress.reached(self.begin):
             return -1
-        origin = amount(self.begin) if _same_unit(self.begin, self.every) else 0.0
-        return math.floor((progress.at(self.every) - origin) / amount(self.every) + _EPSILON)
+        # Intervals are counted from ``begin`` only if both have the same unit; otherwise from the start of the run.
+        origin = time_value(self.begin) if _same_unit(self.begin, self.every) else 0.0
+        return math.floor((progress.at(self.every) - origin) / time_value(self.every) + _EPSILON)
 
-    def landed(self, progress: Progress) -> bool:
-        """Whether the update that reaches the target is due or past."""
+    def finished(self, progress: Progress) -> bool:
+        """Return True if the update that reaches the target is due or past."""
         return progress.reached(self.begin if self.curve == "one_shot" else self.end)
 
     def sparsity(self, target: float, progress: Progress) -> float:
-        """Sparsity due now on the way to ``target``, both as fractions of all weights in [0, 1)."""
-        if self.landed(progress):
+        """Return the scheduled sparsity.
+
+        Args:
+            target: Final sparsity, the fraction of zeros in [0, 1).
+            progress: Position of the run.
+        """
+        if self.finished(progress):
             return target
         if not progress.reached(self.begin):
             return 0.0
         return _CURVES[self.curve](self.ramp(progress), target)
 
     def ramp(self, progress: Progress) -> float:
-        """The part of the way from ``begin`` to ``end`` that is done, in [0, 1]."""
-        begin = amount(self.begin) if _same_unit(self.begin, self.end) else 0.0
-        part = (progress.at(self.end) - begin) / (amount(self.end) - begin)
-        return min(max(part, 0.0), 1.0)
+        """Return the completed fraction of the ramp from ``begin`` to ``end``, in [0, 1]."""
+        begin = time_value(self.begin) if _same_unit(self.begin, self.end) else 0.0
+        fraction = (progress.at(self.end) - begin) / (time_value(self.end) - begin)
+        return min(max(fraction, 0.0), 1.0)
 
 
 @dataclass(frozen=True)
 class QATSchedule:
-    """When what happens in quantization-aware training.
+    """Schedule of the phases of quantization-aware training.
 
     Args:
-        observe: From here on ranges are looked for.
-        fake_quantize: From here on weights and activations are rounded.
-        freeze_observers: From here on ranges stay. Learned scales are parameters and go on.
-        freeze_batch_norm: From here on batch norms use their running statistics, and leave them as they are.
+        observe: Time from which observers collect value ranges.
+        fake_quantize: Time from which weights and activations are fake-quantized.
+        freeze_observers: Time from which value ranges are frozen. Learned scales are parameters and stay trainable.
+        freeze_batch_norm: Time from which batch norms use their running statistics and no longer update them.
 
     Raises:
-        ValueError: For what is no time, and for rounding before observing.
+        ValueError: If a time is invalid, or if fake quantization or freezing would come before observation.
+
+    >>> schedule = QATSchedule(fake_quantize="1ep", freeze_observers=0.5)
+    >>> second_epoch = Progress(steps=150, fraction=0.15, epochs=1.5)
+    >>> second_epoch.reached(schedule.fake_quantize), second_epoch.reached(schedule.freeze_observers)
+    (True, False)
     """
 
     observe: int | float | str = 0.0
@@ -184,6 +206,10 @@ class QATSchedule:
             check_time(name, getattr(self, name))
         for later in ("fake_quantize", "freeze_observers"):
             first, then = self.observe, getattr(self, later)
-            too_late = amount(first) >= amount(then) if later == "freeze_observers" else amount(first) > amount(then)
+            too_late = (
+                time_value(first) >= time_value(then)
+                if later == "freeze_observers"
+                else time_value(first) > time_value(then)
+            )
             if _same_unit(first, then) and too_late:
-                raise ValueError(f"{later}={then!r} must come after observe={first!r}: ranges have to be seen first.")
+                raise ValueError(f"{later}={then!r} must come after observe={first!r}, which collects the ranges.")

@@ -1,4 +1,4 @@
-"""Specifications as plain data and back, so that checkpoints hold nothing that ``weights_only=True`` refuses."""
+"""Conversion of specifications to plain data and back, so that checkpoints load with ``weights_only=True``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 
 def to_plain(value: Any) -> Any:
-    """Frozen dataclasses, in lists and dicts too, as jsonargparse writes them: ``class_path`` and ``init_args``.
+    """Convert frozen dataclasses, also inside lists and mappings, to ``class_path`` and ``init_args`` as jsonargparse.
 
-    A type, such as :class:`Targets` has them, becomes its ``type_path``.
+    A type, such as those in :class:`Targets`, becomes its ``type_path``; tuples become lists.
 
     >>> from lightning_compress.schedules import QATSchedule
     >>> to_plain(QATSchedule())["class_path"]
@@ -30,37 +30,42 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(value: Any) -> Any:
-    """What :func:`to_plain` was given, but for tuples, which have become lists.
+    """Invert :func:`to_plain`, except that tuples outside specifications stay lists.
 
     Raises:
-        ValueError: If a ``class_path`` names no dataclass, or one that does not take the ``init_args``.
+        ValueError: If a ``class_path`` does not name a dataclass, or the dataclass does not accept the ``init_args``.
+
+    >>> from lightning_compress.schedules import QATSchedule
+    >>> from_plain(to_plain(QATSchedule())) == QATSchedule()
+    True
     """
     if isinstance(value, Mapping) and set(value) == {"class_path", "init_args"}:
-        specification = _dataclass(value["class_path"])
+        specification = _import_dataclass(value["class_path"])
         try:
             return specification(**from_plain(value["init_args"]))
         except TypeError as error:
             raise ValueError(f"init_args do not fit class_path={value['class_path']!r}: {error}.") from error
     if isinstance(value, Mapping) and set(value) == {"type_path"}:
-        return _found(value["type_path"], "type_path")
+        return _import_class(value["type_path"], "type_path")
     if isinstance(value, Mapping):
         return {key: from_plain(item) for key, item in value.items()}
     return [from_plain(item) for item in value] if isinstance(value, list) else value
 
 
-def _dataclass(path: str) -> Any:
-    found = _found(path, "class_path")
-    if not is_dataclass(found):
-        raise ValueError(f"class_path={path!r} is no specification: it must name a dataclass.")
-    return found
+def _import_dataclass(path: str) -> Any:
+    cls = _import_class(path, "class_path")
+    # Nothing but dataclasses is called: a checkpoint must not be able to run arbitrary code.
+    if not is_dataclass(cls):
+        raise ValueError(f"class_path={path!r} is not a specification: it must name a dataclass.")
+    return cls
 
 
-def _found(path: str, what: str) -> Any:
+def _import_class(path: str, key: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(import_module(module), name)
+        cls = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{what}={path!r} is not to be found: {error}.") from error
-    if not isinstance(found, type):
-        raise ValueError(f"{what}={path!r} is no class.")
-    return found
+        raise ValueError(f"{key}={path!r} cannot be imported: {error}.") from error
+    if not isinstance(cls, type):
+        raise ValueError(f"{key}={path!r} is not a class.")
+    return cls

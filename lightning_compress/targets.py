@@ -1,4 +1,4 @@
-"""Which tensors."""
+"""Selection of weight tensors by layer name and type."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
-# torch.compile wraps a submodule as `_orig_mod`; users write the names they see without it.
+# torch.compile wraps a submodule as `_orig_mod`; users write layer names without it.
 COMPILED = "_orig_mod."
 
 
@@ -19,10 +19,10 @@ class Target:
     """One weight tensor of a model.
 
     Attributes:
-        name: Name of the parameter, such as ``"net.conv1.weight"``, as the state dict spells it.
-        layer: Name of the module that owns it, such as ``"net.conv1"``.
-        module: That module.
-        parameter: The tensor.
+        name: Name of the parameter in the state dict, such as ``"net.conv1.weight"``.
+        layer: Name of the module that owns the parameter, such as ``"net.conv1"``.
+        module: Module that owns the parameter.
+        parameter: Weight tensor.
     """
 
     name: str
@@ -33,16 +33,20 @@ class Target:
 
 @dataclass(frozen=True)
 class Targets:
-    """Selects the weights of layers by name and type; biases, norms and frozen parameters are never selected.
+    """Select weights by layer name and type; biases, norms and frozen parameters are never selected.
 
-    Globs are matched against the names of the modules that own the tensors, relative to the LightningModule, as its
-    summary prints them; the name of a container selects all below it.
+    Globs are matched against the names of the modules that own the tensors, relative to the LightningModule, as
+    printed in its summary; the name of a container selects every layer inside it.
 
     Args:
-        include: Globs of the layers to take.
-        exclude: Globs of the layers to leave out.
-        types: Layer types that are taken, subclasses included.
-        module: Name of the deployable part of the LightningModule (``""``: all of it); nothing outside is taken.
+        include: Globs of layer names to select.
+        exclude: Globs of layer names to leave out; takes precedence over ``include``.
+        types: Layer types to select, including their subclasses.
+        module: Name of the submodule of the LightningModule that is deployed; layers outside it are not selected.
+            ``""`` stands for the whole LightningModule.
+
+    Raises:
+        ValueError: If a string is given in place of a sequence of globs.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> [target.name for target in Targets(exclude=("2",)).select(net)]
@@ -71,11 +75,11 @@ class Targets:
             object.__setattr__(self, field, tuple(value))
 
     def select(self, model: nn.Module) -> list[Target]:
-        """The selected weights of ``model`` in the order of its modules, each tensor once.
+        """Return the selected weights of ``model`` in the order of its modules, each shared tensor once.
 
         Raises:
-            ValueError: If a glob or ``module`` matches nothing, if nothing is selected, or if a selected layer holds
-                its weight in a form that cannot be constrained (parametrized, lazy, or masked by torch's own pruning).
+            ValueError: If a glob or ``module`` matches no layer, if no weight is selected, or if the weight of a
+                selected layer cannot be constrained: parametrized, lazy, or masked by ``torch.nn.utils.prune``.
         """
         candidates = list(self._candidates(model))
         names = sorted({target.layer for target in candidates})
@@ -84,14 +88,14 @@ class Targets:
                 raise ValueError(
                     f"Targets: {glob!r} matches no layer{self._inside()}; the layers are {shorten(names) or 'none'}."
                 )
-        chosen = [t for t in candidates if self._takes(t.layer)]
-        if not chosen:
+        selected = [target for target in candidates if self._is_selected(target.layer)]
+        if not selected:
             raise ValueError(f"Targets: every layer{self._inside()} is excluded; leave at least one.")
-        for target in chosen:
-            _check_form(target)
-        return _unique(chosen)
+        for target in selected:
+            _check_can_be_constrained(target)
+        return _unique(selected)
 
-    def _takes(self, layer: str) -> bool:
+    def _is_selected(self, layer: str) -> bool:
         included = any(matches(glob, layer) for glob in self.include)
         return included and not any(matches(glob, layer) for glob in self.exclude)
 
@@ -102,19 +106,20 @@ class Targets:
         prefix = f"{self.module}." if self.module else ""
         if self.module and self.module not in dict(model.named_modules()):
             raise ValueError(f"Targets: the model has no module {self.module!r}.")
-        for spelled, module in model.named_modules():
-            layer = spelled.replace(COMPILED, "")
+        for qualified_name, module in model.named_modules():
+            layer = qualified_name.replace(COMPILED, "")
             if not isinstance(module, self.types) or not f"{layer}.".startswith(prefix):
                 continue
             for attribute, parameter in module.named_parameters(recurse=False):
                 if "weight" in attribute and parameter.requires_grad and _has_matrix(parameter):
-                    yield Target(f"{spelled}.{attribute}".lstrip("."), layer, module, parameter)
+                    yield Target(f"{qualified_name}.{attribute}".lstrip("."), layer, module, parameter)
+            # A parametrized layer has no plain weight; it is listed so that the error can name it.
             if is_parametrized(module):
-                yield Target(f"{spelled}.parametrizations", layer, module, nn.Parameter())
+                yield Target(f"{qualified_name}.parametrizations", layer, module, nn.Parameter())
 
 
 def matches(glob: str, layer: str) -> bool:
-    """Whether a glob names a layer or a container above it.
+    """Return True if a glob matches a layer name or the name of a container around the layer.
 
     >>> matches("encoder", "encoder.0.fc"), matches("*.fc", "encoder.0.fc"), matches("enc", "encoder")
     (True, True, False)
@@ -124,7 +129,7 @@ def matches(glob: str, layer: str) -> bool:
 
 
 def shorten(names: list[str], limit: int = 8) -> str:
-    """Names for a message, the first few of them."""
+    """Format names for a message, at most ``limit`` of them."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(map(repr, names[:limit])) + more
 
@@ -133,7 +138,7 @@ def _has_matrix(parameter: nn.Parameter) -> bool:
     return isinstance(parameter, UninitializedParameter) or parameter.ndim >= 2
 
 
-def _check_form(target: Target) -> None:
+def _check_can_be_constrained(target: Target) -> None:
     if is_parametrized(target.module):
         raise ValueError(
             f"{target.layer!r} is parametrized: call torch.nn.utils.parametrize.remove_parametrizations on it, "
@@ -143,12 +148,12 @@ def _check_form(target: Target) -> None:
         raise ValueError(f"{target.layer!r} is lazy and has no weight yet: run the model once before the fit.")
     if target.name.endswith("_orig"):
         raise ValueError(
-            f"{target.layer!r} carries a mask of torch.nn.utils.prune: call torch.nn.utils.prune.remove on it first."
+            f"{target.layer!r} has a mask of torch.nn.utils.prune: call torch.nn.utils.prune.remove on it first."
         )
 
 
 def _unique(targets: list[Target]) -> list[Target]:
-    seen: dict[int, Target] = {}
+    unique: dict[int, Target] = {}
     for target in targets:
-        seen.setdefault(id(target.parameter), target)
-    return list(seen.values())
+        unique.setdefault(id(target.parameter), target)
+    return list(unique.values())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_compress as lc
-from lightning_compress.trainer.masking import MaskCallback
+from lightning_compress.constraints.mask import MaskConstraint
 
 NUM_STEPS = 10  # two epochs of five batches
 RAMP = lc.Schedule(begin=0.1, end=0.7, every=2)  # updates after steps 1, 2, 4, 6 and 7
@@ -72,14 +72,14 @@ def qat(**options: Any) -> list[Callback]:
 
 
 PROBES = "runs training_step by itself"
-SHARDED = "does not work on sharded weights"
-CHANNELS_REFUSE = {"fsdp2": "does not work under ModelParallelStrategy", "late": "build the model in __init__"}
+SHARDED = "is not supported for sharded weights"
+CHANNELS_REFUSE = {"fsdp2": "does not support ModelParallelStrategy", "late": "build the model in __init__"}
 QAT_REFUSES = {
-    "fsdp2": "does not work under ModelParallelStrategy",
+    "fsdp2": "does not support ModelParallelStrategy",
     "average first": "put QuantizationAwareTraining before it",
     "late": "build the model in __init__",
 }
-CLUSTER_REFUSES = {"fsdp2": "does not work under ModelParallelStrategy"}
+CLUSTER_REFUSES = {"fsdp2": "does not support ModelParallelStrategy"}
 LATE = lc.Schedule(begin=0.0, end=0.8, every=1)  # with pruning on RAMP: updates after steps 7 and 8
 MILESTONES = lc.QATSchedule(observe=2, fake_quantize=4, freeze_observers=6, freeze_batch_norm=8)
 LEARNED = lc.Int(4, observer=lc.Learned())
@@ -201,7 +201,7 @@ CASES = [
         "dkm",
         lambda: [lc.WeightClustering(4, method="dkm", schedule=RAMP)],
         values=4,
-        refused={**CLUSTER_REFUSES, "compile": "does not work in a compiled model"},
+        refused={**CLUSTER_REFUSES, "compile": "does not support compiled models"},
     ),
     Case(
         "prune_and_dkm",
@@ -211,7 +211,7 @@ CASES = [
         ],
         zeros=269,
         values=12,
-        refused={**CLUSTER_REFUSES, "compile": "does not work in a compiled model"},
+        refused={**CLUSTER_REFUSES, "compile": "does not support compiled models"},
     ),
     Case(
         "prune_and_cluster",
@@ -457,7 +457,7 @@ def run(case: Case, model: LightningModule | None = None, *watchers: Callback, *
 
 def masks_of(trainer: Trainer) -> dict[str, Tensor]:
     """The masks in force, by the names of the weights."""
-    constraints = [c.constraint for c in trainer.callbacks if isinstance(c, MaskCallback) and c.constraint is not None]
+    constraints = [c.constraint for c in trainer.callbacks if isinstance(getattr(c, "constraint", None), MaskConstraint)]
     return {la.name: mask for c in constraints for la, mask in zip(c.layers, c.masks, strict=True)}
 
 

@@ -1,4 +1,4 @@
-"""Small fits, and what an offline W&B run has written."""
+"""Small fits, and a reader of offline W&B runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
 def _chunks(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Pieces of records: LevelDB's log format, but for a file header of 7 bytes in the first block and its CRC."""
+    """Yield the chunks of a ``.wandb`` file.
+
+    The format is LevelDB's log format, except for a file header of 7 bytes in the first block and the CRC.
+    """
     assert data[:4] == b":W&B"
     position = 7
     while position + 7 <= len(data):
@@ -42,17 +45,17 @@ def _chunks(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def read_records(file: Path) -> Iterator[Record]:
-    """The records of a ``.wandb`` file."""
-    parts: list[bytes] = []
+    """Yield the records of a ``.wandb`` file."""
+    chunks: list[bytes] = []
     for kind, body in _chunks(file.read_bytes()):
-        parts = [body] if kind in (_FULL, _FIRST) else [*parts, body]
+        chunks = [body] if kind in (_FULL, _FIRST) else [*chunks, body]
         if kind in (_FULL, _LAST):
-            yield Record.FromString(b"".join(parts))
+            yield Record.FromString(b"".join(chunks))
 
 
 @dataclass
 class Run:
-    """What a run has logged.
+    """Metrics of a run.
 
     Attributes:
         file: The ``.wandb`` file.
@@ -65,19 +68,23 @@ class Run:
     axes: dict[str, str] = field(default_factory=dict)
 
     def series(self, name: str) -> list[tuple[int, Any]]:
-        """The points of a metric along ``trainer/global_step``."""
+        """Return the points of a metric along ``trainer/global_step``."""
         return [(row["trainer/global_step"], row[name]) for row in self.rows if name in row]
 
 
+# Polls until W&B's process has written its last record: about ten minutes, far more than any machine needs.
+_MAX_POLLS, _POLL_SECONDS = 12_000, 0.05
+
+
 def finished_records(file: Path) -> list[Record]:
-    """The records of a run that ends with one of its exit: it may be written a moment after ``finish`` returns."""
-    for _ in range(200):
-        # A record of which a part is not there yet looks damaged.
+    """Wait for the exit record of a run, which may be written after ``wandb.finish`` returns; return all records."""
+    for _ in range(_MAX_POLLS):
+        # A record that is not completely written yet has a wrong checksum.
         with contextlib.suppress(AssertionError):
             records = list(read_records(file))
             if records and records[-1].HasField("exit"):
                 return records
-        time.sleep(0.05)
+        time.sleep(_POLL_SECONDS)
     raise AssertionError(f"{file} has no exit record")
 
 
@@ -100,7 +107,7 @@ def wandb_run() -> Callable[[Path], Run]:
 
 
 class Small(pl.LightningModule):
-    """A classifier that knows nothing of compression."""
+    """A plain classifier."""
 
     def __init__(self, *, dim: int = 8, learning_rate: float = 0.1) -> None:
         super().__init__()

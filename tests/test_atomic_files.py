@@ -1,4 +1,4 @@
-"""Files are complete or not there."""
+"""Atomic replacement of files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 import lightning_compress as lc
-from lightning_compress.atomic_files import written
+from lightning_compress.atomic_files import atomic_write
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "new" / "file.bin"
-    with written(target) as partial:
+    with atomic_write(target) as partial:
         partial.write_text("complete")
         assert partial.parent == target.parent
         assert partial.suffix == ".bin"
@@ -24,12 +24,12 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("wrong"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
-def test_what_goes_wrong_leaves_the_old_file(tmp_path: Path, error: BaseException) -> None:
+def test_an_exception_leaves_the_old_file(tmp_path: Path, error: BaseException) -> None:
     target = tmp_path / "file.bin"
     target.write_text("old")
 
     def write() -> None:
-        with written(target) as partial:
+        with atomic_write(target) as partial:
             partial.write_text("half")
             raise error
 

@@ -1,4 +1,4 @@
-"""Digits and CIFAR-10."""
+"""DigitsDataModule and CIFAR10DataModule."""
 
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def test_validation_is_held_out_of_training(root):
         CIFAR10DataModule(str(root), val_size=30).setup("fit")
 
 
-def test_all_images_can_be_for_training(root):
+def test_all_images_can_be_used_for_training(root):
     data = CIFAR10DataModule(str(root), val_size=0, batch_size=8)
     module = lc.ClassificationModule("conv4", 3)
     trainer = Trainer(
@@ -130,6 +130,6 @@ def test_workers_give_the_same_images(root):
     assert torch.equal(next(iter(data.test_dataloader()))[0], data.test.__getitems__(range(6))[0])
 
 
-def test_missing_root_says_what_to_do(tmp_path):
+def test_missing_root_names_the_key_and_the_fix(tmp_path):
     with pytest.raises(ValueError, match=r"data\.root=.*nowhere.*--data\.download=true"):
         CIFAR10DataModule(str(tmp_path / "nowhere")).setup("fit")

@@ -1,4 +1,4 @@
-"""Against real runs of Lightning's ModelPruning."""
+"""Comparison with real runs of Lightning's ModelPruning."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_either_namespace(cls: type) -> None:
     assert new.pattern == lc.Unstructured()
 
 
-def test_classes_of_torch_are_known_and_others_are_refused() -> None:
+def test_pruning_classes_of_torch_are_supported_and_custom_ones_are_not() -> None:
     class Mine(prune.BasePruningMethod):
         PRUNING_TYPE = "unstructured"
 
@@ -176,7 +176,7 @@ def test_classes_of_torch_are_known_and_others_are_refused() -> None:
     only_weights = {"parameter_names": ["weight"], "parameters_to_prune": pairs(module, "head")}
     old = ModelPruning(prune.RandomUnstructured, **only_weights)
     assert lc.from_model_pruning(old, module, num_epochs=2).score == lc.Random()
-    with pytest.raises(ValueError, match=r"ModelPruning's Mine\(\) has no counterpart"):
+    with pytest.raises(ValueError, match=r"ModelPruning's Mine\(\) is not supported"):
         lc.from_model_pruning(ModelPruning(Mine, **only_weights), module, num_epochs=2)
 
 
@@ -199,7 +199,7 @@ def test_weights_alone_need_no_warning() -> None:
     assert [target.layer for target in new.targets.select(module)] == ["stem", "head"]
 
 
-def test_layers_of_other_types_are_taken_where_they_were() -> None:
+def test_layers_of_other_types_are_selected() -> None:
     module = Module()
     module.embedding = nn.Embedding(5, 4)
     old = ModelPruning("l1_unstructured", parameters_to_prune=pairs(module, "embedding", "head"), amount=0.1)
@@ -216,7 +216,7 @@ def test_frozen_layers_stay_dense_with_a_warning() -> None:
     assert new.targets.include == ("head",)
 
 
-def test_a_filter_of_a_subclass_is_heard() -> None:
+def test_a_filter_of_a_subclass_is_applied() -> None:
     class Filtered(ModelPruning):
         def filter_parameters_to_prune(self, parameters_to_prune: Any = ()) -> Any:
             return [(module, name) for module, name in parameters_to_prune if isinstance(module, nn.Linear)]
@@ -226,13 +226,13 @@ def test_a_filter_of_a_subclass_is_heard() -> None:
     assert new.targets.include == ("body.3", "head")
 
 
-def test_the_lottery_ticket_is_the_same_but_for_what_returns_with_it() -> None:
+def test_the_lottery_ticket_rewinds_the_same_weights() -> None:
     def old(module: nn.Module) -> ModelPruning:
         return ModelPruning("l1_unstructured", parameters_to_prune=pairs(module, *LAYERS), amount=0.5)
 
     start, theirs, ours = Module(), Module(), Module()
-    # Only once: ModelPruning's second rewind finds its copy of the first weights trained on (on the CPU they share
-    # memory with the parameters after the first).
+    # One rewind only: after it, ModelPruning's copy of the initial weights shares memory with the parameters on the
+    # CPU, and training changes both.
     fit(theirs, old(theirs), epochs=1)
     fit(ours, lc.from_model_pruning(old(ours), ours, num_epochs=2), epochs=2)
     for layer in LAYERS:
@@ -254,8 +254,8 @@ def test_the_lottery_ticket_is_the_same_but_for_what_returns_with_it() -> None:
         ({"amount": 0}, "prunes nothing"),
         ({"resample_parameters": True}, "resample_parameters"),
         ({"amount": 1.0}, r"sparsity=1\.0 is the fraction of zeros"),
-        ({"amount": 500}, "removes 2000 in 4 epochs, and 1894 are all of all layers"),
-        ({"pruning_fn": "l1_unstructured", "amount": 20, **LOCAL}, "removes 80 in 4 epochs, and 72 are all of 'stem'"),
+        ({"amount": 500}, "removes 2000 weights in 4 epochs, out of 1894 in all layers"),
+        ({"pruning_fn": "l1_unstructured", "amount": 20, **LOCAL}, "80 weights in 4 epochs, out of 72 in 'stem'"),
         ({"pruning_fn": "ln_structured", "pruning_norm": 2, "pruning_dim": 1, **LOCAL}, "pruning_dim=1"),
         ({"pruning_fn": "random_structured", "pruning_dim": 1, **LOCAL}, "pruning_dim=1"),
         ({"pruning_fn": "ln_structured", "pruning_norm": 3, "pruning_dim": 0, **LOCAL}, r"ln_structured\(n=3, dim=0\)"),
@@ -265,23 +265,23 @@ def test_the_lottery_ticket_is_the_same_but_for_what_returns_with_it() -> None:
         ),
     ],
 )
-def test_what_has_no_counterpart_is_refused(fields: dict[str, Any], advice: str) -> None:
+def test_unsupported_options(fields: dict[str, Any], advice: str) -> None:
     module = Module()
     old = ModelPruning(**{"pruning_fn": "l1_unstructured", "parameters_to_prune": pairs(module, *LAYERS), **fields})
     with pytest.raises(ValueError, match=advice):
         lc.from_model_pruning(old, module, num_epochs=EPOCHS)
 
 
-def test_other_things_that_cannot_be() -> None:
+def test_unsupported_callbacks() -> None:
     module = Module()
     old = ModelPruning("l1_unstructured", parameters_to_prune=pairs(module, "head", name="bias"))
-    with pytest.raises(ValueError, match=r"prunes only 'head\.bias' here"):
+    with pytest.raises(ValueError, match=r"prunes only 'head\.bias';"):
         lc.from_model_pruning(old, module, num_epochs=2)
-    with pytest.raises(ValueError, match="a Linear that is not in this model"):
+    with pytest.raises(ValueError, match="a Linear that is not part of the model"):
         lc.from_model_pruning(old, Module(), num_epochs=2)
     with pytest.raises(ValueError, match="num_epochs=0"):
         lc.from_model_pruning(old, module, num_epochs=0)
-    with pytest.raises(ValueError, match="takes a ModelPruning, not a Callback"):
+    with pytest.raises(ValueError, match="expects a ModelPruning callback, not a Callback"):
         lc.from_model_pruning(pl.Callback(), module, num_epochs=2)
 
 
@@ -397,11 +397,11 @@ def test_a_checkpoint_of_another_model_changes_nothing(masked_checkpoint: Path) 
     module = plain_module()
     module.extra = nn.Linear(2, 2)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    with pytest.raises(ValueError, match=r"another model: 'extra\.bias' is only in the model"):
+    with pytest.raises(ValueError, match=r"does not match the model: 'extra\.bias' is only in the model"):
         lc.load_model_pruning_checkpoint(masked_checkpoint, module)
     other = plain_module()
     other.head = nn.Linear(10, 4)
-    with pytest.raises(ValueError, match=r"'head\.\w+' is \(3.*\) there and \(4.*\) here"):
+    with pytest.raises(ValueError, match=r"'head\.\w+' has shape \(3.*\) in the checkpoint, not \(4"):
         lc.load_model_pruning_checkpoint(masked_checkpoint, other)
     with pytest.raises(ValueError, match=r"'face_mask' is only in the checkpoint"):
         lc.load_model_pruning_checkpoint(masked_checkpoint, Module())
@@ -409,15 +409,15 @@ def test_a_checkpoint_of_another_model_changes_nothing(masked_checkpoint: Path) 
 
 
 def test_a_prefix_is_named(masked_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"its names lack 'model\.'"):
+    with pytest.raises(ValueError, match=r"its keys lack the prefix 'model\.'"):
         lc.load_model_pruning_checkpoint(masked_checkpoint, nn.ModuleDict({"model": plain_module()}))
     state = {f"model.{name}": value for name, value in stored(masked_checkpoint).items()}
     torch.save({"state_dict": state}, tmp_path / "prefixed.ckpt")
-    with pytest.raises(ValueError, match=r"its names begin with 'model\.'"):
+    with pytest.raises(ValueError, match=r"its keys begin with 'model\.'"):
         lc.load_model_pruning_checkpoint(tmp_path / "prefixed.ckpt", plain_module())
 
 
-def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         lc.load_model_pruning_checkpoint(tmp_path / "none.ckpt", Module())
     (tmp_path / "text.ckpt").write_text("hello")

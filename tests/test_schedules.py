@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_compress.schedules import Progress, Schedule, amount, check_time
+from lightning_compress.schedules import Progress, Schedule, check_time, time_value
 
 CURVES = ["linear", "cubic", "exponential", "cosine"]
 
@@ -20,14 +20,14 @@ def at(step: int, *, total: int = 100, per_epoch: int = 10) -> Progress:
 
 def updates(schedule: Schedule, *, total: int, per_epoch: int = 10) -> list[int]:
     """The steps at which a callback that asks after every step makes its updates."""
-    tick, landed, steps = -1, False, []
+    tick, finished, steps = -1, False, []
     for step in range(total + 1):
         now = at(step, total=total, per_epoch=per_epoch)
-        if landed or not now.reached(schedule.begin):
+        if finished or not now.reached(schedule.begin):
             continue
-        if schedule.tick(now) > tick or schedule.landed(now):
+        if schedule.tick(now) > tick or schedule.finished(now):
             steps.append(step)
-        tick, landed = max(tick, schedule.tick(now)), schedule.landed(now)
+        tick, finished = max(tick, schedule.tick(now)), schedule.finished(now)
     return steps
 
 
@@ -106,10 +106,10 @@ def test_units_agree() -> None:
 def test_number_of_updates(schedule: Schedule, total: int, num: int) -> None:
     steps = updates(schedule, total=total)
     assert len(steps) == num
-    assert schedule.landed(at(steps[-1], total=total))
+    assert schedule.finished(at(steps[-1], total=total))
 
 
-def test_when_updates_come() -> None:
+def test_times_of_updates() -> None:
     assert updates(Schedule(begin=50, end=300, every=100), total=400) == [50, 150, 250, 300]
     assert updates(Schedule(begin=0.1, end=0.35, every=0.1), total=100) == [10, 20, 30, 35]
     assert updates(Schedule(end="3ep", every="1ep"), total=100) == [0, 10, 20, 30]
@@ -119,7 +119,7 @@ def test_when_updates_come() -> None:
 
 @given(total=st.integers(1, 400), end=st.floats(0.001, 1.0), every=st.floats(0.001, 0.5))
 @settings(max_examples=100, deadline=None)
-def test_the_last_update_always_lands(total: int, end: float, every: float) -> None:
+def test_the_last_update_is_always_made(total: int, end: float, every: float) -> None:
     schedule = Schedule(end=end, every=every)
     last = updates(schedule, total=total)[-1]
     assert schedule.sparsity(0.9, at(last, total=total)) == 0.9
@@ -146,8 +146,8 @@ def test_a_fraction_of_a_run_without_an_end() -> None:
     assert Schedule(begin=0, end=10, every=1, curve="linear").sparsity(0.5, unbounded) == 0.25
 
 
-def test_amount() -> None:
-    assert amount("2.5ep") == 2.5
+def test_time_value() -> None:
+    assert time_value("2.5ep") == 2.5
 
 
 @pytest.mark.parametrize("time", [0, 0.0, 1.0, 7, "12ep", "0.5ep"])
@@ -162,15 +162,15 @@ def test_times(time: Any) -> None:
         (-0.1, "begin=-0.1 is a fraction"),
         (-3, "must not be negative"),
         ("12", "write '12ep'"),
-        ("ep", "is no time"),
-        ("-1ep", "is no time"),
-        ("1.2.3ep", "is no time"),
-        (True, "is no time"),
-        (None, "is no time"),
+        ("ep", "is not a valid time"),
+        ("-1ep", "is not a valid time"),
+        ("1.2.3ep", "is not a valid time"),
+        (True, "is not a valid time"),
+        (None, "is not a valid time"),
         (math.nan, "begin=nan"),
     ],
 )
-def test_what_is_no_time(time: Any, advice: str) -> None:
+def test_invalid_times(time: Any, advice: str) -> None:
     with pytest.raises(ValueError, match=advice):
         check_time("begin", time)
     with pytest.raises(ValueError, match=advice):
@@ -185,13 +185,13 @@ def test_what_is_no_time(time: Any, advice: str) -> None:
         ({"begin": 0.7, "end": 0.7}, "must come before"),
         ({"begin": 0.1, "end": 100}, "same unit"),
         ({"begin": "1ep", "end": 0.5}, "same unit"),
-        ({"every": 0}, "above zero"),
-        ({"every": 0.0}, "above zero"),
+        ({"every": 0}, "greater than 0"),
+        ({"every": 0.0}, "greater than 0"),
         ({"curve": "cubical"}, "one_shot.*linear.*cubic"),
         ({"end": 0.0}, "must come before"),
     ],
 )
-def test_what_is_no_schedule(fields: dict[str, Any], advice: str) -> None:
+def test_invalid_schedules(fields: dict[str, Any], advice: str) -> None:
     with pytest.raises(ValueError, match=advice):
         Schedule(**fields)
 

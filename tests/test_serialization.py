@@ -52,7 +52,7 @@ def public_specifications() -> set[type]:
 
 
 @each
-def test_goes_round_through_a_file_that_is_read_strictly(specification: Any, tmp_path: Path) -> None:
+def test_round_trip_through_a_file_loaded_with_weights_only(specification: Any, tmp_path: Path) -> None:
     torch.save({"x": [to_plain(specification)]}, tmp_path / "a.pt")
     found = from_plain(torch.load(tmp_path / "a.pt", weights_only=True))["x"][0]
     assert type(found) is type(specification)
@@ -61,7 +61,7 @@ def test_goes_round_through_a_file_that_is_read_strictly(specification: Any, tmp
 
 
 @pytest.mark.parametrize("kind", sorted(public_specifications(), key=lambda kind: kind.__name__))
-def test_every_public_specification_goes_round(kind: type, tmp_path: Path) -> None:
+def test_round_trip_of_every_public_specification(kind: type, tmp_path: Path) -> None:
     given = {"Teacher": {"model": "a"}, "Ramp": {"first": 0.0, "last": 1.0}, "NM": {"n": 2, "m": 4}}
     given["Normalization"] = {"mean": (0.5,), "std": (0.5,)}
     given["Block"] = {"shape": (2, 2)}
@@ -71,7 +71,7 @@ def test_every_public_specification_goes_round(kind: type, tmp_path: Path) -> No
     try:
         specification = kind(**arguments)
     except TypeError:
-        pytest.skip("a result, which nobody writes down")
+        pytest.skip("a result, not a specification")
     torch.save(to_plain(specification), tmp_path / "a.pt")
     assert from_plain(torch.load(tmp_path / "a.pt", weights_only=True)) == specification
 
@@ -87,7 +87,7 @@ def test_looks_like_a_configuration() -> None:
     assert to_plain(nn.Linear) == {"type_path": "torch.nn.modules.linear.Linear"}
 
 
-def test_what_is_plain_or_built_stays() -> None:
+def test_plain_data_and_instances_are_unchanged() -> None:
     values = {"a": [1, {"class_path": 2}], "b": None, "c": lc.KD(), 4: (1, 2)}
     assert from_plain(values) == values
     assert from_plain(values)["c"] is values["c"]
@@ -110,28 +110,28 @@ class Renamed:
 @pytest.mark.parametrize(
     ("plain", "words"),
     [
-        ({"class_path": "torch.nn.Linear", "init_args": {}}, "'torch.nn.Linear' is no specification: it must name a d"),
-        ({"class_path": "os.system", "init_args": {"command": "true"}}, "class_path='os.system' is no class"),
-        ({"class_path": "nowhere.KD", "init_args": {}}, "class_path='nowhere.KD' is not to be found: No module named"),
+        ({"class_path": "torch.nn.Linear", "init_args": {}}, "'torch.nn.Linear' is not a specification: it must name"),
+        ({"class_path": "os.system", "init_args": {"command": "true"}}, "class_path='os.system' is not a class"),
+        ({"class_path": "nowhere.KD", "init_args": {}}, "class_path='nowhere.KD' cannot be imported: No module named"),
         (
             {"class_path": "lightning_compress.serialization.KD", "init_args": {}},
-            "is not to be found: module .* has no attri",
+            "cannot be imported: module .* has no attri",
         ),
-        ({"class_path": "KD", "init_args": {}}, "class_path='KD' is not to be found"),
+        ({"class_path": "KD", "init_args": {}}, "class_path='KD' cannot be imported"),
         ({"class_path": "lightning_compress.distillation.logits.KD", "init_args": {"heat": 3}}, "argument 'heat'"),
-        ({"type_path": "torch.nn.functional.relu"}, "type_path='torch.nn.functional.relu' is no class"),
-        ({"type_path": "torch.nn.Nothing"}, "type_path='torch.nn.Nothing' is not to be found"),
+        ({"type_path": "torch.nn.functional.relu"}, "type_path='torch.nn.functional.relu' is not a class"),
+        ({"type_path": "torch.nn.Nothing"}, "type_path='torch.nn.Nothing' cannot be imported"),
     ],
 )
-def test_what_is_refused(plain: dict[str, Any], words: str) -> None:
+def test_unsupported_data(plain: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words) as error:
         from_plain({"losses": [plain]})
     assert "\n" not in str(error.value)
 
 
-def test_an_instance_of_a_dataclass_is_no_specification_class() -> None:
+def test_an_instance_of_a_dataclass_is_not_a_class() -> None:
     import tests.test_serialization as here
 
     here.INSTANCE = replace(Renamed())
-    with pytest.raises(ValueError, match="is no class"):
+    with pytest.raises(ValueError, match="is not a class"):
         from_plain({"class_path": "tests.test_serialization.INSTANCE", "init_args": {}})

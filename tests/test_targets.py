@@ -87,7 +87,7 @@ def test_every_glob_that_matches_nothing_is_named(field: str) -> None:
         Targets(**{field: ("stem", "decoder")}).select(Net())
 
 
-def test_biases_norms_and_parts_of_names_match_nothing() -> None:
+def test_globs_of_biases_norms_and_name_prefixes_match_nothing() -> None:
     for glob in ("stem.weight", "encoder.1", "enc", "norm"):
         with pytest.raises(ValueError, match=repr(glob)):
             Targets(include=(glob,)).select(Net())
@@ -109,7 +109,7 @@ def test_a_model_without_layers() -> None:
         Targets().select(nn.ReLU())
 
 
-def test_a_module_that_is_not_there() -> None:
+def test_a_missing_module() -> None:
     with pytest.raises(ValueError, match="no module 'generator'"):
         Targets(module="generator").select(Net())
     with pytest.raises(ValueError, match="'head' matches no layer inside 'encoder'"):
@@ -117,7 +117,7 @@ def test_a_module_that_is_not_there() -> None:
 
 
 @pytest.mark.parametrize("field", ["include", "exclude"])
-def test_a_string_is_no_sequence(field: str) -> None:
+def test_a_string_is_not_a_sequence(field: str) -> None:
     with pytest.raises(ValueError, match=rf"write {field}=\('head',\)"):
         Targets(**{field: "head"})
 
@@ -186,7 +186,7 @@ def test_recurrent_layers_by_type() -> None:
 
 
 @pytest.mark.parametrize("wrap", [parametrizations.weight_norm, parametrizations.orthogonal])
-def test_a_parametrized_layer_is_refused_by_name(wrap: Any) -> None:
+def test_a_parametrized_layer_is_an_error_that_names_it(wrap: Any) -> None:
     net = Net()
     wrap(net.head)
     with pytest.raises(ValueError, match=r"'head' is parametrized.*remove_parametrizations.*or exclude it"):
@@ -194,7 +194,7 @@ def test_a_parametrized_layer_is_refused_by_name(wrap: Any) -> None:
     assert "head.weight" not in names(Targets(exclude=("head",)), net)
 
 
-def test_a_lazy_layer_is_refused_by_name() -> None:
+def test_a_lazy_layer_is_an_error_that_names_it() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(3))
     with pytest.raises(ValueError, match=r"'1' is lazy.*run the model once"):
         Targets().select(model)
@@ -203,16 +203,16 @@ def test_a_lazy_layer_is_refused_by_name() -> None:
     assert names(Targets(), model) == ["0.weight", "1.weight"]
 
 
-def test_a_mask_of_torch_is_refused_by_name() -> None:
+def test_a_mask_of_torch_is_an_error_that_names_it() -> None:
     net = Net()
     prune.l1_unstructured(net.head, "weight", 0.5)
-    with pytest.raises(ValueError, match=r"'head' carries a mask.*prune\.remove"):
+    with pytest.raises(ValueError, match=r"'head' has a mask.*prune\.remove"):
         Targets().select(net)
     prune.remove(net.head, "weight")
     assert "head.weight" in names(Targets(), net)
 
 
-def test_a_compiled_part_is_named_as_users_write_it() -> None:
+def test_a_compiled_module_is_named_without_its_wrapper() -> None:
     model = nn.ModuleDict({"net": torch.compile(Net())})
     target = Targets(include=("net.head",)).select(model)[0]
     assert target.layer == "net.head"

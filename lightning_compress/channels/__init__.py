@@ -1,1 +1,1 @@
-"""Channels that depend on each other, and their removal."""
+"""Channel groups of a model, their costs, and their physical removal."""

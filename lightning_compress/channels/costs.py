@@ -1,142 +1,134 @@
-"""What a network costs, and what is left of it without some of its channels."""
+"""Costs of a model after the removal of some of its channels."""
 
 from __future__ import annotations
 
 import copy
-import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from typing_extensions import override
 
-from lightning_compress.channels.groups import ChannelGroup, first_names, named_tensors
+from lightning_compress.channels.groups import ChannelGroup, named_tensors
 from lightning_compress.channels.remove import remove_
+from lightning_compress.profiling import Timer, count_macs, measure_latency
 
 
 class Cost(ABC):
-    """A quantity that a network needs less of with every channel that goes."""
+    """A cost of a model that does not increase with the removal of channels."""
 
     @abstractmethod
-    def left(self, gone: Mapping[ChannelGroup, Tensor]) -> float:
-        """What is needed without some channels.
+    def remaining(self, removed: Mapping[ChannelGroup, Tensor]) -> float:
+        """Return the cost that remains after the removal of channels.
 
         Args:
-            gone: Which channels of each group go, one bool each on the CPU.
+            removed: Channels to remove from each group, bool of shape ``(num_channels,)`` on the CPU.
         """
 
 
 class NumChannels(Cost):
-    """The number of channels of some groups.
+    """Number of channels.
 
     Args:
-        groups: The groups.
+        groups: Groups that are counted.
     """
 
     def __init__(self, groups: Sequence[ChannelGroup]) -> None:
         self._groups = list(groups)
 
     @override
-    def left(self, gone: Mapping[ChannelGroup, Tensor]) -> float:
-        return sum(int((~gone[group]).sum()) for group in self._groups)
+    def remaining(self, removed: Mapping[ChannelGroup, Tensor]) -> float:
+        return sum(int((~removed[group]).sum()) for group in self._groups)
 
 
 class TensorSizes(Cost):
-    """A sum over tensors of their number of elements, each tensor with a factor of its own.
+    """Weighted sum of the number of elements of tensors.
 
     Args:
-        model: The network.
-        groups: The groups that may lose channels.
-        factors: The factor of each tensor that counts, by name.
+        model: The model.
+        groups: Groups that may lose channels.
+        factors: Factor of each tensor by its name; tensors without a factor are not counted.
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[ChannelGroup], factors: Mapping[str, float]) -> None:
         tensors = named_tensors(model)
         self._factors = factors
         self._shapes = {name: tuple(tensors[name].shape) for name in factors}
-        self._sides: dict[tuple[str, int], list[tuple[ChannelGroup, Tensor]]] = {}
+        # Number of indices that each channel occupies, by tensor and dimension.
+        self._counts: dict[tuple[str, int], list[tuple[ChannelGroup, Tensor]]] = {}
         for group in groups:
-            for part in group.slices:
-                if part.tensor in factors:
-                    counts = part.channels.bincount(minlength=group.num_channels)
-                    self._sides.setdefault((part.tensor, part.dim), []).append((group, counts))
+            for channel_slice in group.slices:
+                if channel_slice.tensor in factors:
+                    counts = channel_slice.channels.bincount(minlength=group.num_channels)
+                    self._counts.setdefault((channel_slice.tensor, channel_slice.dim), []).append((group, counts))
 
     @override
-    def left(self, gone: Mapping[ChannelGroup, Tensor]) -> float:
+    def remaining(self, removed: Mapping[ChannelGroup, Tensor]) -> float:
         shapes = {name: list(shape) for name, shape in self._shapes.items()}
-        for (name, dim), parts in self._sides.items():
-            shapes[name][dim] -= sum(int(counts[gone[group]].sum()) for group, counts in parts)
+        for (name, dim), counts_by_group in self._counts.items():
+            shapes[name][dim] -= sum(int(counts[removed[group]].sum()) for group, counts in counts_by_group)
         return sum(factor * torch.Size(shapes[name]).numel() for name, factor in self._factors.items())
 
 
 class Latency(Cost):
-    """Seconds of a forward pass in eval mode, the median of a few, measured where the network is and as it is.
+    """Median seconds of a forward pass in eval mode, on the model's device and one CPU thread.
 
     Args:
-        model: The network; only copies are run.
+        model: The model; only copies are run.
         args: Positional arguments of its forward.
-        kwargs: Keyword arguments.
-        runs: Number of passes, after one that does not count.
+        kwargs: Keyword arguments of its forward.
+        runs: Number of timed passes, after a warm-up pass.
+        timer: Clock in seconds.
     """
 
-    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, runs: int = 5) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        runs: int = 5,
+        timer: Timer = time.perf_counter,
+    ) -> None:
         self._model = copy.deepcopy(model).eval()
-        self._args, self._kwargs, self._runs = args, kwargs, runs
+        self._args, self._kwargs, self._runs, self._timer = args, kwargs, runs, timer
 
     @override
-    def left(self, gone: Mapping[ChannelGroup, Tensor]) -> float:
+    def remaining(self, removed: Mapping[ChannelGroup, Tensor]) -> float:
         small = copy.deepcopy(self._model)
-        remove_(small, gone)
-        seconds = [self._seconds(small) for _ in range(self._runs + 1)]
-        measured = [statistics.median(seconds[1:])]
+        remove_(small, removed)
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            seconds = measure_latency(
+                lambda: small(*self._args, **self._kwargs), repeats=self._runs, warm_up=1, timer=self._timer
+            )
+        measured = [seconds]
+        # All ranks must choose the same channels, and each measures a different latency.
         if dist.is_available() and dist.is_initialized():
-            dist.broadcast_object_list(measured)  # ranks must agree, and clocks do not
+            dist.broadcast_object_list(measured)
         return measured[0]
 
-    def _seconds(self, model: nn.Module) -> float:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            begin = time.perf_counter()
-            model(*self._args, **self._kwargs)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            return time.perf_counter() - begin
 
-
-def parameters(model: nn.Module) -> dict[str, float]:
-    """Factors with which :class:`TensorSizes` counts parameters."""
+def parameter_factors(model: nn.Module) -> dict[str, float]:
+    """Return the factors with which :class:`TensorSizes` counts parameters."""
     return dict.fromkeys((name for name, _ in model.named_parameters()), 1.0)
 
 
-def macs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, float]:
-    """Factors with which :class:`TensorSizes` counts multiply-accumulates of convolutions and linear layers.
+def mac_factors(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, float]:
+    """Return the factors with which :class:`TensorSizes` counts the multiply-accumulates of weights.
 
     Args:
-        model: The network; only a copy is run.
+        model: The model; only a copy is run.
         args: Positional arguments of its forward.
-        kwargs: Keyword arguments.
+        kwargs: Keyword arguments of its forward.
 
     Returns:
-        How often each weight of the layers is multiplied, by the weights' names.
+        Multiply-accumulates per element of each weight, by the weight's name. Their sum over the elements is
+        :attr:`MacCounts.total` without the products of two activations.
     """
-    twin = copy.deepcopy(model).eval()
-    names, factors = first_names(twin), dict[str, float]()
-
-    def count(name: str) -> Callable[..., None]:
-        def hook(module: _ConvNd | nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            # Every output position multiplies each weight once; of a transposed convolution every input position.
-            seen = inputs[0] if isinstance(module, _ConvTransposeNd) else output
-            factors[names[name]] = factors.get(names[name], 0.0) + seen.numel() / len(module.weight)
-
-        return hook
-
-    for name, module in twin.named_modules():
-        if isinstance(module, (_ConvNd, nn.Linear)):
-            module.register_forward_hook(count(f"{name}.weight".lstrip(".")))
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        twin(*args, **kwargs)
-    return factors
+    tensors = named_tensors(model)
+    counts = count_macs(copy.deepcopy(model).eval(), (args, dict(kwargs))).weights
+    return {name: number / tensors[name].numel() for name, number in counts.items()}

@@ -1,4 +1,4 @@
-"""Which channels depend on each other, as torch-pruning's dependency graph shows it (Fang et al. 2023)."""
+"""Dependencies between the channels of layers, from torch-pruning's dependency graph (Fang et al. 2023)."""
 
 from __future__ import annotations
 
@@ -15,25 +15,27 @@ from torch.utils._pytree import tree_leaves
 from lightning_compress.channels.members import Member
 
 
-def coupled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[list[Member]]:
-    """Modules whose channels go together, the root layer first; layers that make the network's output are left out.
+def dependency_groups(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[list[Member]]:
+    """Return the modules of each dependency group, the root layer first.
 
-    A module is listed once for each way that leads to it, since two ways may tie different channels together.
+    Groups that contain the output of the model are left out. A module is listed once for each path that leads to it,
+    since two paths may connect different channels.
 
     Args:
-        model: A copy of the network; its modes and what requires a gradient are changed.
+        model: A copy of the model; its modes and ``requires_grad`` flags are changed.
         args: Positional arguments of its forward.
-        kwargs: Keyword arguments.
+        kwargs: Keyword arguments of its forward.
     """
-    import torch_pruning as tp  # here, since it imports timm where there is one
+    import torch_pruning as tp  # imported late: it imports timm if that is installed, which takes seconds
 
+    # torch-pruning follows grad_fn, which frozen parameters do not have.
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     names: dict[Any, str] = {owned: name for name, owned in (*model.named_parameters(), *model.named_modules())}
     graph = tp.DependencyGraph()
-    with torch.enable_grad(), warnings.catch_warnings(), _every_way():
+    with torch.enable_grad(), warnings.catch_warnings(), _keep_all_paths():
         warnings.simplefilter("ignore")
-        graph.build_dependency(model, (), forward_fn=lambda *_: _tensors(model(*args, **kwargs)), verbose=False)
+        graph.build_dependency(model, (), forward_fn=lambda *_: _output_tensors(model(*args, **kwargs)), verbose=False)
         groups = list(graph.get_all_groups(root_module_types=[_ConvNd, nn.Linear]))
     return [
         [
@@ -53,8 +55,8 @@ def coupled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 @contextlib.contextmanager
-def _every_way() -> Iterator[None]:
-    """Keeps torch-pruning from merging the ways to a module, where it drops all but one channel for each position."""
+def _keep_all_paths() -> Iterator[None]:
+    """Keep torch-pruning from merging the paths to a module, which drops all but one channel at each position."""
     from torch_pruning.dependency.group import Group
 
     merge = Group.add_and_merge
@@ -65,6 +67,9 @@ def _every_way() -> Iterator[None]:
         Group.add_and_merge = merge
 
 
-def _tensors(output: Any) -> list[Tensor]:
-    """The outputs, as results of an operation of their own: the graph tells only such from the layers before them."""
+def _output_tensors(output: Any) -> list[Tensor]:
+    """Return the output tensors as results of an operation of their own.
+
+    The graph recognizes an output only if its ``grad_fn`` differs from that of the last layer.
+    """
     return [leaf * 1.0 for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]

@@ -1,4 +1,4 @@
-"""Finds the channel groups of a network, and tries each before it is believed."""
+"""Discovery of the channel groups of a model, each verified by a trial removal."""
 
 from __future__ import annotations
 
@@ -8,50 +8,52 @@ from typing import Any
 
 from torch import nn
 
-from lightning_compress.channels.dependency_graph import coupled
+from lightning_compress.channels.dependency_graph import dependency_groups
 from lightning_compress.channels.groups import ChannelGroup, first_names
 from lightning_compress.channels.heads import attention_heads
-from lightning_compress.channels.members import Unfit, group_of
+from lightning_compress.channels.members import RemovalError, build_group
 from lightning_compress.channels.removal_check import make_removal_check
 
 
 def find_groups(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[list[ChannelGroup], dict[str, str]]:
-    """The channel groups of a network, and why other layers are left whole.
+    """Find the channel groups of a model, and the layers that cannot lose channels.
 
-    What the dependency graph proposes is tried: on a copy with random weights some of the channels are zeroed, then
-    removed, and both must compute the same, and run in training. Where they do not (a shortcut that pads or subsamples
-    channels, a reshape) the group is left out.
+    Groups proposed by the dependency graph are verified: on a copy with random weights, some channels are set to zero
+    and then removed; both copies must compute the same output and run in training mode. Groups that fail, because of a
+    shortcut that pads or subsamples channels or because of a reshape, are left out.
 
     Args:
-        model: The network; it is only copied.
+        model: The model, which is only copied.
         args: Positional arguments of its forward.
-        kwargs: Keyword arguments.
+        kwargs: Keyword arguments of its forward.
 
     Returns:
-        The groups in the order of the network's modules, and reasons by the names of layers that are left whole.
+        The groups in the order of the model's modules, and by layer name the reason why a layer is left whole.
 
     Raises:
-        ValueError: If the network cannot be copied or run, or returns no tensors.
+        ValueError: If the model cannot be copied or run, or returns no tensors.
     """
-    trial = make_removal_check(model, args, dict(kwargs))
-    groups, whole = list(attention_heads(trial.model)), {}
-    heads = {part.tensor for group in groups for part in group.slices}
-    for members in coupled(copy.deepcopy(trial.model), trial.args, trial.kwargs):
+    check = make_removal_check(model, args, dict(kwargs))
+    groups = list(attention_heads(check.model))
+    reasons: dict[str, str] = {}
+    head_tensors = {channel_slice.tensor for group in groups for channel_slice in group.slices}
+    for members in dependency_groups(copy.deepcopy(check.model), check.args, check.kwargs):
         try:
-            group = group_of(members)
-        except Unfit as reason:
-            whole[members[0].name] = str(reason)
+            group = build_group(members)
+        except RemovalError as error:
+            reasons[members[0].name] = str(error)
             continue
         if group.num_channels == 1:
-            whole[group.name] = "all its channels meet in one"
-        elif heads.isdisjoint(part.tensor for part in group.output_slices):
+            reasons[group.name] = "all of its channels depend on each other"
+        elif head_tensors.isdisjoint(channel_slice.tensor for channel_slice in group.output_slices):
             groups.append(group)
-    names = first_names(trial.model)  # one for each tensor, so that a shared one loses what any of its layers loses
-    groups = [group.renamed(names) for group in groups if group.num_channels > 1]
-    sound = trial.sound(groups)
-    whole |= {
-        g.name: "without some of its channels the network does not compute the same" for g in groups if g not in sound
-    }
-    return sound, whole
+    # One name for each tensor, so that a shared tensor loses the channels of all layers that use it.
+    names = first_names(check.model)
+    groups = [group.rename_tensors(names) for group in groups if group.num_channels > 1]
+    removable = check.removable(groups)
+    for group in groups:
+        if group not in removable:
+            reasons[group.name] = "the model computes a different output after the removal of some of its channels"
+    return removable, reasons

@@ -1,4 +1,4 @@
-"""Channels that can only go together, in all tensors that make, carry or read them."""
+"""Channel groups: channels that can only be removed together, from all tensors that hold them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True, eq=False)
-class Slice:
-    """Where the channels of a group lie in one tensor.
+class ChannelSlice:
+    """Positions of the channels of a group in one tensor.
 
     Attributes:
-        tensor: Name of the parameter or buffer, as the state dict spells it.
-        dim: The dimension along which they lie.
-        positions: Positions along it, int64.
-        channels: The channel of each position, int64.
+        tensor: Name of the parameter or buffer in the state dict.
+        dim: Dimension that indexes the channels.
+        positions: Indices along ``dim``, int64 of shape ``(num_positions,)``.
+        channels: Channel of the group at each position, int64 of shape ``(num_positions,)``.
     """
 
     tensor: str
@@ -25,73 +25,87 @@ class Slice:
     positions: Tensor
     channels: Tensor
 
-    def of(self, chosen: Tensor) -> Tensor:
-        """Positions of the chosen channels, of which ``chosen`` (bool) has one entry each."""
-        return self.positions[chosen[self.channels]]
+    def positions_of(self, selected: Tensor) -> Tensor:
+        """Return the positions of the selected channels.
+
+        Args:
+            selected: Bool of shape ``(num_channels,)``.
+        """
+        return self.positions[selected[self.channels]]
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
-    """Channels of a network that go together: where one goes, it goes from every tensor of the group.
+    """Channels that depend on each other: each is removed from all tensors of the group or from none.
 
     Attributes:
-        name: Name of the layer the group was found from, or of the attention module whose heads are the channels.
-        num_channels: Number of channels. Of a grouped convolution, one channel in each of its groups counts as one.
-        output_slices: Tensors that make them: weights along their output side, biases, scales and shifts of batch norms.
-            Where a channel is zero in all of these, no other layer sees anything but zeros of it.
-        carried_slices: Tensors with entries of each channel that do not matter then: running statistics, slopes.
-        input_slices: Weights along whose input side the channels lie.
-        counts: By how much attributes that no shape tells, such as ``"blocks.0.attn.num_heads"``, shrink with each
-            channel.
+        name: Name of the layer at the root of the group, or of the attention module if the channels are heads.
+        num_channels: Number of channels. In a grouped convolution, one channel of each convolution group counts as one.
+        output_slices: Tensors that produce the channels: weights along their output dimension, biases, and scales and
+            shifts of batch norms. If a channel is zero in all of them, its activations are zero.
+        carried_slices: Tensors with entries per channel that have no effect on a zero channel, such as running
+            statistics and PReLU slopes.
+        input_slices: Weights that consume the channels, along their input dimension.
+        attributes_per_channel: Integer attributes that do not follow from any tensor shape, such as
+            ``"blocks.0.attn.num_heads"``, and the amount by which each removed channel reduces them.
     """
 
     name: str
     num_channels: int
-    output_slices: tuple[Slice, ...]
-    carried_slices: tuple[Slice, ...]
-    input_slices: tuple[Slice, ...]
-    counts: Mapping[str, int] = field(default_factory=dict)
+    output_slices: tuple[ChannelSlice, ...]
+    carried_slices: tuple[ChannelSlice, ...]
+    input_slices: tuple[ChannelSlice, ...]
+    attributes_per_channel: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def slices(self) -> tuple[Slice, ...]:
-        """Everywhere a channel is removed."""
+    def slices(self) -> tuple[ChannelSlice, ...]:
+        """All slices of the group."""
         return self.output_slices + self.carried_slices + self.input_slices
 
-    def renamed(self, names: Mapping[str, str]) -> ChannelGroup:
-        """The group with tensors under other names."""
+    def rename_tensors(self, names: Mapping[str, str]) -> ChannelGroup:
+        """Return the group with its tensors under other names."""
         output_slices, carried_slices, input_slices = (
-            tuple(replace(part, tensor=names[part.tensor]) for part in parts)
-            for parts in (self.output_slices, self.carried_slices, self.input_slices)
+            tuple(replace(channel_slice, tensor=names[channel_slice.tensor]) for channel_slice in slices)
+            for slices in (self.output_slices, self.carried_slices, self.input_slices)
         )
         return replace(self, output_slices=output_slices, carried_slices=carried_slices, input_slices=input_slices)
 
     def dead(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Which channels are zero in all their output_slices, one bool each, on the CPU.
+        """Return a mask of the channels that are zero in all output slices.
 
         Args:
-            tensors: The network's tensors by name.
+            tensors: Tensors of the model by name.
+
+        Returns:
+            Bool of shape ``(num_channels,)`` on the CPU.
         """
         alive = torch.zeros(self.num_channels, dtype=torch.bool)
-        for part in self.output_slices:
-            tensor = tensors[part.tensor].detach()
-            nonzero = (tensor != 0).movedim(part.dim, 0).reshape(tensor.shape[part.dim], -1).any(dim=1).cpu()
-            alive[part.channels[nonzero[part.positions]]] = True
+        for channel_slice in self.output_slices:
+            tensor = tensors[channel_slice.tensor].detach()
+            rows = (tensor != 0).movedim(channel_slice.dim, 0).reshape(tensor.shape[channel_slice.dim], -1)
+            nonzero = rows.any(dim=1).cpu()
+            alive[channel_slice.channels[nonzero[channel_slice.positions]]] = True
         return ~alive
 
     @torch.no_grad()
-    def zero_(self, tensors: Mapping[str, Tensor], chosen: Tensor) -> None:
-        """Writes zeros into the output_slices of the chosen channels."""
-        for part in self.output_slices:
-            tensor = tensors[part.tensor]
-            tensor.index_fill_(part.dim, part.of(chosen).to(tensor.device), 0.0)
+    def zero_(self, tensors: Mapping[str, Tensor], selected: Tensor) -> None:
+        """Set the selected channels to zero in all output slices, in place.
+
+        Args:
+            tensors: Tensors of the model by name.
+            selected: Bool of shape ``(num_channels,)``.
+        """
+        for channel_slice in self.output_slices:
+            tensor = tensors[channel_slice.tensor]
+            tensor.index_fill_(channel_slice.dim, channel_slice.positions_of(selected).to(tensor.device), 0.0)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, shared ones under each of their names."""
+    """Return parameters and buffers by name, shared ones under each of their names."""
     return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
-    """The name under which ``named_parameters`` and ``named_buffers`` list a tensor, for each name that it has."""
+    """Map every name of a tensor to the name under which ``named_parameters`` or ``named_buffers`` lists it."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(tensor), name) for name, tensor in named_tensors(model).items()}

@@ -1,4 +1,4 @@
-"""What a module contributes to the groups that its channels belong to."""
+"""Channel groups built from the modules of a dependency group."""
 
 from __future__ import annotations
 
@@ -10,175 +10,174 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from lightning_compress.channels.groups import ChannelGroup, Slice
+from lightning_compress.channels.groups import ChannelGroup, ChannelSlice
+from lightning_compress.channels.module_sizes import is_depthwise
 
 
-class Unfit(Exception):
-    """Why channels cannot be removed."""
+class RemovalError(Exception):
+    """Reason why the channels of a layer cannot be removed."""
 
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A module in which channels lie.
+    """A module on one side of which the channels of a dependency group lie.
 
     Attributes:
-        name: Its name.
-        module: The module; a parameter that belongs to none of the known modules.
-        writes: Whether they are its output channels, else its input channels.
-        positions: Their positions among those, int64.
-        channels: The channel of each position, int64.
+        name: Name of the module.
+        module: The module, or a parameter that belongs to no layer with a known layout.
+        is_output: True if they are its output channels, False for its input channels.
+        positions: Indices of the channels on that side, int64 of shape ``(num_positions,)``.
+        channels: Channel of the root layer at each position, int64 of shape ``(num_positions,)``.
     """
 
     name: str
     module: nn.Module | nn.Parameter
-    writes: bool
+    is_output: bool
     positions: Tensor
     channels: Tensor
 
-    def at(self, tensor: str, dim: int) -> Slice:
-        """The channels in a tensor of the module.
+    def slice_of(self, tensor: str, dim: int) -> ChannelSlice:
+        """Return the channels as a slice of a tensor that the module owns.
 
         Raises:
-            Unfit: If it has fewer than there should be, or is no tensor of the module's own.
+            RemovalError: If the tensor has too few channels, or is not a parameter or buffer.
         """
         assert isinstance(self.module, nn.Module)
         if tensor not in {**self.module._parameters, **self.module._buffers}:
-            raise Unfit(f"the {tensor} of {self.name!r} is computed from other tensors")
+            raise RemovalError(f"the {tensor} of {self.name!r} is computed from other tensors")
         if int(self.positions.max()) >= getattr(self.module, tensor).shape[dim]:
-            raise Unfit(f"{self.name!r} has fewer channels than meet there")
-        return Slice(f"{self.name}.{tensor}".lstrip("."), dim, self.positions, self.channels)
+            raise RemovalError(f"{self.name!r} has fewer channels than its dependencies")
+        return ChannelSlice(f"{self.name}.{tensor}".lstrip("."), dim, self.positions, self.channels)
 
 
-def group_of(ways: Sequence[Member]) -> ChannelGroup:
-    """The group that modules make up, each given once for every way to it, the root layer first.
+def build_group(paths: Sequence[Member]) -> ChannelGroup:
+    """Build a channel group from modules, each given once for every path to it, the root layer first.
 
     Raises:
-        Unfit: If channels cannot be removed from one of them without changing what the others make.
+        RemovalError: If channels cannot be removed from one module without a change in the output of the others.
     """
-    members = _joined(ways)
-    ties = [(member.channels, member.positions) for member in members]
-    ties += [_places(member) for member in members if _is_grouped(member.module)]
-    number = _merged(int(ways[0].channels.max()) + 1, ties)
-    output_slices: list[Slice] = []
-    carried_slices: list[Slice] = []
-    input_slices: list[Slice] = []
+    members = _merge_paths(paths)
+    # Two channels are one if they share a position in a module, or an offset within the groups of a convolution.
+    labels = [(member.channels, member.positions) for member in members]
+    labels += [_group_offsets(member) for member in members if _is_grouped(member.module)]
+    components = _connected_components(int(paths[0].channels.max()) + 1, labels)
+    output_slices: list[ChannelSlice] = []
+    carried_slices: list[ChannelSlice] = []
+    input_slices: list[ChannelSlice] = []
     for member in members:
-        positions, first = _unique(member.positions)
-        member = replace(member, positions=positions, channels=number[member.channels[first]])
-        _add(member, output_slices, carried_slices, input_slices)
+        positions, first = _unique_positions(member.positions)
+        member = replace(member, positions=positions, channels=components[member.channels[first]])
+        output_slices += _output_slices(member)
+        carried_slices += _carried_slices(member)
+        input_slices += _input_slices(member)
     return ChannelGroup(
-        ways[0].name, int(number.max()) + 1, tuple(output_slices), tuple(carried_slices), tuple(input_slices)
+        paths[0].name, int(components.max()) + 1, tuple(output_slices), tuple(carried_slices), tuple(input_slices)
     )
 
 
-def is_depthwise(module: nn.Module | nn.Parameter) -> bool:
-    """Whether a module is a convolution that makes each channel from one of its own."""
-    return isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels == module.out_channels
+def _output_slices(member: Member) -> list[ChannelSlice]:
+    """Return the slices of tensors that produce the channels.
 
-
-def sizes(module: nn.Module) -> dict[str, int]:
-    """Attributes of a module that follow from the shapes of its tensors, which may have become smaller since.
-
-    >>> conv = nn.Conv2d(8, 8, 3, groups=8)
-    >>> conv.weight = nn.Parameter(conv.weight[:5])
-    >>> sizes(conv)
-    {'in_channels': 5, 'out_channels': 5, 'groups': 5}
+    Raises:
+        RemovalError: If the module is not a layer from which channels can be removed.
     """
-    if is_depthwise(module):
-        assert isinstance(module, _ConvNd)
-        return dict.fromkeys(("in_channels", "out_channels", "groups"), len(module.weight))
-    if isinstance(module, _ConvNd):
-        sides = [int(side) for side in module.weight.shape[:2]]
-        made, read = reversed(sides) if isinstance(module, _ConvTransposeNd) else sides
-        if isinstance(module, _ConvTransposeNd):
-            return {"in_channels": read, "out_channels": made * module.groups}
-        return {"in_channels": read * module.groups, "out_channels": made}
-    if isinstance(module, nn.Linear):
-        return {"in_features": module.weight.shape[1], "out_features": module.weight.shape[0]}
-    if isinstance(module, _BatchNorm) and module.weight is not None:
-        return {"num_features": len(module.weight)}
-    if isinstance(module, nn.PReLU):
-        return {"num_parameters": len(module.weight)}
-    return {}
-
-
-def _add(member: Member, output_slices: list[Slice], carried_slices: list[Slice], input_slices: list[Slice]) -> None:
-    """Puts the member's tensors where they belong."""
     module = member.module
     if isinstance(module, (_ConvNd, nn.Linear)):
-        made, read = (1, 0) if isinstance(module, _ConvTransposeNd) else (0, 1)
-        if member.writes:
-            output_slices.append(member.at("weight", made))
-            output_slices += [member.at("bias", 0)] if module.bias is not None else []
-        elif _is_grouped(module):
-            assert isinstance(module, _ConvNd)
-            first = member.positions < module.in_channels // module.groups
-            member = replace(member, positions=member.positions[first], channels=member.channels[first])
-            input_slices.append(member.at("weight", read))
-        else:
-            input_slices.append(member.at("weight", read))
-    elif isinstance(module, _BatchNorm) and module.affine:
-        output_slices += [member.at("weight", 0), member.at("bias", 0)]
-        carried_slices += [
-            member.at(name, 0) for name in ("running_mean", "running_var") if getattr(module, name) is not None
-        ]
-    elif isinstance(module, nn.PReLU):
-        carried_slices += [member.at("weight", 0)] if module.num_parameters > 1 else []
-    elif isinstance(module, nn.Parameter):
-        raise Unfit(
-            f"they meet the parameter {member.name!r}, which is no convolution's, linear layer's or batch norm's"
-        )
-    elif isinstance(module, _NormBase):
-        raise Unfit(f"they pass through {member.name!r}, and a {type(module).__name__} is no batch norm with a scale")
-    else:
-        raise Unfit(f"they pass through {member.name!r}, and a {type(module).__name__} sees all channels at once")
+        if not member.is_output:
+            return []
+        weight = member.slice_of("weight", 1 if isinstance(module, _ConvTransposeNd) else 0)
+        return [weight] if module.bias is None else [weight, member.slice_of("bias", 0)]
+    if isinstance(module, _BatchNorm) and module.affine:
+        return [member.slice_of("weight", 0), member.slice_of("bias", 0)]
+    if isinstance(module, nn.PReLU):
+        return []
+    if isinstance(module, nn.Parameter):
+        raise RemovalError(f"its channels depend on the parameter {member.name!r} outside of any supported layer")
+    # A norm without a scale maps a zero channel to a constant; other modules, such as LayerNorm, mix channels.
+    reason = "has no scale per channel" if isinstance(module, _NormBase) else "mixes channels"
+    raise RemovalError(f"its channels pass through {member.name!r}, and {type(module).__name__} {reason}")
+
+
+def _carried_slices(member: Member) -> list[ChannelSlice]:
+    """Return the slices of tensors with entries per channel that do not matter for a zero channel."""
+    module = member.module
+    if isinstance(module, _BatchNorm):
+        statistics = [name for name in ("running_mean", "running_var") if getattr(module, name) is not None]
+        return [member.slice_of(name, 0) for name in statistics]
+    # A single slope is shared by all channels.
+    return [member.slice_of("weight", 0)] if isinstance(module, nn.PReLU) and module.num_parameters > 1 else []
+
+
+def _input_slices(member: Member) -> list[ChannelSlice]:
+    """Return the slices of weights that consume the channels."""
+    module = member.module
+    if member.is_output or not isinstance(module, (_ConvNd, nn.Linear)):
+        return []
+    if _is_grouped(module):
+        # The input dimension of the weight covers one group of the convolution, and all groups lose the same offsets.
+        assert isinstance(module, _ConvNd)
+        first = member.positions < module.in_channels // module.groups
+        member = replace(member, positions=member.positions[first], channels=member.channels[first])
+    return [member.slice_of("weight", 0 if isinstance(module, _ConvTransposeNd) else 1)]
 
 
 def _is_grouped(module: nn.Module | nn.Parameter) -> bool:
     return isinstance(module, _ConvNd) and module.groups > 1 and not is_depthwise(module)
 
 
-def _joined(ways: Sequence[Member]) -> list[Member]:
-    """Each module and side once, with what every way to it says."""
-    joined: dict[tuple[nn.Module | nn.Parameter, bool], Member] = {}
-    for way in ways:
-        one_sided = not isinstance(way.module, (_ConvNd, nn.Linear)) or is_depthwise(way.module)
-        key = (way.module, one_sided or way.writes)
-        old = joined.get(key, replace(way, writes=key[1], positions=way.positions[:0], channels=way.channels[:0]))
-        positions, channels = torch.cat((old.positions, way.positions)), torch.cat((old.channels, way.channels))
-        joined[key] = replace(old, positions=positions, channels=channels)
-    return list(joined.values())
+def _merge_paths(paths: Sequence[Member]) -> list[Member]:
+    """Return each module and side once, with the positions of all paths to it."""
+    merged: dict[tuple[nn.Module | nn.Parameter, bool], Member] = {}
+    for path in paths:
+        # In modules that map each channel to itself, input and output channels are the same.
+        elementwise = not isinstance(path.module, (_ConvNd, nn.Linear)) or is_depthwise(path.module)
+        key = (path.module, elementwise or path.is_output)
+        empty = replace(path, is_output=key[1], positions=path.positions[:0], channels=path.channels[:0])
+        old = merged.get(key, empty)
+        positions, channels = torch.cat((old.positions, path.positions)), torch.cat((old.channels, path.channels))
+        merged[key] = replace(old, positions=positions, channels=channels)
+    return list(merged.values())
 
 
-def _unique(positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions in order, each once, and where each is found first."""
+def _unique_positions(positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sorted unique positions, and the index of the first occurrence of each."""
     unique, inverse = positions.unique(return_inverse=True)
     first = torch.full((len(unique),), len(positions)).scatter_reduce(0, inverse, torch.arange(len(positions)), "amin")
     return unique, first
 
 
-def _places(member: Member) -> tuple[Tensor, Tensor]:
-    """The channels of a grouped convolution and their places in their groups: those with the same place go together."""
+def _group_offsets(member: Member) -> tuple[Tensor, Tensor]:
+    """Return the channels of a grouped convolution and their offsets within the convolution's groups."""
     module = member.module
     assert isinstance(module, _ConvNd)
-    width = module.out_channels if member.writes else module.in_channels
-    if isinstance(module, _ConvTransposeNd) or not torch.equal(member.positions.unique(), torch.arange(width)):
-        raise Unfit(f"they are not all channels of {member.name!r}, which has groups")
+    width = module.out_channels if member.is_output else module.in_channels
+    if isinstance(module, _ConvTransposeNd):
+        raise RemovalError(f"{member.name!r} is a grouped transposed convolution, which is not supported")
+    if not torch.equal(member.positions.unique(), torch.arange(width)):
+        raise RemovalError(f"its channels are only a part of those of the grouped convolution {member.name!r}")
     return member.channels, member.positions % (width // module.groups)
 
 
-def _merged(num_channels: int, ties: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """New numbers for channels, of which those that any tie gives the same label become one.
+def _connected_components(num_channels: int, labels: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Number the components of channels that are connected by equal labels.
 
-    >>> _merged(6, [(torch.arange(6), torch.tensor([0, 1, 2, 0, 1, 2]))]).tolist()
+    Args:
+        num_channels: Number of channels.
+        labels: Pairs of channels and their labels, int64; equal labels within a pair connect two channels.
+
+    Returns:
+        Component of each channel, int64 of shape ``(num_channels,)``, numbered without gaps.
+
+    >>> _connected_components(6, [(torch.arange(6), torch.tensor([0, 1, 2, 0, 1, 2]))]).tolist()
     [0, 1, 2, 0, 1, 2]
     """
-    number = torch.arange(num_channels)
+    component = torch.arange(num_channels)
     while True:
-        before = number.clone()
-        for channels, labels in ties:
-            least = torch.full((int(labels.max()) + 1,), num_channels)
-            least = least.scatter_reduce(0, labels, number[channels], "amin")
-            number = number.scatter_reduce(0, channels, least[labels], "amin")
-        if torch.equal(number, before):
-            return number.unique(return_inverse=True)[1]
+        before = component.clone()
+        # Propagate the least component number over each set of equal labels until nothing changes.
+        for channels, values in labels:
+            least = torch.full((int(values.max()) + 1,), num_channels)
+            least = least.scatter_reduce(0, values, component[channels], "amin")
+            component = component.scatter_reduce(0, channels, least[values], "amin")
+        if torch.equal(component, before):
+            return component.unique(return_inverse=True)[1]

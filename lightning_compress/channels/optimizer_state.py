@@ -1,4 +1,4 @@
-"""What an optimizer knows of the channels that stay."""
+"""Transfer of optimizer state to a model with fewer channels."""
 
 from __future__ import annotations
 
@@ -11,52 +11,68 @@ from lightning_compress.channels.removal_log import RemovalLog
 
 
 def carry_optimizer_state(old: Optimizer, new: Optimizer, log: RemovalLog) -> None:
-    """Gives a new optimizer of the smaller network what the old one knew of the channels that stay.
+    """Copy the state of the remaining channels to an optimizer of the smaller model.
 
-    Momenta and other state of a parameter's shape lose the removed channels' entries; counters are kept. Learning rates
-    and other options stay those of ``new``.
+    Momentum and other state of a parameter's shape lose the entries of removed channels; step counters are copied.
+    Learning rates and other options stay those of ``new``.
 
     Args:
-        old: An optimizer of the network before :func:`lightning_compress.shrink` or ``log.replay_``.
-        new: An optimizer of the network afterwards, of the same class; its state is replaced.
-        log: What was removed, from the same process: it knows which parameter is which.
+        old: Optimizer of the model before :func:`lightning_compress.shrink` or ``log.replay_``.
+        new: Optimizer of the same class of the model afterwards; its state is replaced.
+        log: Log of the removal, from the same process, since it identifies parameters by object.
 
     Raises:
-        ValueError: If the optimizers are of different classes, keep state of another shape than the parameter's (as
-            Adafactor), or hold parameters that the log does not know or that do not fit it, before anything is changed.
+        ValueError: If the optimizers are of different classes, hold parameters that are unknown to the log or do not
+            fit it, or keep state of another shape than the parameter's, as Adafactor does. ``new`` is then unchanged.
+
+    >>> import torch
+    >>> import lightning_compress as lc
+    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> old = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    >>> net(torch.randn(5, 3)).sum().backward()
+    >>> old.step()
+    >>> for tensor in net[0].parameters():
+    ...     _ = torch.nn.init.zeros_(tensor[:3])
+    >>> small, log = lc.shrink(net, torch.randn(1, 3))
+    >>> new = torch.optim.SGD(small.parameters(), lr=0.1, momentum=0.9)
+    >>> lc.carry_optimizer_state(old, new, log)
+    >>> new.state[small[0].weight]["momentum_buffer"].shape
+    torch.Size([1, 3])
     """
     if type(old) is not type(new):
         raise ValueError(
-            f"carry_optimizer_state: a {type(old).__name__} keeps another state than a {type(new).__name__}."
+            f"carry_optimizer_state: state of {type(old).__name__} cannot be used by {type(new).__name__}: create the "
+            "new optimizer of the same class."
         )
-    olds = dict(_named(old, log))
+    parameters = dict(_named_parameters(old, log))
     states = {}
-    for name, parameter in _named(new, log):
-        if name not in olds:
+    for name, parameter in _named_parameters(new, log):
+        if name not in parameters:
             raise ValueError(f"carry_optimizer_state: the old optimizer does not hold {name!r}.")
-        states[parameter] = _carried(name, old, olds[name], parameter, log)
+        states[parameter] = _carried_state(name, old, parameters[name], parameter, log)
+    # Only now, so that an error in any parameter leaves the new optimizer unchanged.
     new.state.update(states)
 
 
-def _named(optimizer: Optimizer, log: RemovalLog) -> Iterator[tuple[str, Tensor]]:
+def _named_parameters(optimizer: Optimizer, log: RemovalLog) -> Iterator[tuple[str, Tensor]]:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             name = log.name_of(parameter)
             if name is None:
                 raise ValueError(
-                    "carry_optimizer_state: an optimizer holds a parameter that the log does not know: shrink or "
-                    "replay in this process, and make the optimizer of the result itself, not of a copy."
+                    "carry_optimizer_state: an optimizer holds a parameter that is unknown to the log: shrink or "
+                    "replay in this process, and create the optimizer for the resulting model itself, not for a copy."
                 )
             yield name, parameter
 
 
-def _carried(name: str, optimizer: Optimizer, old: Tensor, new: Tensor, log: RemovalLog) -> dict[str, object]:
+def _carried_state(name: str, optimizer: Optimizer, old: Tensor, new: Tensor, log: RemovalLog) -> dict[str, object]:
     cut = log.cuts.get(name)
-    left = tuple(old.shape) if cut is None else cut.left
-    if tuple(new.shape) != left or (cut is not None and tuple(old.shape) != cut.shape):
+    final_shape = tuple(old.shape) if cut is None else cut.left
+    if tuple(new.shape) != final_shape or (cut is not None and tuple(old.shape) != cut.shape):
         raise ValueError(
-            f"carry_optimizer_state: {name!r} is of shape {tuple(old.shape)} in the old optimizer and "
-            f"{tuple(new.shape)} in the new one, which the log does not explain."
+            f"carry_optimizer_state: {name!r} has shape {tuple(old.shape)} in the old optimizer and "
+            f"{tuple(new.shape)} in the new one, which does not match the log."
         )
 
     def carry(value: object) -> object:
@@ -67,7 +83,7 @@ def _carried(name: str, optimizer: Optimizer, old: Tensor, new: Tensor, log: Rem
         if value.shape != old.shape:
             raise ValueError(
                 f"carry_optimizer_state: {type(optimizer).__name__} keeps state of shape {tuple(value.shape)} for "
-                f"{name!r}, of which channels are gone and cannot be told apart: begin with a new optimizer."
+                f"{name!r}, from which channels cannot be removed: start with a new optimizer."
             )
         return cut.select(value)
 

@@ -1,4 +1,4 @@
-"""Removals that are tried on a copy of a network."""
+"""Verification of channel groups by trial removals on copies of a model."""
 
 from __future__ import annotations
 
@@ -14,75 +14,80 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from lightning_compress.channels.groups import ChannelGroup, named_tensors
 from lightning_compress.channels.remove import remove_
 
-# A wrong removal cannot hide behind the rounding of twice the precision that is trained in; a network that makes
-# tensors of a precision of its own cannot run in that.
+# Relative tolerances. In float64 a wrong removal cannot pass as a rounding error; models that create float32 tensors
+# of their own cannot run in float64 and are compared in float32.
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 
 
 class RemovalCheck:
-    """A network with random weights, on copies of which removals are tried.
+    """A model with random weights, on copies of which removals are verified.
 
     Args:
-        model: A copy of the network, which is changed.
+        model: A copy of the model, which is changed.
         args: Positional arguments of its forward.
-        kwargs: Keyword arguments.
-        precision: What it is run in.
+        kwargs: Keyword arguments of its forward.
+        precision: Data type of weights and inputs.
 
     Raises:
-        Exception: Whatever the network raises.
+        Exception: Any exception of the model's forward.
     """
 
     def __init__(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, precision: torch.dtype
     ) -> None:
         self.model = model.cpu().to(precision).eval()
-        prepared = tree_map_only(Tensor, lambda tensor: _prepared(tensor, precision), (args, kwargs))
-        self.args: tuple[Any, ...] = prepared[0]
-        self.kwargs: dict[str, Any] = prepared[1]
+        converted = tree_map_only(Tensor, lambda tensor: _converted(tensor, precision), (args, kwargs))
+        self.args: tuple[Any, ...] = converted[0]
+        self.kwargs: dict[str, Any] = converted[1]
         self._tolerance = _TOLERANCES[precision]
-        _forget_hooks_(self.model)
+        _remove_hooks_(self.model)
         _randomize_(self.model)
         self.num_outputs = len(self._outputs(self.model))
         self._trains = self._runs_in_training(self.model)
 
-    def sound(self, groups: Sequence[ChannelGroup], beside: Sequence[ChannelGroup] = ()) -> list[ChannelGroup]:
-        """Those of the groups whose channels can be removed beside those of others, found by halving."""
-        if not groups or self._agrees([*beside, *groups]):
+    def removable(self, groups: Sequence[ChannelGroup], beside: Sequence[ChannelGroup] = ()) -> list[ChannelGroup]:
+        """Return the groups that can lose channels together, found by bisection.
+
+        Args:
+            groups: Candidates.
+            beside: Groups that lose channels at the same time and are known to be removable.
+        """
+        if not groups or self._is_equivalent([*beside, *groups]):
             return list(groups)
         if len(groups) == 1:
             return []
         half = len(groups) // 2
-        first = self.sound(groups[:half], beside)
-        return first + self.sound(groups[half:], [*beside, *first])
+        first = self.removable(groups[:half], beside)
+        return first + self.removable(groups[half:], [*beside, *first])
 
-    def _agrees(self, groups: Sequence[ChannelGroup]) -> bool:
-        """Whether the network without some channels computes what it computes with them at zero, and trains."""
+    def _is_equivalent(self, groups: Sequence[ChannelGroup]) -> bool:
+        """Return True if the model computes the same output after removing channels as after zeroing them."""
         return all(
-            self._agrees_without({group: some(group.num_channels, seed) for seed, group in enumerate(groups)})
-            for some in (_every_second, _about_half, _one)
+            self._is_equivalent_without({group: choose(group.num_channels, seed) for seed, group in enumerate(groups)})
+            for choose in (_every_second, _about_half, _one)
         )
 
-    def _agrees_without(self, chosen: dict[ChannelGroup, Tensor]) -> bool:
-        masked = copy.deepcopy(self.model)
-        tensors = named_tensors(masked)
-        for group, channels in chosen.items():
+    def _is_equivalent_without(self, removed: dict[ChannelGroup, Tensor]) -> bool:
+        twin = copy.deepcopy(self.model)
+        tensors = named_tensors(twin)
+        for group, channels in removed.items():
             group.zero_(tensors, channels)
-        expected = self._outputs(masked)
+        expected = self._outputs(twin)
         try:
-            remove_(masked, chosen)
-            outputs = self._outputs(masked)
-        except Exception:  # shapes that no longer fit, in whatever words
+            remove_(twin, removed)
+            outputs = self._outputs(twin)
+        except Exception:  # shapes that no longer fit raise errors of many types
             return False
         same = len(outputs) == len(expected) and all(map(self._is_close, outputs, expected))
-        return same and (not self._trains or self._runs_in_training(masked))
+        return same and (not self._trains or self._runs_in_training(twin))
 
     def _outputs(self, model: nn.Module) -> list[Tensor]:
-        # Forked, so that a network that draws random numbers draws the same each time.
+        # The random state is forked, so that a model that draws random numbers draws the same in each run.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"), torch.random.fork_rng(devices=[]):
             return [leaf for leaf in tree_leaves(model(*self.args, **self.kwargs)) if isinstance(leaf, Tensor)]
 
     def _runs_in_training(self, model: nn.Module) -> bool:
-        """Whether parts that only training calls, such as auxiliary heads, do not fail either."""
+        """Return True if the model runs in training mode, which may use more modules, such as auxiliary heads."""
         twin = copy.deepcopy(model).train()
         try:
             self._outputs(twin)
@@ -97,38 +102,37 @@ class RemovalCheck:
 
 
 def make_removal_check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RemovalCheck:
-    """A trial in double precision, where the network can.
+    """Return a check in float64, or in float32 for a model that does not run in float64.
 
     Raises:
-        ValueError: If the network cannot be copied or run, or returns no tensors.
+        ValueError: If the model cannot be copied or run, or returns no tensors.
     """
     try:
         twin = copy.deepcopy(model)
     except Exception as error:
         raise ValueError(
-            f"The network cannot be copied ({type(error).__name__}: {error}): take off what computes weights from "
-            "others, such as torch.nn.utils.weight_norm."
+            f"The model cannot be copied ({type(error).__name__}: {error}): remove parametrizations that compute "
+            "weights from other tensors, such as torch.nn.utils.weight_norm."
         ) from error
     for precision in _TOLERANCES:
         try:
-            trial = RemovalCheck(twin, args, kwargs, precision=precision)
+            check = RemovalCheck(twin, args, kwargs, precision=precision)
         except Exception as error:
             reason = error
         else:
             break
     else:
         raise ValueError(
-            f"The network cannot be run on the example inputs ({type(reason).__name__}: {reason}): give "
-            "example_inputs that it runs on."
+            f"The model cannot be run on the example inputs ({type(reason).__name__}: {reason}): pass "
+            "example_inputs that fit its forward."
         ) from reason
-    if not trial.num_outputs:
-        raise ValueError(
-            "The network returns nothing in which tensors can be found: return a tensor, a tuple or a dict."
-        )
-    return trial
+    if not check.num_outputs:
+        raise ValueError("The output of the model contains no tensors: return a tensor, a tuple or a dict.")
+    return check
 
 
-# Sets of channels: every second; an odd number, which leaves no heads or pairs of channels intact; one.
+# Channels for the trial removals. An odd number of random channels splits heads and pairs of channels, which a removal
+# of every second one may keep intact; a single channel is the least change of a shape.
 
 
 def _every_second(num_channels: int, seed: int) -> Tensor:
@@ -136,24 +140,24 @@ def _every_second(num_channels: int, seed: int) -> Tensor:
 
 
 def _about_half(num_channels: int, seed: int) -> Tensor:
-    return _kmeans_plus_plus(num_channels, min(num_channels // 2 | 1, num_channels - 1), seed)
+    return _random_channels(num_channels, min(num_channels // 2 | 1, num_channels - 1), seed)
 
 
 def _one(num_channels: int, seed: int) -> Tensor:
-    return _kmeans_plus_plus(num_channels, 1, seed)
+    return _random_channels(num_channels, 1, seed)
 
 
-def _kmeans_plus_plus(num_channels: int, count: int, seed: int) -> Tensor:
+def _random_channels(num_channels: int, count: int, seed: int) -> Tensor:
     order = torch.randperm(num_channels, generator=torch.Generator().manual_seed(seed))
     return torch.zeros(num_channels, dtype=torch.bool).index_fill_(0, order[:count], True)
 
 
-def _prepared(tensor: Tensor, precision: torch.dtype) -> Tensor:
+def _converted(tensor: Tensor, precision: torch.dtype) -> Tensor:
     return tensor.detach().cpu().to(precision if tensor.is_floating_point() else tensor.dtype)
 
 
-def _forget_hooks_(model: nn.Module) -> None:
-    """Takes off what observes modules or simulates numerics; it has no part in what depends on what."""
+def _remove_hooks_(model: nn.Module) -> None:
+    """Remove forward hooks: observers and fake quantization do not belong to the dependency graph."""
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks, module._forward_hooks_always_called):
             hooks.clear()
@@ -161,7 +165,8 @@ def _forget_hooks_(model: nn.Module) -> None:
 
 @torch.no_grad()
 def _randomize_(model: nn.Module) -> None:
-    """Values of which none is special, as zero is for a norm's scale; activations keep their size."""
+    """Set parameters and running statistics to random values that preserve the scale of activations."""
+    # Trained or freshly initialized values may be special, such as a norm's scale of zero, and hide a dependency.
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if not parameter.is_floating_point():

@@ -1,4 +1,4 @@
-"""Channels taken out of a network."""
+"""In-place removal of channels from a model."""
 
 from __future__ import annotations
 
@@ -9,59 +9,65 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_compress.channels.groups import ChannelGroup, named_tensors
-from lightning_compress.channels.members import sizes
-from lightning_compress.channels.removal_log import RemovalLog, TensorCut, cut_, get, set_
+from lightning_compress.channels.module_sizes import module_sizes
+from lightning_compress.channels.removal_log import RemovalLog
+from lightning_compress.channels.tensor_cut import TensorCut, cut_tensors_, get_attribute, set_attribute_
 
 
-def remove_(model: nn.Module, chosen: Mapping[ChannelGroup, Tensor]) -> RemovalLog:
-    """Takes channels out of a network, whatever their values.
+def remove_(model: nn.Module, removed: Mapping[ChannelGroup, Tensor]) -> RemovalLog:
+    """Remove channels from a model in place, whatever their values.
 
     Args:
-        model: The network; its parameters are replaced.
-        chosen: Which channels of each group go, one bool each; at least one of each has to stay.
+        model: The model; its parameters are replaced.
+        removed: Channels to remove from each group, bool of shape ``(num_channels,)`` on the CPU; at least one channel
+            of each group must remain.
     """
-    cuts = _cuts(named_tensors(model), chosen)
-    cut_(model, cuts)
-    log = RemovalLog(cuts, dict(_resized(model, chosen)), tuple(name for name in _transposed(model) if name in cuts))
+    cuts = _cuts(named_tensors(model), removed)
+    cut_tensors_(model, cuts)
+    transposed = tuple(name for name in _transposed_weights(model) if name in cuts)
+    log = RemovalLog(cuts, dict(_changed_attributes(model, removed)), transposed)
     for path, (_, after) in log.attributes.items():
-        set_(model, path, after)
+        set_attribute_(model, path, after)
     log.remember(model.named_parameters())
     return log
 
 
-def _cuts(tensors: Mapping[str, Tensor], chosen: Mapping[ChannelGroup, Tensor]) -> dict[str, TensorCut]:
-    gone: dict[str, dict[int, list[Tensor]]] = {}
-    for group, channels in chosen.items():
-        for part in group.slices if channels.any() else ():
-            gone.setdefault(part.tensor, {}).setdefault(part.dim, []).append(part.of(channels))
-    return {
-        name: TensorCut(
-            tuple(tensors[name].shape), {dim: _kept(tensors[name].shape[dim], parts) for dim, parts in dims.items()}
-        )
-        for name, dims in gone.items()
-    }
+def _cuts(tensors: Mapping[str, Tensor], removed: Mapping[ChannelGroup, Tensor]) -> dict[str, TensorCut]:
+    positions: dict[str, dict[int, list[Tensor]]] = {}
+    for group, channels in removed.items():
+        for channel_slice in group.slices if channels.any() else ():
+            by_dim = positions.setdefault(channel_slice.tensor, {})
+            by_dim.setdefault(channel_slice.dim, []).append(channel_slice.positions_of(channels))
+    cuts = {}
+    for name, by_dim in positions.items():
+        shape = tuple(tensors[name].shape)
+        cuts[name] = TensorCut(shape, {dim: _kept(shape[dim], parts) for dim, parts in by_dim.items()})
+    return cuts
 
 
-def _kept(size: int, gone: list[Tensor]) -> tuple[int, ...]:
-    kept = torch.ones(size, dtype=torch.bool).index_fill_(0, torch.cat(gone), False)
+def _kept(size: int, removed: list[Tensor]) -> tuple[int, ...]:
+    kept = torch.ones(size, dtype=torch.bool).index_fill_(0, torch.cat(removed), False)
     return tuple(kept.nonzero().flatten().tolist())
 
 
-def _resized(model: nn.Module, chosen: Mapping[ChannelGroup, Tensor]) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Attributes before and after, of modules whose tensors have lost channels."""
+def _changed_attributes(
+    model: nn.Module, removed: Mapping[ChannelGroup, Tensor]
+) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the path of each attribute that no longer fits the tensors, with its value before and after."""
     after = {
-        f"{name}.{key}".lstrip("."): size
+        f"{name}.{attribute}".lstrip("."): size
         for name, module in model.named_modules()
-        for key, size in sizes(module).items()
+        for attribute, size in module_sizes(module).items()
     }
-    for group, channels in chosen.items():
-        after.update({path: get(model, path) - n * int(channels.sum()) for path, n in group.counts.items()})
+    for group, channels in removed.items():
+        for path, per_channel in group.attributes_per_channel.items():
+            after[path] = get_attribute(model, path) - per_channel * int(channels.sum())
     for path, size in after.items():
-        if get(model, path) != size:
-            yield path, (get(model, path), size)
+        if get_attribute(model, path) != size:
+            yield path, (get_attribute(model, path), size)
 
 
-def _transposed(model: nn.Module) -> Iterator[str]:
+def _transposed_weights(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         if isinstance(module, _ConvTransposeNd):
             yield f"{name}.weight".lstrip(".")

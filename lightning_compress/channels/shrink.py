@@ -1,4 +1,4 @@
-"""Channels that are really gone."""
+"""Physical removal of zero channels from a trained model."""
 
 from __future__ import annotations
 
@@ -18,48 +18,60 @@ from lightning_compress.channels.remove import remove_
 
 
 def shrink(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, RemovalLog]:
-    """Removes the channels that are zero: a smaller network that computes the same.
+    """Remove zero channels from a model and return a smaller one that computes the same function.
 
-    A channel is zero where every tensor that makes it is: weights, biases, batch norms' scales and shifts, of all
-    layers that it couples. ``Pruning(pattern=Channels())`` leaves such channels. What is coupled is found and tried in
-    runs of copies on the example inputs (DepGraph, Fang et al. 2023, arXiv:2301.12900); channels that cannot be removed
-    without changing what the network computes stay, and a warning names them where they are zero.
+    A channel is zero if it is zero in every tensor that produces it: weights, biases, and scales and shifts of batch
+    norms, of all layers in its channel group. ``Pruning(pattern=Channels())`` leaves such channels. Groups are found by
+    DepGraph (Fang et al. 2023, arXiv:2301.12900) and verified by trial removals on copies of the model. Channels that
+    cannot be removed without a change in the output are kept, and a warning names the layers in which they are zero.
 
     Args:
-        model: The network, which is left as it is.
-        example_inputs: What it is called with: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        model: The model, which is left unchanged.
+        example_inputs: Inputs of its forward: a tensor, a tuple of arguments, or a dict of keyword arguments.
 
     Returns:
-        The smaller network, and the log with which the same is done to a fresh one before weights are loaded.
+        The smaller model, and the log that repeats the removal on a fresh model before weights are loaded. Of a group
+        without any nonzero channel, one channel is kept.
 
     Raises:
-        ValueError: If the network cannot be run on the example inputs, or if it has quantizers, whose scales belong to
-            the channels that it has.
+        ValueError: If the model cannot be run on the example inputs, or if it contains quantizers, because their scales
+            have one entry per channel.
+
+    >>> import lightning_compress as lc
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    >>> for tensor in net[0].parameters():
+    ...     _ = nn.init.zeros_(tensor[5:])
+    >>> images = torch.randn(2, 3, 6, 6)
+    >>> small, log = lc.shrink(net, images)
+    >>> small[0]
+    Conv2d(3, 5, kernel_size=(3, 3), stride=(1, 1))
+    >>> torch.allclose(small(images), net(images), atol=1e-6)
+    True
     """
     quantizer = next((name for name, _ in model.named_buffers() if name.rpartition(".")[2].startswith("quant_")), None)
     if quantizer is not None:
         raise ValueError(
-            f"shrink: {quantizer!r} is of a quantizer: shrink first, then train or calibrate for integers."
+            f"shrink: {quantizer!r} belongs to a quantizer: shrink first, then calibrate or train with quantization."
         )
     args, kwargs = as_arguments(example_inputs)
-    groups, whole = find_groups(model, args, kwargs)
+    groups, reasons = find_groups(model, args, kwargs)
     tensors = named_tensors(model)
-    _warn_of_zeros(tensors, whole)
+    _warn_of_remaining_zeros(tensors, reasons)
     small = copy.deepcopy(model)
-    log = remove_(small, {group: _all_but_one(group.dead(tensors)) for group in groups})
+    log = remove_(small, {group: _keep_one(group.dead(tensors)) for group in groups})
+    # Parameters of the original are recorded too: carry_optimizer_state looks up both.
     log.remember(model.named_parameters())
     return small, log
 
 
-def _all_but_one(dead: Tensor) -> Tensor:
-    """The dead channels; where all are dead, one is kept, which computes nothing but zeros either."""
+def _keep_one(dead: Tensor) -> Tensor:
+    """Return the dead channels without the first if all are dead: layers need at least one channel."""
     return dead & (torch.arange(len(dead)) > 0) if dead.all() else dead
 
 
-def _warn_of_zeros(tensors: Mapping[str, Tensor], whole: Mapping[str, str]) -> None:
-    """Names layers that have channels of zeros and are left whole all the same."""
-    weights = {layer: tensors[f"{layer}.weight"] for layer in whole if f"{layer}.weight" in tensors}
+def _warn_of_remaining_zeros(tensors: Mapping[str, Tensor], reasons: Mapping[str, str]) -> None:
+    weights = {layer: tensors[f"{layer}.weight"] for layer in reasons if f"{layer}.weight" in tensors}
     zero = [layer for layer, weight in weights.items() if bool((weight == 0).flatten(1).all(dim=1).any())]
     if zero:
-        reasons = "; ".join(f"{layer!r}: {whole[layer]}" for layer in zero[:3])
-        warnings.warn(f"shrink: {len(zero)} layers have channels of zeros that stay ({reasons}).", stacklevel=3)
+        examples = "; ".join(f"{layer!r}: {reasons[layer]}" for layer in zero[:3])
+        warnings.warn(f"shrink: zero channels of {len(zero)} layers cannot be removed ({examples}).", stacklevel=3)

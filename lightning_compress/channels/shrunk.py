@@ -1,4 +1,4 @@
-"""A smaller network in place of the one that a class builds."""
+"""Callback that replays a removal log on a fresh model before its weights are loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import final
 
 from lightning_compress.channels.removal_log import RemovalLog
-from lightning_compress.trainer.base import CompressionCallback
+from lightning_compress.trainer.compression_callback import CompressionCallback
 from lightning_compress.trainer.lightning import callbacks_of, is_a, is_built_late
 
 M = TypeVar("M", bound=LightningModule)
@@ -20,19 +20,24 @@ M = TypeVar("M", bound=LightningModule)
 
 @final
 class Shrunk(Callback):
-    """Removes from a fresh model the channels that were removed before, so that its class need not change.
+    """Remove the channels of a removal log from a fresh model without a change of its class.
 
-    It does so in ``setup``, before weights are restored and optimizers are made: ``fit(ckpt_path=...)``,
-    ``test(ckpt_path=...)`` and so on load checkpoints of the smaller model. A model that is that small already is left
-    alone.
+    The removal takes place in ``setup``, before weights are restored and optimizers are created, so that
+    ``fit(ckpt_path=...)``, ``test(ckpt_path=...)`` and so on load checkpoints of the smaller model. A model of the
+    final shapes is left unchanged.
 
     Args:
-        log: What was removed, or the file that :meth:`RemovalLog.save` wrote.
-        module: Name of the part of the LightningModule that was shrunk (``""``: the LightningModule itself).
+        log: A removal log, or the path of the file that :meth:`RemovalLog.save` wrote.
+        module: Name of the submodule of the LightningModule that was shrunk (``""``: the LightningModule itself).
 
     Raises:
-        ValueError: If the file is no removal log; in ``setup``, if the log is of another network, or if callbacks that
-            need the final shapes stand before this one.
+        ValueError: If the file is not a removal log; in ``setup``, if the log belongs to another model, or if
+            callbacks that depend on the final shapes precede this one.
+
+    >>> import lightning_compress as lc
+    >>> callback = lc.Shrunk(lc.RemovalLog(), module="net")
+    >>> callback.removal
+    RemovalLog(cuts={}, attributes={}, transposed=())
     """
 
     def __init__(self, log: RemovalLog | str | Path, *, module: str = "") -> None:
@@ -41,49 +46,54 @@ class Shrunk(Callback):
         self._handle: RemovableHandle | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Replays the log."""
+        """Replay the log, before masks, quantizers and averages are created for the shapes of the model."""
         callbacks = callbacks_of(trainer)
         for other in callbacks[: callbacks.index(self)]:
             if isinstance(other, CompressionCallback) or is_a(other, "WeightAveraging", "StochasticWeightAveraging"):
-                raise ValueError(f"Shrunk has to stand before {type(other).__name__}, which works on the final shapes.")
+                raise ValueError(
+                    f"Shrunk must precede {type(other).__name__}, which depends on the final shapes: put it first in "
+                    "callbacks."
+                )
         self._replay_(pl_module)
-        self._handle = pl_module.register_load_state_dict_pre_hook(self._refuse_larger)
+        self._handle = pl_module.register_load_state_dict_pre_hook(self._check_shapes)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lets go of the model."""
+        """Remove the hook that checks loaded weights."""
         if self._handle is not None:
             self._handle.remove()
         self._handle = None
 
     def load_from_checkpoint(self, cls: type[M], path: str | Path, **kwargs: Any) -> M:
-        """``cls.load_from_checkpoint(path, **kwargs)`` of a smaller model.
+        """Return ``cls.load_from_checkpoint(path, **kwargs)`` for a checkpoint of the smaller model.
 
         Args:
-            cls: The class of the model, as it is.
-            path: A checkpoint of the smaller model.
-            kwargs: What ``load_from_checkpoint`` takes.
+            cls: Class of the model.
+            path: Checkpoint of the smaller model.
+            kwargs: Arguments of ``load_from_checkpoint``.
 
         Raises:
-            ValueError: If the log is of another network.
+            ValueError: If the log belongs to another model.
         """
         replay = self._replay_
 
+        # load_from_checkpoint offers no step between building the model and loading its weights. A temporary subclass
+        # intercepts load_state_dict, and restores the class before it continues.
         def load_state_dict(model: M, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-            model.__class__ = cls  # the class below was only there for this moment, before weights are loaded
+            model.__class__ = cls
             replay(model)
             return model.load_state_dict(state, *args, **kwargs)
 
         late: Any = type(cls.__name__, (cls,), {"load_state_dict": load_state_dict, "__module__": cls.__module__})
         return late.load_from_checkpoint(path, **kwargs)
 
-    def _refuse_larger(self, model: nn.Module, stored: Mapping[str, Tensor], prefix: str, *_: object) -> None:
-        """Refuses weights of before the removal with a word on what to do."""
-        before = prefix + (f"{self.module}." if self.module else "")
+    def _check_shapes(self, model: nn.Module, stored: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+        """Raise a ``ValueError`` for weights with the shapes from before the removal."""
+        submodule = prefix + (f"{self.module}." if self.module else "")
         for name, cut in self.removal.cuts.items():
-            if before + name in stored and tuple(stored[before + name].shape) == cut.shape != cut.left:
+            if submodule + name in stored and tuple(stored[submodule + name].shape) == cut.shape != cut.left:
                 raise ValueError(
-                    f"Shrunk: {before + name!r} in the checkpoint has shape {cut.shape}, as before the removal of "
-                    f"channels: load it without Shrunk, shrink that network, and begin with what is left."
+                    f"Shrunk: {submodule + name!r} has shape {cut.shape} in the checkpoint, as before the removal of "
+                    "channels: load it without Shrunk, then shrink the model."
                 )
 
     def _replay_(self, model: LightningModule) -> None:

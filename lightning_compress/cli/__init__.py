@@ -1,4 +1,4 @@
-"""The command and what it is made of; importing this is cheap, PyTorch is loaded by the commands that need it."""
+"""Command line interface; PyTorch is imported only by the commands that need it."""
 
 from __future__ import annotations
 

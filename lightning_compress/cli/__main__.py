@@ -1,4 +1,4 @@
-"""``python -m lightning_compress.cli``."""
+"""Entry point of ``python -m lightning_compress.cli``."""
 
 from lightning_compress.cli.command import main
 

@@ -1,4 +1,4 @@
-"""Checkpoint files that are complete or not there."""
+"""Atomic writing of Lightning checkpoints."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 
-class DiskFull(OSError):
-    """A file could not be written; what was there before is as it was."""
+class DiskFullError(OSError):
+    """Raised when a file cannot be written for lack of space; an existing file is unchanged."""
 
 
-class BesideThenRename(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it when it is complete.
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """CheckpointIO that writes a temporary file in the target directory and renames it when it is complete.
 
-    Lightning writes to the system's temporary directory and moves the file, which is a copy over the old file where
-    that directory is on another disk; and it holds the whole file in memory.
+    Lightning's own plugin serializes the checkpoint in memory and writes it through the system's temporary directory;
+    if that is on another file system, the last move is a copy that can leave a truncated checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Saves a checkpoint.
+        """Save a checkpoint.
 
         Args:
-            checkpoint: What to save.
-            path: A local path; others are left to Lightning.
-            storage_options: Left to Lightning.
+            checkpoint: Checkpoint dictionary.
+            path: Local path; Lightning's implementation handles remote ones.
+            storage_options: Passed on to Lightning's implementation.
 
         Raises:
-            DiskFull: If there is no room. A file that was at ``path`` is untouched.
+            DiskFullError: If there is not enough space; a file that existed at ``path`` is unchanged.
         """
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -44,22 +44,26 @@ class BesideThenRename(TorchCheckpointIO):
         try:
             with partial.open("xb") as file:
                 torch.save(checkpoint, file)
+                # Some file systems report a full disk only when buffers are flushed.
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, target)
         except BaseException as error:
             with contextlib.suppress(OSError):
                 partial.unlink()
-            if _is_full(error):
-                raise DiskFull(
-                    f"There is no room for {target}: it was not written, and a file that was there is untouched; "
-                    "free space, or write elsewhere with --trainer.default_root_dir."
+            if _is_disk_full(error):
+                raise DiskFullError(
+                    f"No space left to write {target}: it was not written, and an existing file is unchanged; free "
+                    "disk space or choose another directory with --trainer.default_root_dir."
                 ) from error
             raise
 
 
-def _is_full(error: BaseException | None) -> bool:
-    """Whether the disk, a quota or a limit on files was exceeded, as PyTorch's writer may only say in passing."""
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Return True if a full disk, a quota or a file size limit is the cause of an error.
+
+    The whole chain of exceptions is searched, because PyTorch's writer raises a RuntimeError of its own.
+    """
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True

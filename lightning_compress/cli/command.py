@@ -1,4 +1,4 @@
-"""``lightning-compress COMMAND ...``: one function per command."""
+"""Dispatch of ``lightning-compress COMMAND ...``, one function per command."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from lightning_compress.cli.errors import fail, nearest
+from lightning_compress.cli.errors import did_you_mean, fail
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one command.
+    """Run one command.
 
     Args:
-        argv: Name of the command and its arguments; those of the process by default.
+        argv: Name of the command and its arguments; ``sys.argv[1:]`` by default.
 
     Raises:
-        SystemExit: With 2 for wrong usage or configuration, after one sentence that says what to do.
+        SystemExit: With code 2 for wrong usage or an invalid configuration, after a one-line message.
     """
     command, *arguments = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
-    # Classes in files of the working directory can be named in recipes.
+    # Recipes may refer to classes in modules of the working directory.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     if command in ("-h", "--help", "help"):
@@ -27,15 +27,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif command in COMMANDS:
         COMMANDS[command][1](arguments)
     else:
-        fail(f"{command!r} is no command{nearest(command, COMMANDS)}; the commands are {', '.join(COMMANDS)}.")
+        fail(f"Unknown command {command!r}{did_you_mean(command, COMMANDS)}: choose one of {', '.join(COMMANDS)}.")
 
 
 def _print_help() -> None:
     width = max(map(len, COMMANDS))
     print("usage: lightning-compress COMMAND ...\n")
-    for name, (purpose, _) in COMMANDS.items():
-        print(f"  {name:<{width}}  {purpose}")
-    print("\nlightning-compress COMMAND --help says more.")
+    for name, (summary, _) in COMMANDS.items():
+        print(f"  {name:<{width}}  {summary}")
+    print("\n'lightning-compress COMMAND --help' lists the options of a command.")
 
 
 def _run(arguments: Sequence[str]) -> None:
@@ -77,7 +77,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "validate": ("--config=FILE --ckpt_path=FILE: evaluate on the validation data", _lightning("validate")),
     "test": ("--config=FILE --ckpt_path=FILE: evaluate on the test data", _lightning("test")),
     "predict": ("--config=FILE --ckpt_path=FILE: predict", _lightning("predict")),
-    "sensitivity": ("--config=FILE [--mean_bits=4]: what fewer bits cost, layer by layer", _sensitivity),
-    "backbones": ("[GLOB] [--max-macs=300M]: compact networks of timm and what they cost", _backbones),
+    "sensitivity": ("--config=FILE [--mean_bits=4]: measure the quantization sensitivity of every layer", _sensitivity),
+    "backbones": ("[GLOB] [--max-macs=300M]: list compact timm networks with their size and cost", _backbones),
     "recipes": ("list the recipes, or copy NAME [DEST]", _recipes),
 }

@@ -9,10 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from jsonargparse import Namespace
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
@@ -20,10 +19,11 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 import lightning_compress
 import lightning_compress.data
 import lightning_compress.models.classification
-from lightning_compress.cli.checkpoint_io import BesideThenRename
-from lightning_compress.cli.errors import one_sentence
-from lightning_compress.cli.parser import OneSentenceParser
-from lightning_compress.cli.run_directory import run_directory, write_new
+from lightning_compress.cli.checkpoint_io import AtomicCheckpointIO
+from lightning_compress.cli.errors import exit_on_config_error
+from lightning_compress.cli.parser import CompressionArgumentParser
+from lightning_compress.cli.run_directory import run_directory
+from lightning_compress.cli.run_record import RunRecord
 
 TECHNIQUES = {
     "pruning": "Pruning",
@@ -31,39 +31,55 @@ TECHNIQUES = {
     "quantization": "QuantizationAwareTraining",
     "monitor": "CompressionMonitor",
 }
-"""Key in a recipe: public name of the callback that it adds. A technique needs one line here."""
+"""Configuration key to the public name of the callback that it adds."""
 
-# What Lightning takes for a checkpoint besides a path.
-_KEYWORDS = re.compile(r"best$|last$|hpc$|registry")
+# Values of ckpt_path that Lightning accepts besides a path.
+_CHECKPOINT_KEYWORDS = re.compile(r"best$|last$|hpc$|registry")
 
 
 class CompressionCLI(LightningCLI):
-    """LightningCLI in which techniques are named keys, such as ``pruning: {sparsity: 0.9}``.
+    """LightningCLI with compression techniques as named keys, such as ``pruning: {sparsity: 0.9}``.
 
-    A key that is absent or null adds nothing. Files stack in any order (``--config a.yaml --config b.yaml``), and
-    ``--pruning.sparsity=0.5`` overrides them. Every run has a directory of its own under ``runs/``, unless
-    ``--trainer.default_root_dir`` says where. Wrong configuration is told in one sentence, and exits with 2.
+    A key that is absent or null adds no callback. Configuration files are merged in the order given (``--config a.yaml
+    --config b.yaml``), and flags such as ``--pruning.sparsity=0.5`` override single keys. Every run has a directory of
+    its own under ``runs/`` unless ``--trainer.default_root_dir`` is set. An invalid configuration is reported in one
+    line, with exit code 2.
 
     Args:
-        *args: As LightningCLI's.
-        run_name: Directory under ``runs/``; the subcommand by default.
-        **kwargs: As LightningCLI's.
+        *args: Positional arguments of LightningCLI.
+        run_name: Name of the directory under ``runs/``; the subcommand by default.
+        **kwargs: Keyword arguments of LightningCLI.
+
+    Attributes:
+        directory: Directory of the run.
+
+    Raises:
+        SystemExit: With code 2 for an invalid configuration.
+
+    >>> import tempfile
+    >>> model = ["--model=ClassificationModule", "--model.model=lenet5", "--model.num_classes=10"]
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     trainer = [f"--trainer.default_root_dir={directory}", "--trainer.accelerator=cpu", "--trainer.logger=false"]
+    ...     cli = CompressionCLI(args=[*model, "--pruning.sparsity=0.9", *trainer], run=False)
+    >>> type(cli.trainer.callbacks[0]).__name__, cli.config_init.pruning.sparsity
+    ('Pruning', 0.9)
     """
 
     def __init__(self, *args: Any, run_name: str | None = None, **kwargs: Any) -> None:
         self.run_name = run_name
         self.directory = Path("runs")
         self.record = RunRecord()
-        kwargs.setdefault("parser_class", OneSentenceParser)
-        kwargs.setdefault("save_config_callback", None)  # RunRecord does that, where it cannot collide
-        with self.refusals():
+        kwargs.setdefault("parser_class", CompressionArgumentParser)
+        # RunRecord writes the configuration instead, under a name that does not exist yet.
+        kwargs.setdefault("save_config_callback", None)
+        with self.exit_on_config_error():
             super().__init__(*args, **kwargs)
 
     @contextmanager
-    def refusals(self) -> Iterator[None]:
-        """Tells in one sentence what is refused, and leaves no empty directory behind."""
+    def exit_on_config_error(self) -> Iterator[None]:
+        """Report configuration errors in one line, exit with code 2 and remove an empty run directory."""
         try:
-            with one_sentence(lambda: self.record.started):
+            with exit_on_config_error(lambda: self.record.started):
                 yield
         except SystemExit:
             with suppress(OSError):
@@ -71,7 +87,7 @@ class CompressionCLI(LightningCLI):
             raise
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds a key for each technique, and those that only ``run`` reads."""
+        """Add a key for every technique, and the keys that only the command ``run`` uses."""
         for key, name in TECHNIQUES.items():
             technique = getattr(lightning_compress, name)
             summary = (technique.__doc__ or "").partition("\n")[0]
@@ -80,150 +96,105 @@ class CompressionCLI(LightningCLI):
             "--baseline",
             type=Literal["fit", "test", "skip"],
             default="skip",
-            help="What 'run' compares with: the same run without techniques or teacher, the model it starts from, or "
-            "nothing.",
+            help="Baseline of 'run': train the same configuration without techniques or teacher, test the initial "
+            "model, or no baseline.",
         )
         parser.add_argument(
             "--teacher",
             type=str | None,
             default=None,
-            help="Recipe of the teacher of a DistillationModule, which 'run' runs first if model.teacher names none.",
+            help="Recipe that 'run' runs first to train the teacher of a DistillationModule, unless model.teacher is "
+            "set.",
         )
         parser.add_argument(
             "--after",
             type=str | None,
             default=None,
-            help="Recipe whose network 'run' begins with, which it runs first, or the directory of a finished run.",
+            help="Recipe that 'run' runs first to continue with its network, or directory of a finished run.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses; unlike LightningCLI's does not warn that a command of ours has handed its arguments on."""
+        """Parse arguments, without LightningCLI's warning about arguments that are not from the command line."""
         if isinstance(args, (dict, Namespace)):
             self.config = parser.parse_object(args)
         else:
             self.config = parser.parse_args(args if args is not None else sys.argv[1:])
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: Lightning would let a checkpoint's hyperparameters silently override the configuration's."""
+        """Do nothing: LightningCLI would silently override the configuration with a checkpoint's hyperparameters."""
 
     def before_instantiate_classes(self) -> None:
-        """Looks for the checkpoint before anything is built or written."""
+        """Check that the checkpoint exists before anything is built or written."""
         path = self._get(self.config, "ckpt_path")
-        if path and not _KEYWORDS.match(str(path)) and "://" not in str(path) and not Path(path).exists():
+        is_path = path and not _CHECKPOINT_KEYWORDS.match(str(path)) and "://" not in str(path)
+        if is_path and not Path(path).exists():
             raise ValueError(f"ckpt_path={path} does not exist: give the path of a checkpoint.")
 
     def instantiate_classes(self) -> None:
-        """Builds the objects, with loggers that write into the run's directory.
+        """Instantiate all objects, with loggers that write to the run directory.
 
-        The configuration that is kept and written says nothing of that directory, so that it can be run again.
+        The configuration that is kept and written does not mention the run directory, so it can be run again.
         """
         portable = self.config
-        chosen = self._get(portable, "trainer").get("default_root_dir")
-        self.directory = Path(chosen) if chosen else self.make_directory()
-        self.record.place(self.directory, self._parser(self.subcommand).dump(self._own(portable), skip_none=False))
+        root = self._get(portable, "trainer").get("default_root_dir")
+        self.directory = Path(root) if root else self.make_directory()
+        config = self._parser(self.subcommand).dump(self._subcommand_config(portable), skip_none=False)
+        self.record.set_config(config, self.directory)
         self.config = portable.clone()
-        for logger in _loggers(self._own(self.config)):
-            self.adapt_logger(logger)
-        self.complete(self._own(self.config))
+        for logger in _loggers(self._subcommand_config(self.config)):
+            self.configure_logger(logger)
+        self.prepare_config(self._subcommand_config(self.config))
         super().instantiate_classes()
         self.config = portable
 
-    def complete(self, config: Namespace) -> None:
-        """Completes the configuration before objects are built of it, in the run's directory."""
+    def prepare_config(self, config: Namespace) -> None:
+        """Complete the configuration in place before objects are instantiated; does nothing by default."""
 
     def make_directory(self) -> Path:
-        """Makes the directory of the run."""
+        """Create the run directory."""
         return run_directory(self.run_name or self.subcommand or "run", rank=_rank())
 
     @property
     def log_directory(self) -> Path:
-        """Where loggers write."""
+        """Directory that loggers write to."""
         return self.directory
 
-    def adapt_logger(self, logger: Namespace) -> None:
-        """Completes the configuration of a logger, ``class_path`` and ``init_args``."""
+    def configure_logger(self, logger: Namespace) -> None:
+        """Complete the configuration (``class_path`` and ``init_args``) of a logger in place."""
         arguments = logger.get("init_args") or Namespace()
         if arguments.get("save_dir", "") in (None, "."):
             arguments.save_dir = str(self.log_directory)
         if arguments.get("offline") and arguments.get("log_model"):
-            rank_zero_warn("log_model is dropped: WandbLogger refuses it with offline=True.")
+            rank_zero_warn("log_model is ignored: WandbLogger does not support it with offline=True.")
             arguments.log_model = False
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Builds the Trainer with the techniques' callbacks after the user's."""
+        """Instantiate the Trainer, with the callbacks of the techniques after those of the user."""
         given = self._get(self.config_init, "trainer")
         callbacks = given.get("callbacks") or []
-        given["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), *self.own_callbacks()]
+        user_callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        given["callbacks"] = [*user_callbacks, *self.compression_callbacks()]
         kwargs.setdefault("default_root_dir", str(self.directory))
         trainer = super().instantiate_trainer(**kwargs)
         for checkpoint in trainer.checkpoint_callbacks:
             if isinstance(checkpoint, ModelCheckpoint) and checkpoint.dirpath is None:
                 checkpoint.dirpath = str(self.directory / "checkpoints")
+        # A plugin that the user has chosen is kept.
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = BesideThenRename()
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
-    def own_callbacks(self) -> list[Callback]:
-        """The techniques that the configuration has, and what keeps the run's record."""
+    def compression_callbacks(self) -> list[Callback]:
+        """Return the callbacks of the configured techniques and the run record."""
         techniques = (self._get(self.config_init, key) for key in TECHNIQUES)
         return [*(callback for callback in techniques if callback is not None), self.record]
 
-    def _own(self, config: Namespace) -> Namespace:
+    def _subcommand_config(self, config: Namespace) -> Namespace:
         return config.get(str(self.subcommand), config)
 
 
-class RunRecord(Callback):
-    """Writes the run's configuration where it belongs, and knows whether a batch has been run."""
-
-    def __init__(self) -> None:
-        self.started = False
-        self.directory = Path()
-        self.config = ""
-
-    def place(self, directory: Path, config: str) -> None:
-        """Tells where to write what.
-
-        Args:
-            directory: The run's.
-            config: The configuration as YAML.
-        """
-        self.directory, self.config = directory, config
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Writes ``config.yaml`` and hands the configuration to the loggers, once."""
-        if self.config and trainer.is_global_zero:
-            write_new(self.directory / "config.yaml", self.config)
-            for logger in trainer.loggers:
-                logger.log_hyperparams({"config": yaml.safe_load(self.config)})
-        self.config = ""
-
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """While the user's code runs, errors are of the code, not of the configuration."""
-        self.started = True
-
-    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Callbacks may still refuse the configuration in ``on_train_start``."""
-        self.started = False
-
-    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """From here on errors keep their traceback."""
-        self.started = True
-
-    def on_validation_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """As in training."""
-        self.started = True
-
-    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """As in training."""
-        self.started = True
-
-    def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """As in training."""
-        self.started = True
-
-
 def _rank() -> int:
-    """Of this process among all, as far as it is known before the Trainer is."""
+    """Return the rank of this process, as far as it is known before the Trainer exists."""
     return int(getattr(rank_zero_only, "rank", 0))
 
 

@@ -1,4 +1,4 @@
-"""Wrong configuration in one sentence."""
+"""One-line error messages for invalid configurations."""
 
 from __future__ import annotations
 
@@ -10,46 +10,50 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 
-def fail(sentence: str, code: int = 2) -> NoReturn:
-    """Prints a sentence and exits, with 2 where nothing is said."""
-    print(f"lightning-compress: {sentence}", file=sys.stderr)
+def fail(message: str, code: int = 2) -> NoReturn:
+    """Print a message to stderr and exit; code 2 stands for wrong usage or configuration."""
+    print(f"lightning-compress: {message}", file=sys.stderr)
     sys.exit(code)
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """The word that was probably meant, as the end of a clause; nothing if none is near."""
-    near = difflib.get_close_matches(word, list(words), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """Return a suggestion to append to a message, or an empty string if no candidate is similar.
+
+    >>> did_you_mean("sparsiti", ["pattern", "sparsity"])
+    " (did you mean 'sparsity'?)"
+    """
+    matches = difflib.get_close_matches(word, list(candidates), n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
 @contextmanager
-def one_sentence(started: Callable[[], bool]) -> Iterator[None]:
-    """Turns refusals into one sentence and exit code 2, as long as nothing has been run.
+def exit_on_config_error(has_started: Callable[[], bool]) -> Iterator[None]:
+    """Report configuration errors in one line and exit with code 2, unless a batch has been run.
 
     Args:
-        started: Whether training or evaluation has begun, from where on errors keep their traceback. A full disk is
-            told in one sentence at any time, and exits with 1.
+        has_started: Returns True once training or evaluation has begun; errors keep their traceback from then on. A
+            full disk is reported in one line at any time, with exit code 1.
     """
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from lightning_compress.cli.checkpoint_io import DiskFull
+    from lightning_compress.cli.checkpoint_io import DiskFullError
 
     try:
         yield
-    except DiskFull as error:
+    except DiskFullError as error:
         fail(str(error), code=1)
     except (ValueError, MisconfigurationException, FileNotFoundError, RuntimeError) as error:
-        if started() or not (sentence := _refusal(error)):
+        if has_started() or not (message := _message(error)):
             raise
-        fail(sentence)
+        fail(message)
 
 
-def _refusal(error: Exception) -> str:
-    """What an error refuses; nothing for errors that are not about the configuration."""
-    # jsonargparse wraps what a constructor raises, once for every key around it.
+def _message(error: Exception) -> str:
+    """Return the message of a configuration error, or an empty string for any other error."""
+    # jsonargparse wraps the exception of a constructor once for every key around it.
     while isinstance(error.__cause__, Exception) and str(error.__cause__) in str(error):
         error = error.__cause__
-    # Where a key takes several types, it lists why each did not do; a constructor's reason is the one that tells.
+    # For a key with several types it lists one reason per type; the one raised by a constructor is the relevant one.
     if found := re.search(r"^\s*- (?!Expected |Does not |Not a |Parser |Problem )(.+)$", str(error), re.MULTILINE):
         return found.group(1)
     text = " ".join(str(error).split())
@@ -58,5 +62,8 @@ def _refusal(error: Exception) -> str:
     if "Error(s) in loading state_dict" in text:
         from lightning_compress.models.weights import mismatch
 
-        return f"The checkpoint is of another model: {mismatch(error)}; give --ckpt_path of this configuration's model."
+        return (
+            f"The checkpoint does not match the model: {mismatch(error)}; set --ckpt_path to a checkpoint of the "
+            "configured model."
+        )
     return ""

@@ -1,4 +1,4 @@
-"""The file of a quantized run, tested in the place of the model that it was made of."""
+"""Export of a quantized run to ONNX, and evaluation of the exported file in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -18,74 +18,79 @@ import lightning_compress as lc
 from lightning_compress.export.onnx.exporter import OnnxFile
 from lightning_compress.export.onnx.runtime import feeds_of, session
 
+_NUM_SAMPLES = 8
+
 
 @dataclass(frozen=True)
-class Files:
-    """What a quantized run has written.
+class OnnxEvaluation:
+    """Exported files of a quantized run, and the test metrics of the quantized one.
 
     Attributes:
-        integers: The file with integers.
-        floats: The same model with floats.
-        metrics: Test metrics of the file with integers, run by ONNX Runtime.
+        int8: Quantized ONNX model.
+        fp32: ONNX model of the same weights without quantizers.
+        metrics: Test metrics of the quantized ONNX model, run by ONNX Runtime.
     """
 
-    integers: OnnxFile
-    floats: OnnxFile
+    int8: OnnxFile
+    fp32: OnnxFile
     metrics: dict[str, float]
 
 
 @contextmanager
-def seen_inputs(module: nn.Module) -> Iterator[list[Any]]:
-    """While it lasts, keeps the arguments of the first call of a module, a few samples of them, on the CPU."""
-    seen: list[Any] = []
+def capture_inputs(module: nn.Module) -> Iterator[list[Any]]:
+    """Capture the arguments of the first call of a module, at most 8 samples of them, on the CPU."""
+    captured: list[Any] = []
 
-    def look(_: nn.Module, args: Any, kwargs: Any) -> None:
-        if not seen:
-            given = (tuple(args), dict(kwargs))
-            size = next((len(t) for t in tree_leaves(given) if isinstance(t, Tensor) and t.ndim), 0)
-            seen.append(tree_map_only(Tensor, lambda t: _few(t.detach().cpu(), size), given))
+    def capture(_: nn.Module, args: Any, kwargs: Any) -> None:
+        if not captured:
+            arguments = (tuple(args), dict(kwargs))
+            batch_size = next((len(t) for t in tree_leaves(arguments) if isinstance(t, Tensor) and t.ndim), 0)
+            captured.append(tree_map_only(Tensor, lambda t: _first_samples(t.detach().cpu(), batch_size), arguments))
 
-    handle = module.register_forward_pre_hook(look, with_kwargs=True)
+    handle = module.register_forward_pre_hook(capture, with_kwargs=True)
     try:
-        yield seen
+        yield captured
     finally:
         handle.remove()
 
 
-def _few(tensor: Tensor, size: int) -> Tensor:
-    """The first samples of a tensor that has as many as the first argument."""
-    return tensor[:8] if tensor.ndim and len(tensor) == size else tensor
+def _first_samples(tensor: Tensor, batch_size: int) -> Tensor:
+    """Return the first samples of a tensor with a batch dimension, and any other tensor as it is."""
+    return tensor[:_NUM_SAMPLES] if tensor.ndim and len(tensor) == batch_size else tensor
 
 
-def write_files(model: LightningModule, module: str, inputs: Any, directory: Path) -> tuple[OnnxFile, OnnxFile]:
-    """Writes ``model.onnx`` with integers and ``float.onnx`` with floats.
+def export_int8_and_fp32(
+    model: LightningModule, module: str, inputs: Any, directory: Path
+) -> tuple[OnnxFile, OnnxFile]:
+    """Export ``model.onnx``, quantized to INT8, and ``float.onnx``, the same weights in FP32.
 
     Args:
-        model: The quantized model.
-        module: Name of its deployable part.
-        inputs: Arguments of that part.
-        directory: Where to write.
+        model: Quantized LightningModule.
+        module: Name of the submodule that is deployed.
+        inputs: Example inputs of that submodule.
+        directory: Directory to write to.
     """
-    plain = lc.finalize(model, module=module).cpu()
-    integers = lc.export_onnx(plain, directory / "model.onnx", inputs)
-    return integers, lc.export_onnx(lc.float_copy(model, module=module).cpu(), directory / "float.onnx", inputs)
+    finalized = lc.finalize(model, module=module).cpu()
+    int8 = lc.export_onnx(finalized, directory / "model.onnx", inputs)
+    return int8, lc.export_onnx(lc.float_copy(model, module=module).cpu(), directory / "float.onnx", inputs)
 
 
-def in_place_of(model: LightningModule, module: str, file: OnnxFile, inputs: Any) -> LightningModule:
-    """A copy of a LightningModule whose deployable part is a file, run by ONNX Runtime."""
+def with_onnx_module(model: LightningModule, module: str, file: OnnxFile, inputs: Any) -> LightningModule:
+    """Return a copy of a LightningModule that runs its deployed submodule in ONNX Runtime."""
+    # The structure of the output (dict, tuple) is taken from the model: ONNX Runtime returns a flat list.
     with torch.no_grad():
         output = lc.finalize(model, module=module).cpu()(*inputs[0], **inputs[1])
-    tested = copy.deepcopy(model).cpu()
-    runtime = _Runtime(file, output)
+    evaluated = copy.deepcopy(model).cpu()
+    onnx_module = _OnnxModule(file, output)
     if module:
-        tested.set_submodule(module, runtime)
+        evaluated.set_submodule(module, onnx_module)
     else:
-        vars(tested)["forward"] = runtime
-    return tested
+        vars(evaluated)["forward"] = onnx_module
+    return evaluated
 
 
-class _Runtime(nn.Module):
-    """A file as a module."""
+class _OnnxModule(nn.Module):
+    """ONNX Runtime session as a module."""
 
     def __init__(self, file: OnnxFile, output: Any) -> None:
         super().__init__()
@@ -94,6 +99,6 @@ class _Runtime(nn.Module):
         self.structure = torch.utils._pytree.tree_structure(output)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the file computes."""
+        """Return the outputs of the ONNX model."""
         outputs = self.session.run(None, feeds_of(self.session.get_inputs(), (args, kwargs)))
         return tree_unflatten([torch.from_numpy(output) for output in outputs], self.structure)

@@ -1,4 +1,4 @@
-"""LightningCLI's parser, in one sentence."""
+"""LightningCLI's argument parser with one-line error messages."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_compress.cli.config_errors import ConfigError
+from lightning_compress.cli.config_errors import ConfigErrorMessage
 from lightning_compress.cli.errors import fail
 
 
-class OneSentenceParser(LightningArgumentParser):
-    """Says in one sentence what is wrong with a configuration, and exits with 2."""
+class CompressionArgumentParser(LightningArgumentParser):
+    """LightningArgumentParser that reports an invalid configuration in one line and exits with code 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Exits, or raises in the parsers that jsonargparse makes on the way to try alternatives."""
+        """Exit; raise instead in the internal parsers with which jsonargparse tries alternatives."""
         if not self.exit_on_error:
             super().error(message, ex)
-        fail(ConfigError(message, self).sentence())
+        fail(ConfigErrorMessage(message, self).summary())

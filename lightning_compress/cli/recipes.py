@@ -1,4 +1,4 @@
-"""Recipes: where they are found, what there is, and a copy to edit."""
+"""The command ``recipes``: find, list and copy recipes."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import lightning_compress
-from lightning_compress.cli.errors import fail, nearest
+from lightning_compress.cli.errors import did_you_mean, fail
 
 
 def recipes(arguments: Sequence[str]) -> None:
-    """Lists the recipes, or copies one: ``recipes copy NAME [DEST]``."""
+    """List all recipes, or copy one: ``recipes copy NAME [DEST]``."""
     if not arguments:
         for name, path in available().items():
-            print(f"{name:<24}{headline(path)}")
+            print(f"{name:<24}{first_line(path)}")
     elif arguments[0] == "copy" and len(arguments) in (2, 3):
         copy(*arguments[1:])
     elif arguments[0] in ("-h", "--help"):
-        print("usage: lightning-compress recipes [copy NAME [DEST]]\n\nLists the recipes, or copies one to edit.")
+        print("usage: lightning-compress recipes [copy NAME [DEST]]\n\nList all recipes, or copy one to edit it.")
     else:
-        fail(f"'recipes {' '.join(arguments)}' is not understood: write 'recipes' or 'recipes copy NAME [DEST]'.")
+        fail(f"Unknown usage 'recipes {' '.join(arguments)}': write 'recipes' or 'recipes copy NAME [DEST]'.")
 
 
 def copy(name: str, destination: str = ".") -> None:
-    """Copies a recipe to a file or into a directory, never over a file that is there.
+    """Copy a recipe to a file or directory without overwriting.
 
     Args:
         name: Path or name of the recipe.
-        destination: File to write, or directory to write it into.
+        destination: File to write, or existing directory.
     """
     source = find(name)
     target = Path(destination)
@@ -39,38 +39,43 @@ def copy(name: str, destination: str = ".") -> None:
         with target.open("x") as file:
             file.write(source.read_text())
     except FileExistsError:
-        fail(f"{target} exists already and is left as it is: give another DEST, as in 'recipes copy {name} my.yaml'.")
+        fail(
+            f"{target} already exists and was not overwritten: give another DEST, as in 'recipes copy {name} my.yaml'."
+        )
     except OSError as error:
         fail(f"{target} cannot be written: {error.strerror}.")
     print(f"{target}: run it with 'lightning-compress run {target}'.")
 
 
 def find(name: str) -> Path:
-    """The file of a recipe, from the working directory, its repository, or the installed package, in that order.
+    """Find the file of a recipe in the working directory, its repository or the installed package, in this order.
 
     Args:
-        name: A path, or a name such as ``recipes/digits/prune.yaml``, ``digits/prune.yaml`` or ``digits/prune``.
+        name: Path, or name such as ``recipes/digits/prune.yaml``, ``digits/prune.yaml`` or ``digits/prune``.
+
+    Raises:
+        SystemExit: With code 2 if there is no such recipe.
     """
     short = name.removeprefix("recipes/")
-    places = [Path(), *_directories()]
-    candidates = (place / spelled for place in places for spelled in (name, f"{name}.yaml", short, f"{short}.yaml"))
+    spellings = (name, f"{name}.yaml", short, f"{short}.yaml")
+    candidates = (directory / spelling for directory in [Path(), *_directories()] for spelling in spellings)
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
         names = available()
-        near = nearest(short.removesuffix(".yaml"), names)
-        there = f"there are {', '.join(names)}" if names else "there are none"
-        fail(f"There is no recipe {name!r}{near}; {there}, or give a file's path.")
+        suggestion = did_you_mean(short.removesuffix(".yaml"), names)
+        choice = f", or one of {', '.join(names)}" if names else ""
+        fail(f"Unknown recipe {name!r}{suggestion}: give the path of a file{choice}.")
     return found
 
 
-def title(path: Path) -> str:
-    """What runs of a recipe are called: its name, with its folder's where that is a folder of recipes."""
+def run_name_of(path: Path) -> str:
+    """Return the name for runs of a recipe, such as ``digits-prune`` for ``recipes/digits/prune.yaml``."""
     path = path.resolve()
     return f"{path.parent.name}-{path.stem}" if path.parent.parent.name == "recipes" else path.stem
 
 
 def available() -> dict[str, Path]:
-    """The recipes that can be named, by name."""
+    """Return the recipes that can be given by name, as name to path."""
     found: dict[str, Path] = {}
     for directory in _directories():
         for path in sorted(directory.glob("**/*.yaml")):
@@ -78,18 +83,18 @@ def available() -> dict[str, Path]:
     return found
 
 
-def headline(path: Path) -> str:
-    """The first line of a recipe, which is a comment that says what it does."""
+def first_line(path: Path) -> str:
+    """Return the first line of a recipe, a comment that summarizes it."""
     with path.open() as file:
         return file.readline().lstrip("# ").rstrip()
 
 
 def _directories() -> Iterator[Path]:
-    """Directories of recipes, nearest first."""
+    """Yield the directories that contain recipes, by descending precedence."""
     here = Path.cwd()
     package = Path(lightning_compress.__file__).parent
     repository = next((path for path in (here, *here.parents) if (path / ".git").exists()), here)
-    # In a checkout the recipes lie beside the package; an installed package has them inside.
+    # A checkout has the recipes beside the package, an installed package contains them.
     checkout = [package.parent] if (package.parent / "pyproject.toml").is_file() else []
     seen = set()
     for parent in (here, repository, *checkout, package):

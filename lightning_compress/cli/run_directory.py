@@ -1,4 +1,4 @@
-"""A directory for every run."""
+"""Unique directories for runs."""
 
 from __future__ import annotations
 
@@ -7,31 +7,30 @@ import secrets
 from datetime import datetime
 from pathlib import Path
 
-# Handed down to the processes that Lightning starts for the other ranks.
+# The processes that Lightning starts for other ranks inherit this environment variable.
 _VARIABLE = "LIGHTNING_COMPRESS_RUN_DIRECTORY"
 
 
 def run_directory(name: str, *, rank: int) -> Path:
-    """The directory of a new run, ``runs/<name>/<time>-<random>``; on rank 0 it is made.
+    """Return the directory of a new run, ``runs/<name>/<time>-<random>``; rank 0 creates it.
 
-    Ranks that Lightning starts get it from their parent. Those that torchrun or SLURM start know only where it will
-    be; what is written there by other ranks than 0 (shards of checkpoints) goes where rank 0 says, since Lightning
-    broadcasts that directory.
+    Ranks started by Lightning inherit the directory from rank 0. Ranks started by torchrun or SLURM only know its
+    parent; shards of checkpoints are still written to the directory of rank 0, because Lightning broadcasts it.
 
     Args:
-        name: Of the recipe or command.
-        rank: Of this process among all.
+        name: Name of the recipe or command.
+        rank: Global rank of this process.
     """
     parent = Path("runs") / name
     if rank > 0:
         return Path(os.environ.get(_VARIABLE, parent))
-    directory = claim(parent)
+    directory = make_unique(parent)
     os.environ[_VARIABLE] = str(directory)
     return directory
 
 
-def claim(parent: Path) -> Path:
-    """Makes a directory that no one else has, however many try in the same second."""
+def make_unique(parent: Path) -> Path:
+    """Create a directory that did not exist before, even if several processes start in the same second."""
     while True:
         directory = parent.absolute() / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
         try:
@@ -42,7 +41,7 @@ def claim(parent: Path) -> Path:
 
 
 def write_new(path: Path, text: str) -> Path:
-    """Writes a text file beside those that are there: ``config.yaml``, or else ``config-2.yaml`` and so on."""
+    """Write a text file without overwriting: to ``config.yaml``, or else to ``config-2.yaml`` and so on."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, 1000):
         candidate = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")

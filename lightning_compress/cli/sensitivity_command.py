@@ -1,4 +1,4 @@
-"""How much each layer minds fewer bits, and the numbers of bits that fit a budget."""
+"""The command ``sensitivity``: per-layer quantization sensitivity, and bit widths for a size budget."""
 
 from __future__ import annotations
 
@@ -19,81 +19,88 @@ from lightning_compress.cli.compression import CompressionCLI
 from lightning_compress.cli.run_directory import write_new
 from lightning_compress.models.weights import load_weights_
 from lightning_compress.quantization.mixed_precision import Effect, as_numbers, choose
+from lightning_compress.trainer.batches import prepare_batch
 from lightning_compress.trainer.probe import TrainingProbe
 
-# What of the Trainer belongs to a fit, and what is said of it instead.
-_ALONE = {"devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False, "callbacks": None}
+# Trainer options that only make sense in a fit, and their values for the measurement.
+_SINGLE_DEVICE = {"devices": 1, "num_nodes": 1, "strategy": "auto", "logger": False, "callbacks": None}
 
 
 def sensitivity(arguments: Sequence[str]) -> None:
-    """Measures how the training loss rises with fewer bits, prints and writes that, and chooses bits for a budget.
+    """Measure the delta loss of every layer and number of bits, print and write it, and choose bits for a budget.
 
     Args:
-        arguments: A recipe as ``--config=FILE``, and what :class:`SensitivityCLI` adds.
+        arguments: Recipe as ``--config=FILE``, and the options of :class:`SensitivityCLI`.
     """
     cli = SensitivityCLI(args=[*arguments], run=False, run_name="sensitivity")
     console = Console()
-    with cli.refusals():
-        found = cli.measure()
-        console.print(found)
-        written = write_new(cli.directory / "sensitivity.csv", found.to_csv())
+    with cli.exit_on_config_error():
+        result = cli.measure()
+        console.print(result)
+        csv_path = write_new(cli.directory / "sensitivity.csv", result.to_csv())
         try:
-            found.figure(written.with_suffix(".png"))
+            result.figure(csv_path.with_suffix(".png"))
         except ImportError as error:
             console.print(error, markup=False)
-        console.print(f"Everything of this run is in {cli.directory}.", soft_wrap=True)
+        console.print(f"All files of this run are in {cli.directory}.", soft_wrap=True)
         if cli.budget:
-            console.print(_conclude(cli, choose(found.effects, **cli.budget)), soft_wrap=True)
+            console.print(_write_choice(cli, choose(result.effects, **cli.budget)), soft_wrap=True)
 
 
 class SensitivityCLI(CompressionCLI):
-    """Builds what a recipe describes on one device, without techniques, callbacks and loggers."""
+    """CompressionCLI that instantiates a recipe on one device, without techniques, callbacks and loggers."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds what is measured and chosen, and the arguments of ``fit``, whose configurations can be given."""
+        """Add the options of the measurement, and the arguments of ``fit``, so that its configurations are valid."""
         super().add_arguments_to_parser(parser)
         skip = {"model", "train_dataloaders", "val_dataloaders", "datamodule"}
         parser.add_method_arguments(Trainer, "fit", skip=skip)
-        parser.add_argument("--num_batches", type=int, default=8, help="Training batches that the loss is a mean of.")
-        parser.add_argument("--bits", type=str, default="2,4,8", help="Number of bits to measure, 2 to 8.")
-        parser.add_argument("--targets", type=lc.Targets, default=lc.Targets(), help="Which layers.")
-        parser.add_argument("--max_bytes", type=int | None, default=None, help="Most bytes of all layers' integers.")
-        parser.add_argument("--mean_bits", type=float | None, default=None, help="Or most bits of a weight on average.")
-        parser.add_argument("--out", type=str | None, default=None, help="Directory to write into.")
+        parser.add_argument("--num_batches", type=int, default=8, help="Number of training batches for the mean loss.")
+        parser.add_argument("--bits", type=str, default="2,4,8", help="Numbers of bits to measure, 2 to 8.")
+        parser.add_argument("--targets", type=lc.Targets, default=lc.Targets(), help="Layers to measure.")
+        parser.add_argument(
+            "--max_bytes", type=int | None, default=None, help="Maximum bytes of all quantized weights."
+        )
+        parser.add_argument(
+            "--mean_bits", type=float | None, default=None, help="Maximum mean bits per weight, instead of max_bytes."
+        )
+        parser.add_argument("--out", type=str | None, default=None, help="Directory to write to.")
 
     def before_instantiate_classes(self) -> None:
-        """Leaves out of the Trainer what belongs to a fit."""
+        """Parse the budget and reset the Trainer options that belong to a fit."""
         super().before_instantiate_classes()
         self.bits = _numbers(self.config.bits)
         self.budget = {key: self.config[key] for key in ("max_bytes", "mean_bits") if self.config[key] is not None}
         if len(self.budget) > 1:
             raise ValueError("Give either --max_bytes or --mean_bits, not both.")
         self.config.trainer.default_root_dir = self.config.out or self.config.trainer.default_root_dir
-        for key, value in _ALONE.items():
+        for key, value in _SINGLE_DEVICE.items():
             self.config.trainer[key] = value
 
-    def own_callbacks(self) -> list[Callback]:
-        """None: techniques belong to a fit."""
+    def compression_callbacks(self) -> list[Callback]:
+        """Return no callbacks: techniques belong to a fit."""
         return []
 
     def measure(self) -> lc.Sensitivity:
-        """The rise of the loss of ``training_step`` in eval mode.
+        """Measure the delta of the loss of ``training_step``, in eval mode.
 
         Raises:
-            ValueError: For manual optimization, whose ``training_step`` returns no loss.
+            ValueError: For manual optimization, where ``training_step`` returns no loss.
         """
         if not self.model.automatic_optimization:
             raise ValueError(
-                f"{type(self.model).__name__} optimizes by hand, so that its training_step gives no loss to measure: "
-                "call lightning_compress.sensitivity in Python, with a loss of your own."
+                f"{type(self.model).__name__} uses manual optimization, so its training_step returns no loss to "
+                "measure: call lightning_compress.sensitivity in Python with a loss function."
             )
         self.prepare()
         probe = TrainingProbe(self.trainer, self.model, None, 0)
 
         def loss(model: nn.Module, batch: Any) -> Tensor:
-            self.record.started = True  # errors are now of the user's code
+            # Errors of the user's code keep their traceback.
+            self.record.started = True
             assert isinstance(model, LightningModule)
-            model.trainer = self.trainer  # copies are without
+            # Copies of a LightningModule have no Trainer.
+            model.trainer = self.trainer
             probe.model, probe.batch = model, batch
             value = probe.loss()
             self.record.started = False
@@ -102,7 +109,7 @@ class SensitivityCLI(CompressionCLI):
         return lc.sensitivity(probe.model, self.batches(), loss=loss, bits=self.bits, targets=self.config_init.targets)
 
     def prepare(self) -> None:
-        """Makes data and model ready as a fit would, and loads the checkpoint's weights."""
+        """Set up data and model like a fit, and load the weights of the checkpoint."""
         self.trainer._data_connector.attach_data(self.model, datamodule=self.datamodule)
         self.trainer.strategy.connect(self.model)
         self.trainer._data_connector.prepare_data()
@@ -116,31 +123,28 @@ class SensitivityCLI(CompressionCLI):
         self.model.to(self.trainer.strategy.root_device)
 
     def batches(self) -> list[Any]:
-        """The first training batches as ``training_step`` gets them."""
+        """Return the first training batches as ``training_step`` receives them."""
         loader = _request_dataloader(self.trainer.fit_loop._data_source)
         combined = loader if isinstance(loader, CombinedLoader) else CombinedLoader(loader, "max_size_cycle")
-        return [self._as_in_training(batch) for batch, _, _ in islice(combined, self.config.num_batches)]
-
-    def _as_in_training(self, batch: Any) -> Any:
-        batch = self.model._on_before_batch_transfer(self.trainer.precision_plugin.convert_input(batch))
-        return self.trainer.strategy.batch_to_device(batch)
+        batches = islice(combined, self.config.num_batches)
+        return [prepare_batch(self.trainer, self.model, batch) for batch, _, _ in batches]
 
 
 def _numbers(text: str) -> tuple[int, ...]:
     numbers = text.strip("[]()").split(",")
     if not all(number.strip().isdigit() for number in numbers):
-        raise ValueError(f"--bits={text} must be numbers with commas between them, such as 2,4,8.")
+        raise ValueError(f"--bits={text} must be comma-separated integers, such as 2,4,8.")
     return tuple(map(int, numbers))
 
 
-def _conclude(cli: SensitivityCLI, chosen: Sequence[Effect]) -> str:
-    """Writes the choice for a recipe and says what it takes."""
+def _write_choice(cli: SensitivityCLI, chosen: Sequence[Effect]) -> str:
+    """Write the chosen bits as a configuration and return a summary."""
     weights = {layer: {"bits": integers.bits} for layer, integers in as_numbers(chosen).items() if integers}
     num_bits, num_weights = sum(e.bits * e.num_weights for e in chosen), sum(e.num_weights for e in chosen)
-    says = (
-        f"{sum(e.num_bytes for e in chosen):,} bytes of weights, {num_bits / num_weights:.3g} bits on average; "
-        f"the rises of its layers add up to {sum(e.rise for e in chosen):+.3g}."
+    summary = (
+        f"{sum(e.num_bytes for e in chosen):,} bytes of weights, {num_bits / num_weights:.3g} bits per weight on "
+        f"average, total delta loss {sum(e.rise for e in chosen):+.3g}."
     )
     snippet = yaml.safe_dump({"quantization": {"weights": weights}}, sort_keys=False, default_flow_style=None)
-    path = write_new(cli.directory / "quantization.yaml", f"# {says}\n{snippet}")
-    return f"{path} is a choice of {says} Train with it by adding --config={path} to a recipe."
+    path = write_new(cli.directory / "quantization.yaml", f"# {summary}\n{snippet}")
+    return f"{path}: {summary} Add --config={path} to a recipe to train with it."

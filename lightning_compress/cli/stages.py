@@ -1,4 +1,4 @@
-"""The network that a run begins with, when another run has made it."""
+"""Files with which one run hands its network to the next."""
 
 from __future__ import annotations
 
@@ -10,64 +10,71 @@ from torch import nn
 
 import lightning_compress as lc
 
-NETWORK, REMOVAL = "model.packed", "removal.json"
-BEFORE = "before"
-"""The directory, in that of a run, of the run that it begins with."""
+NETWORK_FILE, REMOVAL_FILE = "model.packed", "removal.json"
+PREVIOUS_RUN = "before"
+"""Name of the subdirectory of a run that contains the previous stage."""
 
 
-class Start:
-    """What a finished run has left in its directory.
+class FinishedRun:
+    """Network that a finished run has saved in its directory.
 
     Args:
-        directory: That directory.
+        directory: Directory of the run.
+
+    Attributes:
+        log: Channels that were removed from the network, empty if there were none.
 
     Raises:
-        ValueError: If it has no network.
+        ValueError: If the directory contains no network.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        if not (directory / NETWORK).is_file():
-            before = directory / BEFORE
-            instead = f", or run its recipe again with --after={before}, which is finished"
+        if not (directory / NETWORK_FILE).is_file():
+            previous = directory / PREVIOUS_RUN
+            alternative = f", or run its recipe again with --after={previous}, which is finished"
             raise ValueError(
-                f"after={directory}: there is no {NETWORK} in it; give the directory of a finished run"
-                f"{instead if (before / NETWORK).is_file() else ''}."
+                f"after={directory}: {NETWORK_FILE} not found; give the directory of a finished run"
+                f"{alternative if (previous / NETWORK_FILE).is_file() else ''}."
             )
-        removal = directory / REMOVAL
+        removal = directory / REMOVAL_FILE
         self.log = lc.RemovalLog.load(removal) if removal.is_file() else lc.RemovalLog()
 
-    def into(self, model: LightningModule) -> str:
-        """Gives the network's shapes and weights to the part of a model that is built like it.
+    def load_into(self, model: LightningModule) -> str:
+        """Remove the channels and load the weights in the submodule that has the architecture of the network.
 
         Returns:
-            The part's name.
+            Name of the submodule.
 
         Raises:
-            ValueError: If no part is.
+            ValueError: If no submodule has the same state dict keys.
         """
-        weights = lc.load_packed(self.directory / NETWORK)
+        weights = lc.load_packed(self.directory / NETWORK_FILE)
         assert isinstance(weights, dict)
-        part = next((name for name, module in model.named_modules() if set(module.state_dict()) == set(weights)), None)
-        if part is None:
+        name = next((name for name, module in model.named_modules() if set(module.state_dict()) == set(weights)), None)
+        if name is None:
             raise ValueError(
-                f"after={self.directory}: no part of the model is built like the network in it, which begins with "
+                f"after={self.directory}: no module of the model has the state dict keys of {NETWORK_FILE}, such as "
                 f"{next(iter(weights))!r}: configure the same network."
             )
-        network = model.get_submodule(part)
+        network = model.get_submodule(name)
         self.log.replay_(network)
-        lc.load_packed(self.directory / NETWORK, into=network)
-        return part
+        lc.load_packed(self.directory / NETWORK_FILE, into=network)
+        return name
 
 
 def remove_channels_(network: nn.Module, inputs: Any) -> lc.RemovalLog:
-    """Removes from a network the channels that are masked.
+    """Physically remove the masked channels of a network, in place.
 
     Args:
-        network: The network.
-        inputs: What it is called with.
+        network: Network; it is moved to the CPU.
+        inputs: Example inputs of the network.
+
+    Returns:
+        Log of the removed channels.
     """
     small, log = lc.shrink(network.cpu(), inputs)
+    # In place, because the LightningModule keeps its reference to the network.
     log.replay_(network)
     network.load_state_dict(small.state_dict())
     return log

@@ -1,1 +1,1 @@
-"""Weight clustering: which weights share a value; torch only."""
+"""Weight clustering: k-means codebooks for weights, by a callback and by functions of torch alone."""

@@ -1,8 +1,7 @@
-"""Weight clustering: codebooks that follow a schedule."""
+"""Weight clustering callback: codebooks that follow a schedule."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
@@ -21,53 +20,55 @@ from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.functional.kmeans import Init
 from lightning_compress.schedules import Progress, Schedule
 from lightning_compress.targets import Targets, matches, shorten
-from lightning_compress.trainer.base import techniques
-from lightning_compress.trainer.constrained import ConstraintCallback, constraints_on
+from lightning_compress.trainer.compression_callback import techniques
+from lightning_compress.trainer.constraint_callback import ConstraintCallback, constraints_on
 from lightning_compress.trainer.lightning import is_a, is_compiled, loss_scale
-from lightning_compress.trainer.masking import MaskCallback
 from lightning_compress.trainer.progress import progress
-from lightning_compress.trainer.scheduled import ScheduledConstraintCallback
 
 
 @final
-class WeightClustering(ScheduledConstraintCallback[CodebookConstraint]):
-    """Makes the weights of a layer share a few values, and trains these.
+class WeightClustering(ConstraintCallback[CodebookConstraint]):
+    """Cluster the weights of each layer, and train the centroids (palettization).
 
     Weights stay plain parameters under their own names. At each update of the schedule they are clustered anew and a
-    larger part of them is held in its clusters, the largest weights first, while the others make up for it (Zhou et al.
-    2017, arXiv:1702.03044); at its end all are. Held weights are equal within clusters after every optimizer step, and
-    the clusters' values are trained with the mean gradient of their members (Han et al. 2016, arXiv:1510.00149).
+    larger fraction of them is assigned to clusters, the largest weights first, while the others compensate (Zhou et
+    al. 2017, arXiv:1702.03044); at its end all are. Assigned weights are equal within clusters after every optimizer
+    step, and centroids are trained with the mean gradient of their members (Han et al. 2016, arXiv:1510.00149).
 
-    Weights that are zero stay zero, and zero is then one of the values. Beside :class:`Pruning`, which stands before it
+    Weights that are zero stay zero, and zero is then one of the centroids. Beside :class:`Pruning`, which precedes it
     in ``callbacks=[...]``, clustering begins when the final sparsity is reached.
 
     Args:
-        num_clusters: Number of values of a codebook; or a dict from globs over layer names to such numbers, in which
-            the first match counts, and layers without a match stay as they are.
+        num_clusters: Number of centroids of a codebook; or a dict that maps globs over layer names to such numbers. The
+            first glob that matches a layer counts, and layers without a match are not clustered.
         method: ``"hard"``, or ``"dkm"``: from the beginning to the end of the schedule weights are free, and layers
-            compute with weights that are drawn to the clusters' values ever more closely (differentiable k-means, Cho
-            et al. 2022, arXiv:2108.12659); then as above.
-        granularity: One codebook per ``"tensor"``, per output ``"channel"``, or for so many channels.
-        vector_size: Number of neighbouring weights (1, 2 or 4) that one entry of a codebook stands for (product
-            quantization, Stock et al. 2020, arXiv:1907.05686).
-        init: Where the first clustering starts.
-        weighted: Whether weights count as much as their squared gradients (Choi et al. 2017, arXiv:1612.01543).
-        gradient: What trains a value: the ``"mean"`` of its members' gradients, which suits the learning rate that the
-            weights had, or their ``"sum"``, as in Deep Compression.
-        schedule: When weights are clustered, and which part of them is held; ``"one_shot"``: all at once, for good.
-        targets: Which weights.
+            compute with soft assignments to centroids that become ever sharper (differentiable k-means, Cho et al.
+            2022, arXiv:2108.12659); then as above.
+        granularity: One codebook per ``"tensor"``, per output ``"channel"``, or per group of this number of channels.
+        vector_size: Number of neighbouring weights (1, 2 or 4) in one entry of a codebook (product quantization, Stock
+            et al. 2020, arXiv:1907.05686).
+        init: Initialization of the first clustering.
+        weighted: Weight the clustering by squared gradients (Choi et al. 2017, arXiv:1612.01543).
+        gradient: Gradient of a centroid: the ``"mean"`` of its members' gradients, which suits the learning rate that
+            the weights had, or their ``"sum"``, as in Deep Compression.
+        schedule: Times of the clustering, and the fraction of weights that is assigned at each; ``"one_shot"``: all
+            weights at once, with assignments that stay.
+        targets: Selection of the weights.
 
     Attributes:
-        left_alone: Layers that are not clustered as it would save nothing, and why.
+        left_alone: Layers that are not clustered since it would save nothing, with the reason.
 
     Raises:
-        ValueError: For numbers that make no codebook; in ``setup`` for targets that match nothing, if nothing is worth
-            clustering, and for strategies that shard weights.
+        ValueError: If the arguments describe no codebook; in ``setup`` if targets match nothing, if clustering would
+            save nothing in any layer, and for strategies that shard weights.
 
+    >>> from lightning.pytorch import Trainer
     >>> callback = WeightClustering(16, schedule=Schedule(end=0.5))
+    >>> trainer = Trainer(max_epochs=10, callbacks=[callback], logger=False, enable_checkpointing=False)
     """
 
-    what = "clusters"
+    constraint_class = CodebookConstraint
+    noun = "clusters"
     verb = "clustered"
 
     def __init__(
@@ -89,7 +90,9 @@ class WeightClustering(ScheduledConstraintCallback[CodebookConstraint]):
         if method not in ("hard", "dkm"):
             raise ValueError(f"method={method!r} is unknown: write 'hard' or 'dkm'.")
         if method == "dkm" and (vector_size > 1 or schedule.curve == "one_shot"):
-            raise ValueError("method='dkm' draws single weights over a time: set vector_size=1, and another curve.")
+            raise ValueError(
+                "method='dkm' supports neither vectors nor a one-shot schedule: set vector_size=1 and another curve."
+            )
         numbers = num_clusters if isinstance(num_clusters, dict) else {"*": num_clusters}
         self._codebook_specs = {
             glob: CodebookSpec(number, granularity, vector_size, init) for glob, number in numbers.items()
@@ -108,41 +111,37 @@ class WeightClustering(ScheduledConstraintCallback[CodebookConstraint]):
         self._mask_changes = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses early what cannot work."""
+        """Check strategy, targets and the other callbacks before the fit."""
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         if is_a(trainer.strategy, "ModelParallelStrategy"):
             raise ValueError(
-                "WeightClustering does not work under ModelParallelStrategy, which shards the weights that share "
-                "values: use 'ddp'."
+                "WeightClustering does not support ModelParallelStrategy, which shards the weights of a cluster: use "
+                "'ddp'."
             )
         if self.method == "dkm" and any(is_a(t, "QuantizationAwareTraining") for t in techniques(trainer)):
             raise ValueError(
-                "WeightClustering(method='dkm') beside QuantizationAwareTraining would round weights that are not on "
-                "their values yet: use method='hard', or quantize in a second fit."
+                "WeightClustering(method='dkm') does not support QuantizationAwareTraining in one fit, which would "
+                "quantize weights before they are clustered: use method='hard', or quantize in a second fit."
             )
         if self.method == "dkm" and is_compiled(pl_module):
             raise ValueError(
-                "WeightClustering(method='dkm') does not work in a compiled model, which would go on computing with "
-                "its own weights: leave torch.compile out of this fit, or use method='hard'."
+                "WeightClustering(method='dkm') does not support compiled models, which would ignore the soft "
+                "assignments: leave torch.compile out of this fit, or use method='hard'."
             )
         later = techniques(trainer)[techniques(trainer).index(self) + 1 :]
-        if any(isinstance(technique, MaskCallback) for technique in later):
+        if any(getattr(technique, "constraint_class", None) is MaskConstraint for technique in later):
             raise ValueError(
-                "WeightClustering stands before a pruning callback, which would take members out of its clusters: put "
-                "it after it in callbacks=[...]."
+                "WeightClustering precedes a pruning callback, which would prune members of its clusters: put it after "
+                "the pruning callback in callbacks=[...]."
             )
 
-    def make_constraint(self, layers: Sequence[Layer]) -> CodebookConstraint:
-        """Assignments that leave all weights free."""
-        return CodebookConstraint(layers)
-
     def layers(self, model: nn.Module) -> list[Layer]:
-        """The selected weights that are worth clustering.
+        """Return the selected weights for which a codebook saves bytes.
 
         Raises:
-            ValueError: For a glob without a match, and if there are none.
+            ValueError: If a glob matches no layer, and if there are no such weights.
         """
         layers = super().layers(model)
         names = [layer.layer for layer in layers]
@@ -150,23 +149,22 @@ class WeightClustering(ScheduledConstraintCallback[CodebookConstraint]):
             if not any(matches(glob, name) for name in names):
                 raise ValueError(f"num_clusters: {glob!r} matches no selected layer; they are {shorten(names)}.")
         matched = [layer for layer in layers if self._find_spec(layer) is not None]
-        obstacles = {layer.layer: self._spec_of(layer).obstacle(layer) for layer in matched}
+        obstacles = {layer.layer: self._spec_of(layer).skip_reason(layer) for layer in matched}
         self.left_alone = {name: obstacle for name, obstacle in obstacles.items() if obstacle}
         if len(self.left_alone) == len(matched):
             name, why = next(iter(self.left_alone.items()))
-            raise ValueError(
-                f"WeightClustering finds nothing that it could make smaller: of {name!r}, {why}; take fewer clusters."
-            )
+            raise ValueError(f"WeightClustering would make no layer smaller: of {name!r}, {why}; use fewer clusters.")
         return [layer for layer in matched if layer.layer not in self.left_alone]
 
     def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
-        """Begins with free weights, or where the state left off."""
+        """Start with free weights, or restore assignments, accumulated gradients and soft assignments."""
         super().prepare(trainer, state)
         assert self.constraint is not None
         state = state or {}
-        sharings = [self._spec_of(layer) for layer in self.constraint.layers]
-        self._clusterer = Clusterer(self.constraint, sharings, weighted=self.weighted)
-        self._clusterer.load_state_dict(state.get("squares", {}))
+        specs = [self._spec_of(layer) for layer in self.constraint.layers]
+        self._clusterer = Clusterer(self.constraint, specs, weighted=self.weighted)
+        if self._clusterer.accumulator is not None:
+            self._clusterer.accumulator.load_state_dict(self.constraint.layers, state.get("squares", {}))
         for layer in self.constraint.layers:
             if layer.name in state.get("soft", {}):
                 layout, device = self._spec_of(layer).layout(layer), layer.parameter.device
@@ -174,20 +172,20 @@ class WeightClustering(ScheduledConstraintCallback[CodebookConstraint]):
         self._masks = self._find_masks(trainer)
         self._mask_changes = self._changes_of_masks
         for name, why in self.left_alone.items():
-            rank_zero_info(f"WeightClustering leaves {name!r} alone: {why}.")
+            rank_zero_info(f"WeightClustering does not cluster {name!r}: {why}.")
 
-    def state_dict(self) -> dict[str, Any]:
-        """Assignments, counters and what was gathered since the last update: tensors and plain values only."""
-        if self.constraint is None or self._clusterer is None:
-            return super().state_dict()
+    def current_state(self) -> dict[str, Any]:
+        """Return assignments, counters, accumulated squared gradients and soft assignments."""
+        assert self.constraint is not None
+        accumulator = None if self._clusterer is None else self._clusterer.accumulator
         return {
-            **super().state_dict(),
-            "squares": self._clusterer.state_dict(),
+            **super().current_state(),
+            "squares": {} if accumulator is None else accumulator.state_dict(self.constraint.layers),
             "soft": {name: clusters.state_dict() for name, clusters in self._soft.items()},
         }
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Clusters what is due before the first step, and draws weights as close to them as they are to be."""
+        """Make an update that is due before the first step, and set the sharpness of soft assignments."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self._soft:
             now = progress(trainer, self.steps, in_step=False, in_batch=False)
@@ -195,68 +193,64 @@ class WeightClustering(ScheduledConstraintCallback[CodebookConstraint]):
                 clusters.sharpness = self.schedule.ramp(now)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Reads dense gradients as long as they matter, then projects them."""
-        if self._clusterer is not None and self._gathers:
-            self._clusterer.read_gradients(self.held_by(optimizer), loss_scale(trainer, optimizer))
+        """Read dense gradients as long as they weight the clustering, then project them."""
+        accumulator = None if self._clusterer is None else self._clusterer.accumulator
+        if accumulator is not None and not self._landed:
+            accumulator.read(self.held_by(optimizer), loss_scale(trainer, optimizer))
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         if self.gradient == "sum" and self.constraint is not None:
             self.constraint.sum_gradients_()
 
     def after_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
-        """Counts gradients that were read, and updates the clusters where that is due."""
+        """Count the gradients that were read, and make an update that is due."""
         assert self._clusterer is not None
-        self._clusterer.step_completed(self.held_by(optimizer))
+        if self._clusterer.accumulator is not None:
+            self._clusterer.accumulator.step_completed(self.held_by(optimizer))
         super().after_step(trainer, optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Lands the last update where the run ends without a step that could have done so."""
+        """Step the centroids of soft assignments, and make the last update if the run ends without a step."""
         for clusters in self._soft.values():
-            clusters.advance()
+            clusters.update_codebooks()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keeps what a next fit needs and lets go of the model."""
+        """Keep the state for a next fit, and let layers compute with their own weights again."""
         super().teardown(trainer, pl_module, stage)
         harden(pl_module)
-        self._clusterer, self._soft, self._masks = None, {}, []
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy needs, without what belongs to the fit."""
-        return {**super().__getstate__(), "_clusterer": None, "_soft": {}, "_masks": []}
-
-    @property
-    def _gathers(self) -> bool:
-        """Whether gradients still decide about clusters."""
-        return self.weighted and not self._landed
+    def outside_fit(self) -> dict[str, Any]:
+        """Return the attributes that refer to a fit, with the values that they have outside of one."""
+        return {**super().outside_fit(), "_clusterer": None, "_soft": {}, "_masks": []}
 
     def _find_spec(self, layer: Layer) -> CodebookSpec | None:
-        return next((sharing for glob, sharing in self._codebook_specs.items() if matches(glob, layer.layer)), None)
+        return next((spec for glob, spec in self._codebook_specs.items() if matches(glob, layer.layer)), None)
 
     def _spec_of(self, layer: Layer) -> CodebookSpec:
-        sharing = self._find_spec(layer)
-        assert sharing is not None
-        return sharing
+        spec = self._find_spec(layer)
+        assert spec is not None
+        return spec
 
-    def advance(self, trainer: Trainer, now: Progress) -> None:
-        """Does what is due at this moment of the run."""
+    def update(self, trainer: Trainer, now: Progress) -> None:
+        """Cluster the weights anew if the schedule has an update due now, or if masks have changed."""
         assert self._clusterer is not None
-        if not self._is_due(now) or not self._clusterer.has_accumulated_scores:
+        if not self._is_due(now) or not self._clusterer.is_ready:
             return
         self._tick = max(self.schedule.tick(now), 0)
-        self._landed = self.schedule.landed(now)
+        self._landed = self.schedule.finished(now)
         self._mask_changes = self._changes_of_masks
         if self.method == "dkm" and not self._landed:
-            for name, clusters in self._clusterer.soft(self._zeros()).items():
+            for name, clusters in self._clusterer.soft_clusters(self._zeros()).items():
                 self._soften(trainer, name, clusters)
             return
         starts = {name: clusters.codebooks for name, clusters in self._soft.items()}
         harden(trainer.lightning_module)
         self._soft = {}
-        part = self.schedule.sparsity(1.0, now)
-        self._clusterer.update(self._zeros(), part=part, starts=starts)
-        self.update_constraint(trainer)
+        fraction = self.schedule.sparsity(1.0, now)
+        self._clusterer.update(self._zeros(), fraction=fraction, starts=starts)
+        self.constraint_replaced(trainer)
 
     def _is_due(self, now: Progress) -> bool:
         if not now.reached(self.schedule.begin) or not all(mask.reached for mask in self._masks):
@@ -264,7 +258,7 @@ class WeightClustering(ScheduledConstraintCallback[CodebookConstraint]):
         if self._tick < 0 or self._changes_of_masks != self._mask_changes:
             return True
         ticked = self.schedule.tick(now) > self._tick and self.method == "hard"
-        return not self._landed and (ticked or self.schedule.landed(now))
+        return not self._landed and (ticked or self.schedule.finished(now))
 
     def _soften(self, trainer: Trainer, name: str, clusters: SoftClusters) -> None:
         self._soft[name] = clusters
@@ -272,7 +266,7 @@ class WeightClustering(ScheduledConstraintCallback[CodebookConstraint]):
         soften(trainer.lightning_module.get_submodule(module), attribute, clusters)
 
     def _find_masks(self, trainer: Trainer) -> list[ConstraintCallback[MaskConstraint]]:
-        """The callbacks that hold zeros among the clustered weights; in a fit they stay the same."""
+        """Return the callbacks that mask clustered weights; in a fit they stay the same."""
         assert self.constraint is not None
         found = (mask for layer in self.constraint.layers for mask in constraints_on(trainer, MaskConstraint, layer))
         return list(dict.fromkeys(found))
@@ -282,7 +276,7 @@ class WeightClustering(ScheduledConstraintCallback[CodebookConstraint]):
         return sum(mask.num_changes for mask in self._masks)
 
     def _zeros(self) -> list[Tensor | None]:
-        """Where other callbacks hold zeros."""
+        """Return the masked positions of each layer, or ``None`` for a layer without a mask."""
         held = {
             id(layer.parameter): zeros
             for mask in self._masks

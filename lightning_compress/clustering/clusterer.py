@@ -1,4 +1,4 @@
-"""Replacing assignments by better ones."""
+"""Clusterer: assigns the weights of all layers to clusters by k-means."""
 
 from __future__ import annotations
 
@@ -8,153 +8,144 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from lightning_compress.clustering.codebook_spec import CodebookSpec, masses_of
+from lightning_compress.clustering.codebook_spec import CodebookSpec, point_masses
 from lightning_compress.clustering.soft_weights import SoftClusters
 from lightning_compress.constraints.codebook import Assignment, CodebookConstraint
+from lightning_compress.constraints.gradient_accumulator import GradientAccumulator
 from lightning_compress.constraints.layer import Layer
 
 
 class Clusterer:
-    """Updates a codebook constraint.
+    """Updates the assignments of a codebook constraint.
 
     Args:
-        constraint: Holds the assignments and the layers.
-        sharings: How the weights of each layer share values.
-        weighted: Whether a weight counts as much as its squared gradients (the diagonal of the Fisher information, as
-            in Choi et al. 2017, arXiv:1612.01543).
+        constraint: The constraint, with its layers.
+        specs: Specification of the codebooks of each layer.
+        weighted: If True, the mass of a weight in k-means is its accumulated squared gradient, the diagonal of the
+            Fisher information (Choi et al. 2017, arXiv:1612.01543).
 
     Attributes:
-        squares: Sums of squared gradients, by the names of the weights.
+        accumulator: Sums of squared gradients; ``None`` if the clustering is not weighted.
     """
 
     def __init__(
-        self, constraint: CodebookConstraint, sharings: Sequence[CodebookSpec], *, weighted: bool = False
+        self, constraint: CodebookConstraint, specs: Sequence[CodebookSpec], *, weighted: bool = False
     ) -> None:
         self.constraint = constraint
-        self.sharings = list(sharings)
-        self.weighted = weighted
-        self.squares: dict[str, Tensor] = {}
-        self._pending: dict[str, Tensor] = {}
+        self.specs = list(specs)
+        self.accumulator = GradientAccumulator(_squared_gradient) if weighted else None
 
     @property
-    def has_accumulated_scores(self) -> bool:
-        """Whether clusters can be looked for now."""
-        return not self.weighted or bool(self.squares)
-
-    @torch.no_grad()
-    def read_gradients(self, layers: Sequence[Layer], scale: float = 1.0) -> None:
-        """Takes in dense gradients, loss scale included, of a step that is about to be made on ``layers``."""
-        for layer in layers:
-            if layer.parameter.grad is not None:
-                self._pending[layer.name] = (layer.gradient.float() / scale).square()
-
-    def step_completed(self, layers: Sequence[Layer]) -> None:
-        """Counts the gradients that were read, now that the step has been made."""
-        for layer in layers:
-            if layer.name in self._pending:
-                new, old = self._pending.pop(layer.name), self.squares.get(layer.name)
-                self.squares[layer.name] = new if old is None else old.add_(new)
+    def is_ready(self) -> bool:
+        """Return True if weights can be clustered: a weighted clustering needs at least one completed step."""
+        return self.accumulator is None or bool(self.accumulator.sums)
 
     @torch.no_grad()
     def update(
-        self, zeros: Sequence[Tensor | None], *, part: float = 1.0, starts: Mapping[str, Tensor] = MappingProxyType({})
+        self,
+        zeros: Sequence[Tensor | None],
+        *,
+        fraction: float = 1.0,
+        starts: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
-        """Clusters the weights of all layers anew, and holds a part of them in their clusters.
+        """Cluster the weights of all layers anew, and fix a fraction of them to their clusters.
 
         Args:
-            zeros: For each layer, True where a weight is to stay zero; ``None``: where it is zero now.
-            part: Fraction of the weights that is held, in [0, 1]; those that are held already stay so.
-            starts: Values to start from, by the names of the weights; else those there are.
+            zeros: For each layer, True where a weight stays zero; ``None`` for the weights that are zero now.
+            fraction: Fraction of the nonzero weights that is fixed, in [0, 1]; weights that are fixed already stay so.
+            starts: Initial centers by the names of the weights; by default those of the present assignment.
 
         Raises:
             ValueError: If a weight is not finite.
         """
         for i, layer in enumerate(self.constraint.layers):
-            dead = _dead(layer, zeros[i])
-            start = starts.get(layer.name, self._codebook(i, pins_zero=dead is not None))
-            index, values = self._clustered(i, layer.weight, dead, start)
-            free = self._free(i, dead, part)
-            assignment = Assignment(index, len(values), pins_zero=dead is not None, free=free)
+            zero_mask = _zero_mask(layer, zeros[i])
+            start = starts.get(layer.name, self._present_centers(i, pins_zero=zero_mask is not None))
+            index, values = self._cluster(i, layer.weight, zero_mask, start)
+            free = self._free_mask(i, zero_mask, fraction)
+            assignment = Assignment(index, len(values), pins_zero=zero_mask is not None, free=free)
             self.constraint.replace(i, assignment, values)
 
     @torch.no_grad()
-    def soft(self, zeros: Sequence[Tensor | None]) -> dict[str, SoftClusters]:
-        """Soft clusters, by the names of the weights, that begin where clustering the weights of all layers does.
+    def soft_clusters(self, zeros: Sequence[Tensor | None]) -> dict[str, SoftClusters]:
+        """Return soft clusters, by the names of the weights, that are initialized by clustering the weights.
 
         Args:
             zeros: As in :meth:`update`.
         """
         found = {}
         for i, layer in enumerate(self.constraint.layers):
-            dead = _dead(layer, zeros[i])
-            index, values = self._clustered(i, layer.weight, dead, self._codebook(i, pins_zero=dead is not None))
-            layout, masses = self.sharings[i].layout(layer), masses_of(layer.weight, dead, self._sensitivity(layer))
+            zero_mask = _zero_mask(layer, zeros[i])
+            start = self._present_centers(i, pins_zero=zero_mask is not None)
+            index, values = self._cluster(i, layer.weight, zero_mask, start)
+            layout = self.specs[i].layout(layer)
+            masses = point_masses(layer.weight, zero_mask, self._sensitivity(layer))
             errors = layer.weight.flatten() - values[index]
-            rows = layout.rows(errors.square().view(layer.shape) * (1 if masses is None else masses))
-            total = layout.rows(torch.ones_like(layer.weight) if masses is None else masses).sum(dim=1)
+            rows = layout.to_rows(errors.square().view(layer.shape) * (1 if masses is None else masses))
+            total = layout.to_rows(torch.ones_like(layer.weight) if masses is None else masses).sum(dim=1)
+            # Weights that lie on their centers have no variance, but a temperature must be positive.
             smallest = layer.weight.square().mean() * 1e-9 + torch.finfo(layer.weight.dtype).tiny
             variances = (rows.sum(dim=1) / total.clamp(min=1e-12)).clamp(min=smallest)
-            codebooks = values[int(dead is not None) :].view(layout.num_codebooks, -1)
+            codebooks = values[int(zero_mask is not None) :].view(layout.num_codebooks, -1)
             found[layer.name] = SoftClusters(layout, codebooks, variances, masses)
         return found
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Sums of squared gradients, by the names of the weights."""
-        return {name: tensor.cpu() for name, tensor in self.squares.items()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes what :meth:`state_dict` gave."""
-        devices = {layer.name: layer.parameter.device for layer in self.constraint.layers}
-        self.squares = {name: tensor.to(devices[name], copy=True) for name, tensor in state.items()}
-
-    def _free(self, i: int, dead: Tensor | None, part: float) -> Tensor | None:
-        """True where a weight stays free: the smallest do longest (Zhou et al. 2017, arXiv:1702.03044)."""
-        if part >= 1:
+    def _free_mask(self, i: int, zero_mask: Tensor | None, fraction: float) -> Tensor | None:
+        """True where a weight stays free; the largest are fixed first (Zhou et al. 2017, arXiv:1702.03044)."""
+        if fraction >= 1:
             return None
         assignment = self.constraint.assignments[i]
+        # Weights that are fixed already, and zeros, get an infinite score: they never become free.
         scores = self.constraint.layers[i].weight.abs().flatten().float()
         if assignment is not None:
-            held = torch.ones_like(scores, dtype=torch.bool) if assignment.free is None else ~assignment.free
-            scores.masked_fill_(held, torch.inf)
-        num_live = len(scores)
-        if dead is not None:
-            scores.masked_fill_(dead.flatten(), torch.inf)
-            num_live -= int(dead.sum())
-        num_free = min(num_live - round(part * num_live), int(scores.isfinite().sum()))
+            fixed = torch.ones_like(scores, dtype=torch.bool) if assignment.free is None else ~assignment.free
+            scores.masked_fill_(fixed, torch.inf)
+        num_nonzero = len(scores)
+        if zero_mask is not None:
+            scores.masked_fill_(zero_mask.flatten(), torch.inf)
+            num_nonzero -= int(zero_mask.sum())
+        num_free = min(num_nonzero - round(fraction * num_nonzero), int(scores.isfinite().sum()))
         if num_free == 0:
             return None
+        # Of weights of equal magnitude the first stay free, so that the number is exact and the same on all ranks.
         largest = scores.kthvalue(num_free).values
         smaller, equal = scores < largest, scores == largest
         return smaller | (equal & (equal.cumsum(0) <= num_free - smaller.sum()))
 
-    def _clustered(self, i: int, points: Tensor, dead: Tensor | None, start: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _cluster(self, i: int, points: Tensor, zero_mask: Tensor | None, start: Tensor | None) -> tuple[Tensor, Tensor]:
         layer = self.constraint.layers[i]
         if not bool(points.isfinite().all()):
             raise ValueError(
-                f"{layer.name!r} has weights that are not finite, which have no clusters: lower the learning rate."
+                f"{layer.name!r} has weights that are not finite and cannot be clustered: lower the learning rate."
             )
         sensitivity = self._sensitivity(layer)
-        return self.sharings[i].cluster(layer, points, zeros=dead, sensitivity=sensitivity, start=start)
+        return self.specs[i].cluster(layer, points, zeros=zero_mask, sensitivity=sensitivity, start=start)
 
-    def _codebook(self, i: int, *, pins_zero: bool) -> Tensor | None:
-        """The values there are, means of free members included, if clusters of their kind are wanted again."""
+    def _present_centers(self, i: int, *, pins_zero: bool) -> Tensor | None:
+        """Centers of the present assignment without the pinned zero; ``None`` if their number would change."""
         assignment = self.constraint.assignments[i]
         if assignment is None or assignment.pins_zero != pins_zero:
             return None
+        # Means over all members: a cluster with free members only would otherwise have none, and be lost.
         if assignment.free is not None:
             assignment = Assignment(assignment.index, assignment.num_clusters)
         return assignment.means(self.constraint.layers[i].weight)[int(pins_zero) :]
 
     def _sensitivity(self, layer: Layer) -> Tensor | None:
-        """Squared gradients on a floor: also a weight that has not mattered yet should have a value near it."""
-        squares = self.squares.get(layer.name)
+        """Squared gradients, divided by their mean, plus a floor; ``None`` if there are none."""
+        squares = None if self.accumulator is None else self.accumulator.sums.get(layer.name)
         if squares is None:
             return None
+        # The floor keeps centers near weights without a gradient so far, too.
         mean = squares.mean()
         return squares / mean + 0.01 if bool(mean > 0) else torch.ones_like(squares)
 
 
-def _dead(layer: Layer, zeros: Tensor | None) -> Tensor | None:
+def _squared_gradient(weight: Tensor, gradient: Tensor) -> Tensor:
+    return gradient.square()
+
+
+def _zero_mask(layer: Layer, zeros: Tensor | None) -> Tensor | None:
     """True where a weight stays zero; ``None`` if none does."""
-    dead = layer.weight == 0 if zeros is None else zeros
-    return dead if bool(dead.any()) else None
+    mask = layer.weight == 0 if zeros is None else zeros
+    return mask if bool(mask.any()) else None

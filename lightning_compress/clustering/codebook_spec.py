@@ -1,4 +1,4 @@
-"""How the weights of a layer share values, and what that saves."""
+"""Specification of the codebooks of a layer: granularity, size and initialization."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _FLOAT_BITS = 32
 
 @dataclass(frozen=True)
 class CodebookSpec:
-    """One codebook for a tensor, for each output channel, or for groups of them.
+    """One codebook per tensor, per output channel, or per group of output channels.
 
     Args:
-        num_clusters: Entries of a codebook, that of zeros included.
-        granularity: What a codebook is for: ``"tensor"``, ``"channel"`` (output channels), or a number of channels.
-        vector_size: Number of neighbouring weights that an entry stands for.
-        init: Where clustering starts.
+        num_clusters: Entries of a codebook, a pinned zero included.
+        granularity: Scope of a codebook: ``"tensor"``, ``"channel"`` (each output channel), or a number of channels.
+        vector_size: Number of neighbouring weights in one entry (product quantization): 1, 2 or 4.
+        init: Initialization of k-means.
 
     Raises:
-        ValueError: For what is none of these.
+        ValueError: If an argument has any other value, or for vectors with a granularity other than ``"tensor"``.
     """
 
     num_clusters: int
@@ -41,17 +41,20 @@ class CodebookSpec:
                 f"num_clusters={self.num_clusters!r} must be an int from 2 to 65536, such as 16 for indices of 4 bits."
             )
         group = self.granularity
+        # type() and not isinstance(), as True is an int.
         if group not in ("tensor", "channel") and not (type(group) is int and group > 0):
-            raise ValueError(f"granularity={group!r} is unknown: write 'tensor', 'channel', or a number of channels.")
+            raise ValueError(f"granularity={group!r} must be 'tensor', 'channel', or a positive number of channels.")
         if self.vector_size not in (1, 2, 4):
             raise ValueError(f"vector_size={self.vector_size!r} must be 1, 2 or 4 weights.")
         if self.vector_size > 1 and group != "tensor":
-            raise ValueError("vector_size above 1 has one codebook a tensor: set granularity='tensor'.")
+            raise ValueError(
+                f"vector_size={self.vector_size} supports one codebook per tensor only: set granularity='tensor'."
+            )
         if self.init not in ("optimal", "kmeans++", "linear", "density"):
-            raise ValueError(f"init={self.init!r} is unknown: write 'optimal', 'kmeans++', 'linear' or 'density'.")
+            raise ValueError(f"init={self.init!r} must be 'optimal', 'kmeans++', 'linear' or 'density'.")
 
-    def obstacle(self, layer: Layer) -> str:
-        """Why a layer is better left alone; empty if it is not."""
+    def skip_reason(self, layer: Layer) -> str:
+        """Return why clustering a layer is impossible or would save nothing; empty if it is worthwhile."""
         num_weights = layer.shape.numel()
         if num_weights % self.vector_size:
             return f"its {num_weights} weights do not divide into vectors of {self.vector_size}"
@@ -62,7 +65,7 @@ class CodebookSpec:
         return ""
 
     def layout(self, layer: Layer) -> Layout:
-        """Which weights of a layer have a codebook of their own."""
+        """Return the layout of a layer's weight in rows with a codebook each."""
         return Layout(layer.shape, layer.input_dim, self.granularity)
 
     def cluster(
@@ -74,62 +77,70 @@ class CodebookSpec:
         sensitivity: Tensor | None = None,
         start: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Clusters what the weights of a layer may become.
+        """Cluster the weights of a layer by k-means.
 
         Args:
-            layer: The layer.
-            points: QuantizationSpec, of the weight's shape.
-            zeros: True where a weight is left out, as it stays zero; of the same shape.
-            sensitivity: What each weight counts; of the same shape.
-            start: Values of an earlier codebook of as many clusters, to start from.
+            layer: Layer that owns the weight.
+            points: Values to cluster, of the weight's shape.
+            zeros: True where a weight stays zero and is excluded, of the weight's shape.
+            sensitivity: Mass of each weight in k-means, of the weight's shape.
+            start: Initial centers, from an earlier codebook of the same size.
 
         Returns:
-            The index of each weight, int32, one-dimensional, and the value of each index. If there are zeros, theirs
-            is index 0.
+            The cluster index of each weight, int32, one-dimensional, and the value of each cluster. With ``zeros``,
+            cluster 0 is the pinned zero.
         """
         num_clusters = self.num_clusters - (zeros is not None)
-        weights = masses_of(points, zeros, sensitivity)
+        masses = point_masses(points, zeros, sensitivity)
         if self.vector_size > 1:
-            values, index = self._cluster_vectors(layer, points, weights, num_clusters, start)
+            values, index = self._cluster_vectors(layer, points, masses, num_clusters, start)
         else:
-            values, index = self._cluster_numbers(layer, points, weights, num_clusters, start)
+            values, index = self._cluster_scalars(layer, points, masses, num_clusters, start)
         if zeros is None:
             return index, values
         return (index + 1).masked_fill_(zeros.flatten(), 0), torch.cat([values.new_zeros(1), values])
 
-    def _cluster_numbers(
-        self, layer: Layer, points: Tensor, weights: Tensor | None, num_clusters: int, start: Tensor | None
+    def _cluster_scalars(
+        self, layer: Layer, points: Tensor, masses: Tensor | None, num_clusters: int, start: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         layout = self.layout(layer)
-        if weights is None and layout.is_padded:
-            weights = torch.ones_like(points)
-        rows, masses = layout.rows(points), None if weights is None else layout.rows(weights)
-        begin = None if start is None else start.view(len(rows), -1).sort(dim=1).values
-        codebooks, assignment = cluster_rows(rows, num_clusters, weights=masses, start=begin, init=self.init)
+        # Zeros that pad the last row must have no mass.
+        if masses is None and layout.is_padded:
+            masses = torch.ones_like(points)
+        rows, row_masses = layout.to_rows(points), None if masses is None else layout.to_rows(masses)
+        # Training moves centroids independently, so they may have lost the ascending order.
+        centers = None if start is None else start.view(len(rows), -1).sort(dim=1).values
+        codebooks, assignment = cluster_rows(rows, num_clusters, weights=row_masses, start=centers, init=self.init)
+        # Indices are into the concatenation of all codebooks.
         codebook = torch.arange(len(rows), dtype=torch.int32, device=points.device).unsqueeze(1)
-        return codebooks.flatten(), layout.weight(assignment + codebook * num_clusters).flatten()
+        return codebooks.flatten(), layout.from_rows(assignment + codebook * num_clusters).flatten()
 
     def _cluster_vectors(
         self,
         layer: Layer,
         points: Tensor,
-        weights: Tensor | None,
+        masses: Tensor | None,
         num_clusters: int,
         start: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         size = self.vector_size
         layout = self.layout(layer)
-        vectors = layout.rows(points).view(-1, size)
-        masses = None if weights is None else layout.rows(weights).view(-1, size)
-        begin = None if start is None else start.view(-1, size)
+        vectors = layout.to_rows(points).view(-1, size)
+        vector_masses = None if masses is None else layout.to_rows(masses).view(-1, size)
+        centers = None if start is None else start.view(-1, size)
         num_clusters = min(num_clusters, len(vectors))
-        codebook, entry = cluster_vectors(vectors, num_clusters, weights=masses, start=begin)
-        place = torch.arange(size, dtype=torch.int32, device=points.device)
-        return codebook.flatten(), layout.weight(entry.unsqueeze(1) * size + place).flatten()
+        codebook, entry = cluster_vectors(vectors, num_clusters, weights=vector_masses, start=centers)
+        # Each component of an entry is a cluster of its own: the constraint ties single weights.
+        component = torch.arange(size, dtype=torch.int32, device=points.device)
+        return codebook.flatten(), layout.from_rows(entry.unsqueeze(1) * size + component).flatten()
 
 
-def masses_of(points: Tensor, zeros: Tensor | None, sensitivity: Tensor | None) -> Tensor | None:
-    """What weights count: their sensitivity, and nothing where they stay zero; ``None`` if all count the same."""
+def point_masses(points: Tensor, zeros: Tensor | None, sensitivity: Tensor | None) -> Tensor | None:
+    """Return the mass of each point in k-means: its sensitivity, 0 where it stays zero; ``None`` if all are equal.
+
+    >>> point_masses(torch.tensor([1.0, 2.0]), torch.tensor([True, False]), None).tolist()
+    [0.0, 1.0]
+    """
     if zeros is None and sensitivity is None:
         return None
     masses = torch.ones_like(points) if sensitivity is None else sensitivity.to(points)

@@ -1,4 +1,4 @@
-"""Which weights of a tensor have a codebook of their own."""
+"""Layout of a weight tensor as rows, one for each codebook."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ import torch
 from torch import Tensor
 
 Granularity = Literal["tensor", "channel"] | int
-"""What a codebook is for: a tensor, an output channel, or a number of them."""
+"""Scope of a codebook: the tensor, each output channel, or groups of this number of output channels."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Weights as rows, one for each codebook.
+    """Reshapes a weight into rows that have a codebook each, and back.
 
     Attributes:
-        shape: Of the weight.
-        input_dim: The dimension that runs over input channels.
-        granularity: What a codebook is for.
+        shape: Shape of the weight.
+        input_dim: Dimension of the input channels: 1, or 0 for transposed convolutions.
+        granularity: Scope of a codebook.
+
+    >>> layout = Layout(torch.Size([2, 3]), 1, "channel")
+    >>> layout.to_rows(torch.arange(6).view(2, 3)).tolist()
+    [[0, 1, 2], [3, 4, 5]]
     """
 
     shape: torch.Size
@@ -29,33 +33,33 @@ class Layout:
     @property
     def num_codebooks(self) -> int:
         """Number of codebooks."""
-        return -(-self._num_channels // self._channels_a_row)
+        return -(-self._num_channels // self._channels_per_row)
 
     @property
     def is_padded(self) -> bool:
-        """Whether the last row has fewer weights than the others."""
-        return self._num_channels % self._channels_a_row > 0
+        """True if the last row has fewer weights than the others and is padded."""
+        return self._num_channels % self._channels_per_row > 0
 
-    def rows(self, weight: Tensor) -> Tensor:
-        """A tensor of the weight's shape, shape (codebooks, weights); the last row is filled up with zeros."""
-        channels = self._channels_first(weight).flatten(1)
+    def to_rows(self, weight: Tensor) -> Tensor:
+        """Reshape a tensor of the weight's shape to (codebooks, weights); the last row is padded with zeros."""
+        channels = self._swap_channels(weight).flatten(1)
         if self.is_padded:
-            channels = torch.nn.functional.pad(channels, (0, 0, 0, -self._num_channels % self._channels_a_row))
+            channels = torch.nn.functional.pad(channels, (0, 0, 0, -self._num_channels % self._channels_per_row))
         return channels.reshape(self.num_codebooks, -1)
 
-    def weight(self, rows: Tensor) -> Tensor:
-        """The tensor of the weight's shape that :meth:`rows` has made rows of."""
+    def from_rows(self, rows: Tensor) -> Tensor:
+        """Reshape rows of :meth:`to_rows` to the weight's shape."""
         shape = list(self.shape)
         if self.input_dim == 0:
             shape[:2] = shape[1::-1]
-        return self._channels_first(rows.flatten()[: self.shape.numel()].view(shape))
+        return self._swap_channels(rows.flatten()[: self.shape.numel()].view(shape))
 
     @property
     def _num_channels(self) -> int:
         return self.shape[1 - self.input_dim]
 
     @property
-    def _channels_a_row(self) -> int:
+    def _channels_per_row(self) -> int:
         match self.granularity:
             case "tensor":
                 return self._num_channels
@@ -64,6 +68,6 @@ class Layout:
             case number:
                 return int(number)
 
-    def _channels_first(self, tensor: Tensor) -> Tensor:
-        """Output channels before input channels, or back again."""
+    def _swap_channels(self, tensor: Tensor) -> Tensor:
+        # Transposed convolutions store input channels first. Swapping both dimensions is its own inverse.
         return tensor.transpose(0, 1) if self.input_dim == 0 else tensor

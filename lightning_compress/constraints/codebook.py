@@ -1,4 +1,4 @@
-"""Weights that share values: the subspace of weights that are equal within clusters, and the projection onto it."""
+"""Constraint of clustered weights: members of a cluster stay equal."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lightning_compress.functional.masks import pack_bits, unpack_bits
 
 
 class Assignment:
-    """Which weights of a tensor are equal.
+    """Assignment of the weights of one tensor to clusters.
 
     Args:
-        index: The cluster of each weight, int32, one-dimensional.
+        index: Cluster of each weight, int32 ``(num_weights,)``.
         num_clusters: Number of clusters, empty ones included.
-        pins_zero: Whether the first cluster is of zeros, which stay.
-        free: True where a weight is still free; one-dimensional.
+        pins_zero: Keep the centroid of the first cluster at zero.
+        free: Mask of the weights that are not assigned yet, bool ``(num_weights,)``; ``None`` if all are assigned.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Assignment:
         self.num_clusters = num_clusters
         self.pins_zero = pins_zero
         self.free = free
-        # Free weights count for a cluster behind the others.
+        # Free weights are counted in an extra cluster after the others, which every result drops.
         self._member_of = index if free is None else index.masked_fill(free, num_clusters)
         counts = torch.bincount(self._member_of, minlength=num_clusters + 1)
         self.counts = counts[:-1]
@@ -39,18 +39,18 @@ class Assignment:
         position = torch.arange(len(index), device=index.device)
         last = torch.full_like(counts, len(index) - 1)
         self._first = last.scatter_reduce_(0, self._member_of.long(), position, "amin")[:-1]
-        # Additions by atomic operations, as on GPUs, come out differently in each run; those along a sorted row do not.
+        # Atomic additions on a GPU depend on the order of threads; sums over a sorted copy are deterministic.
         self._order = self._member_of.argsort(stable=True) if index.is_cuda else None
 
     def values(self, weight: Tensor) -> Tensor:
-        """The value of each cluster, that of its first member: where all are equal, nothing changes to the last bit."""
+        """Return the first member of each cluster ``(num_clusters,)``; repeated averages of equal values would drift."""
         values = weight.flatten()[self._first]
         if self.pins_zero:
             values[0] = 0.0
         return values
 
     def means(self, tensor: Tensor) -> Tensor:
-        """The mean of each cluster, in double precision."""
+        """Return the mean of each cluster, float64 ``(num_clusters,)``."""
         sums = self._sums(tensor.flatten())
         means = sums / self.counts.clamp(min=1)
         if self.pins_zero:
@@ -58,7 +58,7 @@ class Assignment:
         return means
 
     def write_(self, tensor: Tensor, values: Tensor) -> None:
-        """Writes each cluster's value into its members."""
+        """Write each cluster's value into its members, in place."""
         written = values.to(tensor.dtype).index_select(0, self.index)
         if self.free is not None:
             written = torch.where(self.free, tensor.flatten(), written)
@@ -71,7 +71,7 @@ class Assignment:
 
 
 class CodebookConstraint(Constraint):
-    """Holds one assignment per layer, at first none, and projects tensors onto equal values within clusters.
+    """One assignment per layer, at first none, and the projection of tensors onto equal values within clusters.
 
     Projecting gradients and weights trains the centroids with the mean gradient of their members.
 
@@ -79,7 +79,14 @@ class CodebookConstraint(Constraint):
         layers: The constrained weights.
 
     Attributes:
-        assignments: By layer; ``None`` as long as its weights are free.
+        assignments: Assignment of each layer, or ``None`` as long as all of its weights are free.
+
+    >>> layer = Layer("fc.weight", torch.nn.Parameter(torch.tensor([[1.0, 2.0, 5.0]])))
+    >>> constraint = CodebookConstraint([layer])
+    >>> index = torch.tensor([0, 0, 1], dtype=torch.int32)
+    >>> constraint.replace(0, Assignment(index, 2), torch.tensor([1.5, 5.0]))
+    >>> layer.weight
+    tensor([[1.5000, 1.5000, 5.0000]])
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
@@ -88,26 +95,26 @@ class CodebookConstraint(Constraint):
 
     @torch.no_grad()
     def replace(self, i: int, assignment: Assignment, values: Tensor) -> None:
-        """Takes a new assignment for a layer and writes the clusters' values into its weight."""
+        """Replace the assignment of layer ``i`` and write the centroids into its weight."""
         self.assignments[i] = assignment
         assignment.write_(self.layers[i].weight, values)
 
     @torch.no_grad()
     def project_weights_(self) -> None:
-        """Restores equality, of which rounding may have taken a little."""
+        """Restore equality within clusters, which the rounding of optimizer updates may break."""
         for layer, assignment in zip(self.layers, self.assignments, strict=True):
             if assignment is not None:
                 assignment.write_(layer.weight, assignment.values(layer.weight))
 
     @torch.no_grad()
     def sum_gradients_(self) -> None:
-        """Gives each weight the sum of its cluster's gradients, instead of their mean."""
+        """Replace the mean gradient of each cluster by the sum over its members, in place."""
         for layer, assignment in zip(self.layers, self.assignments, strict=True):
             if assignment is not None and layer.parameter.grad is not None:
                 assignment.write_(layer.gradient, assignment.means(layer.gradient) * assignment.counts)
 
     def state_dict(self) -> dict[str, Any]:
-        """Assignments by the names of the weights; free layers are not there."""
+        """Return the assignments by parameter name; layers without one are left out."""
         return {
             layer.name: {
                 "index": assignment.index.to(_smallest(assignment.num_clusters)).cpu(),
@@ -120,10 +127,10 @@ class CodebookConstraint(Constraint):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes the assignments of :meth:`state_dict`, for weights that have them.
+        """Restore the assignments that :meth:`state_dict` returned.
 
         Raises:
-            ValueError: If they are of other weights than these.
+            ValueError: If they belong to other weights.
         """
         foreign = sorted(set(state) - {layer.name for layer in self.layers})
         if foreign:
@@ -132,7 +139,7 @@ class CodebookConstraint(Constraint):
         self.project_weights_()
 
     def digest(self) -> bytes:
-        """A hash of assignments and values, equal on all ranks that decided alike."""
+        """Return a hash of assignments and centroids, which is equal on all ranks with the same clusters."""
         digest = hashlib.blake2b(digest_size=8)
         for layer, assignment in zip(self.layers, self.assignments, strict=True):
             if assignment is not None:
@@ -160,8 +167,8 @@ def _restored(layer: Layer, state: Mapping[str, Any] | None) -> Assignment | Non
     index = state["index"]
     if index.shape != (layer.parameter.numel(),):
         raise ValueError(
-            f"The checkpoint's clusters of {layer.name!r} are of {len(index)} weights and it has "
-            f"{layer.parameter.numel()}: another model's?"
+            f"The checkpoint assigns {len(index)} weights of {layer.name!r} to clusters, and it has "
+            f"{layer.parameter.numel()}: is it of another model?"
         )
     device = layer.parameter.device
     free = None if state["free"] is None else unpack_bits(state["free"], index.shape).to(device)

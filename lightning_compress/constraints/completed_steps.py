@@ -1,4 +1,4 @@
-"""What a constraint needs to know of optimizers."""
+"""Completed optimizer steps, and the optimizers that hold given weights."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from lightning_compress.constraints.layer import Layer
 
 
 def step_was_skipped(optimizer: Optimizer) -> bool:
-    """Whether the step just taken changed nothing because gradients overflowed.
+    """Return True if the step just taken was skipped because gradients overflowed.
 
-    A fused optimizer under a GradScaler is called, and calls its hooks, also then; others are not called at all.
+    Under a ``GradScaler`` only fused optimizers are called, and call their hooks, for a skipped step.
     """
     found_inf = getattr(optimizer, "found_inf", None)
     return isinstance(found_inf, torch.Tensor) and bool(found_inf)
 
 
 class CompletedSteps:
-    """Calls a function after every completed step of an optimizer.
+    """Call a function after every completed step of an optimizer.
 
     An overridden ``step`` that calls its parent class's runs torch's hooks twice; only the outer call counts.
 
     Args:
         optimizer: The optimizer.
-        call: Called with the optimizer.
+        call: Function of the optimizer.
     """
 
     def __init__(self, optimizer: Optimizer, call: Callable[[Optimizer], None]) -> None:
@@ -36,11 +36,11 @@ class CompletedSteps:
         self._handles = [optimizer.register_step_pre_hook(self._enter), optimizer.register_step_post_hook(self._leave)]
 
     def begin(self) -> None:
-        """Forgets a call that never returned; to be called where no step is being made."""
+        """Forget a call of ``step`` that raised; to be called while no step is being made."""
         self._depth = 0
 
     def remove(self) -> None:
-        """Takes the hooks off the optimizer."""
+        """Remove the hooks from the optimizer."""
         for handle in self._handles:
             handle.remove()
 
@@ -54,10 +54,10 @@ class CompletedSteps:
 
 
 def owners(optimizers: Sequence[Optimizer], layers: Sequence[Layer]) -> list[Optimizer]:
-    """The optimizers that hold the layers' weights, the one with the most weights first.
+    """Return the optimizers that hold weights of the layers, the one with the most weights first.
 
     Raises:
-        ValueError: If a weight is in none of them.
+        ValueError: If no optimizer holds a weight.
     """
     shares = {id(optimizer): 0 for optimizer in optimizers}
     holder = {id(p): id(o) for o in optimizers for group in o.param_groups for p in group["params"]}
@@ -72,6 +72,6 @@ def owners(optimizers: Sequence[Optimizer], layers: Sequence[Layer]) -> list[Opt
 
 
 def held_layers(optimizer: Optimizer, layers: Sequence[Layer]) -> list[Layer]:
-    """Those of the layers whose weights an optimizer holds."""
+    """Return the layers with a weight that an optimizer holds."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     return [layer for layer in layers if id(layer.parameter) in held]

@@ -1,4 +1,4 @@
-"""What all constraints on stored weights have in common."""
+"""Base class of constraints on stored weights."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from lightning_compress.constraints.layer import Layer
 
 
 class Constraint(ABC):
-    """A set of allowed weights, a linear subspace, and the projection onto it.
+    """Linear subspace of allowed weights, and the projection onto it.
+
+    A projection that is linear commutes with averaging and with optimizer updates, so weights, gradients, momenta and
+    averages are all projected in the same way.
 
     Args:
         layers: The constrained weights.
 
     Attributes:
-        layers: The same.
+        layers: The constrained weights.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
@@ -26,41 +29,41 @@ class Constraint(ABC):
         self._parameters = [layer.parameter for layer in self.layers]
 
     def project_weights_(self) -> None:
-        """Projects the weights."""
+        """Project the weights in place."""
         self._project_(dict(enumerate(self._parameters)))
 
     def project_gradients_(self) -> None:
-        """Projects the gradients, where there are any."""
+        """Project the gradients in place, as far as there are any."""
         self._project_({i: p.grad for i, p in enumerate(self._parameters) if p.grad is not None})
 
     def project_state_(self, optimizer: torch.optim.Optimizer) -> None:
-        """Projects what an optimizer keeps of weights: momenta, second moments."""
+        """Project the optimizer state of the weights' shapes (momenta, second moments) in place."""
         for i, parameter in enumerate(self._parameters):
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     self._project_({i: value})
 
     def project_copy_(self, model: nn.Module) -> None:
-        """Projects the weights of a copy of the model, such as an average."""
+        """Project the weights of a copy of the model, such as an average, in place."""
         copies = dict(model.named_parameters(remove_duplicate=False))
         self._project_({i: copies[layer.name] for i, layer in enumerate(self.layers)})
 
     @abstractmethod
     def _project_(self, tensors: Mapping[int, Tensor]) -> None:
-        """Projects tensors of the weights' shapes, by the indices of their layers, in place."""
+        """Project tensors of the weights' shapes in place, given by the indices of their layers."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
-        """The constraint as whole tensors by the names of the weights; a collective if sharded."""
+        """Return the constraint as full tensors by parameter name; a collective if sharded."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the constraint of :meth:`state_dict`.
+        """Restore the constraint that :meth:`state_dict` returned.
 
         Raises:
-            ValueError: If it is of other weights than these.
+            ValueError: If it belongs to other weights.
         """
 
     @abstractmethod
     def digest(self) -> bytes:
-        """A hash of this rank's constraint, equal on all ranks that decided alike."""
+        """Return a hash of this rank's constraint, which is equal on all ranks with the same constraint."""

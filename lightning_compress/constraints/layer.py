@@ -1,4 +1,4 @@
-"""A constrained weight tensor, whole or sharded."""
+"""A constrained weight tensor, full or sharded."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.distributed.tensor import DTensor, Shard
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A weight that a constraint holds; a sharded one (FSDP2) is worked on shard by shard.
+    """Weight tensor of a constraint; a sharded one (FSDP2) is processed shard by shard.
 
     Attributes:
         name: Name of the parameter in the state dict.
-        parameter: The parameter as the optimizer holds it.
-        input_dim: The dimension that runs over input channels (1; 0 for transposed convolutions).
+        parameter: The parameter that the optimizer holds.
+        input_dim: Dimension of the input channels (1; 0 for transposed convolutions).
     """
 
     name: str
@@ -35,55 +35,56 @@ class Layer:
 
     @property
     def layer(self) -> str:
-        """Name of the module that owns the weight, as users write it."""
+        """Name of the module that owns the weight, without the prefix of ``torch.compile``."""
         return self.name.rpartition(".")[0].replace("_orig_mod.", "")
 
     @property
     def weight(self) -> Tensor:
-        """This rank's part of the weight, detached, on the same storage."""
-        return local(self.parameter.detach())
+        """This rank's shard of the weight, detached, on the same storage."""
+        return local_shard(self.parameter.detach())
 
     @property
     def gradient(self) -> Tensor:
-        """This rank's part of the gradient."""
+        """This rank's shard of the gradient."""
         assert self.parameter.grad is not None
-        return local(self.parameter.grad)
+        return local_shard(self.parameter.grad)
 
     @property
     def shape(self) -> torch.Size:
-        """Shape of the whole weight."""
+        """Shape of the full weight."""
         return self.parameter.shape
 
     @property
     def group(self) -> dist.ProcessGroup | None:
-        """Process group over which the weight is sharded."""
+        """Process group over which the weight is sharded, or ``None``."""
         return self.parameter.device_mesh.get_group() if isinstance(self.parameter, DTensor) else None
 
-    def local(self, whole: Tensor) -> Tensor:
-        """This rank's part of a tensor of the whole weight's shape, on the weight's device."""
+    def local(self, full: Tensor) -> Tensor:
+        """Return this rank's shard of a tensor of the full weight's shape, on the weight's device."""
         if self.group is None:
-            return whole.to(self.parameter.device)
-        chunks = whole.chunk(dist.get_world_size(self.group))
+            return full.to(self.parameter.device)
+        # torch.chunk, as FSDP2 does it: trailing ranks may get fewer rows, or none.
+        chunks = full.chunk(dist.get_world_size(self.group))
         rank = dist.get_rank(self.group)
-        return (chunks[rank] if rank < len(chunks) else whole[:0]).to(self.weight.device)
+        return (chunks[rank] if rank < len(chunks) else full[:0]).to(self.weight.device)
 
-    def full(self, part: Tensor) -> Tensor:
-        """The tensor of the whole weight's shape of which each rank gives its part; a collective if sharded."""
+    def full(self, shard: Tensor) -> Tensor:
+        """Return the full tensor of which each rank passes its shard; a collective if sharded."""
         if self.group is None:
-            return part
+            return shard
         parameter = self.parameter
         assert isinstance(parameter, DTensor)
         shards = DTensor.from_local(
-            part.to(torch.uint8) if part.dtype == torch.bool else part,
+            shard.to(torch.uint8) if shard.dtype == torch.bool else shard,  # collectives lack bool
             parameter.device_mesh,
             parameter.placements,
             run_check=False,
             shape=self.shape,
             stride=torch.empty(self.shape, device="meta").stride(),
         )
-        return shards.full_tensor().to(part.dtype)
+        return shards.full_tensor().to(shard.dtype)
 
 
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor that may be sharded."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a tensor that may be sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

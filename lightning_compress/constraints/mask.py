@@ -1,4 +1,4 @@
-"""Zeros that stay zeros: the subspace of weights under a mask, and the projection onto it."""
+"""Constraint of masked weights: zeros stay zero."""
 
 from __future__ import annotations
 
@@ -9,20 +9,26 @@ import torch
 from torch import Tensor
 
 from lightning_compress.constraints.constraint import Constraint
-from lightning_compress.constraints.layer import Layer, local
+from lightning_compress.constraints.layer import Layer, local_shard
 from lightning_compress.functional.masks import pack_bits, unpack_bits
 
 
 class MaskConstraint(Constraint):
-    """Holds one mask per layer, at first all True, and projects tensors onto it.
+    """One mask per layer, at first all True, and the projection of tensors onto it.
 
     Args:
         layers: The constrained weights.
 
     Attributes:
-        layers: The same.
-        zeros: This rank's part of each mask's complement, True where a weight is zero.
-        is_dense: Whether there are none on this rank.
+        zeros: This rank's shard of each mask's complement, True where a weight is zero.
+        is_dense: True if no weight on this rank is masked.
+
+    >>> layer = Layer("fc.weight", torch.nn.Parameter(torch.ones(2, 2)))
+    >>> constraint = MaskConstraint([layer])
+    >>> constraint.replace([torch.tensor([[True, False], [True, True]])])
+    >>> layer.weight
+    tensor([[1., 0.],
+            [1., 1.]])
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
@@ -31,7 +37,7 @@ class MaskConstraint(Constraint):
 
     @property
     def masks(self) -> list[Tensor]:
-        """This rank's part of each mask, True where a weight may live."""
+        """This rank's shard of each mask, True where a weight may differ from zero."""
         return [~zeros for zeros in self.zeros]
 
     @property
@@ -40,26 +46,26 @@ class MaskConstraint(Constraint):
         return sum(int(zeros.sum()) for zeros in self.zeros)
 
     def replace(self, masks: Sequence[Tensor]) -> None:
-        """Takes new masks and projects the weights."""
+        """Replace the masks and project the weights."""
         self._set(masks)
         self.project_weights_()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Whole masks as packed bits by the names of the weights; a collective if sharded."""
+        """Return full masks as packed bits by parameter name; a collective if sharded."""
         return {
             layer.name: pack_bits(layer.full(mask)).cpu() for layer, mask in zip(self.layers, self.masks, strict=True)
         }
 
     def load_state_dict(self, packed: Mapping[str, Tensor]) -> None:
-        """Takes the masks of :meth:`state_dict`.
+        """Restore the masks that :meth:`state_dict` returned.
 
         Raises:
-            ValueError: If they are of other weights than these.
+            ValueError: If they belong to other weights.
         """
         self.replace([layer.local(_unpack(layer, packed)) for layer in self.layers])
 
     def digest(self) -> bytes:
-        """A hash of this rank's masks, equal on all ranks that decided alike."""
+        """Return a hash of this rank's masks, which is equal on all ranks with the same masks."""
         digest = hashlib.blake2b(digest_size=8)
         for zeros in self.zeros:
             digest.update(pack_bits(zeros).cpu().numpy().tobytes())
@@ -74,15 +80,16 @@ class MaskConstraint(Constraint):
     def _project_(self, tensors: Mapping[int, Tensor]) -> None:
         if self.is_dense or not tensors:
             return
-        parts = [local(tensor) for tensor in tensors.values()]
-        if parts[0].is_cuda:
+        shards = [local_shard(tensor) for tensor in tensors.values()]
+        if shards[0].is_cuda:
             # Launches dominate on a GPU: two fused kernels for all tensors. The sum turns -0.0 into 0.0.
-            factors = self._factors_of(parts[0].dtype)
-            torch._foreach_mul_(parts, [factors[i] for i in tensors])
-            torch._foreach_add_(parts, 0.0)
+            factors = self._factors_of(shards[0].dtype)
+            torch._foreach_mul_(shards, [factors[i] for i in tensors])
+            torch._foreach_add_(shards, 0.0)
             return
-        for i, part in zip(tensors, parts, strict=True):
-            part.masked_fill_(self.zeros[i], 0.0)
+        # On a CPU a fill is as fast as a product, and it also clears NaN and writes no -0.0.
+        for i, shard in zip(tensors, shards, strict=True):
+            shard.masked_fill_(self.zeros[i], 0.0)
 
     def _factors_of(self, dtype: torch.dtype) -> list[Tensor]:
         if dtype not in self._factors:
@@ -99,5 +106,6 @@ def _unpack(layer: Layer, packed: Mapping[str, Tensor]) -> Tensor:
         return unpack_bits(packed[layer.name], layer.shape)
     except ValueError:
         raise ValueError(
-            f"The checkpoint's mask for {layer.name!r} does not fit its shape {tuple(layer.shape)}: another model's?"
+            f"The checkpoint's mask for {layer.name!r} does not fit its shape {tuple(layer.shape)}: is it of another "
+            "model?"
         ) from None

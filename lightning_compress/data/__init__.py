@@ -1,4 +1,4 @@
-"""The data modules that the recipes need."""
+"""LightningDataModules used by the recipes."""
 
 from lightning_compress.data.cifar10 import CIFAR10DataModule
 from lightning_compress.data.digits import DigitsDataModule

@@ -1,4 +1,4 @@
-"""CIFAR-10."""
+"""The CIFAR-10 data module."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from lightning_compress.data.images import Batch, InMemoryDataModule, random_cro
 
 
 class CIFAR10DataModule(InMemoryDataModule):
-    """CIFAR-10 from folders of images, or from torchvision's download.
+    """CIFAR-10 from image folders or from torchvision's files, as normalised ``(3, 32, 32)`` float32 images.
 
     Args:
-        root: Directory with ``train/<class>/*`` and ``test/<class>/*`` (in it or in its ``cifar10/``), or where
-            torchvision keeps its copy.
-        batch_size: Images per batch.
-        num_workers: Worker processes of each loader; the work per batch is small, so none is usually best.
-        download: Let torchvision fetch CIFAR-10 into ``root`` where it is not there yet.
-        val_size: Number of training images, the same from each class, that are held out for validation; the test
-            images are for testing only. 0 trains on all 50,000 and has no validation.
-        augment: Crop and mirror training images at random.
+        root: Directory that contains ``train/<class>/*`` and ``test/<class>/*``, directly or in ``cifar10/``, or
+            torchvision's ``cifar-10-batches-py``.
+        batch_size: Number of images per batch.
+        num_workers: Number of worker processes per loader; the work per batch is small, so 0 is usually fastest.
+        download: Download CIFAR-10 to ``root`` with torchvision if it is missing.
+        val_size: Number of training images held out for validation, balanced over the classes. With 0, all 50,000
+            images are used for training and there is no validation; the test images are never used for either.
+        augment: Apply random crops and horizontal flips to the training images.
         mean: Mean of each channel, in [0, 1].
-        std: Standard deviation of each channel.
-        seed: Seed of the choice of validation images.
+        std: Standard deviation of each channel, on the same scale as ``mean``.
+        seed: Seed of the validation split.
 
     Raises:
-        ValueError: In ``prepare_data`` or ``setup``, if ``root`` has no CIFAR-10.
+        ValueError: In ``setup``, if ``root`` does not contain CIFAR-10.
     """
 
     augmentation = staticmethod(random_crop_and_flip)
@@ -52,13 +52,13 @@ class CIFAR10DataModule(InMemoryDataModule):
         )  # fmt: skip
 
     def prepare_data(self) -> None:
-        """Downloads, if asked and needed."""
+        """Download the images if ``download`` is set and they are missing."""
         if self.download and self._folders() is None:
             for train in (True, False):
                 CIFAR10(self.root, train=train, download=True)
 
     def load(self, split: str) -> Batch:
-        """Images and labels of a split."""
+        """Return the uint8 images ``(N, 3, 32, 32)`` and int64 labels ``(N,)`` of ``"train"`` or ``"test"``."""
         folders = self._folders()
         return decode(ImageFolder(folders / split)) if folders else self._from_torchvision(split)
 
@@ -71,13 +71,13 @@ class CIFAR10DataModule(InMemoryDataModule):
             stored = CIFAR10(self.root, train=split == "train")
         except RuntimeError as error:
             raise ValueError(
-                f"data.root={str(self.root)!r} has neither train/<class>/ and test/<class>/ nor torchvision's copy of "
-                "CIFAR-10: give --data.root where it is, or --data.download=true."
+                f"data.root={str(self.root)!r} contains neither train/<class>/ and test/<class>/ nor torchvision's "
+                "CIFAR-10: set --data.root to its directory, or --data.download=true."
             ) from error
         return torch.from_numpy(stored.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(stored.targets)
 
 
 def decode(folder: ImageFolder) -> Batch:
-    """All images of a folder as one tensor ``(N, 3, H, W)`` of uint8, and their labels ``(N,)``."""
+    """Decode all images of a folder to a uint8 tensor ``(N, 3, H, W)`` and int64 labels ``(N,)``."""
     images = [pil_to_tensor(folder.loader(path)) for path, _ in folder.samples]
     return torch.stack(images), torch.tensor(folder.targets)

@@ -1,4 +1,4 @@
-"""Handwritten digits that every installation has."""
+"""Scikit-learn's handwritten digits, included in every installation."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class DigitsDataModule(LightningDataModule):
-    """Scikit-learn's 1,797 handwritten digits as normalised ``(1, 8, 8)`` images; needs no download.
+    """Scikit-learn's 1,797 handwritten digits as normalised ``(1, 8, 8)`` float32 images, without a download.
 
-    A fifth is held out for testing and an eighth of the rest for validation, the same images in every run, with every
-    digit's share kept.
+    A fixed stratified split holds out one fifth of the images for testing and one eighth of the rest for validation.
 
     Args:
-        batch_size: Images per batch.
+        batch_size: Number of images per batch.
+
+    >>> data = DigitsDataModule(batch_size=32)
+    >>> data.setup("fit")
+    >>> images, labels = next(iter(data.train_dataloader()))
+    >>> images.shape, labels.dtype
+    (torch.Size([32, 1, 8, 8]), torch.int64)
     """
 
     def __init__(self, batch_size: int = 64) -> None:
@@ -27,7 +32,7 @@ class DigitsDataModule(LightningDataModule):
         self.batch_size = batch_size
 
     def setup(self, stage: str) -> None:
-        """Splits and normalises."""
+        """Split the images and normalise them with the statistics of the training set."""
         images, labels = load_digits(return_X_y=True)
         rest, test, rest_y, test_y = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
         train, val, train_y, val_y = train_test_split(rest, rest_y, test_size=0.125, stratify=rest_y, random_state=0)
@@ -40,13 +45,13 @@ class DigitsDataModule(LightningDataModule):
         self.train, self.val, self.test = dataset(train, train_y), dataset(val, val_y), dataset(test, test_y)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled batches of the 1,257 training images."""
+        """Return shuffled batches of the 1,257 training images."""
         return DataLoader(self.train, self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """The 180 validation images."""
+        """Return batches of the 180 validation images."""
         return DataLoader(self.val, self.batch_size)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The 360 test images."""
+        """Return batches of the 360 test images."""
         return DataLoader(self.test, self.batch_size)

@@ -1,4 +1,4 @@
-"""Images that fit into memory, as uint8."""
+"""Datasets and data modules of images held in memory as uint8."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Batch = tuple[Tensor, Tensor]
 
 
 class InMemoryImages(Dataset[Batch]):
-    """Images that are decoded once, and cropped, flipped and normalised a batch at a time.
+    """Dataset of decoded images that are augmented and normalised one batch at a time.
 
-    A loader with a sampler of batches calls ``__getitems__`` once per batch, so there is no Python loop over images;
-    its ``collate_fn`` must be :func:`as_is`. Randomness comes from PyTorch's global generator.
+    A ``DataLoader`` calls ``__getitems__`` once per batch, which avoids a Python loop over images; its ``collate_fn``
+    must be :func:`identity_collate`. Augmentation draws from PyTorch's global random generator.
 
     Args:
-        images: ``(N, 3, H, W)`` of uint8.
-        labels: ``(N,)`` of int64.
+        images: Tensor of shape ``(N, C, H, W)`` and dtype uint8.
+        labels: Tensor of shape ``(N,)`` and dtype int64.
         mean: Mean of each channel, in [0, 1].
-        std: Standard deviation of each channel.
-        augment: What happens to a batch of uint8 images, such as :func:`random_crop_and_flip`.
+        std: Standard deviation of each channel, on the same scale as ``mean``.
+        augment: Augmentation of a batch of uint8 images, such as :func:`random_crop_and_flip`.
     """
 
     def __init__(
@@ -52,54 +52,63 @@ class InMemoryImages(Dataset[Batch]):
         return images[0], labels[0]
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """A batch of images ``(B, 3, H, W)``, float32 and normalised, and their labels ``(B,)``."""
-        chosen = torch.as_tensor(indices)
-        images = self.images[chosen]
+        """Return a batch of normalised float32 images ``(B, C, H, W)`` and their labels ``(B,)``."""
+        selected = torch.as_tensor(indices)
+        images = self.images[selected]
         if self.augment is not None:
             images = self.augment(images)
-        # Padding comes before normalising, as in torchvision's usual transforms: the border is black, not grey.
-        return images.float().mul_(self.scale).add_(self.shift), self.labels[chosen]
+        # Augmentation comes before normalisation, as in torchvision's usual transforms: the padding is black, not grey.
+        return images.float().mul_(self.scale).add_(self.shift), self.labels[selected]
 
 
 def random_crop_and_flip(images: Tensor) -> Tensor:
-    """Crops each image at random out of itself with 4 zeros around it, and mirrors half of them; ``(B, C, H, W)``."""
+    """Apply a random crop with 4 pixels of zero padding and a random horizontal flip to each image.
+
+    Args:
+        images: Tensor of shape ``(B, C, H, W)``.
+    """
     images = random_crop(images, pad=4)
     return torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(3), images)
 
 
 def random_crop(images: Tensor, pad: int = 2) -> Tensor:
-    """Crops each image at random out of its zero-padded self; ``(B, C, H, W)``."""
+    """Crop each image at a random position after zero padding; the size stays the same.
+
+    Args:
+        images: Tensor of shape ``(B, C, H, W)``.
+        pad: Number of pixels of zero padding on every side.
+    """
     num, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
     top, left = torch.randint(2 * pad + 1, (2, num, 1))
     rows = top + torch.arange(height)
     columns = left + torch.arange(width)
-    each = torch.arange(num)[:, None, None]
-    # Indexing with tensors around a slice puts the channels last.
-    return padded[each, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+    samples = torch.arange(num)[:, None, None]
+    # Advanced indexing around a slice moves the channels to the last dimension.
+    return padded[samples, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
-def as_is(batch: Any) -> Any:
-    """Collates a batch that is one already."""
+def identity_collate(batch: Any) -> Any:
+    """Return a batch that the dataset has already collated."""
     return batch
 
 
 class InMemoryDataModule(LightningDataModule):
-    """Training, validation and test images that are held as uint8.
+    """Base class of data modules that hold their training, validation and test images as uint8.
 
     Args:
-        root: Where the images are.
-        batch_size: Images per batch.
-        num_workers: Worker processes of each loader; the work per batch is small, so none is usually best.
-        download: Let torchvision fetch the images into ``root`` where they are not there yet.
-        val_size: Number of training images, the same from each class, that are held out for validation.
-        augment: Change training images at random, as :attr:`augmentation` does.
+        root: Directory of the images.
+        batch_size: Number of images per batch.
+        num_workers: Number of worker processes per loader; the work per batch is small, so 0 is usually fastest.
+        download: Download the images to ``root`` with torchvision if they are missing.
+        val_size: Number of training images held out for validation, balanced over the classes.
+        augment: Apply :attr:`augmentation` to the training images.
         mean: Mean of each channel, in [0, 1].
-        std: Standard deviation of each channel.
-        seed: Seed of the choice of validation images.
+        std: Standard deviation of each channel, on the same scale as ``mean``.
+        seed: Seed of the validation split.
 
     Attributes:
-        augmentation: Changes a batch of uint8 images at random.
+        augmentation: Random augmentation of a batch of uint8 images.
     """
 
     augmentation: Callable[[Tensor], Tensor]
@@ -129,10 +138,10 @@ class InMemoryDataModule(LightningDataModule):
 
     @abstractmethod
     def load(self, split: str) -> Batch:
-        """Images ``(N, C, H, W)`` of uint8 and labels ``(N,)`` of ``"train"`` or ``"test"``."""
+        """Return the uint8 images ``(N, C, H, W)`` and int64 labels ``(N,)`` of ``"train"`` or ``"test"``."""
 
     def setup(self, stage: str) -> None:
-        """Decodes what the stage needs, once."""
+        """Decode the images of a stage; every split is decoded once."""
         if stage in ("fit", "validate"):
             train, val = self._split(*self._load("train"))
             self.train = self._dataset(*train, augment=self.augmentation if self.augment else None)
@@ -141,19 +150,19 @@ class InMemoryDataModule(LightningDataModule):
             self.test = self._dataset(*self._load("test"))
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled training batches."""
+        """Return shuffled batches of training images."""
         return self._loader(self.train, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
-        """The images held out for validation, if any."""
+        """Return batches of validation images, or an empty list if ``val_size`` is 0."""
         return self._loader(self.val) if len(self.val) else []
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """The test images."""
+        """Return batches of test images."""
         return self._loader(self.test)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The test images."""
+        """Return batches of test images."""
         return self._loader(self.test)
 
     def _loader(self, dataset: Dataset[Batch], shuffle: bool = False) -> DataLoader[Any]:
@@ -161,7 +170,7 @@ class InMemoryDataModule(LightningDataModule):
             dataset,
             self.batch_size,
             shuffle=shuffle,
-            collate_fn=as_is,
+            collate_fn=identity_collate,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
         )
@@ -172,11 +181,11 @@ class InMemoryDataModule(LightningDataModule):
         return InMemoryImages(images, labels, mean=self.mean, std=self.std, augment=augment)
 
     def _split(self, images: Tensor, labels: Tensor) -> tuple[Batch, Batch]:
-        """Training and validation parts, the latter with as many images of each class as of any other."""
+        """Split the training images into a training set and a class-balanced validation set."""
         if not 0 <= self.val_size < len(images):
-            raise ValueError(f"data.val_size={self.val_size} must lie in [0, {len(images)}).")
+            raise ValueError(f"data.val_size={self.val_size} must be in [0, {len(images)}).")
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))
-        # Sorting by rank within the class first interleaves the classes.
+        # Sorted by rank within their class, the images cycle through the classes: any prefix is balanced.
         rank = torch.zeros(len(images), dtype=torch.long)
         for label in labels.unique():
             members = order[labels[order] == label]

@@ -1,4 +1,4 @@
-"""MNIST."""
+"""The MNIST data module."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from lightning_compress.data.images import Batch, InMemoryDataModule, random_cro
 
 
 class MNISTDataModule(InMemoryDataModule):
-    """MNIST as torchvision keeps it, normalised ``(1, 28, 28)`` images.
+    """MNIST from torchvision's files, as normalised ``(1, 28, 28)`` float32 images.
 
     Args:
-        root: Directory with torchvision's ``MNIST/raw/*-ubyte``.
-        batch_size: Images per batch.
-        num_workers: Worker processes of each loader; the work per batch is small, so none is usually best.
-        download: Let torchvision fetch MNIST into ``root`` where it is not there yet.
-        val_size: Number of training images, the same from each class, that are held out for validation; the test
-            images are for testing only. 0 trains on all 60,000 and has no validation.
-        augment: Shift training images by up to 2 pixels at random.
-        seed: Seed of the choice of validation images.
+        root: Directory that contains torchvision's ``MNIST/raw/*-ubyte``.
+        batch_size: Number of images per batch.
+        num_workers: Number of worker processes per loader; the work per batch is small, so 0 is usually fastest.
+        download: Download MNIST to ``root`` with torchvision if it is missing.
+        val_size: Number of training images held out for validation, balanced over the classes. With 0, all 60,000
+            images are used for training and there is no validation; the test images are never used for either.
+        augment: Shift training images randomly by up to 2 pixels.
+        seed: Seed of the validation split.
 
     Raises:
-        ValueError: In ``prepare_data`` or ``setup``, if ``root`` has no MNIST.
+        ValueError: In ``setup``, if ``root`` does not contain MNIST.
     """
 
     augmentation = staticmethod(random_crop)
@@ -43,17 +43,18 @@ class MNISTDataModule(InMemoryDataModule):
         )  # fmt: skip
 
     def prepare_data(self) -> None:
-        """Downloads, if asked and needed."""
+        """Download the images if ``download`` is set and they are missing."""
         if self.download:
             for train in (True, False):
                 MNIST(self.root, train=train, download=True)
 
     def load(self, split: str) -> Batch:
-        """Images and labels of a split."""
+        """Return the uint8 images ``(N, 1, 28, 28)`` and int64 labels ``(N,)`` of ``"train"`` or ``"test"``."""
         try:
             stored = MNIST(self.root, train=split == "train")
         except RuntimeError as error:
             raise ValueError(
-                f"data.root={str(self.root)!r} has no MNIST/raw: give --data.root where it is, or --data.download=true."
+                f"data.root={str(self.root)!r} does not contain MNIST/raw: set --data.root to its directory, or "
+                "--data.download=true."
             ) from error
         return stored.data.unsqueeze(1), stored.targets

@@ -1,7 +1,7 @@
-"""What makes features of a student and of a teacher comparable.
+"""Adapters that bring features of student and teacher to one shape before a loss compares them.
 
-Features are (N, C), tokens (N, L, C) or (N, C, H, W). Whatever is learned here is not deployed. No gradient flows into
-the teacher's feature.
+Features have shape ``(N, C)``, ``(N, L, C)`` (tokens) or ``(N, C, H, W)``. Adapters are trained with the student and
+are not deployed. They detach the teacher's feature.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from lightning_compress.functional.dtypes import widened
-from lightning_compress.functional.feature_losses import unit
+from lightning_compress.functional.dtypes import promote_dtypes
+from lightning_compress.functional.feature_losses import normalize_rows
 
 
-def check_features(*shapes: torch.Size) -> None:
-    """Refuses what is no feature.
+def check_feature_shapes(*shapes: torch.Size) -> None:
+    """Check that features have between 2 and 4 dimensions.
 
     Raises:
-        ValueError: For shapes of less than 2 or more than 4 dimensions.
+        ValueError: For a shape of less than 2 or more than 4 dimensions.
     """
     if not all(2 <= len(shape) <= 4 for shape in shapes):
         raise ValueError(
@@ -28,24 +28,25 @@ def check_features(*shapes: torch.Size) -> None:
         )
 
 
-class AsTheyAre(nn.Module):
-    """Features that need nothing."""
+class IdentityAdapter(nn.Module):
+    """Adapter without parameters that returns both features unchanged, the teacher's detached."""
 
     @override
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         return student, teacher.detach()
 
 
-class ChannelMap(nn.Module):
-    """A learned linear map of channels.
-
-    It is no ``nn.Linear`` or ``nn.Conv2d``, so that what compresses layers leaves it alone: it is not deployed.
+class ChannelLinear(nn.Module):
+    """Learned linear map of the channel dimension, initialized as in He et al. 2015.
 
     Args:
-        student: Channels of the input.
-        teacher: Channels of the output.
-        bias: Whether a constant is added.
+        student: Number of input channels.
+        teacher: Number of output channels.
+        bias: If True, adds a learned bias.
     """
+
+    # Not an nn.Linear or nn.Conv2d: pruning, clustering and quantization select layers by type, and must skip a layer
+    # that is not deployed.
 
     def __init__(self, student: int, teacher: int, *, bias: bool = False) -> None:
         super().__init__()
@@ -60,65 +61,73 @@ class ChannelMap(nn.Module):
         return F.linear(feature, self.weight, self.bias)
 
 
-class Regression(nn.Module):
-    """A learned linear map of the student's channels to the teacher's where their numbers differ, and one size.
+class RegressionAdapter(nn.Module):
+    """Learned linear map of the student's channels to the teacher's, and resizing to the teacher's resolution.
 
-    Sizes become the teacher's, by average pooling where there is less, by bilinear interpolation where there is more;
-    the number of tokens by average pooling. Features of different kinds are averaged over space or tokens.
+    The map is the identity where both have the same number of channels. Larger features are reduced by average
+    pooling, smaller ones enlarged by bilinear interpolation; tokens are pooled to the teacher's number of tokens.
+    Features with different numbers of dimensions are averaged over space or tokens.
 
     Args:
         student: Shape of the student's feature.
-        teacher: Shape of the teacher's.
+        teacher: Shape of the teacher's feature.
 
     Raises:
-        ValueError: For shapes of less than 2 or more than 4 dimensions.
+        ValueError: For a shape of less than 2 or more than 4 dimensions.
     """
 
     def __init__(self, student: torch.Size, teacher: torch.Size) -> None:
         super().__init__()
-        check_features(student, teacher)
-        self.averages = len(student) != len(teacher)
-        of_student, of_teacher = _channels(student), _channels(teacher)
-        same = of_student == of_teacher
-        self.map: nn.Module = nn.Identity() if same else ChannelMap(of_student, of_teacher)
+        check_feature_shapes(student, teacher)
+        self.pools = len(student) != len(teacher)
+        in_channels, out_channels = _num_channels(student), _num_channels(teacher)
+        same = in_channels == out_channels
+        self.map: nn.Module = nn.Identity() if same else ChannelLinear(in_channels, out_channels)
 
     @override
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         teacher = teacher.detach()
-        if self.averages:
-            return self.map(averaged(student)), averaged(teacher)
-        return self.map(_sized(student, teacher.shape)), teacher
+        if self.pools:
+            return self.map(global_average(student)), global_average(teacher)
+        return self.map(_resize(student, teacher.shape)), teacher
 
 
-class Projections(nn.Module):
-    """Learned embeddings of unit length of both features, averaged over space or tokens.
+class ProjectionAdapter(nn.Module):
+    """Two-layer perceptrons that project both features, averaged over space or tokens, to the unit sphere.
 
     Args:
         student: Shape of the student's feature.
-        teacher: Shape of the teacher's.
-        dim: Size of the embeddings, and of what is hidden between.
+        teacher: Shape of the teacher's feature.
+        dim: Number of dimensions of the hidden layer and of the embedding.
 
     Raises:
-        ValueError: For shapes of less than 2 or more than 4 dimensions.
+        ValueError: For a shape of less than 2 or more than 4 dimensions.
     """
 
     def __init__(self, student: torch.Size, teacher: torch.Size, dim: int) -> None:
         super().__init__()
-        check_features(student, teacher)
-        self.student = _projection(_channels(student), dim)
-        self.teacher = _projection(_channels(teacher), dim)
+        check_feature_shapes(student, teacher)
+        self.student = _projection(_num_channels(student), dim)
+        self.teacher = _projection(_num_channels(teacher), dim)
 
     @override
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        embeddings = self.student(averaged(student)), self.teacher(averaged(teacher.detach()))
-        student, teacher = widened(*embeddings)
-        return unit(student), unit(teacher)
+        # The projection of the teacher's feature is trained, too; only the teacher itself is detached.
+        embeddings = self.student(global_average(student)), self.teacher(global_average(teacher.detach()))
+        student, teacher = promote_dtypes(*embeddings)
+        return normalize_rows(student), normalize_rows(teacher)
 
 
-def averaged(feature: Tensor) -> Tensor:
-    """A feature (N, C), averaged over space or tokens.
+def global_average(feature: Tensor) -> Tensor:
+    """Average a feature over space or tokens.
 
-    >>> averaged(torch.arange(6.0).view(1, 3, 2))
+    Args:
+        feature: ``(N, C)``, ``(N, L, C)`` or ``(N, C, H, W)``.
+
+    Returns:
+        Mean of shape ``(N, C)``.
+
+    >>> global_average(torch.arange(6.0).view(1, 3, 2))
     tensor([[2., 3.]])
     """
     if feature.ndim == 2:
@@ -126,22 +135,23 @@ def averaged(feature: Tensor) -> Tensor:
     return feature.mean(dim=1) if feature.ndim == 3 else feature.mean(dim=(2, 3))
 
 
-def _channels(shape: torch.Size) -> int:
+def _num_channels(shape: torch.Size) -> int:
     return shape[2] if len(shape) == 3 else shape[1]
 
 
 def _projection(channels: int, dim: int) -> nn.Sequential:
-    return nn.Sequential(ChannelMap(channels, dim, bias=True), nn.ReLU(), ChannelMap(dim, dim, bias=True))
+    return nn.Sequential(ChannelLinear(channels, dim, bias=True), nn.ReLU(), ChannelLinear(dim, dim, bias=True))
 
 
-def _sized(feature: Tensor, like: torch.Size) -> Tensor:
-    """A feature with the number of tokens or the height and width of another of its kind."""
-    if feature.ndim == 2 or (feature.ndim == 3 and feature.shape[1] == like[1]):
+def _resize(feature: Tensor, shape: torch.Size) -> Tensor:
+    """Resize tokens or a feature map to the number of tokens or the height and width in ``shape``."""
+    if feature.ndim == 2 or (feature.ndim == 3 and feature.shape[1] == shape[1]):
         return feature
     if feature.ndim == 3:
-        return F.adaptive_avg_pool1d(feature.transpose(1, 2), like[1]).transpose(1, 2)
-    here, there = (feature.shape[2], feature.shape[3]), (like[2], like[3])
-    smaller = (min(here[0], there[0]), min(here[1], there[1]))
-    if smaller != here:
-        feature = F.adaptive_avg_pool2d(feature, smaller)
-    return F.interpolate(feature, there, mode="bilinear", align_corners=False) if smaller != there else feature
+        return F.adaptive_avg_pool1d(feature.transpose(1, 2), shape[1]).transpose(1, 2)
+    size, target = (feature.shape[2], feature.shape[3]), (shape[2], shape[3])
+    # Each axis on its own: pooling where it shrinks uses every value, which interpolation between neighbors does not.
+    pooled = (min(size[0], target[0]), min(size[1], target[1]))
+    if pooled != size:
+        feature = F.adaptive_avg_pool2d(feature, pooled)
+    return F.interpolate(feature, target, mode="bilinear", align_corners=False) if pooled != target else feature

@@ -1,4 +1,4 @@
-"""What networks and data loaders return, in the forms that are common."""
+"""Extraction of logits from network outputs and of labels from batches, in their common formats."""
 
 from __future__ import annotations
 
@@ -8,31 +8,37 @@ from typing import Any
 from torch import Tensor
 
 
-def logits_of(output: Any, whose: str) -> Tensor:
-    """The logits in what a network returns: a tensor ``(N, C)``, or the ``logits`` of a dict or an object.
+def extract_logits(output: Any, owner: str) -> Tensor:
+    """Return the logits in the output of a network.
 
     Args:
-        output: What it returns.
-        whose: What messages call the network.
+        output: Tensor ``(N, C)``, or a mapping or object with such a tensor under ``logits``.
+        owner: Name of the network in error messages, such as ``"teacher"``.
+
+    Returns:
+        Logits ``(N, C)``.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If the output has no logits of that shape.
     """
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
-    if not isinstance(found, Tensor) or found.ndim != 2:
-        form = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"type {type(output).__name__}"
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        form = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"type {type(output).__name__}"
         raise ValueError(
-            f"The {whose} returns no logits (N, classes) but something of {form}: name the module that returns them "
-            "with output=..., or wrap the network."
+            f"The {owner} must return logits of shape (N, C), not an output of {form}: name the module that returns "
+            "them with output=..., or wrap the network."
         )
-    return found
+    return logits
 
 
-def labels_of(batch: Any) -> Tensor | None:
-    """The labels in a batch: classes ``(N,)`` or probabilities ``(N, C)``, if there are.
+def extract_labels(batch: Any) -> Tensor | None:
+    """Return the labels in a batch, or None if it has none.
 
     Args:
-        batch: ``(inputs, labels, ...)``, or a mapping whose ``"labels"`` or ``"label"`` they are.
+        batch: ``(inputs, labels, ...)``, or a mapping with the key ``"labels"`` or ``"label"``.
+
+    Returns:
+        Classes ``(N,)`` of an integer dtype or probabilities ``(N, C)`` of a floating dtype.
     """
     if isinstance(batch, Mapping):
         labels = batch.get("labels", batch.get("label"))
@@ -40,5 +46,7 @@ def labels_of(batch: Any) -> Tensor | None:
         labels = batch[1] if isinstance(batch, Sequence) and len(batch) > 1 else None
     if not isinstance(labels, Tensor):
         return None
-    classes, probabilities = not labels.is_floating_point() and labels.ndim == 1, labels.is_floating_point()
-    return labels if classes or (probabilities and labels.ndim == 2) else None
+    # Any other tensor in second place, such as regression targets or masks, is not a label.
+    is_classes = not labels.is_floating_point() and labels.ndim == 1
+    is_probabilities = labels.is_floating_point() and labels.ndim == 2
+    return labels if is_classes or is_probabilities else None

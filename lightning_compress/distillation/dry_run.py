@@ -1,53 +1,52 @@
-"""A step that is tried before the fit."""
+"""Dry run of one training step on a copy of the module, before the fit."""
 
 from __future__ import annotations
 
-from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar, cast
 
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from lightning_compress.targets import shorten
-from lightning_compress.trainer.lightning import averaged_models
 from lightning_compress.trainer.probe import TrainingProbe
 
-if TYPE_CHECKING:
-    from lightning_compress.distillation.module import DistillationModule
+_NUM_SAMPLES = 4
 
-_FEW = 4
+AnyModule = TypeVar("AnyModule", bound=LightningModule)
 
 
-def dry_run(module: DistillationModule, batch: Any) -> None:
-    """Makes a training step of a copy on a few samples: its adapters are taken over, and what it lacks is told.
+def dry_run(module: AnyModule, batch: Any) -> AnyModule:
+    """Run the forward and backward pass of one training step on a copy of a module.
 
     Args:
-        module: The module; of it only the adapters are changed.
-        batch: A batch on the CPU.
+        module: Module that is attached to a Trainer; left unchanged.
+        batch: Batch on the CPU, of which the first 4 samples are used.
 
-    Raises:
-        ValueError: If features or logits of student and teacher cannot be compared.
+    Returns:
+        The copy, with the gradients of the step.
     """
-    probe = TrainingProbe(module.trainer, module, _some(batch), 0)
-    copy: Any = probe.model
-    # As the strategy will do it with the model.
-    module.trainer.precision_plugin.convert_module(copy)
-    copy._keys = None
+    probe = TrainingProbe(module.trainer, module, _first_samples(batch), 0)
+    # The strategy converts the model itself only after setup.
+    module.trainer.precision_plugin.convert_module(probe.model)
     probe.loss().backward()
-    idle = [name for name, p in copy.student.named_parameters() if p.requires_grad and p.grad is None]
-    if idle:
+    return cast(AnyModule, probe.model)
+
+
+def warn_unused_parameters(student: nn.Module) -> None:
+    """Warn about trainable parameters that have no gradient after a backward pass.
+
+    Args:
+        student: Network of the student after :func:`dry_run`.
+    """
+    unused = [name for name, p in student.named_parameters() if p.requires_grad and p.grad is None]
+    if unused:
         rank_zero_warn(
-            f"The loss does not depend on {shorten(idle)} of the student: raise task_weight or choose later layers, "
+            f"The loss does not depend on {shorten(unused)} of the student: raise task_weight or choose later layers, "
             "freeze them, or under DDP set strategy='ddp_find_unused_parameters_true'."
         )
-    copy.objective.zero_grad(set_to_none=True)
-    module.objective.take(copy.objective)
-    # Averages of the weights were copied before there were adapters.
-    for average in averaged_models(module.trainer):
-        average.objective.take(deepcopy(copy.objective))  # type: ignore[union-attr, operator]
 
 
-def _some(batch: Any) -> Any:
-    """The first samples of a batch."""
-    return tree_map(lambda value: value[:_FEW] if isinstance(value, Tensor) and value.ndim else value, batch)
+def _first_samples(batch: Any) -> Any:
+    return tree_map(lambda value: value[:_NUM_SAMPLES] if isinstance(value, Tensor) and value.ndim else value, batch)

@@ -1,4 +1,4 @@
-"""What modules inside a network take and return in a forward pass."""
+"""Forward hooks that record the inputs and outputs of modules inside a network."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class ModuleCall(NamedTuple):
     Attributes:
         args: Positional arguments.
         kwargs: Keyword arguments.
-        output: What it returned.
-        version: How often ``output`` had been changed in place by then; ``None`` in compiled code.
+        output: Return value.
+        version: Version counter of ``output`` when the module returned it; ``None`` in compiled code.
     """
 
     args: tuple[Any, ...]
@@ -30,96 +30,98 @@ class ModuleCall(NamedTuple):
 
 
 class FeatureHooks:
-    """Keeps the last call of modules, by forward hooks, until it is released.
-
-    The hooks are plain functions that leave the call at the module, so that a deep copy has taps of its own, and so
-    that ``torch.compile`` traces them. What has been compiled before does not know of them and is forgotten.
+    """Forward hooks that record the last call of each of several modules, inside the context of :meth:`record`.
 
     Args:
-        network: Where the modules are.
-        names: Their names in it; ``""`` is the network itself.
-        whose: What messages call the network.
+        network: Network that contains the modules.
+        names: Names of the modules as in ``network.named_modules()``; ``""`` is the network itself.
+        owner: Name of the network in error messages, such as ``"teacher"``.
 
     Raises:
-        ValueError: For a name that is no module of the network.
+        ValueError: If the network has no module of one of the names.
     """
 
-    def __init__(self, network: nn.Module, names: Sequence[str], *, whose: str) -> None:
-        self._whose = whose
+    # The hook is a plain function that stores the call on the module: a deep copy of network and FeatureHooks records
+    # its own calls, where a closure would still write to the original, and torch.compile can trace it.
+
+    def __init__(self, network: nn.Module, names: Sequence[str], *, owner: str) -> None:
+        self._owner = owner
         modules = {name.replace(COMPILED, ""): module for name, module in network.named_modules()}
         unknown = [name for name in names if name not in modules]
         if unknown:
-            known = [name for name in modules if name]
-            raise ValueError(f"The {whose} has no module {unknown[0]!r}: its modules are {shorten(known)}.")
+            available = [name for name in modules if name]
+            raise ValueError(f"The {owner} has no module {unknown[0]!r}: its modules are {shorten(available)}.")
         self._modules = {name: modules[name] for name in names}
-        new = [module for module in self._modules.values() if _keep not in module._forward_hooks.values()]
+        new = [module for module in self._modules.values() if _record_call not in module._forward_hooks.values()]
         for module in new:
-            vars(module)[_OPEN] = False
-            module.register_forward_hook(_keep, with_kwargs=True)
+            vars(module)[_RECORDING] = False
+            module.register_forward_hook(_record_call, with_kwargs=True)
+        # Code that was compiled before the hook was registered does not call it.
         if new and "torch._dynamo" in sys.modules:
             torch.compiler.reset()
 
     def __getitem__(self, name: str) -> ModuleCall:
-        """The last call of a module.
+        """Return the last call of a module.
 
         Raises:
-            ValueError: If it was not called, or if what it returned has been changed in place since.
+            ValueError: If the module was not called, or if its output was modified in place afterwards.
         """
         call = vars(self._modules[name]).get(_CALL)
-        where = f"{name!r} of the {self._whose}" if name else f"the {self._whose} itself"
+        where = f"{name!r} of the {self._owner}" if name else f"the {self._owner} itself"
         if call is None:
-            raise ValueError(
-                f"The forward pass of this step did not call {where}, so that nothing can be learned from it there: "
-                "name a module that it calls."
-            )
+            raise ValueError(f"The forward pass of this step did not call {where}: name a module that it calls.")
         if call.version is not None and call.output._version != call.version:
             raise ValueError(
-                f"What {where} returns is changed in place later (by an in-place activation or addition): name the "
-                "module that does so instead."
+                f"The output of {where} is modified in place later (by an in-place activation or addition): name the "
+                "module that modifies it instead."
             )
         return call
 
     def __contains__(self, name: str) -> bool:
-        """Whether a module has been called."""
+        """Return True if the module was called in the current context."""
         return vars(self._modules[name]).get(_CALL) is not None
 
     @contextmanager
-    def open(self) -> Iterator[None]:
-        """Keeps calls until the end of the context, also if it ends with an exception.
-
-        Then they are forgotten, so that no graph outlives its step, and the network can be copied.
-        """
+    def record(self) -> Iterator[None]:
+        """Record calls until the end of the context."""
         for module in self._modules.values():
-            vars(module)[_OPEN] = True
+            vars(module)[_RECORDING] = True
         try:
             yield
         finally:
+            # Outputs hold the autograd graph of the step: released here, the graph is freed with the step, and the
+            # network can be deep-copied.
             for module in self._modules.values():
-                vars(module)[_OPEN] = False
+                vars(module)[_RECORDING] = False
                 vars(module).pop(_CALL, None)
 
 
 _CALL = "_distillation_call"
-_OPEN = "_distillation_open"  # an attribute of its own, since compiled code does not notice that a name is missing
+# A separate attribute that always exists: compiled code guards on its value, but not on the absence of _CALL.
+_RECORDING = "_distillation_recording"
 
 
-def _keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    if not getattr(module, _OPEN):
+def _record_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    if not getattr(module, _RECORDING):
         return
     version = None
     if isinstance(output, Tensor):
         if torch.compiler.is_compiling():
-            output = output.clone()  # compiled code does not count what it changes in place
+            output = output.clone()  # compiled code does not count its in-place modifications
         else:
             version = output._version
     module.__dict__[_CALL] = ModuleCall(args, kwargs, output, version)
 
 
-def feature(call: ModuleCall, name: str) -> Tensor:
-    """The tensor that a tapped module returned.
+def feature_tensor(call: ModuleCall, name: str) -> Tensor:
+    """Return the output of a call as a tensor.
+
+    Args:
+        call: Recorded call.
+        name: Name of the module, for the error message.
 
     Raises:
-        ValueError: If it returned something else.
+        ValueError: If the output is not a tensor.
     """
     if not isinstance(call.output, Tensor):
         raise ValueError(

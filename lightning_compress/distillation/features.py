@@ -1,4 +1,4 @@
-"""Losses of features."""
+"""Distillation losses of features: FitNet, attention transfer, similarity preserving, RKD and CRD."""
 
 from __future__ import annotations
 
@@ -8,23 +8,37 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_compress.distillation.adapters import Projections, Regression
+from lightning_compress.distillation.adapters import ProjectionAdapter, RegressionAdapter
 from lightning_compress.distillation.loss import FeatureLoss, check_not_negative, check_positive
 from lightning_compress.functional import feature_losses
 
 
 @dataclass(frozen=True)
 class FitNet(FeatureLoss):
-    """Mean squared difference from a learned map of the student's. Romero et al. 2015 (arXiv:1412.6550).
+    """Mean squared error between the teacher's feature and a learned linear map of the student's.
+
+    The map (FitNet's regressor) exists only where the numbers of channels differ; feature maps are resized to the
+    teacher's resolution. Romero et al. 2015 (arXiv:1412.6550).
 
     Args:
-        layers: Pairs of names of modules, the student's and the teacher's.
-        weight: What the loss is multiplied by where losses are added up.
+        layers: Pairs of module names ``(student, teacher)``.
+        weight: Factor of this loss in the total loss, or a :class:`Ramp`.
+
+    Raises:
+        ValueError: If ``layers`` are not pairs of names, or ``weight`` is negative or not finite.
+
+    >>> import lightning_compress as lc
+    >>> loss = lc.FitNet(layers=(("layer2", "layer3"),))
+    >>> adapter = loss.adapter(torch.Size([2, 16, 8, 8]), torch.Size([2, 64, 4, 4]))
+    >>> adapter.map.weight.shape
+    torch.Size([64, 16])
+    >>> loss(torch.ones(2, 64, 4, 4), torch.zeros(2, 64, 4, 4), labels=None)
+    tensor(1.)
     """
 
     @override
     def adapter(self, student: torch.Size, teacher: torch.Size) -> nn.Module:
-        return Regression(student, teacher)
+        return RegressionAdapter(student, teacher)
 
     @override
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
@@ -33,12 +47,23 @@ class FitNet(FeatureLoss):
 
 @dataclass(frozen=True)
 class AttentionTransfer(FeatureLoss):
-    """Where features are large. Zagoruyko and Komodakis 2017 (arXiv:1612.03928).
+    """Mean squared error between normalized spatial attention maps, the sums of squares over channels.
+
+    Zagoruyko and Komodakis 2017 (arXiv:1612.03928). Numbers of channels and resolutions may differ.
 
     Args:
-        layers: Pairs of names of modules, the student's and the teacher's, both with outputs (N, C, H, W) or both with
-            tokens (N, L, C).
-        weight: What the loss is multiplied by where losses are added up.
+        layers: Pairs of module names ``(student, teacher)``, both with outputs ``(N, C, H, W)`` or both with tokens
+            ``(N, L, C)``.
+        weight: Factor of this loss in the total loss, or a :class:`Ramp`.
+
+    Raises:
+        ValueError: If ``layers`` are not pairs of names, or ``weight`` is negative or not finite.
+
+    >>> import lightning_compress as lc
+    >>> loss = lc.AttentionTransfer(layers=(("layer2", "layer3"),), weight=1000.0)
+    >>> feature = torch.arange(16.0).view(1, 1, 4, 4)
+    >>> loss(feature, -2 * feature, labels=None)
+    tensor(0.)
     """
 
     @override
@@ -58,11 +83,21 @@ class AttentionTransfer(FeatureLoss):
 
 @dataclass(frozen=True)
 class SimilarityPreserving(FeatureLoss):
-    """Which samples of the batch resemble which. Tung and Mori 2019 (arXiv:1907.09682).
+    """Mean squared error between the row-normalized similarity matrices ``(N, N)`` of the batch.
+
+    Tung and Mori 2019 (arXiv:1907.09682). All dimensions but the batch may differ.
 
     Args:
-        layers: Pairs of names of modules, the student's and the teacher's.
-        weight: What the loss is multiplied by where losses are added up.
+        layers: Pairs of module names ``(student, teacher)``.
+        weight: Factor of this loss in the total loss, or a :class:`Ramp`.
+
+    Raises:
+        ValueError: If ``layers`` are not pairs of names, or ``weight`` is negative or not finite.
+
+    >>> import lightning_compress as lc
+    >>> loss = lc.SimilarityPreserving(layers=(("layer2", "layer3"),))
+    >>> loss(torch.eye(2), torch.eye(2, 5), labels=None)
+    tensor(0.)
     """
 
     @override
@@ -72,16 +107,24 @@ class SimilarityPreserving(FeatureLoss):
 
 @dataclass(frozen=True)
 class RKD(FeatureLoss):
-    """Distances and angles between the samples of the batch. Park et al. 2019 (arXiv:1904.05068).
+    """Relational knowledge distillation: Huber loss of pairwise distances and of angles of triplets in the batch.
+
+    Park et al. 2019 (arXiv:1904.05068). Memory grows as the cube of the batch size.
 
     Args:
-        layers: Pairs of names of modules, the student's and the teacher's.
-        distance: Factor of the distances.
-        angle: Factor of the angles.
-        weight: What the loss is multiplied by where losses are added up.
+        layers: Pairs of module names ``(student, teacher)``.
+        distance: Factor of the distance term.
+        angle: Factor of the angle term.
+        weight: Factor of this loss in the total loss, or a :class:`Ramp`.
 
     Raises:
-        ValueError: If a factor is negative.
+        ValueError: If ``layers`` are not pairs of names, or a factor is negative or not finite.
+
+    >>> import lightning_compress as lc
+    >>> loss = lc.RKD(layers=(("layer2", "layer3"),), angle=0.0)
+    >>> feature = torch.tensor([[0.0], [1.0], [3.0]])
+    >>> loss(feature, 2 * feature, labels=None)
+    tensor(0.)
     """
 
     distance: float = 25.0
@@ -99,18 +142,27 @@ class RKD(FeatureLoss):
 
 @dataclass(frozen=True)
 class CRD(FeatureLoss):
-    """Tells samples apart by learned projections of both features. After Tian et al. 2020 (arXiv:1910.10699).
+    """Contrastive representation distillation: InfoNCE between learned projections of both features.
 
-    The negatives are the batch's other samples: there is no memory bank.
+    After Tian et al. 2020 (arXiv:1910.10699), with the other samples of the batch as negatives instead of a memory
+    bank.
 
     Args:
-        layers: Pairs of names of modules, the student's and the teacher's.
-        temperature: What cosines are divided by.
-        dim: Size of the projections.
-        weight: What the loss is multiplied by where losses are added up.
+        layers: Pairs of module names ``(student, teacher)``.
+        temperature: Temperature that divides the cosine similarities.
+        dim: Number of dimensions of the projections.
+        weight: Factor of this loss in the total loss, or a :class:`Ramp`.
 
     Raises:
-        ValueError: If ``temperature`` or ``dim`` is not above zero.
+        ValueError: If ``layers`` are not pairs of names, ``weight`` is negative or not finite, or ``temperature`` or
+            ``dim`` is not above zero.
+
+    >>> import lightning_compress as lc
+    >>> loss = lc.CRD(layers=(("layer2", "layer3"),), dim=16)
+    >>> adapter = loss.adapter(torch.Size([4, 8, 6, 6]), torch.Size([4, 32]))
+    >>> student, teacher = adapter(torch.randn(4, 8, 6, 6), torch.randn(4, 32))
+    >>> student.shape, teacher.shape
+    (torch.Size([4, 16]), torch.Size([4, 16]))
     """
 
     temperature: float = 0.07
@@ -124,7 +176,7 @@ class CRD(FeatureLoss):
 
     @override
     def adapter(self, student: torch.Size, teacher: torch.Size) -> nn.Module:
-        return Projections(student, teacher, self.dim)
+        return ProjectionAdapter(student, teacher, self.dim)
 
     @override
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:

@@ -1,11 +1,10 @@
-"""A trained network that is only asked."""
+"""Copy of a pretrained network that provides the targets of distillation."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from lightning_compress.distillation.batch_formats import logits_of
+from lightning_compress.distillation.batch_formats import extract_logits
 from lightning_compress.distillation.feature_hooks import FeatureHooks
 from lightning_compress.distillation.image_conversion import Conversion
 from lightning_compress.distillation.logit_cache import LogitCache
@@ -22,21 +21,28 @@ from lightning_compress.distillation.loss import LogitLoss
 
 
 class FrozenNetwork:
-    """A copy of a network: in eval mode, without gradients, and not part of any module.
-
-    Since it is no submodule, it is in no state dict, no optimizer, no average of the weights and no bucket of DDP, and
-    ``train()`` and ``to()`` of whoever holds it do not reach it. It goes where its inputs are. Copies of the holder
-    share it.
+    """Copy of a network in eval mode, without gradients, that moves to the device of its inputs.
 
     Args:
-        network: The network; it is copied.
-        name: What it is called in checkpoints and messages.
-        dtype: Floating type to compute in; by default the network's own.
-        compiled: Whether ``torch.compile`` is applied.
-        taps: Names of modules whose outputs are wanted, too.
-        conversion: What is done to images before the network sees them.
-        cache: Directory in which its logits are kept by the keys of samples.
+        network: Network to copy.
+        name: Name of the network in checkpoints and messages.
+        dtype: Floating dtype to compute in; by default the network's own.
+        compiled: If True, the copy is compiled with ``torch.compile``.
+        layers: Names of the modules to record in :attr:`features`.
+        conversion: Conversion of images ``(N, C, H, W)`` to the network's normalization and input size.
+        cache: Directory in which logits are cached by the keys of the samples.
+
+    Attributes:
+        network: The copy.
+        features: Hooks on the modules ``layers``.
+        identity: Name of the network and hash of its weights, as stored in checkpoints.
+        is_updated: True if the network changes during the fit.
     """
+
+    # Deliberately not an nn.Module: as a submodule of the DistillationModule it would enter the state dict, the
+    # optimizer, averages of the weights and DDP's buckets, and train() and to() of the student would reach it.
+
+    is_updated = False
 
     def __init__(
         self,
@@ -45,81 +51,75 @@ class FrozenNetwork:
         name: str,
         dtype: torch.dtype | None = None,
         compiled: bool = False,
-        taps: Sequence[str] = (),
+        layers: Sequence[str] = (),
         conversion: Conversion | None = None,
         cache: Path | None = None,
     ) -> None:
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        # Hashed before the cast, so that the identity is that of the weights as given, in any precision.
         self.identity = self._identify(name)
         if dtype is not None:
             self.network.to(dtype)
-        self.taps = FeatureHooks(self.network, taps, whose="teacher")
+        self.features = FeatureHooks(self.network, layers, owner="teacher")
         if compiled:
             self.network.compile()
         self._conversion = conversion
         self._directory = cache
         self._caches: dict[str, LogitCache] = {}
 
-    learns = False
-    """Whether it changes during the fit."""
-
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenNetwork:
-        """Itself: nothing about it changes."""
+        """Return the network itself: it never changes, so copies of its owner share it."""
         return self
 
     def _identify(self, name: str) -> dict[str, str]:
         return {"name": name, "hash": fingerprint(self.network.state_dict())}
 
-    @contextmanager
-    def forward(self, args: Sequence[Any], kwargs: Mapping[str, Any], keys: Tensor | None = None) -> Iterator[Any]:
-        """Runs the network; in the context its taps have what its modules returned.
+    def forward(self, args: Sequence[Any], kwargs: Mapping[str, Any], keys: Tensor | None = None) -> Any:
+        """Run the network without gradients; inside ``features.record()`` its features are recorded.
 
         Args:
-            args: Positional arguments as the student got them; the images are the first of four dimensions.
-            kwargs: Keyword arguments.
-            keys: Keys ``(N,)`` of the samples: with a cache the network is run only for those that it has not, and its
-                taps are not to be read.
+            args: Positional arguments of the student; those of shape ``(N, C, H, W)`` are converted as images.
+            kwargs: Keyword arguments of the student.
+            keys: Keys ``(N,)`` of the samples. With a cache, only samples that are not cached are computed, and no
+                features can be read.
 
-        Yields:
-            What the network returns.
+        Returns:
+            Output of the network, or logits ``(N, C)`` from the cache.
 
         Raises:
-            ValueError: If the cache cannot be used.
+            ValueError: If the cache cannot be used for these inputs.
         """
-        # Whoever else holds the network may have changed its mode.
+        # Other code that holds the network may have changed its mode.
         if any(module.training for module in self.network.modules()):
             self.network.eval()
-        with self.taps.open():
-            # No wider: what is computed in this context needs its gradients.
-            with torch.no_grad():
-                output = self._answer(args, kwargs, keys)
-            yield output
+        with torch.no_grad():
+            return self._cached_forward(args, kwargs, keys)
 
     def accumulate(self, student: Tensor, labels: Tensor | None, losses: Sequence[tuple[float, LogitLoss]]) -> None:
-        """Nothing: it has learned what it knows.
+        """Add the loss of the last batch to the gradients of the network; a frozen network has none.
 
         Args:
-            student: The student's logits ``(N, C)`` for what was asked last.
-            labels: Classes ``(N,)``, probabilities ``(N, C)``, or nothing.
-            losses: Losses of logits with their weights.
+            student: Logits ``(N, C)`` of the student for the inputs of the last :meth:`forward`.
+            labels: Classes ``(N,)``, probabilities ``(N, C)``, or ``None``.
+            losses: Pairs of a weight and a logit loss.
         """
 
     def step(self, student: nn.Module, optimizer: Optimizer) -> None:
-        """Nothing: it stays as it is.
+        """Update the network after a step of the student's optimizer; a frozen network stays unchanged.
 
         Args:
-            student: The student's network, after a step.
-            optimizer: The student's, which has made it.
+            student: Network of the student after the step.
+            optimizer: The student's optimizer.
         """
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold of it: nothing."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state that a checkpoint stores; empty, as the weights of a frozen network are not stored."""
         return {}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what :meth:`state` said."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state that :meth:`state_dict` returned."""
 
-    def _answer(self, args: Sequence[Any], kwargs: Mapping[str, Any], keys: Tensor | None) -> Any:
+    def _cached_forward(self, args: Sequence[Any], kwargs: Mapping[str, Any], keys: Tensor | None) -> Any:
         if self._directory is None or keys is None:
             return self._run(*args, **kwargs)
         if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
@@ -129,23 +129,24 @@ class FrozenNetwork:
                 f"The student is called with {len(args[0])} samples of a batch that has {len(keys)} keys: a cache "
                 "needs one sample for each key."
             )
-        name = self._numerics(args[0].device.type)
+        name = self._cache_name(args[0].device.type)
         cache = self._caches.setdefault(name, LogitCache(self._directory / name))
-        return cache.logits(keys, args[0], lambda missing: logits_of(self._run(missing), "teacher"))
+        return cache.logits(keys, args[0], lambda missing: extract_logits(self._run(missing), "teacher"))
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = tree_map(self._input, (args, kwargs))
+        args, kwargs = tree_map(self._convert_input, (args, kwargs))
         return self.network(*args, **kwargs)
 
-    def _numerics(self, device: str) -> str:
-        """Name for all that its logits depend on beside the samples."""
+    def _cache_name(self, device: str) -> str:
+        """Return a hash of everything that the logits depend on besides the samples."""
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         dtype = next((parameter.dtype for parameter in self.network.parameters()), None)
+        # The repr of the conversion includes class and field names: renaming them invalidates existing caches.
         return hashlib.blake2b(
             repr((self.identity, self._conversion, dtype, autocast)).encode(), digest_size=8
         ).hexdigest()
 
-    def _input(self, value: Any) -> Any:
+    def _convert_input(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         value = value.detach()
@@ -154,14 +155,26 @@ class FrozenNetwork:
             self.network.to(value.device)
         if not value.is_floating_point():
             return value
+        # Converted in the dtype of the input, before a cast to lower precision rounds the pixels.
         if self._conversion is not None and value.ndim == 4:
             value = self._conversion(value)
         return value.to(parameter.dtype)
 
 
 def fingerprint(state: Mapping[str, Any]) -> str:
-    """Hexadecimal digest of the tensors' names, types, shapes and values, the same on every device."""
+    """Return a hash of the names, dtypes, shapes and values of tensors, equal on every device.
+
+    Args:
+        state: State dict; values that are not tensors are ignored.
+
+    Returns:
+        Hexadecimal BLAKE2b digest of 16 bytes.
+
+    >>> fingerprint({"a": torch.arange(6.0), "b": torch.tensor(True)})
+    '02273ec0efea96ad33c73df91841cc86'
+    """
     digest = hashlib.blake2b(digest_size=16)
+    # Sorted by name, as the order of a state dict follows that of registration.
     for name, tensor in sorted((name, value) for name, value in state.items() if isinstance(value, Tensor)):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Images as another network wants them."""
+"""Conversion of normalized images to another normalization and size."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Normalization:
-    """How images are normalised: ``(x - mean) / std``, for ``x`` in [0, 1].
+    """Channel-wise normalization ``(x - mean) / std`` of images ``x`` in [0, 1].
 
     Args:
-        mean: One number per channel.
-        std: One number per channel, above zero.
+        mean: Mean of each channel.
+        std: Standard deviation of each channel, above zero.
 
     Raises:
-        ValueError: If the two have not the same length, or a ``std`` is not above zero.
+        ValueError: If ``mean`` and ``std`` differ in length, or a ``std`` is not above zero.
+
+    >>> import lightning_compress as lc
+    >>> lc.Normalization(mean=[0.5], std=[0.25])
+    Normalization(mean=(0.5,), std=(0.25,))
     """
 
     mean: tuple[float, ...]
@@ -34,19 +38,19 @@ class Normalization:
 
 @dataclass(frozen=True)
 class Conversion:
-    """From one normalization to another, and to another size.
+    """Conversion of images from one normalization to another, and to another size.
 
     Args:
-        have: How the images are normalised; ``None`` if nobody knows, and then they stay so.
-        want: How they should be; ``None`` if it does not matter.
-        size: Height and width that they should have; ``None`` leaves them as they are.
+        have: Normalization of the input; ``None`` if unknown, which leaves the values unchanged.
+        want: Normalization of the output; ``None`` for that of the input.
+        size: Height and width of the output; ``None`` for those of the input.
 
     Raises:
-        ValueError: If the two are of different numbers of channels, or, when called, the images are of another.
+        ValueError: If ``have`` and ``want`` differ in the number of channels or, when called, the images have another.
 
     >>> import torch
-    >>> plain, centred = Normalization((0.0,), (1.0,)), Normalization((0.5,), (0.25,))
-    >>> Conversion(plain, centred)(torch.full((1, 1, 1, 1), 0.75)).item()
+    >>> unit, centered = Normalization((0.0,), (1.0,)), Normalization((0.5,), (0.25,))
+    >>> Conversion(unit, centered)(torch.full((1, 1, 1, 1), 0.75)).item()
     1.0
     """
 
@@ -57,24 +61,33 @@ class Conversion:
     def __post_init__(self) -> None:
         if self.have is not None and self.want is not None and len(self.have.mean) != len(self.want.mean):
             raise ValueError(
-                f"The student's images are normalised in {len(self.have.mean)} channels and the teacher's in "
-                f"{len(self.want.mean)}: give both a Normalization of the channels that images have."
+                f"The student's images are normalized in {len(self.have.mean)} channels and the teacher's in "
+                f"{len(self.want.mean)}: give both a Normalization with the number of channels of the images."
             )
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Maps images ``(N, C, H, W)`` to images ``(N, C, *size)``."""
+        """Convert images.
+
+        Args:
+            images: ``(N, C, H, W)``, normalized by ``have``.
+
+        Returns:
+            Images ``(N, C, *size)`` of the same dtype, normalized by ``want``.
+        """
         have, want = self.have, self.want
         if have is not None and want is not None and have != want:
             if len(have.mean) not in (1, images.shape[1]):
                 raise ValueError(
-                    f"Images of {images.shape[1]} channels cannot be normalised as {want}: give the DistillationModule "
-                    "and the Teacher a Normalization of as many."
+                    f"Images of {images.shape[1]} channels cannot be normalized with {want}: give the "
+                    "DistillationModule and the Teacher a Normalization with that number of channels."
                 )
+            # Both normalizations are affine, so their composition is one multiplication and one addition.
             scale = [a / b for a, b in zip(have.std, want.std, strict=True)]
             shift = [(a - b) / c for a, b, c in zip(have.mean, want.mean, want.std, strict=True)]
             images = images * images.new_tensor(scale)[:, None, None] + images.new_tensor(shift)[:, None, None]
         if self.size is not None and images.shape[2:] != self.size:
-            wide = images.float() if images.element_size() < 4 else images  # on CPUs nothing narrower is resized
+            # Antialiased bicubic interpolation has no 16-bit kernel on the CPU.
+            wide = images.float() if images.element_size() < 4 else images
             resized = F.interpolate(wide, self.size, mode="bicubic", align_corners=False, antialias=True)
             images = resized.to(images.dtype)
         return images

@@ -1,4 +1,4 @@
-"""Samples that are told from each other, so that what a teacher said of one is found again."""
+"""Dataset with reproducible random views, identified by keys under which a teacher's logits are cached."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.utils.data import Dataset
 
 
 class KeyedSample(NamedTuple):
-    """A sample, or a batch of samples once collated.
+    """A sample with its key or, once collated, a batch with its keys.
 
     Attributes:
-        sample: What the dataset returns.
-        key: Number of the sample and of its view; a tensor ``(N,)`` of a batch.
+        sample: Item of the wrapped dataset.
+        key: Integer that identifies the sample and its view; for a batch an int64 tensor ``(N,)``.
     """
 
     sample: Any
@@ -26,20 +26,21 @@ class KeyedSample(NamedTuple):
 
 
 class Keyed(Dataset[KeyedSample]):
-    """A dataset in which a sample has a few random views, each with a key, instead of a new one every time.
+    """Dataset wrapper that limits random augmentation to a fixed number of views per sample, each with a key.
 
-    Before the dataset is asked for a sample, Python's, NumPy's and PyTorch's random numbers are set by its key, and
-    afterwards they are as they were. Views are drawn at random.
+    A view is drawn at random on each access. While the wrapped dataset computes a sample, the global generators of
+    Python, NumPy and PyTorch (CPU) are seeded with the key of the view; their states are restored afterwards.
 
     Args:
-        dataset: A dataset with a length.
-        num_views: Number of views of each sample: 1 for a dataset that changes nothing at random.
-        seed: Other seeds have other views.
+        dataset: Map-style dataset.
+        num_views: Number of views per sample; 1 for a dataset without random augmentation.
+        seed: Seed that, with the key, determines each view.
 
     Raises:
-        ValueError: For a number of views below 1, and a dataset without a length.
+        ValueError: If ``num_views`` is below 1, or the dataset has no length.
 
-    >>> Keyed(torch.utils.data.TensorDataset(torch.arange(3.0)))[2]
+    >>> import lightning_compress as lc
+    >>> lc.Keyed(torch.utils.data.TensorDataset(torch.arange(3.0)))[2]
     KeyedSample(sample=(tensor(2.),), key=2)
     """
 
@@ -47,7 +48,7 @@ class Keyed(Dataset[KeyedSample]):
         if num_views < 1:
             raise ValueError(f"num_views={num_views} must be at least 1.")
         if not isinstance(dataset, Sized):
-            raise ValueError("Keyed needs a dataset with a length, so that its samples have numbers.")
+            raise ValueError("Keyed needs a dataset with a length, to number its samples.")
         self.dataset = dataset
         self.num_views = num_views
         self.seed = seed
@@ -56,7 +57,8 @@ class Keyed(Dataset[KeyedSample]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> KeyedSample:
-        index = range(len(self))[index]  # of one from the end, its number
+        # A negative index becomes the sample's number, so that one sample has one key.
+        index = range(len(self))[index]
         view = int(torch.randint(self.num_views, ())) if self.num_views > 1 else 0
         key = index * self.num_views + view
         with _seeded(f"{self.seed} {key}"):
@@ -64,15 +66,17 @@ class Keyed(Dataset[KeyedSample]):
 
 
 @contextmanager
-def _seeded(of: str) -> Iterator[None]:
-    seed = int.from_bytes(hashlib.blake2b(of.encode(), digest_size=8).digest(), "little")
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+def _seeded(text: str) -> Iterator[None]:
+    """Seed the three global generators with a hash of ``text`` inside the context."""
+    seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed([seed % 2**32, seed >> 32])
-    torch.default_generator.manual_seed(seed)  # of the CPU only, as a worker must not touch a GPU
+    # Not torch.manual_seed, which also seeds CUDA: a forked worker must not initialize it.
+    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

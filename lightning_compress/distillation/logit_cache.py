@@ -1,4 +1,4 @@
-"""What a teacher said, on disk."""
+"""Cache of a teacher's logits in memory-mapped files."""
 
 from __future__ import annotations
 
@@ -13,123 +13,130 @@ import torch
 from torch import Tensor
 
 _BLOCK = 2**16  # samples per file
-_PROBES = 16  # numbers of a sample that are kept to tell it from others
+_SIGNATURE = 16  # values of a sample that are stored to detect another sample under the same key
 
 
 class LogitCache:
-    """Logits by key in memory-mapped files, which several processes may read and write at once.
+    """Logits by key in memory-mapped files that several processes may read and write at the same time.
 
-    Beside the logits of a sample stand a few of its numbers: another sample under the same key is an error, not a
-    wrong answer. A row counts once it is complete; ranks that write the same row write the same bytes. Rows that a
-    file has lost at its end are computed again. Files that may not be written can be read.
+    Each row also stores a few values of its sample: another sample under the same key raises an error instead of
+    returning wrong logits. A row is valid once its last byte is set. Rows lost by truncation of a file are computed
+    again. Read-only files can be read.
 
     Args:
-        directory: Where the files are; it is made where it is not there.
+        directory: Directory of the files; created when the first row is written.
     """
+
+    # No locks: ranks that compute the same row write the same bytes.
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._blocks: dict[int, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
+        # Memory maps would be pickled by value; a copy opens the files again.
         return {"directory": self.directory, "_blocks": {}}
 
     def logits(self, keys: Tensor, inputs: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-        """Logits of a batch, from the files or else computed and written.
+        """Return the logits of a batch from the cache, after computing and storing those that are missing.
 
         Args:
-            keys: ``(N,)``, not negative.
-            inputs: The samples ``(N, ...)``.
-            compute: Maps samples that have no row yet ``(M, ...)`` to logits ``(M, C)``.
+            keys: Non-negative integers ``(N,)``.
+            inputs: Samples ``(N, ...)``.
+            compute: Function from samples ``(M, ...)`` to logits ``(M, C)``, called once with all missing samples.
 
         Returns:
-            ``(N, C)`` of float32 on the device of the inputs.
+            Logits ``(N, C)`` in float32 on the device of the inputs.
 
         Raises:
-            ValueError: If a key stands for another sample or is negative, the files are for another number of classes,
+            ValueError: If a key is negative or belongs to another sample, or the files have another number of classes
                 or cannot be written.
         """
         numbers = keys.cpu().numpy()
         if (numbers < 0).any():
-            raise ValueError(f"The key {numbers.min()} is negative: keys of a cache count from 0.")
-        probes = _probe(inputs)
-        known = self._known(numbers, probes)
-        if not known.all():
-            missing = torch.from_numpy(~known)
+            raise ValueError(f"The key {numbers.min()} is negative: keys of a cache must count from 0.")
+        signatures = _signatures(inputs)
+        cached = self._find_cached(numbers, signatures)
+        if not cached.all():
+            missing = torch.from_numpy(~cached)
             computed = compute(inputs[missing.to(inputs.device)]).float().cpu().numpy()
             try:
-                self._write(numbers[~known], probes[~known], computed)
+                self._write(numbers[~cached], signatures[~cached], computed)
             except OSError as error:
                 where, reason = str(self.directory), error.strerror
                 raise ValueError(
                     f"The cache in {where!r} cannot be written ({reason}): give another directory."
                 ) from error
-            self._known(numbers, probes)  # two samples of the batch may have one key
+            # Two samples of this batch may share a key, which shows only after both have been written.
+            self._find_cached(numbers, signatures)
         return torch.from_numpy(self._read(numbers)).to(inputs.device)
 
-    def _known(self, keys: np.ndarray, probes: np.ndarray) -> np.ndarray:
-        known = np.zeros(len(keys), dtype=bool)
-        for block, rows, at in self._by_block(keys):
+    def _find_cached(self, keys: np.ndarray, signatures: np.ndarray) -> np.ndarray:
+        """Return a mask ``(N,)`` of the keys with a valid row, after comparing the signatures of those rows."""
+        cached = np.zeros(len(keys), dtype=bool)
+        for block, rows, positions in self._by_block(keys):
             if (table := self._table(block)) is None:
                 continue
-            there = table["complete"][rows] == 1
-            if not np.array_equal(table["probe"][rows[there]], probes[at[there]], equal_nan=True):
+            complete = table["complete"][rows] == 1
+            if not np.array_equal(table["signature"][rows[complete]], signatures[positions[complete]], equal_nan=True):
                 raise ValueError(
-                    f"The cache in {str(self.directory)!r} holds other samples under these keys: what changes samples "
-                    "must depend on the key alone (no mixup), and another dataset or Keyed(seed=...) needs a directory "
-                    "of its own."
+                    f"The cache in {str(self.directory)!r} holds other samples under these keys: augmentation must "
+                    "depend on the key alone (no mixup), and another dataset or Keyed(seed=...) needs its own "
+                    "directory."
                 )
-            known[at] = there
-        return known
+            cached[positions] = complete
+        return cached
 
     def _read(self, keys: np.ndarray) -> np.ndarray:
-        parts = [(at, self._table(block)["logits"][rows]) for block, rows, at in self._by_block(keys)]
-        found = np.empty((len(keys), parts[0][1].shape[1]), dtype=np.float32)
-        for at, logits in parts:
-            found[at] = logits
-        return found
+        blocks = [(positions, self._table(block)["logits"][rows]) for block, rows, positions in self._by_block(keys)]
+        result = np.empty((len(keys), blocks[0][1].shape[1]), dtype=np.float32)
+        for positions, logits in blocks:
+            result[positions] = logits
+        return result
 
-    def _write(self, keys: np.ndarray, probes: np.ndarray, logits: np.ndarray) -> None:
-        for block, rows, at in self._by_block(keys):
+    def _write(self, keys: np.ndarray, signatures: np.ndarray, logits: np.ndarray) -> None:
+        for block, rows, positions in self._by_block(keys):
             table = self._table(block, num_classes=logits.shape[1])
             if table["logits"].shape[1] != logits.shape[1]:
                 raise ValueError(
-                    f"The cache in {str(self.directory)!r} is of {table['logits'].shape[1]} classes, the teacher has "
+                    f"The cache in {str(self.directory)!r} has {table['logits'].shape[1]} classes, the teacher has "
                     f"{logits.shape[1]}: give another directory."
                 )
             if not table.flags.writeable:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            table["probe"][rows], table["logits"][rows] = probes[at], logits[at]
+            table["signature"][rows], table["logits"][rows] = signatures[positions], logits[positions]
+            # Last, so that a row is never valid before it is written.
             table["complete"][rows] = 1
 
     def _table(self, block: int, num_classes: int | None = None) -> Any:
-        """A file's rows; ``None`` if there is no file and no number of classes to make one."""
+        """Return the rows of a file, or None if it does not exist and ``num_classes`` to create it is not given."""
         if block not in self._blocks:
-            found = next(iter(sorted(self.directory.glob(f"logits-{block}-*.bin"))), None)
-            if found is None:
+            path = next(iter(sorted(self.directory.glob(f"logits-{block}-*.bin"))), None)
+            if path is None:
                 if num_classes is None:
                     return None
-                found = self.directory / f"logits-{block}-{num_classes}.bin"
-                self._make(found, num_classes)
-            classes = int(found.stem.rpartition("-")[2])
-            self._blocks[block] = _mapped(found, classes)
+                path = self.directory / f"logits-{block}-{num_classes}.bin"
+                self._create(path, num_classes)
+            self._blocks[block] = _memory_map(path, num_classes=int(path.stem.rpartition("-")[2]))
         return self._blocks[block]
 
-    def _make(self, path: Path, num_classes: int) -> None:
-        """A file of zeros, which takes no room on disk until it is written; another process may be making it, too."""
+    def _create(self, path: Path, num_classes: int) -> None:
+        """Create a sparse file of zeros, which takes no disk space until rows are written."""
         self.directory.mkdir(parents=True, exist_ok=True)
+        # Append mode keeps the content if another process has created the file in the meantime.
         with path.open("ab") as file:
             file.truncate(_BLOCK * _row(num_classes).itemsize)
 
     @staticmethod
     def _by_block(keys: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
-        """Number of a file, rows in it, and where in the batch they belong."""
+        """Group keys by file: its number, the rows in it, and the positions of their keys in the batch."""
         blocks = keys // _BLOCK
-        return [(int(b), keys[at] % _BLOCK, at) for b in np.unique(blocks) for at in [np.flatnonzero(blocks == b)]]
+        groups = [(int(block), np.flatnonzero(blocks == block)) for block in np.unique(blocks)]
+        return [(block, keys[positions] % _BLOCK, positions) for block, positions in groups]
 
 
-def _mapped(path: Path, num_classes: int) -> Any:
-    """A file's rows; it is made as long as it should be, and of one that may not be written they are read-only."""
+def _memory_map(path: Path, num_classes: int) -> Any:
+    """Map a file, extended to its full length if it was truncated, and read-only if it cannot be written."""
     try:
         return np.memmap(path, _row(num_classes), mode="r+", shape=(_BLOCK,))
     except OSError as error:
@@ -139,12 +146,12 @@ def _mapped(path: Path, num_classes: int) -> Any:
 
 
 def _row(num_classes: int) -> np.dtype[Any]:
-    """What is in a row; where a file has been cut, it lacks ``complete``."""
-    return np.dtype([("probe", "<f4", _PROBES), ("logits", "<f4", num_classes), ("complete", "u1")])
+    """Return the layout of a row, with ``complete`` at its end: a row that was truncated reads it as zero."""
+    return np.dtype([("signature", "<f4", _SIGNATURE), ("logits", "<f4", num_classes), ("complete", "u1")])
 
 
-def _probe(inputs: Tensor) -> np.ndarray:
-    """Numbers from all over each sample, ``(N, 16)``."""
+def _signatures(inputs: Tensor) -> np.ndarray:
+    """Return values at evenly spaced positions of each sample, ``(N, 16)`` in float32."""
     flat = inputs.detach().flatten(1)
-    places = torch.linspace(0, flat.shape[1] - 1, _PROBES, device=flat.device).round().long()
-    return flat[:, places].float().cpu().numpy()
+    positions = torch.linspace(0, flat.shape[1] - 1, _SIGNATURE, device=flat.device).round().long()
+    return flat[:, positions].float().cpu().numpy()

@@ -1,4 +1,4 @@
-"""Losses of logits."""
+"""Distillation losses of logits: KD, DKD and DIST."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ from lightning_compress.functional import logit_losses
 
 @dataclass(frozen=True)
 class KD(LogitLoss):
-    """Divergence of softened probabilities. Hinton et al. 2015 (arXiv:1503.02531).
+    """Kullback-Leibler divergence between the softened class probabilities. Hinton et al. 2015 (arXiv:1503.02531).
 
     Args:
-        temperature: What logits are divided by; the loss is multiplied by its square.
-        standardize: Whether each sample's logits are first brought to mean 0 and standard deviation 1, as in Sun et
-            al. 2024 (arXiv:2403.01427); so are they for the other losses.
-        weight: What the loss is multiplied by where losses are added up.
+        temperature: Temperature that divides the logits; the loss is multiplied by its square.
+        standardize: If True, the logits of each sample are first scaled to mean 0 and standard deviation 1, as in Sun
+            et al. 2024 (arXiv:2403.01427).
+        weight: Factor of this loss in the total loss, or a :class:`Ramp`.
 
     Raises:
-        ValueError: If ``temperature`` is not above zero, or ``weight`` is negative.
+        ValueError: If ``temperature`` is not above zero, or ``weight`` is negative or not finite.
+
+    >>> import torch
+    >>> import lightning_compress as lc
+    >>> student, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    >>> print(f"{lc.KD(temperature=2.0)(student, teacher, labels=None):.3f}")
+    1.848
     """
 
     temperature: float = 4.0
@@ -34,22 +40,31 @@ class KD(LogitLoss):
 
     @override
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        return logit_losses.kd(*_compared(student, teacher, self.standardize), self.temperature)
+        return logit_losses.kd(*_prepare(student, teacher, self.standardize), self.temperature)
 
 
 @dataclass(frozen=True)
 class DKD(LogitLoss):
-    """Divergences of the target class against the rest, and within the rest. Zhao et al. 2022 (arXiv:2203.08679).
+    """Decoupled KD: divergence of the target class against all others, and divergence among the others.
+
+    Zhao et al. 2022 (arXiv:2203.08679). Needs labels.
 
     Args:
-        alpha: Factor of the first.
-        beta: Factor of the second.
-        temperature: What logits are divided by; the loss is multiplied by its square.
-        standardize: Whether each sample's logits are first brought to mean 0 and standard deviation 1.
-        weight: What the loss is multiplied by where losses are added up.
+        alpha: Factor of the target-class term.
+        beta: Factor of the non-target-class term.
+        temperature: Temperature that divides the logits; the loss is multiplied by its square.
+        standardize: If True, the logits of each sample are first scaled to mean 0 and standard deviation 1.
+        weight: Factor of this loss in the total loss, or a :class:`Ramp`.
 
     Raises:
-        ValueError: If ``temperature`` is not above zero, or another number is negative.
+        ValueError: If ``temperature`` is not above zero, another number is negative or not finite, or, when called,
+            there are no labels.
+
+    >>> import torch
+    >>> import lightning_compress as lc
+    >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[3.0, 1.0, 0.0]])
+    >>> print(f"{lc.DKD(temperature=1.0)(student, teacher, labels=torch.tensor([0])):.3f}")
+    3.778
     """
 
     alpha: float = 1.0
@@ -66,24 +81,32 @@ class DKD(LogitLoss):
     @override
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         if labels is None:
-            raise ValueError("DKD needs labels, to tell the target class from the rest: use KD or DIST without them.")
-        compared = _compared(student, teacher, self.standardize)
-        return logit_losses.dkd(*compared, labels, self.alpha, self.beta, self.temperature)
+            raise ValueError("DKD needs labels, to separate the target class from the others: use KD or DIST instead.")
+        logits = _prepare(student, teacher, self.standardize)
+        return logit_losses.dkd(*logits, labels, self.alpha, self.beta, self.temperature)
 
 
 @dataclass(frozen=True)
 class DIST(LogitLoss):
-    """Correlations between classes and within them. Huang et al. 2022 (arXiv:2205.10536).
+    """One minus the Pearson correlation of class probabilities, over classes and over the samples of the batch.
+
+    Huang et al. 2022 (arXiv:2205.10536).
 
     Args:
-        beta: Factor of the relations between classes.
-        gamma: Factor of the relations within classes.
-        temperature: What logits are divided by; the loss is multiplied by its square.
-        standardize: Whether each sample's logits are first brought to mean 0 and standard deviation 1.
-        weight: What the loss is multiplied by where losses are added up.
+        beta: Factor of the inter-class term, the correlation over classes for each sample.
+        gamma: Factor of the intra-class term, the correlation over samples for each class.
+        temperature: Temperature that divides the logits; the loss is multiplied by its square.
+        standardize: If True, the logits of each sample are first scaled to mean 0 and standard deviation 1.
+        weight: Factor of this loss in the total loss, or a :class:`Ramp`.
 
     Raises:
-        ValueError: If ``temperature`` is not above zero, or another number is negative.
+        ValueError: If ``temperature`` is not above zero, or another number is negative or not finite.
+
+    >>> import torch
+    >>> import lightning_compress as lc
+    >>> student, teacher = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 2.0], [1.0, 0.0]])
+    >>> print(f"{lc.DIST()(student, teacher, labels=None):.3f}")
+    4.000
     """
 
     beta: float = 1.0
@@ -99,12 +122,13 @@ class DIST(LogitLoss):
 
     @override
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        compared = _compared(student, teacher, self.standardize)
-        return logit_losses.dist(*compared, self.beta, self.gamma, self.temperature)
+        logits = _prepare(student, teacher, self.standardize)
+        return logit_losses.dist(*logits, self.beta, self.gamma, self.temperature)
 
 
-def _compared(student: Tensor, teacher: Tensor, standardize: bool) -> tuple[Tensor, Tensor]:
-    student, teacher = logit_losses.common(student, teacher)
+def _prepare(student: Tensor, teacher: Tensor, standardize: bool) -> tuple[Tensor, Tensor]:
+    # First, so that classes masked in either output do not enter the mean and standard deviation.
+    student, teacher = logit_losses.exclude_jointly(student, teacher)
     if not standardize:
         return student, teacher
     return logit_losses.standardize(student), logit_losses.standardize(teacher)

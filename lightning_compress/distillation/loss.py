@@ -1,4 +1,4 @@
-"""What a distillation loss is."""
+"""Base classes of distillation losses, and checks of their arguments."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.distillation.adapters import AsTheyAre, check_features
+from lightning_compress.distillation.adapters import IdentityAdapter, check_feature_shapes
 from lightning_compress.distillation.ramp import Ramp
 
 
 @dataclass(frozen=True)
 class LogitLoss(ABC):
-    """How far the student's logits are from the teacher's.
+    """Base class of losses between the logits of student and teacher.
 
     Args:
-        weight: What the loss is multiplied by where losses are added up.
+        weight: Factor of this loss in the total loss, or a :class:`Ramp`.
 
     Raises:
         ValueError: If ``weight`` is negative or not finite.
@@ -31,93 +31,114 @@ class LogitLoss(ABC):
 
     @abstractmethod
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        """The loss, not weighted: a scalar in float32, or float64 if logits are.
+        """Compute the loss of a batch, without its weight.
 
         Args:
-            student: Logits (N, C).
-            teacher: Logits (N, C); no gradient flows into them.
-            labels: Classes (N,), or probabilities (N, C), of which the largest counts.
+            student: Logits ``(N, C)``.
+            teacher: Logits ``(N, C)``, which receive no gradient.
+            labels: Classes ``(N,)``, or probabilities ``(N, C)``, of which the largest counts.
+
+        Returns:
+            Scalar in float32, or float64 if the logits are.
         """
 
 
 @dataclass(frozen=True)
 class FeatureLoss(ABC):
-    """How far features of the student are from those of the teacher.
+    """Base class of losses between features of student and teacher.
 
     Args:
-        layers: Pairs of names of modules, the student's and the teacher's, whose outputs are compared.
-        weight: What the loss is multiplied by where losses are added up.
+        layers: Pairs of module names ``(student, teacher)``; the outputs of each pair are compared.
+        weight: Factor of this loss in the total loss, or a :class:`Ramp`.
 
     Raises:
-        ValueError: If ``layers`` are no pairs of names, or ``weight`` is negative or not finite.
+        ValueError: If ``layers`` are not pairs of names, or ``weight`` is negative or not finite.
     """
 
     layers: tuple[tuple[str, str], ...]
     weight: float | Ramp = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", _pairs(self, self.layers))
+        object.__setattr__(self, "layers", _as_pairs(self, self.layers))
         check_weight(self, self.weight)
 
     def adapter(self, student: torch.Size, teacher: torch.Size) -> nn.Module:
-        """What makes the features of one pair comparable; unless overridden, they are compared as they are.
+        """Build the adapter of one pair of layers; by default one without parameters.
 
         Args:
-            student: Shape of the student's feature, with the batch.
-            teacher: Shape of the teacher's.
+            student: Shape of the student's feature, batch dimension included.
+            teacher: Shape of the teacher's feature.
 
         Returns:
-            A module that takes the student's feature and the teacher's, and returns both ready to compare.
+            Module that maps the two features to the two tensors that the loss compares.
 
         Raises:
-            ValueError: If features of such shapes cannot be compared.
+            ValueError: If features of these shapes cannot be compared.
         """
-        check_features(student, teacher)
-        return AsTheyAre()
+        check_feature_shapes(student, teacher)
+        return IdentityAdapter()
 
     @abstractmethod
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        """The loss of one pair, not weighted: a scalar in float32, or float64 if features are.
+        """Compute the loss of one pair of layers, without its weight.
 
         Args:
-            student: What the pair's adapter has made of the student's feature.
-            teacher: What it has made of the teacher's.
-            labels: Classes (N,), or probabilities (N, C), of which the largest counts.
+            student: First output of the pair's adapter.
+            teacher: Second output of the pair's adapter.
+            labels: Classes ``(N,)``, or probabilities ``(N, C)``, of which the largest counts.
+
+        Returns:
+            Scalar in float32, or float64 if the features are.
         """
 
 
 def check_weight(loss: object, weight: float | Ramp) -> None:
-    """Refuses a weight that is negative or not finite."""
+    """Check that a weight is a :class:`Ramp`, or finite and not negative.
+
+    Raises:
+        ValueError: If it is neither.
+    """
     if not isinstance(weight, Ramp):
         check_not_negative(loss, "weight", weight)
 
 
 def check_not_negative(loss: object, name: str, value: float) -> None:
-    """Refuses a factor that is negative or not finite."""
-    if not (_is_number(value) and value >= 0):
+    """Check that a factor is finite and not negative.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not (_is_finite_number(value) and value >= 0):
         raise ValueError(f"{type(loss).__name__}({name}={value!r}) must be a finite number and not negative.")
 
 
 def check_positive(loss: object, name: str, value: float) -> None:
-    """Refuses a divisor that is zero, negative or not finite."""
-    if not (_is_number(value) and value > 0):
+    """Check that a divisor is finite and above zero.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not (_is_finite_number(value) and value > 0):
         raise ValueError(f"{type(loss).__name__}({name}={value!r}) must be a finite number above zero.")
 
 
-def _is_number(value: object) -> bool:
+def _is_finite_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _pairs(loss: object, layers: object) -> tuple[tuple[str, str], ...]:
-    given = layers if isinstance(layers, (list, tuple)) else ()
-    pairs = tuple(tuple(pair) if isinstance(pair, list) else pair for pair in given)
+def _as_pairs(loss: object, layers: object) -> tuple[tuple[str, str], ...]:
+    # YAML has lists only; tuples make the specification hashable.
+    entries = layers if isinstance(layers, (list, tuple)) else ()
+    pairs = tuple(tuple(pair) if isinstance(pair, list) else pair for pair in entries)
     if not pairs or not all(_is_pair(pair) for pair in pairs):
         raise ValueError(
-            f"{type(loss).__name__}(layers={layers!r}) must be pairs of names of modules, the student's and the "
-            "teacher's: write layers=(('layer3', 'layer4'),)."
+            f"{type(loss).__name__}(layers={layers!r}) must be pairs of module names (student, teacher): write "
+            "layers=(('layer3', 'layer4'),)."
         )
     if len(set(pairs)) < len(pairs):
-        raise ValueError(f"{type(loss).__name__}(layers={layers!r}) has a pair twice: write it once and use weight.")
+        raise ValueError(
+            f"{type(loss).__name__}(layers={layers!r}) contains a pair twice: write it once and raise weight."
+        )
     return pairs
 
 

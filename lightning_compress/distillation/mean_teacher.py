@@ -1,4 +1,4 @@
-"""A student that is taught by its own past."""
+"""A teacher that is the exponential moving average (EMA) of the student."""
 
 from __future__ import annotations
 
@@ -7,48 +7,54 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from typing_extensions import override
 
 from lightning_compress.distillation.frozen_network import FrozenNetwork
 
 
-class MeanNetwork(FrozenNetwork):
-    """The exponential moving average of the student's weights. Tarvainen and Valpola 2017 (arXiv:1703.01780).
+class MeanTeacherNetwork(FrozenNetwork):
+    """Exponential moving average of the student's parameters. Tarvainen and Valpola 2017 (arXiv:1703.01780).
 
-    In the first steps, ``(1 + step) / (10 + step)`` takes the place of a larger decay. Buffers are the student's.
+    The decay of update ``n``, counted from 1, is the smaller of ``decay`` and ``(1 + n) / (10 + n)``. Buffers are
+    copied from the student.
 
     Args:
-        network: The student's network as it starts.
-        decay: Part of the average that stays in a step.
-        **options: As of a frozen network.
+        network: Network of the student at the start of the fit.
+        decay: Decay rate of the average.
+        **options: Further arguments of :class:`FrozenNetwork`.
     """
 
-    learns = True
+    is_updated = True
 
     def __init__(self, network: nn.Module, *, decay: float, **options: Any) -> None:
         super().__init__(network, **options)
         self._decay = decay
-        self._steps = 0
+        self._num_updates = 0
 
     @override
     def _identify(self, name: str) -> dict[str, str]:
-        return {"name": name, "hash": ""}  # its weights say nothing about who it is
+        # Without a hash: the initial weights differ between runs, and a resumed run replaces them.
+        return {"name": name, "hash": ""}
 
     @override
     def step(self, student: nn.Module, optimizer: Optimizer) -> None:
-        self._steps += 1
-        decay = min(self._decay, (1 + self._steps) / (10 + self._steps))
-        theirs = dict(student.named_parameters())
-        for name, mean in self.network.named_parameters():
-            mean.data.lerp_(theirs[name].detach().to(mean), 1 - decay)
+        self._num_updates += 1
+        # A smaller decay at first, so that the average forgets the random initialization within a few steps.
+        decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
+        averages, latest = dict(self.network.named_parameters()), dict(student.named_parameters())
+        # Matched by name and cast to the average's dtype and device, which AveragedModel does not do: the Trainer
+        # converts the student (precision="64-true"), not its teachers.
+        values = [latest[name].detach().to(average) for name, average in averages.items()]
+        get_ema_multi_avg_fn(decay)(list(averages.values()), values, self._num_updates)
         for name, buffer in student.named_buffers():
             self.network.get_buffer(name).copy_(buffer)
 
     @override
-    def state(self) -> dict[str, Any]:
-        return {"network": self.network.state_dict(), "steps": self._steps}
+    def state_dict(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "steps": self._num_updates}
 
     @override
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
-        self._steps = state["steps"]
+        self._num_updates = state["steps"]

@@ -1,8 +1,9 @@
-"""A student that learns from labels and from a teacher."""
+"""LightningModule that trains a student on its own loss and on distillation losses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,64 +12,78 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_compress.distillation import teacher_averaging
-from lightning_compress.distillation.batch_formats import labels_of
-from lightning_compress.distillation.dry_run import dry_run
+from lightning_compress.distillation.batch_formats import extract_labels
+from lightning_compress.distillation.dry_run import dry_run, warn_unused_parameters
 from lightning_compress.distillation.image_conversion import Normalization
 from lightning_compress.distillation.keyed import KeyedSample
+from lightning_compress.distillation.logit_averaging import average_by_confidence, average_uniformly
 from lightning_compress.distillation.logits import KD
 from lightning_compress.distillation.loss import FeatureLoss, LogitLoss
 from lightning_compress.distillation.objective import Objective
 from lightning_compress.distillation.ramp import Ramp
 from lightning_compress.distillation.student_capture import StudentCapture
-from lightning_compress.distillation.students import arguments_of, check_student, make_student
+from lightning_compress.distillation.students import build_student, check_student, student_hparams
 from lightning_compress.distillation.teacher import MeanTeacher, Peer, Teacher
-from lightning_compress.distillation.teacher_accuracy import accuracy
+from lightning_compress.distillation.teacher_accuracy import teacher_accuracy
 from lightning_compress.distillation.teacher_ensemble import TeacherEnsemble
-from lightning_compress.distillation.teacher_loading import as_teachers, is_network
+from lightning_compress.distillation.teacher_loading import as_teachers, has_network
 from lightning_compress.distillation.wrapped_module import adopt_hooks, training_step
 from lightning_compress.serialization import from_plain, to_plain
-from lightning_compress.trainer.example_inputs import training_batch
+from lightning_compress.trainer.batches import first_training_batch
+from lightning_compress.trainer.lightning import averaged_models
 from lightning_compress.trainer.progress import check_time_fits, progress
 
-_COMBINE = {"mean": teacher_averaging.mean, "confidence": teacher_averaging.confidence}
-_KEY = "distillation"
+_COMBINE = {"mean": average_uniformly, "confidence": average_by_confidence}
+_CHECKPOINT_KEY = "distillation"
 
 
 class DistillationModule(LightningModule):
-    """Trains a student on its own loss and on what a frozen teacher makes of the same inputs.
+    """Train a student on its own loss and on distillation losses from one or several teachers.
 
-    The student is a LightningModule, ``self.student``, whose ``training_step`` gives the task's loss as ever; in it the
-    student's inputs, logits and features are seen, the teacher is run on the same inputs, and the losses of
-    distillation are added. All other hooks and steps are the student's. The teacher is no part of this module: it is
-    in no checkpoint, optimizer, average or count, and nothing makes it train.
+    The student is a LightningModule, ``self.student``. In its ``training_step``, which computes the task loss, forward
+    hooks record its inputs, logits and features; the teachers are run on the same inputs, and the weighted
+    distillation losses are added to the task loss. All other hooks and steps are the student's. A frozen teacher is
+    not a submodule: it is in no checkpoint, optimizer, average of the weights or parameter count, and stays in eval
+    mode.
 
     Args:
-        student: A LightningModule; or, trained as a :class:`ClassificationModule`, a timm name, a network, or a
-            checkpoint (``.ckpt``) of such a module.
-        teacher: A timm name, a network, a :class:`Teacher`, a :class:`MeanTeacher` (the average of the student itself),
-            a :class:`Peer` (which learns along), or several of those. ``None`` is for evaluation only.
-        losses: Losses of distillation by the name under which they are logged, as ``train/<name>``. A loss of features
-            names modules of the student's network (of the LightningModule, if that is what the student is) and of the
-            teacher's (of the first, if there are several). By default ``{"kd": KD()}``.
-        task_weight: Weight of the student's own loss.
-        output: Name of the student's module that returns the logits; by default the student itself if its
-            ``training_step`` calls it, else the only child that is called. What the student, or else that child, is
-            called with is what the teachers get.
-        combine: With several teachers: the ``"mean"`` of their probabilities, or one in which each sample trusts those
-            with the smaller loss on its label (``"confidence"``).
-        normalization: How the images are normalised, for teachers that want it otherwise; by default as the timm
-            configuration of the student says.
-        cache: Directory in which the teachers' logits are kept, memory-mapped, by the keys that a training dataset in
-            :class:`Keyed` gives its samples; used by every run whose teacher has the same weights and precision.
-        num_classes: Number of classes of a student that is a timm name or a network; by default the teacher's.
-        optimizer: Makes the optimizer of such a student; by default that of :class:`ClassificationModule`.
-        lr_scheduler: Makes its scheduler; by default a cosine, step by step.
-        model_kwargs: Further arguments of a student that is a timm name.
+        student: A LightningModule; or a timm name, a network, arguments or a checkpoint (``.ckpt``) of a
+            :class:`ClassificationModule`, which then trains it.
+        teacher: A timm name, a network, a :class:`Teacher`, a :class:`MeanTeacher` (average of the student's weights),
+            a :class:`Peer` (trained together with the student), or a list of those. ``None`` for evaluation only.
+        losses: Distillation losses by name, logged as ``train/<name>``; by default ``{"kd": KD()}``. The layers of a
+            feature loss are modules of the student's network (of the LightningModule if the student was given as one)
+            and of the first teacher.
+        task_weight: Factor of the student's own loss, or a :class:`Ramp`.
+        output: Name of the student's submodule that returns the logits. By default the student itself if its
+            ``training_step`` calls it, else its only child that is called. The teachers get the inputs of the student
+            or of that child.
+        combine: Combination of several teachers: ``"mean"`` of their probabilities, or ``"confidence"``, a mean
+            weighted per sample by their losses on the label.
+        normalization: Normalization of the images, for teachers with another one; by default that of the student's
+            timm configuration.
+        cache: Directory of memory-mapped teacher logits, by the keys of a training dataset wrapped in :class:`Keyed`;
+            shared by all runs with the same teacher weights and precision. Only with logit losses.
+        num_classes: Number of classes of a student given as a timm name or network; by default the teacher's.
+        optimizer: Function from parameters to the optimizer of such a student; by default that of
+            :class:`ClassificationModule`.
+        lr_scheduler: Function from the optimizer to its scheduler; by default a cosine schedule over the run.
+        model_kwargs: Further arguments of a student given as a timm name.
+
+    Attributes:
+        student: The student's LightningModule.
+        objective: The losses with their adapters.
 
     Raises:
-        ValueError: For a student or a teacher that cannot be built, modules that are not there, logits of different
-            sizes, and a student that optimizes by hand or is built late.
+        ValueError: If the student or a teacher cannot be built, a named module does not exist, logits differ in shape,
+            or the student uses manual optimization or ``configure_model``.
+
+    >>> import lightning_compress as lc
+    >>> student = lc.ClassificationModule("lenet300_100", 10)
+    >>> teacher = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    >>> module = lc.DistillationModule(student, teacher, losses={"kd": lc.KD(temperature=2.0)}, task_weight=0.5)
+    >>> sum(p.numel() for p in module.parameters())
+    266610
     """
 
     def __init__(
@@ -89,29 +104,30 @@ class DistillationModule(LightningModule):
     ) -> None:
         super().__init__()
         if combine not in _COMBINE:
-            raise ValueError(f"combine={combine!r} is unknown: write 'mean' or 'confidence'.")
+            raise ValueError(f"combine={combine!r} is not supported: it must be 'mean' or 'confidence'.")
+        # load_from_checkpoint passes the hyperparameters, which are plain data.
         teachers, losses = as_teachers(from_plain(teacher)), from_plain(dict(losses or {})) or {"kd": KD()}
         images = from_plain(normalization)
         self.task_weight: float | Ramp = from_plain(task_weight)
-        self.student = make_student(student, teachers, num_classes, optimizer, lr_scheduler, model_kwargs)
+        self.student = build_student(student, teachers, num_classes, optimizer, lr_scheduler, model_kwargs)
         check_student(self.student)
         self.objective = Objective(losses, _COMBINE[combine])
-        if cache is not None and self.objective.of_features:
-            raise ValueError("cache=... keeps logits only: leave it out, or the losses of features.")
+        if cache is not None and self.objective.feature_losses:
+            raise ValueError("cache=... stores logits only: leave it out, or leave out the feature losses.")
         self.weights = {name: loss.weight for name, loss in losses.items()}
         network = self.student if isinstance(student, LightningModule) else self.student.get_submodule("model")
-        ours, theirs = self.objective.layers
-        self._sight = StudentCapture(self.student, network, ours, output)
+        student_layers, teacher_layers = self.objective.layers
+        self._capture = StudentCapture(self.student, network, student_layers, output)
         adopt_hooks(self, self.student)
-        self._cached = cache is not None
+        self._is_cached = cache is not None
         self._keys: Tensor | None = None
-        self._after_steps: RemovableHandle | None = None
+        self._step_hook: RemovableHandle | None = None
         self.example_input_array = self.student.example_input_array
         self.save_hyperparameters(
             {
-                # What load_from_checkpoint builds the module of: no network, and no function.
-                "student": arguments_of(self.student),
-                "teacher": None if any(map(is_network, teachers)) else to_plain(teachers),
+                # Plain data only: networks and functions cannot be loaded with weights_only=True.
+                "student": student_hparams(self.student),
+                "teacher": None if any(map(has_network, teachers)) else to_plain(teachers),
                 "losses": to_plain(losses),
                 "task_weight": to_plain(self.task_weight),
                 "output": output,
@@ -119,43 +135,44 @@ class DistillationModule(LightningModule):
                 "normalization": to_plain(images),
             }
         )
-        self._faculty = TeacherEnsemble(
+        self._teachers = TeacherEnsemble(
             teachers,
             student=self.student,
             network=network,
-            layers=theirs,
+            layers=teacher_layers,
             images=images,
             cache=None if cache is None else Path(cache),
         )
 
     @property
     def teacher(self) -> nn.Module:
-        """The network of the first teacher; it is no submodule."""
-        return self._faculty.ready()[0].network
+        """Network of the first teacher, which is not a submodule."""
+        return self._teachers.build()[0].network
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The student's."""
+        """Run the student."""
         return self.student(*args, **kwargs)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        """The student's own loss and the losses of distillation, weighted."""
-        teachers = self._faculty.ready()
-        with self._sight.open():
+        """Run the student's ``training_step`` and add the weighted distillation losses to its loss."""
+        teachers = self._teachers.build()
+        with self._capture.record():
             output = training_step(self.student, batch, batch_idx)
             task = output["loss"] if isinstance(output, dict) else output
-            if task is None:
+            if task is None:  # Lightning's sign to skip the batch
                 return None
-            call, logits = self._sight.call()
-            weights = {name: self._now(weight) for name, weight in self.weights.items()}
-            values = self.objective(call, logits, self._sight.features, teachers, labels_of(batch), self._keys, weights)
-        total = self._now(self.task_weight) * task
+            call, logits = self._capture.forward_call()
+            labels, features = extract_labels(batch), self._capture.features
+            weights = {name: self._current_weight(weight) for name, weight in self.weights.items()}
+            values = self.objective(call, logits, features, teachers, labels, self._keys, weights)
+        total = self._current_weight(self.task_weight) * task
         for name, value in values.items():
             self.log(f"train/{name}", value.detach())
             total = total + weights[name] * value
         return {**output, "loss": total} if isinstance(output, dict) else total
 
     def setup(self, stage: str) -> None:
-        """Loads the teachers, and tries a step on a copy, which shows shapes of features and what is not trained."""
+        """Build the teachers, and build the adapters in a dry run of one training step."""
         self.student.setup(stage)
         if stage != "fit":
             return
@@ -163,26 +180,28 @@ class DistillationModule(LightningModule):
             if isinstance(ramp, Ramp):
                 check_time_fits(self.trainer, "begin", ramp.schedule.begin)
                 check_time_fits(self.trainer, "end", ramp.schedule.end)
-        self._faculty.ready()
+        self._teachers.build()
         try:
-            batch = training_batch(self.trainer, self)
+            batch = first_training_batch(self.trainer, self)
         except ValueError:
-            if self.objective.of_features:
+            # Only adapters need a batch before the fit.
+            if self.objective.feature_losses:
                 raise
             return
-        dry_run(self, batch)
+        self._dry_run(batch)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Takes the keys off samples that have them."""
+        """Separate the keys from samples of a :class:`Keyed` dataset."""
         self._keys = None
         if isinstance(batch, KeyedSample):
             batch, self._keys = batch
-        elif self._cached and self.trainer.training:
+        elif self._is_cached and self.trainer.training:
             raise ValueError("cache=... needs samples with keys: wrap the training dataset as lc.Keyed(dataset).")
         return self.student.on_before_batch_transfer(batch, dataloader_idx)
 
     def configure_optimizers(self) -> Any:
-        """The student's, whose ``self.parameters()`` include the adapters of features here."""
+        """Return the student's optimizers, with the adapters among the student's ``self.parameters()``."""
+        # A submodule of the student only during this call, so that no key of its state dict changes.
         self.student.add_module("distillation_adapters", self.objective.adapters)
         try:
             return self.student.configure_optimizers()
@@ -190,54 +209,69 @@ class DistillationModule(LightningModule):
             del self.student.distillation_adapters
 
     def on_fit_start(self) -> None:
-        """Refuses adapters that nothing trains; teachers that learn, too, do so after the student's steps."""
+        """Register the update of teachers, and check that an optimizer holds every adapter.
+
+        Raises:
+            ValueError: If an adapter is in no optimizer.
+        """
         self.student.on_fit_start()
-        if any(teacher.learns for teacher in self._faculty.ready()):
-            self._after_steps = self.trainer.optimizers[0].register_step_post_hook(self._faculty.step)
+        if any(teacher.is_updated for teacher in self._teachers.build()):
+            self._step_hook = self.trainer.optimizers[0].register_step_post_hook(self._teachers.step)
         groups = [group for optimizer in self.trainer.optimizers for group in optimizer.param_groups]
-        trained = {id(parameter) for group in groups for parameter in group["params"]}
+        optimized = {id(parameter) for group in groups for parameter in group["params"]}
         for name, parameter in self.objective.adapters.named_parameters():
-            if id(parameter) not in trained:
+            if id(parameter) not in optimized:
                 raise ValueError(
                     f"The adapter {name!r} is in no optimizer: let the student's configure_optimizers take "
                     "self.parameters(), which includes the adapters there."
                 )
 
     def on_fit_end(self) -> None:
-        """Teachers learn no more."""
+        """Stop the update of teachers."""
         self.student.on_fit_end()
-        if self._after_steps is not None:
-            self._after_steps.remove()
-            self._after_steps = None
+        if self._step_hook is not None:
+            self._step_hook.remove()
+            self._step_hook = None
 
     def on_train_start(self) -> None:
-        """Logs how good the teachers are, as ``teacher/val_acc``, unless the run goes on from a checkpoint."""
+        """Log the accuracies of the teachers as ``teacher/val_acc``, unless the run is resumed."""
         self.student.on_train_start()
         if self.global_step == 0:
-            for index, teacher in enumerate(self._faculty.ready()):
-                found = None if teacher.learns else accuracy(self.trainer, self, teacher)
-                if found is not None:
-                    self.log(f"teacher/val_acc{f'_{index}' if index else ''}", found)
+            for index, teacher in enumerate(self._teachers.build()):
+                accuracy = None if teacher.is_updated else teacher_accuracy(self.trainer, self, teacher)
+                if accuracy is not None:
+                    self.log(f"teacher/val_acc{f'_{index}' if index else ''}", accuracy)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Writes who the teachers are, what those that learn have learned, and which adapters there are."""
+        """Store the identities and states of the teachers and the shapes of the adapters."""
         self.student.on_save_checkpoint(checkpoint)
-        checkpoint[_KEY] = {**self._faculty.record(), "adapters": self.objective.shapes}
+        checkpoint[_CHECKPOINT_KEY] = {**self._teachers.state_dict(), "adapters": self.objective.shapes}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Makes the adapters that are in the checkpoint.
+        """Restore the teachers, and build the adapters before their parameters are loaded.
 
         Raises:
-            ValueError: If the student learned from another teacher.
+            ValueError: If the checkpoint was written with another teacher.
         """
         self.student.on_load_checkpoint(checkpoint)
-        stored = checkpoint.get(_KEY, {"teachers": [], "states": [], "adapters": {}})
-        self._faculty.restore(stored)
-        self.objective.restore(stored["adapters"])
+        stored = checkpoint.get(_CHECKPOINT_KEY, {"teachers": [], "states": [], "adapters": {}})
+        self._teachers.load_state_dict(stored)
+        self.objective.build_adapters(stored["adapters"])
 
-    def _now(self, weight: float | Ramp) -> float:
+    def _dry_run(self, batch: Any) -> None:
+        # The keys are those of the whole batch, of which the dry run takes a part.
+        self._keys = None
+        copy = dry_run(self, batch)
+        warn_unused_parameters(copy.student)
+        copy.objective.zero_grad(set_to_none=True)
+        self.objective.adopt_adapters(copy.objective)
+        # Weight averaging copied the module before the adapters existed.
+        for average in averaged_models(self.trainer):
+            average.objective.adopt_adapters(deepcopy(copy.objective))  # type: ignore[union-attr, operator]
+
+    def _current_weight(self, weight: float | Ramp) -> float:
         if not isinstance(weight, Ramp):
             return weight
         if self.trainer.train_dataloader is None:
-            return weight.first  # a step that is tried before the fit
+            return weight.first  # in the dry run, before the Trainer knows the length of the run
         return weight.at(progress(self.trainer, self.global_step, in_step=False, in_batch=False))

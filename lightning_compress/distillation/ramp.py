@@ -1,4 +1,4 @@
-"""Weights of losses that change in the course of a run."""
+"""Loss weights that follow a schedule."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from lightning_compress.schedules import Progress, Schedule
 
 @dataclass(frozen=True)
 class Ramp:
-    """A weight that goes from ``first`` to ``last``: ``first`` until the schedule begins, ``last`` from its end.
+    """Loss weight that goes from ``first`` to ``last`` between the begin and the end of a schedule.
 
     Args:
-        first: The weight before.
-        last: The weight after.
-        schedule: When, and on what curve; with ``"one_shot"`` it jumps at ``begin``. The weight is that of each step:
-            ``every`` does not matter.
+        first: Weight until the schedule begins.
+        last: Weight after the schedule ends.
+        schedule: Begin, end and curve; with the curve ``"one_shot"`` the weight changes at ``begin``. The weight is
+            computed in every step, whatever the schedule's ``every``.
 
     Raises:
-        ValueError: For weights that are negative or not finite, and for the curve ``"exponential"``.
+        ValueError: If a weight is negative or not finite, or the curve is ``"exponential"``.
 
-    >>> Ramp(0.0, 2.0).at(Progress(steps=25, fraction=0.25, epochs=1.0))
-    0.5
+    >>> import lightning_compress as lc
+    >>> ramp = lc.Ramp(0.0, 2.0, schedule=lc.Schedule(begin=0.0, end=0.5, curve="linear"))
+    >>> [ramp.at(Progress(steps=n, fraction=n / 100, epochs=n / 10)) for n in (0, 25, 75)]
+    [0.0, 1.0, 2.0]
     """
 
     first: float
@@ -35,12 +37,12 @@ class Ramp:
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"Ramp({name}={value}) is the weight of a loss and must be finite and not negative.")
         if self.schedule.curve == "exponential":
-            # It removes a fixed part of what is left per step, and so is nowhere on its way to nothing.
+            # The curve leaves (1 - final) ** progress, which for a final value of 1 is zero from the first step on.
             raise ValueError(
-                "Ramp(schedule=Schedule(curve='exponential')) would be at its last weight at once: "
+                "Ramp(schedule=Schedule(curve='exponential')) would reach its last weight at once: "
                 "choose 'linear', 'cubic', 'cosine' or 'one_shot'."
             )
 
     def at(self, progress: Progress) -> float:
-        """The weight now."""
+        """Return the weight at a point of the run."""
         return self.first + (self.last - self.first) * self.schedule.sparsity(1.0, progress)

@@ -1,4 +1,4 @@
-"""Whom to learn from."""
+"""Specifications of teachers."""
 
 from __future__ import annotations
 
@@ -13,24 +13,28 @@ from lightning_compress.distillation.image_conversion import Normalization
 
 @dataclass(frozen=True)
 class Teacher:
-    """A trained network to learn from. It is never trained, saved, or counted with the student.
+    """A pretrained, frozen teacher. It is not trained, not saved in checkpoints, and not counted with the student.
 
     Args:
-        model: A timm name; a checkpoint (``.ckpt``) of a ``ClassificationModule``; or a network of your own, which is
-            copied.
-        checkpoint: File with the weights of a named network, ``.safetensors``, ``.pt``, ``.pth`` or ``.ckpt``. Without
-            one timm's pretrained weights are loaded.
-        num_classes: Classes of a named network; by default those of the student.
-        model_kwargs: Further arguments of a named network.
-        precision: ``"bf16"`` or ``"fp16"`` to compute in it; by default in the network's own type.
-        compile: Whether ``torch.compile`` is applied.
-        normalization: How it wants its images normalised; by default as its timm configuration says.
-        input_size: Height and width of the images it wants; by default, where timm's configurations of student and
-            teacher differ in it, the teacher's.
+        model: A timm name, a checkpoint (``.ckpt``) of a :class:`ClassificationModule`, or a network, which is copied.
+        checkpoint: File with the weights of a timm network: ``.safetensors``, ``.pt``, ``.pth`` or ``.ckpt``. By
+            default timm's pretrained weights are loaded.
+        num_classes: Number of classes of a timm network; by default that of the student.
+        model_kwargs: Further arguments of a timm network.
+        precision: ``"bf16"`` or ``"fp16"`` to compute in that dtype; by default the network's own.
+        compile: If True, the network is compiled with ``torch.compile``.
+        normalization: Normalization of the teacher's input images; by default that of its timm configuration.
+        input_size: Height and width of the teacher's input images. By default that of its timm configuration if the
+            student's timm configuration has another, else that of the student's images.
 
     Raises:
-        ValueError: For a precision that is unknown, weights or arguments for a network that is built already, and a
-            size below 1.
+        ValueError: For an unknown precision, weights or arguments for a network that is already built, or a size below
+            1.
+
+    >>> import lightning_compress as lc
+    >>> teacher = lc.Teacher("resnet56_cifar", checkpoint="resnet56.safetensors", num_classes=10, precision="bf16")
+    >>> teacher.model, teacher.precision
+    ('resnet56_cifar', 'bf16')
     """
 
     model: str | nn.Module
@@ -48,8 +52,8 @@ class Teacher:
         for name in ("model", "checkpoint"):
             if isinstance(value := getattr(self, name), Path):
                 object.__setattr__(self, name, str(value))
-        built = isinstance(self.model, nn.Module) or self.model.endswith(".ckpt")
-        if built and (self.checkpoint or self.model_kwargs or self.num_classes):
+        is_built = isinstance(self.model, nn.Module) or self.model.endswith(".ckpt")
+        if is_built and (self.checkpoint or self.model_kwargs or self.num_classes):
             raise ValueError(
                 "Teacher: a network or a .ckpt file has its weights and arguments already; "
                 "leave out checkpoint, num_classes and model_kwargs."
@@ -64,15 +68,22 @@ class Teacher:
 
 @dataclass(frozen=True)
 class MeanTeacher:
-    """The exponential moving average of the student's own weights. Tarvainen and Valpola 2017 (arXiv:1703.01780).
+    """Exponential moving average of the student's own weights. Tarvainen and Valpola 2017 (arXiv:1703.01780).
 
-    A checkpoint holds it, since nothing else could restore it.
+    The decay is smaller in the first steps: ``min(decay, (1 + n) / (10 + n))`` in step ``n``. Checkpoints contain the
+    average.
 
     Args:
-        decay: Part of the average that stays in a step, in (0, 1).
+        decay: Decay rate of the average, in (0, 1).
 
     Raises:
-        ValueError: For any other decay.
+        ValueError: If ``decay`` is not in (0, 1).
+
+    >>> import lightning_compress as lc
+    >>> student = lc.ClassificationModule("lenet300_100", 10)
+    >>> module = lc.DistillationModule(student, lc.MeanTeacher(decay=0.99))
+    >>> type(module.teacher).__name__, module.teacher.training
+    ('ClassificationModule', False)
     """
 
     decay: float = 0.999
@@ -84,15 +95,20 @@ class MeanTeacher:
 
 @dataclass(frozen=True)
 class Peer:
-    """A network that learns along, from the student as the student from it. Zhang et al. 2018 (arXiv:1706.00384).
+    """A teacher trained together with the student, each on the other's logits. Zhang et al. 2018 (arXiv:1706.00384).
 
-    It has an optimizer of the student's kind, at the student's learning rate, and is not compressed with it. A
-    checkpoint holds it.
+    It has its own optimizer of the student's class and learning rate, and is not compressed. Checkpoints contain it.
 
     Args:
-        model: A timm name, or a network of your own, which is copied.
-        num_classes: Classes of a named network; by default those of the student.
-        model_kwargs: Further arguments of a named network.
+        model: A timm name, or a network, which is copied.
+        num_classes: Number of classes of a timm network; by default that of the student.
+        model_kwargs: Further arguments of a timm network.
+
+    >>> import lightning_compress as lc
+    >>> student = lc.ClassificationModule("lenet300_100", 10)
+    >>> module = lc.DistillationModule(student, lc.Peer("lenet5"))
+    >>> type(module.teacher).__name__
+    'LeNet5'
     """
 
     model: str | nn.Module

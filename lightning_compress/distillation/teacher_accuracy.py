@@ -1,4 +1,4 @@
-"""How good a teacher is, before anything is learned from it."""
+"""Validation accuracy of a teacher, measured before the student is trained."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_compress.distillation.batch_formats import labels_of, logits_of
+from lightning_compress.distillation.batch_formats import extract_labels, extract_logits
 from lightning_compress.distillation.frozen_network import FrozenNetwork
 
 
-def accuracy(trainer: Trainer, module: LightningModule, teacher: FrozenNetwork) -> float | None:
-    """Part of a fit's validation samples that a teacher classifies rightly, over all ranks.
+def teacher_accuracy(trainer: Trainer, module: LightningModule, teacher: FrozenNetwork) -> float | None:
+    """Measure the top-1 accuracy of a teacher on the validation data of a fit, over all ranks.
 
-    Leaves random numbers as they were. A teacher not much better than chance is warned of.
+    The states of the random number generators are restored. Warns if the accuracy is below twice that of chance.
 
     Args:
-        trainer: The Trainer, at the start of training.
-        module: The module whose batches are looked at.
+        trainer: Trainer at the start of training.
+        module: Module that is trained; batches pass through its hooks.
         teacher: The teacher.
 
     Returns:
-        The accuracy in [0, 1]; ``None`` if there are no validation batches of ``(inputs, classes)``.
+        Accuracy in [0, 1], or ``None`` without validation batches of the form ``(inputs, classes)``.
     """
     if not trainer.enable_validation:
         return None
@@ -39,32 +40,42 @@ def accuracy(trainer: Trainer, module: LightningModule, teacher: FrozenNetwork) 
     stage, trainer.state.stage = trainer.state.stage, RunningStage.VALIDATING
     try:
         with isolate_rng():
-            counts = _count(trainer, module, teacher, int(min(loop.max_batches[0], 2**31)))
+            metric = _evaluate(trainer, module, teacher, int(min(loop.max_batches[0], 2**31)))
     finally:
         trainer.state.stage = stage
-    right, total, classes = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
-    if not total:
+    # A rank without usable batches knows no number of classes, yet must take part when the metric is synchronized.
+    own_classes = torch.tensor(metric.num_classes if metric else 0, device=module.device)
+    num_classes = int(trainer.strategy.reduce(own_classes, reduce_op="max"))
+    if not num_classes:
         return None
-    if right / total < 2 * total / classes:
+    accuracy: Tensor = (metric or _metric(num_classes, module.device)).compute()
+    if accuracy < 2 / num_classes:
         rank_zero_warn(
-            f"The teacher {teacher.identity['name']!r} is right for {right / total:.1%} of the validation samples: is "
-            "it trained, and are images normalised and sized as it wants?"
+            f"The teacher {teacher.identity['name']!r} has an accuracy of {accuracy:.1%} on the validation samples: "
+            "check that it is trained, and that images have the normalization and size that it expects."
         )
-    return float(right / total)
+    return float(accuracy)
 
 
-def _count(trainer: Trainer, module: LightningModule, teacher: FrozenNetwork, limit: int) -> Tensor:
-    """Samples that are right, samples, and samples times classes."""
-    counts = torch.zeros(3, dtype=torch.double, device=module.device if module.device.type != "mps" else "cpu")
+def _evaluate(
+    trainer: Trainer, module: LightningModule, teacher: FrozenNetwork, limit: int
+) -> MulticlassAccuracy | None:
+    """Return the metric of this rank's batches, or None if they are not of the form ``(inputs, classes)``."""
+    metric: MulticlassAccuracy | None = None
     loaders: Any = trainer.val_dataloaders
     for batch in islice(loaders[0] if isinstance(loaders, list) else loaders, limit):
         batch = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
         batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-        labels = labels_of(batch)
+        labels = extract_labels(batch)
         if isinstance(batch, Mapping) or labels is None or labels.ndim != 1 or not isinstance(batch[0], Tensor):
-            return counts * 0
-        with trainer.precision_plugin.val_step_context(), teacher.forward(batch[:1], {}) as output:
-            logits = logits_of(output, "teacher")
-        right = (logits.argmax(1) == labels).sum()
-        counts += torch.stack([right, torch.tensor(len(labels)).to(right), torch.tensor(logits.numel()).to(right)])
-    return counts
+            return None
+        with trainer.precision_plugin.val_step_context():
+            logits = extract_logits(teacher.forward(batch[:1], {}), "teacher")
+        metric = metric or _metric(logits.shape[1], module.device)
+        metric.update(logits, labels)
+    return metric
+
+
+def _metric(num_classes: int, device: torch.device) -> MulticlassAccuracy:
+    # Unvalidated: a label that the teacher does not have counts as an error instead of ending the fit.
+    return MulticlassAccuracy(num_classes, average="micro", validate_args=False).to(device)

@@ -1,4 +1,4 @@
-"""All the teachers of a student."""
+"""The teachers of one student: built on first use, updated with its steps, and restored from checkpoints."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from torch.optim import Optimizer
 
 from lightning_compress.distillation.frozen_network import FrozenNetwork
 from lightning_compress.distillation.image_conversion import Normalization
-from lightning_compress.distillation.students import num_classes_of
+from lightning_compress.distillation.students import infer_num_classes
 from lightning_compress.distillation.teacher import MeanTeacher, Teacher
-from lightning_compress.distillation.teacher_loading import Taught, build_teacher, is_network
+from lightning_compress.distillation.teacher_loading import TeacherSpec, build_teacher, has_network
 
 
 class TeacherEnsemble:
-    """Teachers as they are specified, and built when they are first needed: to load a student needs none.
+    """Teachers of one student, built from their specifications on first use.
+
+    Building is deferred so that a student can be loaded and evaluated without its teachers.
 
     Args:
-        teachers: The specifications.
-        student: The student's module.
-        network: Its network.
-        layers: Names of modules of the first teacher whose outputs are wanted.
-        images: How the student's images are normalised, if that is known.
-        cache: Directory in which logits are kept, if they are.
+        teachers: Specifications of the teachers.
+        student: Module of the student.
+        network: Network of the student.
+        layers: Names of the modules of the first teacher to record.
+        images: Normalization of the student's images, or ``None`` for that of its timm configuration.
+        cache: Directory of the cached logits, or ``None``.
 
     Raises:
-        ValueError: If a teacher that is a network already does not fit.
+        ValueError: If a teacher given as a network does not fit.
     """
 
     def __init__(
         self,
-        teachers: Sequence[Taught],
+        teachers: Sequence[TeacherSpec],
         *,
         student: nn.Module,
         network: nn.Module,
@@ -42,24 +44,24 @@ class TeacherEnsemble:
         images: Normalization | None,
         cache: Path | None,
     ) -> None:
-        self._teachers: list[Taught | FrozenNetwork] = list(teachers)
+        self._teachers: list[TeacherSpec | FrozenNetwork] = list(teachers)
         self._student, self._network = student, network
         self._layers, self._images, self._cache = layers, images, cache
         for index, each in enumerate(teachers):
-            # Nothing to load: a network of the caller's is copied before it changes.
-            if isinstance(each, Teacher) and is_network(each):
+            # Copied now, as the caller may train its network further; there is nothing to load.
+            if isinstance(each, Teacher) and has_network(each):
                 self._teachers[index] = self._build(index, each)
 
     @property
     def built(self) -> list[FrozenNetwork]:
-        """Those that are built."""
+        """The teachers that are built already."""
         return [teacher for teacher in self._teachers if isinstance(teacher, FrozenNetwork)]
 
-    def ready(self) -> list[FrozenNetwork]:
-        """All of them, built.
+    def build(self) -> list[FrozenNetwork]:
+        """Build the teachers that are not built yet, and return all of them.
 
         Raises:
-            ValueError: If there is none, or one cannot be built.
+            ValueError: If there are no teachers, or one cannot be built.
         """
         if not self._teachers:
             raise ValueError("This DistillationModule has no teacher: pass teacher=..., which checkpoints do not hold.")
@@ -69,44 +71,45 @@ class TeacherEnsemble:
         return self.built
 
     def step(self, optimizer: Optimizer, *_: Any) -> None:
-        """Lets those that learn do so, after a step of the student's optimizer."""
+        """Update the teachers after a step of the student's optimizer, as its step post-hook."""
         for teacher in self.built:
             teacher.step(self._network, optimizer)
 
-    def record(self) -> dict[str, Any]:
-        """Who they are, and what those that learn have learned, for a checkpoint."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the identities and states of the teachers for a checkpoint."""
         return {
             "teachers": [teacher.identity for teacher in self.built],
-            "states": [teacher.state() for teacher in self.built],
+            "states": [teacher.state_dict() for teacher in self.built],
         }
 
-    def restore(self, record: Mapping[str, Any]) -> None:
-        """Goes on from a record.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the teachers from a checkpoint.
 
         Raises:
-            ValueError: If it is of other teachers.
+            ValueError: If the checkpoint was written with other teachers.
         """
-        for theirs, state, teacher in zip(record["teachers"], record["states"], self.built, strict=False):
-            ours = teacher.identity
-            if theirs != ours:
+        # Not strict: a module without teachers may load a checkpoint for evaluation.
+        for stored, teacher_state, teacher in zip(state["teachers"], state["states"], self.built, strict=False):
+            identity = teacher.identity
+            if stored != identity:
                 raise ValueError(
-                    f"The checkpoint's student learned from {theirs['name']!r} ({theirs['hash'][:8]}), and the teacher "
-                    f"here is {ours['name']!r} ({ours['hash'][:8]}): give it the same weights, or start a new run from "
-                    "the checkpoint's weights alone."
+                    f"The checkpoint's student was distilled from {stored['name']!r} ({stored['hash'][:8]}), but the "
+                    f"teacher here is {identity['name']!r} ({identity['hash'][:8]}): give it the same weights, or "
+                    "start a new run from the checkpoint's weights alone."
                 )
-            teacher.restore(state)
+            teacher.load_state_dict(teacher_state)
 
-    def _build(self, index: int, teacher: Taught) -> FrozenNetwork:
+    def _build(self, index: int, teacher: TeacherSpec) -> FrozenNetwork:
         student = self._network
         if isinstance(teacher, MeanTeacher):
-            # Without the module around it, to which it logs.
+            # The student logs through the DistillationModule: without this, the copy would include that module, too.
             outer = getattr(vars(student).get("log"), "outer", None)
             student = copy.deepcopy(student, {id(outer): nn.Module()} if outer is not None else {})
         return build_teacher(
             teacher,
             student=student,
-            num_classes=num_classes_of(self._student),
-            taps=() if index else self._layers,
+            num_classes=infer_num_classes(self._student),
+            layers=() if index else self._layers,
             images=self._images,
             cache=self._cache,
         )

@@ -1,4 +1,4 @@
-"""From a specification to the network that is asked."""
+"""Construction of teacher networks from their specifications."""
 
 from __future__ import annotations
 
@@ -12,54 +12,53 @@ from torch import nn
 
 from lightning_compress.distillation.frozen_network import FrozenNetwork
 from lightning_compress.distillation.image_conversion import Conversion, Normalization
-from lightning_compress.distillation.mean_teacher import MeanNetwork
+from lightning_compress.distillation.mean_teacher import MeanTeacherNetwork
 from lightning_compress.distillation.peer import PeerNetwork
 from lightning_compress.distillation.teacher import MeanTeacher, Peer, Teacher
-from lightning_compress.models.classification import ClassificationModule, create
+from lightning_compress.models.classification import ClassificationModule, create_network
 from lightning_compress.models.weights import load_weights_
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, None: None}
 
-
-Taught = Teacher | MeanTeacher | Peer
-"""What says by whom a student is taught."""
+TeacherSpec = Teacher | MeanTeacher | Peer
 
 
 def build_teacher(
-    teacher: Taught,
+    teacher: TeacherSpec,
     *,
     student: nn.Module,
     num_classes: int | None,
-    taps: Sequence[str],
+    layers: Sequence[str],
     images: Normalization | None,
     cache: Path | None,
 ) -> FrozenNetwork:
-    """Builds a teacher's network and loads its weights.
+    """Build the network of a teacher and load its weights.
 
     Args:
-        teacher: Which one.
-        student: The student's network.
-        num_classes: Number of its classes, where it is known.
-        taps: Names of the teacher's modules whose outputs are wanted.
-        images: How the student's images are normalised; by default as its timm configuration says.
-        cache: Directory in which logits are kept, if they are.
+        teacher: Specification of the teacher.
+        student: Network of the student.
+        num_classes: Number of classes of the student, or ``None`` if unknown.
+        layers: Names of the teacher's modules to record.
+        images: Normalization of the student's images, or ``None`` for that of its timm configuration.
+        cache: Directory of the cached logits, or ``None``.
 
     Raises:
-        ValueError: If it cannot be built, or its weights do not fit.
+        ValueError: If the teacher cannot be built, or its weights do not fit.
     """
     if isinstance(teacher, MeanTeacher):
-        return MeanNetwork(student, decay=teacher.decay, name="mean of the student", taps=taps)
+        # The name is part of the identity in checkpoints.
+        return MeanTeacherNetwork(student, decay=teacher.decay, name="mean of the student", layers=layers)
     if isinstance(teacher, Peer):
-        network = teacher.model if isinstance(teacher.model, nn.Module) else _peer(teacher, num_classes)
-        return PeerNetwork(network, name=_name(teacher.model), taps=taps)
-    network = teacher.model if isinstance(teacher.model, nn.Module) else _named(teacher, num_classes)
+        network = teacher.model if isinstance(teacher.model, nn.Module) else _create_peer(teacher, num_classes)
+        return PeerNetwork(network, name=_name(teacher.model), layers=layers)
+    network = teacher.model if isinstance(teacher.model, nn.Module) else _load(teacher, num_classes)
     return FrozenNetwork(
         network,
         name=_name(teacher.model),
         dtype=_DTYPES[teacher.precision],
         compiled=teacher.compile,
-        taps=taps,
-        conversion=_conversion(teacher, _config(network), images, _config(student)),
+        layers=layers,
+        conversion=_conversion(teacher, _data_config(network), images, _data_config(student)),
         cache=cache,
     )
 
@@ -68,74 +67,90 @@ def _name(model: str | nn.Module) -> str:
     return model if isinstance(model, str) else type(model).__name__
 
 
-def _peer(teacher: Peer, num_classes: int | None) -> nn.Module:
-    classes = teacher.num_classes or num_classes
-    return create(
-        str(teacher.model), {**teacher.model_kwargs, **({"num_classes": classes} if classes else {})}, what="peer"
+def _create_peer(teacher: Peer, num_classes: int | None) -> nn.Module:
+    return create_network(
+        str(teacher.model), _arguments(teacher.model_kwargs, teacher.num_classes or num_classes), argument="peer"
     )
 
 
-def _named(teacher: Teacher, num_classes: int | None) -> nn.Module:
+def _load(teacher: Teacher, num_classes: int | None) -> nn.Module:
     assert isinstance(teacher.model, str)
     if teacher.model.endswith(".ckpt"):
         return load_network(teacher.model, "teacher").model
-    # A pretrained network with another number of classes has a random head, so it keeps its own.
-    classes = teacher.num_classes or (num_classes if teacher.checkpoint is not None else None)
-    arguments = {**teacher.model_kwargs, **({"num_classes": classes} if classes else {})}
+    # timm gives a pretrained network with another number of classes a random head, so it keeps its own.
+    default = num_classes if teacher.checkpoint is not None else None
+    arguments = _arguments(teacher.model_kwargs, teacher.num_classes or default)
     if teacher.checkpoint is None:
-        return _pretrained(teacher.model, arguments)
-    network = create(teacher.model, arguments, what="teacher")
+        return _create_pretrained(teacher.model, arguments)
+    network = create_network(teacher.model, arguments, argument="teacher")
     load_weights_(network, teacher.checkpoint)
     return network
 
 
-def _pretrained(name: str, arguments: dict[str, Any]) -> nn.Module:
+def _arguments(model_kwargs: dict[str, Any], num_classes: int | None) -> dict[str, Any]:
+    return {**model_kwargs, **({"num_classes": num_classes} if num_classes else {})}
+
+
+def _create_pretrained(name: str, arguments: dict[str, Any]) -> nn.Module:
     try:
-        return create(name, {"pretrained": True, **arguments}, what="teacher")
+        return create_network(name, {"pretrained": True, **arguments}, argument="teacher")
     except ValueError:
         raise
-    except Exception as error:
+    except Exception as error:  # the download fails with the errors of several libraries
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"The pretrained weights of teacher {name!r} are not to be had ({reason}): give Teacher(checkpoint=...)."
+            f"The pretrained weights of teacher {name!r} cannot be loaded ({reason}): give Teacher(checkpoint=...)."
         ) from error
 
 
-def load_network(path: str, what: str) -> ClassificationModule:
-    """The module of a Lightning checkpoint.
+def load_network(path: str, argument: str) -> ClassificationModule:
+    """Load the module of a Lightning checkpoint.
+
+    Args:
+        path: Path of the checkpoint.
+        argument: Name of the argument in the error message.
 
     Raises:
-        ValueError: If it is no checkpoint of a ``ClassificationModule`` with a named network.
+        ValueError: If the file is not a checkpoint of a ``ClassificationModule`` with a timm network.
     """
     try:
         return ClassificationModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{what}={path!r} is no checkpoint of a ClassificationModule with a timm name ({reason}): load the network "
-            "yourself and pass it."
+            f"{argument}={path!r} is not a checkpoint of a ClassificationModule with a timm name ({reason}): load the "
+            "network yourself and pass it."
         ) from error
 
 
-def _config(network: nn.Module | None) -> dict[str, Any] | None:
-    """What timm knows of a network's images; ``None`` where it knows nothing."""
-    known = network is not None and getattr(network, "pretrained_cfg", None)
-    return resolve_model_data_config(network) if known else None
+def _data_config(network: nn.Module | None) -> dict[str, Any] | None:
+    """Return timm's data configuration of a network, or None for a network that is not timm's."""
+    is_configured = network is not None and getattr(network, "pretrained_cfg", None)
+    return resolve_model_data_config(network) if is_configured else None
 
 
 def _conversion(
-    teacher: Teacher, theirs: dict[str, Any] | None, images: Normalization | None, ours: dict[str, Any] | None
+    teacher: Teacher,
+    teacher_config: dict[str, Any] | None,
+    images: Normalization | None,
+    student_config: dict[str, Any] | None,
 ) -> Conversion | None:
-    have = images or _normalization(ours)
-    want = teacher.normalization or _normalization(theirs)
+    have = images or _normalization(student_config)
+    want = teacher.normalization or _normalization(teacher_config)
     if teacher.normalization is not None and have is None:
         raise ValueError(
-            "Teacher(normalization=...) needs to know how the student's images are normalised: set the "
-            "DistillationModule's normalization, too."
+            "Teacher(normalization=...) needs the normalization of the student's images: set the DistillationModule's "
+            "normalization, too."
         )
     size = teacher.input_size
-    if size is None and ours and theirs and ours["input_size"] != theirs["input_size"]:
-        size = tuple(theirs["input_size"][1:])
+    # Only where both sizes are known and differ: a network of the user may be trained on images of any size.
+    if (
+        size is None
+        and student_config
+        and teacher_config
+        and student_config["input_size"] != teacher_config["input_size"]
+    ):
+        size = tuple(teacher_config["input_size"][1:])
     return Conversion(have, want, size) if (have and want and have != want) or size is not None else None
 
 
@@ -143,24 +158,24 @@ def _normalization(config: dict[str, Any] | None) -> Normalization | None:
     return Normalization(config["mean"], config["std"]) if config else None
 
 
-def is_network(teacher: Taught) -> bool:
-    """Whether a teacher is a network of the caller's, which plain data cannot say."""
+def has_network(teacher: TeacherSpec) -> bool:
+    """Return True if a specification contains a network, so that plain data cannot represent it."""
     return isinstance(getattr(teacher, "model", None), nn.Module)
 
 
-def as_teachers(teacher: Any) -> list[Taught]:
-    """One or several teachers as specifications.
+def as_teachers(teacher: Any) -> list[TeacherSpec]:
+    """Convert one teacher or a list of teachers, in any supported form, to specifications.
 
     Raises:
-        ValueError: For what is no teacher.
+        ValueError: For an unsupported form.
     """
     if teacher is None:
         return []
-    several = teacher if isinstance(teacher, (list, tuple)) else [teacher]
-    return [_as_teacher(each) for each in several]
+    teachers = teacher if isinstance(teacher, (list, tuple)) else [teacher]
+    return [_as_teacher(each) for each in teachers]
 
 
-def _as_teacher(teacher: Any) -> Taught:
+def _as_teacher(teacher: Any) -> TeacherSpec:
     if isinstance(teacher, Mapping):
         return Teacher(**teacher)
     if isinstance(teacher, Path):
@@ -168,5 +183,7 @@ def _as_teacher(teacher: Any) -> Taught:
     if isinstance(teacher, (str, nn.Module)):
         return Teacher(teacher)
     if not isinstance(teacher, (Teacher, MeanTeacher, Peer)):
-        raise ValueError(f"teacher={teacher!r} is none: give a timm name, a network, an lc.Teacher, or a list of them.")
+        raise ValueError(
+            f"teacher={teacher!r} is not supported: give a timm name, a network, an lc.Teacher, or a list of them."
+        )
     return teacher

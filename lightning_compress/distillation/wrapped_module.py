@@ -1,4 +1,4 @@
-"""A LightningModule inside another: its hooks are called, and what it logs is logged."""
+"""Delegation of Lightning hooks, steps and logging between a LightningModule and one inside it."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ _STEPS = (
 
 
 def adopt_hooks(outer: LightningModule, inner: LightningModule) -> None:
-    """Gives the outer module the hooks and steps that the inner one defines and the outer's class does not.
-
-    They are the inner module's bound methods, set on the instance, so that Lightning sees which are there; copies of
-    the outer module have those of the copied inner one.
+    """Give the outer module the hooks and steps that the inner one overrides and the outer's class does not.
 
     Args:
-        outer: What the Trainer sees.
-        inner: A child of it.
+        outer: Module that the Trainer runs.
+        inner: A child of ``outer``.
     """
     hooks = [name for hooks in (ModelHooks, DataHooks, CheckpointHooks) for name in vars(hooks) if name[0] != "_"]
+    # Bound methods on the instance: Lightning's is_overridden then sees exactly the hooks that exist, and a deep copy
+    # of the outer module binds them to the copied inner one.
     for name in (*hooks, *_STEPS):
         if is_overridden(name, inner) and not is_overridden(name, outer):
             vars(outer)[name] = getattr(inner, name)
-    vars(inner)["log"] = Relay(inner, outer, "log")  # which log_dict calls, too
+    vars(inner)["log"] = DelegatedMethod(inner, outer, "log")  # log_dict calls it, too
 
 
-class Relay:
-    """Calls a method of the outer module in the place of the inner one's, unless the inner one is used by itself.
-
-    By name, so that replacing it there is seen; copies of both go together.
+class DelegatedMethod:
+    """Callable that runs a method of the outer module instead of the inner one's while both have the same Trainer.
 
     Args:
-        inner: The module whose attribute this is.
-        outer: The other.
+        inner: Module that has this object as an attribute.
+        outer: Module that has the method.
         method: Name of the method.
     """
+
+    # The method is looked up by name in each call, so that one replaced on the outer module is found.
 
     def __init__(self, inner: LightningModule, outer: LightningModule, method: str) -> None:
         self._inner, self.outer, self._method = inner, outer, method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls it."""
+        """Call the method."""
+        # The inner module is trained or validated by itself.
         if self._inner._trainer is not self.outer._trainer:
             return getattr(type(self._inner), self._method)(self._inner, *args, **kwargs)
         return getattr(self.outer, self._method)(*args, **kwargs)
 
 
 def training_step(inner: LightningModule, batch: Any, batch_idx: int) -> Any:
-    """Calls a module's training step with what it takes."""
+    """Call a module's ``training_step`` with or without ``batch_idx``, as its signature requires."""
     takes_index = is_param_in_hook_signature(inner.training_step, "batch_idx", min_args=2)
     return inner.training_step(batch, batch_idx) if takes_index else inner.training_step(batch)

@@ -1,1 +1,1 @@
-"""Files that other runtimes run; each is run and measured once it has been written."""
+"""Export to the file formats of other runtimes; every file is run, compared with the model and timed once written."""

@@ -1,4 +1,4 @@
-"""What exporters want to know of example inputs."""
+"""Example inputs with a dynamic batch dimension."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 
-def batched(example_inputs: Any) -> Any:
-    """Inputs with at least two samples: of one, an exporter takes the batch size for a constant."""
+def with_two_samples(example_inputs: Any) -> Any:
+    """Return inputs of at least two samples, as ``torch.export`` specializes a dimension of size one to a constant."""
     return tree_map_only(Tensor, lambda t: torch.cat([t, t]) if t.ndim and len(t) == 1 else t, example_inputs)
 
 
 def dynamic_batch_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What ``torch.export`` wants to hear of inputs whose first dimension is the batch."""
+    """Return the ``dynamic_shapes`` of ``torch.export`` for inputs with the batch as their first dimension."""
     batch = torch.export.Dim("batch", min=1)
 
     def shape(tensor: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""Catching a model as a graph, for all exporters alike."""
+"""Capture of a model as a graph, common to all export targets."""
 
 from __future__ import annotations
 
@@ -13,20 +13,34 @@ from torch.export import ExportedProgram
 
 from lightning_compress.arguments import Arguments
 from lightning_compress.export.batch_inputs import dynamic_batch_shapes
-from lightning_compress.export.failures import explained
+from lightning_compress.export.failures import failure_message
 from lightning_compress.quantization.backend import Backend
 from lightning_compress.quantization.finalize import finalize
 from lightning_compress.quantization.insertion import is_quantized
 from lightning_compress.quantization.lowering import Lowered, lower
 
 
-def lowered_or_float(model: nn.Module, inputs: Arguments, dialect: Backend, *, unsigned: bool) -> Lowered:
-    """What is written of a model: integers in a dialect, or floats where it has no quantizers."""
-    return lower(model, inputs, dialect, unsigned=unsigned) if is_quantized(model) else Lowered(finalize(model))
+def lower_or_copy(model: nn.Module, inputs: Arguments, backend: Backend) -> Lowered:
+    """Lower a model with quantizers for a target, or copy a model without quantizers as FP32.
+
+    Raises:
+        ValueError: If the model cannot be lowered, or the target does not support one of its quantized layers.
+    """
+    if not is_quantized(model):
+        return Lowered(finalize(model))
+    lowered = lower(model, inputs, backend)
+    backend.check(lowered.layers)
+    return lowered
 
 
-def captured(model: nn.Module, inputs: Arguments, *, dynamic_batch: bool) -> ExportedProgram:
-    """The graph of a model, without parameters that lowering has replaced; any batch size where that is asked for."""
+def capture(model: nn.Module, inputs: Arguments, *, dynamic_batch: bool) -> ExportedProgram:
+    """Capture the graph of a model without the parameters that lowering has replaced by constants.
+
+    Args:
+        model: The model.
+        inputs: Its positional and keyword arguments.
+        dynamic_batch: True if the first dimension of inputs may have any size.
+    """
     args, kwargs = inputs
     shapes = dynamic_batch_shapes(args, kwargs) if dynamic_batch else None
     program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
@@ -36,28 +50,29 @@ def captured(model: nn.Module, inputs: Arguments, *, dynamic_batch: bool) -> Exp
 
 @contextlib.contextmanager
 def exporting(model: nn.Module, target: str, program: Callable[[], ExportedProgram] | None = None) -> Iterator[None]:
-    """Says in one sentence what went wrong, and nothing of what exporters tell their own developers.
+    """Run an exporter without gradients, logs and warnings, and translate its exceptions.
 
     Args:
         model: The model.
-        target: What it is exported to.
-        program: Its graph, to be looked at when something goes wrong.
+        target: Name of the target.
+        program: Returns the graph of the model, which is searched for the cause of a failure.
 
     Raises:
-        ValueError: For any exception within.
+        ValueError: For any exception within the context.
     """
     with torch.no_grad(), _quiet():
         try:
             yield
         except Exception as error:
-            raise ValueError(explained(error, model, target, program)) from error
+            raise ValueError(failure_message(error, model, target, program)) from error
 
 
 def _drop_unused(program: ExportedProgram) -> None:
-    """In place: parameters, buffers and constants that nothing reads are not written."""
+    """Remove parameters, buffers and constants without a reader in place, so that they are not written to the file."""
     unused = {node.name: node for node in program.graph.nodes if node.op == "placeholder" and not node.users}
     signature = program.graph_signature
     for spec in list(signature.input_specs):
+        # Inputs of the user have no target and stay, read or not: they are the signature of the file.
         if spec.target is not None and spec.arg.name in unused:
             program.graph.erase_node(unused[spec.arg.name])
             signature.input_specs.remove(spec)
@@ -68,6 +83,7 @@ def _drop_unused(program: ExportedProgram) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
+    # Exporters log whole graphs at WARNING level, addressed to their developers.
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "executorch")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

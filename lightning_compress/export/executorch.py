@@ -1,8 +1,8 @@
-"""Files for ExecuTorch, whose XNNPACK backend computes with int8 on phones' and other small CPUs."""
+"""Export to ExecuTorch with the XNNPACK backend, which computes in INT8 on the CPUs of mobile devices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,100 +13,106 @@ from torch.fx import Graph, GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from lightning_compress.arguments import Arguments, as_arguments
-from lightning_compress.atomic_files import written
-from lightning_compress.export.capture import captured, exporting, lowered_or_float
-from lightning_compress.export.lowered_parity import SplitModel
-from lightning_compress.export.output_comparison import agreement, difference, outputs_of_model
+from lightning_compress.atomic_files import atomic_write
+from lightning_compress.export.capture import capture, exporting, lower_or_copy
+from lightning_compress.export.exported_file import ExportedFile
+from lightning_compress.export.lowered_parity import SplitModel, split_steps
+from lightning_compress.export.output_comparison import model_outputs, relative_difference, top1_agreement
 from lightning_compress.export.requirements import require
 from lightning_compress.export.subprocess_check import run_in_subprocess
-from lightning_compress.quantization.backend import Bias, QParams, Weight
-from lightning_compress.quantization.insertion import is_quantized
+from lightning_compress.quantization.backend import Backend, Bias, QParams, QuantizedLayer, Weight
 from lightning_compress.quantization.lowering import Lowered
 from lightning_compress.quantization.placement import PASSING
 from lightning_compress.targets import shorten
 
 _COMPUTING = {"convolution", "conv1d", "conv2d", "linear", "addmm", "mm", "bmm"}
-_OPERATOR_MISSING = "error: 0x:14"  # in what the runtime says
-# Threads can only be set where nobody has loaded a program yet.
-_ELSEWHERE = """
+_OPERATOR_MISSING = "error: 0x:14"  # in the runtime's error message
+# A process of its own, as the number of threads can only be set before the first program is loaded.
+_SCRIPT = """
 import pathlib, sys, torch
 from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
 _unsafe_reset_threadpool(1)
-from lightning_compress.export.executorch import runner
-from lightning_compress.export.output_comparison import median_seconds
-run = runner(pathlib.Path(sys.argv[1]).read_bytes(), torch.load("inputs.pt"))
-torch.save((run(), median_seconds(run)), "outputs.pt")
+from lightning_compress.export.executorch import load_program
+from lightning_compress.profiling import measure_latency
+run = load_program(pathlib.Path(sys.argv[1]).read_bytes(), torch.load("inputs.pt"))
+torch.save((run(), measure_latency(run)), "outputs.pt")
 """
 
 
-@dataclass(frozen=True)
-class ExecutorchFile:
-    """What was written, and what was measured of it.
+@dataclass(frozen=True, kw_only=True)
+class ExecutorchFile(ExportedFile):
+    """A ``.pte`` file and its measurements.
 
     Attributes:
-        path: The file.
-        num_bytes: Its size.
-        latency: Median seconds of a run on the example inputs, one thread, ExecuTorch's runtime on this CPU.
-        num_delegates: Parts that XNNPACK computes, each at one go; one is best.
-        outside: Calls that ExecuTorch's portable and slow kernels compute, ``"<module>.<function>"``.
-        steps: Largest difference of each activation from the model's on identical inputs, in steps of its scale, as
-            XNNPACK computes it; ``None`` for a float file.
-        difference: Largest difference of the outputs from the model's, over their largest value.
-        agreement: Fraction of the examples on which the largest output is the same as the model's.
-        left_in_float: Calls that compute with floats as they were not to be quantized.
+        num_delegates: Number of subgraphs that XNNPACK computes; one is best.
+        outside: Calls that ExecuTorch's slow portable kernels compute, ``"<module>.<function>"``.
+        agreement: Fraction of the example inputs with the same top-1 class as the model.
     """
 
-    path: Path
-    num_bytes: int
-    latency: float
     num_delegates: int
     outside: tuple[str, ...]
-    steps: dict[str, int] | None
-    difference: float
     agreement: float
-    left_in_float: tuple[str, ...]
 
 
 def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -> ExecutorchFile:
-    """Writes a model as ``.pte`` for XNNPACK, runs the file and compares it with the model layer by layer.
+    """Export a model as ``.pte`` for XNNPACK, run the file and compare it with the model layer by layer.
 
-    The size of a batch is that of the example inputs, for good. A model without quantizers is written with floats;
-    :func:`float_copy` makes one of a model that has them.
+    The batch size is fixed to that of the example inputs. A model without quantizers is written in FP32;
+    :func:`float_copy` removes the quantizers of a model.
 
     Args:
-        model: The model, which stays as it is.
-        path: Where to write; what is there is replaced when the new file is complete.
-        example_inputs: What it is called with: a tensor, a tuple, or a dict of keyword arguments.
+        model: The model; it is not modified.
+        path: Path of the file; an existing file is replaced once the new one is complete.
+        example_inputs: Inputs of the model: a tensor, a tuple, or a dict of keyword arguments.
+
+    Returns:
+        The file and its measurements.
 
     Raises:
-        ImportError: Without the extra ``executorch``.
+        ImportError: If the packages of the extra ``executorch`` are not installed.
         RuntimeError: If ExecuTorch's runtime cannot run the file.
-        ValueError: If a quantizer has never seen a batch, if only weights are integers, if the model cannot be
-            exported, if nothing has a kernel for what XNNPACK leaves, or if in the file a layer that was to be
-            quantized stays outside of XNNPACK or differs from the model by more than a step.
+        ValueError: If a quantizer has not observed a batch, if only weights are quantized, if the model cannot be
+            exported, if there is no kernel for an operator outside of XNNPACK, or if a quantized layer of the file
+            stays outside of XNNPACK or differs from the model by more than a step of its scale.
+
+    Example::
+
+        >>> import lightning_compress as lc
+        >>> images = torch.rand(8, 3, 32, 32)
+        >>> model = lc.calibrate(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), [images])
+        >>> lc.export_executorch(model, "model.pte", images[:1]).num_delegates  # doctest: +SKIP
+        1
     """
     require("executorch", "torchao", extra="executorch")
-    inputs = as_arguments(example_inputs)
-    lowered = lowered_or_float(model, inputs, ExecutorchBackend(), unsigned=False)
-    _check_inputs(lowered)
-    edge = _delegated(lowered.model, inputs)
+    backend, inputs = ExecutorchBackend(), as_arguments(example_inputs)
+    lowered = lower_or_copy(model, inputs, backend)
+    edge = _delegate(lowered.model, inputs)
     graph = edge.exported_program().graph_module
-    outside = tuple(_name(node) for node in _outside(graph))
+    outside = tuple(_call_name(node) for node in _outside(graph))
     _check_delegated(graph, lowered)
-    with written(path) as partial:
-        partial.write_bytes(_binary(model, edge))
-        steps = _steps(model, inputs) if is_quantized(model) else None
-        expected, (actual, seconds) = outputs_of_model(model, inputs), _outputs_of(partial, inputs, outside)
-    measured = difference(expected, actual), agreement(expected, actual)
-    delegates = sum("call_delegate" in node.name for node in graph.graph.nodes)
-    left = tuple(lowered.left_in_float)
-    return ExecutorchFile(Path(path), Path(path).stat().st_size, seconds, delegates, outside, steps, *measured, left)
+    with atomic_write(path) as partial:
+        partial.write_bytes(_serialize(model, edge))
+        steps = split_steps(model, inputs, backend, _run_split)
+        expected, (actual, seconds) = model_outputs(model, inputs), _run_file(partial, inputs, outside)
+    return ExecutorchFile(
+        path=Path(path),
+        num_bytes=Path(path).stat().st_size,
+        latency=seconds,
+        steps=steps,
+        difference=relative_difference(expected, actual),
+        left_in_float=tuple(lowered.left_in_float),
+        num_delegates=sum("call_delegate" in node.name for node in graph.graph.nodes),
+        outside=outside,
+        agreement=top1_agreement(expected, actual),
+    )
 
 
-class ExecutorchBackend:
-    """Writes integers as ``quantized_decomposed`` operators, which XNNPACK's partitioner looks for."""
+class ExecutorchBackend(Backend):
+    """Quantization as ``quantized_decomposed`` operators, which XNNPACK's partitioner matches."""
 
-    # Behind a flattening that is not on a grid, XNNPACK's linear layers return garbage without a word.
+    name = "ExecuTorch"
+    unsigned = False
+    # Behind a flattening without quantization parameters, XNNPACK's linear layers return garbage without an error.
     opaque = frozenset(PASSING)
 
     def __init__(self) -> None:
@@ -115,52 +121,58 @@ class ExecutorchBackend:
 
         self._ops = torch.ops.quantized_decomposed
 
-    def activation(self, x: Tensor, grid: QParams) -> Tensor:
-        """Quantizes and dequantizes; fewer than 8 bits are clamped to, as XNNPACK knows no other ends than int8's."""
-        if grid.quant_max - grid.quant_min < 254:
-            quant_min, quant_max = ((end - grid.zero_point) * grid.scale for end in (grid.quant_min, grid.quant_max))
-            x = torch.clamp(self._rounded(x, grid), quant_min, quant_max)
-        return self._rounded(x, grid)
+    def activation(self, x: Tensor, qparams: QParams) -> Tensor:
+        """Quantize and dequantize; fewer than 8 bits are clamped, as XNNPACK supports only the full range of int8."""
+        if qparams.quant_max - qparams.quant_min < 254:
+            ends = qparams.quant_min, qparams.quant_max
+            lower, upper = ((end - qparams.zero_point) * qparams.scale for end in ends)
+            x = torch.clamp(self._quantize_dequantize(x, qparams), lower, upper)
+        return self._quantize_dequantize(x, qparams)
 
     def weight(self, weight: Weight) -> Tensor:
-        """Dequantizes a constant of int8, per channel."""
+        """Dequantize an int8 constant per channel."""
         ends = (-127, 127, torch.int8)
         constants = (weight.integers, weight.scale, weight.zero_point)
         return self._ops.dequantize_per_channel.default(*constants, weight.axis, *ends)
 
     def bias(self, bias: Bias) -> Tensor:
-        """Floats, which XNNPACK rounds to the integers that they come from."""
+        """Return the FP32 value, which XNNPACK rounds to the same integers."""
         return bias.value
 
-    def _rounded(self, x: Tensor, grid: QParams) -> Tensor:
-        numbers = grid.scale, grid.zero_point, -128, 127, torch.int8
-        return self._ops.dequantize_per_tensor.default(self._ops.quantize_per_tensor.default(x, *numbers), *numbers)
+    def check(self, layers: Sequence[QuantizedLayer]) -> None:
+        """Check that every quantized layer has quantized inputs.
+
+        Raises:
+            ValueError: If only the weight of a layer is quantized.
+        """
+        for layer in layers:
+            if layer.input is None:
+                raise ValueError(
+                    f"{layer.name!r} has quantized weights and an FP32 input, which XNNPACK does not support: quantize "
+                    "the activations too, or export its float_copy()."
+                )
+
+    def _quantize_dequantize(self, x: Tensor, qparams: QParams) -> Tensor:
+        arguments = qparams.scale, qparams.zero_point, -128, 127, torch.int8
+        quantized = self._ops.quantize_per_tensor.default(x, *arguments)
+        return self._ops.dequantize_per_tensor.default(quantized, *arguments)
 
 
-def _check_inputs(lowered: Lowered) -> None:
-    for layer in lowered.layers:
-        if layer.input is None:
-            raise ValueError(
-                f"{layer.name!r} has integer weights and a float input, which XNNPACK does not compute: quantize the "
-                "activations too, or export its float_copy()."
-            )
-
-
-def _delegated(model: nn.Module, inputs: Arguments) -> Any:
-    """The program in ExecuTorch's terms, with all that XNNPACK takes in parts of their own."""
+def _delegate(model: nn.Module, inputs: Arguments) -> Any:
+    """Return the program in ExecuTorch's edge dialect, with the subgraphs that XNNPACK supports delegated to it."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    with exporting(model, "ExecuTorch"):
-        program = captured(model, inputs, dynamic_batch=False)
-        _put_on_one_grid(program.graph_module)
-        _give_each_reader_its_own(program.graph_module)
+    with exporting(model, ExecutorchBackend.name):
+        program = capture(model, inputs, dynamic_batch=False)
+        _quantize_concatenated(program.graph_module)
+        _duplicate_dequantize(program.graph_module)
         config = EdgeCompileConfig(_check_ir_validity=False)
         return to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], compile_config=config)
 
 
-def _give_each_reader_its_own(graph_module: GraphModule) -> None:
-    """In place: one dequantize for each reader, so that each finds it in its own part."""
+def _duplicate_dequantize(graph_module: GraphModule) -> None:
+    """Give every reader of a dequantize node a copy of its own, so that the partitioner finds one in each subgraph."""
     graph = graph_module.graph
     for node in list(graph.nodes):
         if node.op == "call_function" and "dequantize_per_tensor" in str(node.target):
@@ -170,45 +182,46 @@ def _give_each_reader_its_own(graph_module: GraphModule) -> None:
     graph_module.recompile()
 
 
-def _put_on_one_grid(graph_module: GraphModule) -> None:
-    """In place: concatenations read what is on the grid of what they make, as XNNPACK only moves their bytes.
+def _quantize_concatenated(graph_module: GraphModule) -> None:
+    """Quantize the inputs of a concatenation with the parameters of its output, as XNNPACK only copies their bytes.
 
-    Rounding before is the same as rounding behind.
+    Quantization is elementwise, hence the same before and after the concatenation.
     """
     graph = graph_module.graph
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten.cat.default):
-        rounding = _rounding_behind(node)
-        if rounding is not None:
+        quantize = _following_quantize(node)
+        if quantize is not None:
             with graph.inserting_before(node):
-                node.update_arg(0, [_like(graph, rounding, part) for part in node.args[0]])
+                node.update_arg(0, [_quantize_like(graph, quantize, part) for part in node.args[0]])
             with graph.inserting_after(node):
-                whole = _like(graph, rounding, node)
+                whole = _quantize_like(graph, quantize, node)
+            # Its own quantize node must keep reading the concatenation.
             node.replace_all_uses_with(whole, delete_user_cb=lambda user, own=whole.args[0]: user is not own)
     graph_module.recompile()
 
 
-def _rounding_behind(node: Node) -> Node | None:
-    """What quantizes the result of a call, clipped or not."""
+def _following_quantize(node: Node) -> Node | None:
+    """Return the node that quantizes the result of a call, directly or behind a clipping activation."""
     for user in node.users:
         if "quantize_per_tensor" in str(user.target):
             return user
         if any(name in str(user.target) for name in ("relu", "clamp", "hardtanh")) and len(node.users) == 1:
-            return _rounding_behind(user)
+            return _following_quantize(user)
     return None
 
 
-def _like(graph: Graph, rounding: Node, part: Node) -> Node:
-    """Quantizes and dequantizes a part as a node does with the whole."""
+def _quantize_like(graph: Graph, quantize: Node, tensor: Node) -> Node:
+    """Insert nodes that quantize and dequantize a tensor with the parameters of a quantize node."""
     operators = torch.ops.quantized_decomposed
-    quantized = graph.call_function(operators.quantize_per_tensor.default, (part, *rounding.args[1:]))
+    quantized = graph.call_function(operators.quantize_per_tensor.default, (tensor, *quantize.args[1:]))
     with graph.inserting_after(quantized):
-        restored = graph.call_function(operators.dequantize_per_tensor.default, (quantized, *rounding.args[1:]))
-    quantized.meta = restored.meta = dict(part.meta)
+        restored = graph.call_function(operators.dequantize_per_tensor.default, (quantized, *quantize.args[1:]))
+    quantized.meta = restored.meta = dict(tensor.meta)
     return restored
 
 
 def _outside(graph_module: GraphModule) -> list[Node]:
-    """What XNNPACK did not take."""
+    """Return the calls that are not delegated to XNNPACK."""
     calls = [node for node in graph_module.graph.nodes if node.op == "call_function"]
     return [node for node in calls if "call_delegate" not in node.name and not node.name.startswith("getitem")]
 
@@ -216,47 +229,47 @@ def _outside(graph_module: GraphModule) -> list[Node]:
 def _check_delegated(graph_module: GraphModule, lowered: Lowered) -> None:
     layers = {layer.name for layer in lowered.layers}
     for node in _outside(graph_module):
-        module, _, function = _name(node).rpartition(".")
+        module, _, function = _call_name(node).rpartition(".")
         if function in _COMPUTING and module in layers:
             raise ValueError(
-                f"XNNPACK does not take {module!r} ({function}), so that it would be computed with floats: quantize "
-                f"without it, as targets=Targets(exclude=({module!r},)) does."
+                f"XNNPACK does not support {module!r} ({function}), which would be computed in FP32: exclude it from "
+                f"quantization with targets=Targets(exclude=({module!r},))."
             )
 
 
-def _name(node: Node) -> str:
+def _call_name(node: Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     module = [*stack.values()][-1][0] if stack else ""
     function = getattr(getattr(node.target, "_schema", None), "name", str(node.target)).rpartition("::")[2]
     return f"{module}.{function}".lstrip(".")
 
 
-def _binary(model: nn.Module, edge: Any) -> bytes:
-    with exporting(model, "ExecuTorch", edge.exported_program):
+def _serialize(model: nn.Module, edge: Any) -> bytes:
+    with exporting(model, ExecutorchBackend.name, edge.exported_program):
         return edge.to_executorch().buffer
 
 
-def _outputs_of(path: Path, inputs: Arguments, outside: tuple[str, ...]) -> tuple[list[Tensor], float]:
+def _run_file(path: Path, inputs: Arguments, outside: tuple[str, ...]) -> tuple[list[Tensor], float]:
+    """Return the outputs of the file and its latency in seconds."""
     try:
-        return run_in_subprocess(_ELSEWHERE, path, inputs)
+        return run_in_subprocess(_SCRIPT, path, inputs)
     except RuntimeError as error:
         if _OPERATOR_MISSING not in str(error):
             raise
         names = shorten(list(outside))
         raise ValueError(
-            f"ExecuTorch has no kernel for one of {names}: compute it otherwise, or outside of the model."
+            f"ExecuTorch has no kernel for one of {names}: replace it by supported operators, or move it out of the "
+            "model."
         ) from error
 
 
-def _steps(model: nn.Module, inputs: Arguments) -> dict[str, int]:
-    """How far each place is from the simulation in XNNPACK's kernels: a second file, of the model in pieces."""
-    cut = SplitModel(model, inputs, ExecutorchBackend(), unsigned=False)
-    pieces: Arguments = (*inputs, cut.feeds), {}
-    return cut.steps(runner(_binary(cut, _delegated(cut, pieces)), pieces)())
+def _run_split(split: SplitModel, arguments: Arguments) -> Sequence[Tensor]:
+    """Run the split model with XNNPACK's kernels, from a second program."""
+    return load_program(_serialize(split, _delegate(split, arguments)), arguments)()
 
 
-def runner(program: bytes, inputs: Arguments) -> Callable[[], list[Tensor]]:
-    """Runs a program on some inputs in ExecuTorch's runtime."""
+def load_program(program: bytes, inputs: Arguments) -> Callable[[], list[Tensor]]:
+    """Load a program into ExecuTorch's runtime and return a function that runs it on the inputs."""
     from executorch.runtime import Runtime
 
     loaded = Runtime.get().load_program(program)

@@ -1,4 +1,4 @@
-"""Why a model could not be exported, in one sentence and in its user's terms."""
+"""Translation of exporters' exceptions into messages that name the layer and a fix."""
 
 from __future__ import annotations
 
@@ -12,32 +12,35 @@ from torch.fx import Node
 
 from lightning_compress.arguments import reason
 
-# How ONNX's and ExecuTorch's exporters name what they have no operator for.
+# How ONNX's and ExecuTorch's exporters name an operator without an implementation.
 _OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='(\w+\.\w+)|Missing out variants: \{'(\w+::\w+)")
 
 
-def explained(
+def failure_message(
     error: Exception, model: nn.Module, target: str, program: Callable[[], ExportedProgram] | None = None
 ) -> str:
-    """A sentence.
+    """Return a one-sentence message for the failure of an export.
 
     Args:
-        error: What the exporter raised.
+        error: The exception of the exporter.
         model: The model.
-        target: What it was to be exported to.
-        program: Its graph, in which the layer is looked for that calls what the target has no operator for.
+        target: Name of the target.
+        program: Returns the graph of the model, in which the layer of an unsupported operator is searched.
     """
-    said = [str(cause) for cause in _causes(error)]
-    begins = f"{type(model).__name__} could not be exported to {target}"
-    for text in said:
-        if found := _OPERATOR.search(text):
-            missing = _caller(program, found[1] or found[2])
-            return f"{begins}, which has no operator for {missing}: compute it otherwise, or outside of the model."
-    if any("Constraints violated" in text for text in said):
-        return f"{begins} for batches of any size, as it works with the example's alone; use dynamic_batch=False."
-    if any("data-dependent" in text for text in said):
-        return f"{begins}, as it branches on values of a tensor ({reason(error)}); use torch.where there."
-    return f"{begins} ({reason(error)})."
+    texts = [str(cause) for cause in _causes(error)]
+    start = f"{type(model).__name__} could not be exported to {target}"
+    for text in texts:
+        if match := _OPERATOR.search(text):
+            operator = _locate(program, match[1] or match[2])
+            return (
+                f"{start}, which has no operator for {operator}: replace it by supported operators, or move it out of "
+                "the model."
+            )
+    if any("Constraints violated" in text for text in texts):
+        return f"{start} with a dynamic batch size, as it only supports that of the example; use dynamic_batch=False."
+    if any("data-dependent" in text for text in texts):
+        return f"{start}, as it branches on values of a tensor ({reason(error)}); use torch.where there."
+    return f"{start} ({reason(error)})."
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -46,25 +49,26 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _caller(program: Callable[[], ExportedProgram] | None, operator: str) -> str:
-    """An operator, and as far as the graph tells the function and the layer that it comes from."""
-    # Only to say more: it must not take the place of what went wrong.
+def _locate(program: Callable[[], ExportedProgram] | None, operator: str) -> str:
+    """Return an operator with the function and layer that call it, as far as the graph contains them."""
+    # A failure of this search must not replace the exporter's own error.
     with contextlib.suppress(Exception):
         captured = program() if program is not None else None
+        # The operator may appear only after decomposition, where fewer nodes have the user's function.
         for graph in (captured.graph, captured.run_decompositions().graph) if captured is not None else ():
             for node in graph.nodes:
-                if node.op == "call_function" and _plain(operator) == _plain(str(node.target)):
-                    return f"{_place(node)} ({operator})"
+                if node.op == "call_function" and _base_name(operator) == _base_name(str(node.target)):
+                    return f"{_call_site(node)} ({operator})"
     return operator
 
 
-def _place(node: Node) -> str:
+def _call_site(node: Node) -> str:
     stack = [*(node.meta.get("nn_module_stack") or {}).values()]
     function = node.meta.get("torch_fn", ("", ""))[1].rpartition(".")[2]
     return f"{function} in {stack[-1][0]!r}" if stack and stack[-1][0] else function
 
 
-def _plain(operator: str) -> str:
-    """``"prims.erf_inv"``, ``"aten::erfinv"`` and ``"aten.erfinv.default"`` are the same to a user."""
+def _base_name(operator: str) -> str:
+    """Return ``"erfinv"`` for ``"prims.erf_inv"``, ``"aten::erfinv"`` and ``"aten.erfinv.default"``."""
     parts = re.split(r"\.|::", operator)
     return parts[1].replace("_", "") if len(parts) > 1 else operator

@@ -1,11 +1,12 @@
-"""Comparing a lowered model with its simulation place by place, each computed from the simulation's own numbers.
+"""Comparison of a lowered model with its fake-quantized simulation, tensor by tensor on identical inputs.
 
-End to end, one step in an early layer may turn into anything; on identical inputs a step is all that rounding explains.
+End to end, a rounding difference of one step in an early layer can change any output. With the inputs of every segment
+taken from the simulation, one step of the scale is the largest difference that rounding explains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,31 +14,34 @@ from torch import Tensor, nn
 
 from lightning_compress.arguments import Arguments
 from lightning_compress.quantization.backend import Backend, Bias, QParams, Weight
+from lightning_compress.quantization.insertion import is_quantized
 from lightning_compress.quantization.lowering import lower
 from lightning_compress.quantization.recording import record
 
 
 class SplitModel(nn.Module):
-    """A lowered model in pieces: each quantized activation is given out, and what is read in its place is fed in.
+    """A lowered model that is split at each quantized activation.
+
+    The activation computed by a segment is an output of the model; the next segment reads the simulation's activation,
+    which is an input of the model.
 
     Args:
-        model: A model with quantizers, which stays as it is.
-        inputs: What it is called with.
-        dialect: How integers are written.
-        unsigned: Activations are uint8, else int8.
+        model: A model with quantizers; a copy is lowered.
+        inputs: Its positional and keyword arguments.
+        backend: Target of the export.
 
     Attributes:
-        feeds: The simulation's activations, in the order of the run, as floats on their grids.
+        feeds: Activations of the simulation in the order of execution, dequantized to FP32.
     """
 
-    def __init__(self, model: nn.Module, inputs: Arguments, dialect: Backend, *, unsigned: bool) -> None:
+    def __init__(self, model: nn.Module, inputs: Arguments, backend: Backend) -> None:
         super().__init__()
-        self._pieces = _Pieces(dialect)
-        lowered = lower(model, inputs, self._pieces, unsigned=unsigned)
+        self._backend = _SplitBackend(backend)
+        lowered = lower(model, inputs, self._backend)
         self.model = lowered.model
         self._grids = [grid for grid in lowered.grids if not grid.is_again]
         _, simulated = record(model, inputs)
-        assert [name for name, _ in simulated] == [grid.name for grid in self._grids], "one run is like the other"
+        assert [name for name, _ in simulated] == [grid.name for grid in self._grids], "both runs quantize alike"
         self._expected = [integers + grid.offset for (_, integers), grid in zip(simulated, self._grids, strict=True)]
         self.feeds = [
             (integers - grid.zero_point) * grid.scale
@@ -45,64 +49,92 @@ class SplitModel(nn.Module):
         ]
 
     def forward(self, args: Sequence[Any], kwargs: Mapping[str, Any], feeds: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What each piece makes, as floats on its grid."""
-        self._pieces.feeds, self._pieces.made = iter(feeds), []
+        """Return the activation that each segment computes, dequantized to FP32."""
+        self._backend.feeds, self._backend.computed = iter(feeds), []
         self.model(*args, **kwargs)
-        return tuple(self._pieces.made)
+        return tuple(self._backend.computed)
 
-    def steps(self, made: Sequence[Tensor]) -> dict[str, int]:
-        """How far each place is from the simulation.
+    def steps(self, computed: Sequence[Tensor]) -> dict[str, int]:
+        """Return the largest difference of each activation from the simulation, in steps of its scale.
 
         Raises:
             ValueError: If one differs by more than a step.
         """
         integers = [
-            torch.round(tensor / grid.scale) + grid.zero_point for tensor, grid in zip(made, self._grids, strict=True)
+            torch.round(tensor / grid.scale) + grid.zero_point
+            for tensor, grid in zip(computed, self._grids, strict=True)
         ]
-        return checked(steps_apart([grid.name for grid in self._grids], self._expected, integers))
+        return check_steps(largest_steps([grid.name for grid in self._grids], self._expected, integers))
 
 
-class _Pieces:
-    """A dialect that begins anew behind each activation."""
+def split_steps(
+    model: nn.Module, inputs: Arguments, backend: Backend, run: Callable[[SplitModel, Arguments], Sequence[Tensor]]
+) -> dict[str, int] | None:
+    """Compare every quantized activation of a lowered model with the simulation.
 
-    def __init__(self, dialect: Backend) -> None:
-        self.dialect = dialect
-        self.opaque = dialect.opaque
-        self.feeds: Iterator[Tensor] = iter(())
-        self.made: list[Tensor] = []
+    Args:
+        model: The model.
+        inputs: Its positional and keyword arguments.
+        backend: Target of the export.
+        run: Runs the split model on arguments in the target's runtime.
 
-    def activation(self, x: Tensor, grid: QParams) -> Tensor:
-        if grid.is_again:
-            return self.dialect.activation(x, grid)
-        self.made.append(self.dialect.activation(x, grid))
-        return self.dialect.activation(next(self.feeds), grid)
-
-    def weight(self, weight: Weight) -> Tensor:
-        return self.dialect.weight(weight)
-
-    def bias(self, bias: Bias) -> Tensor:
-        return self.dialect.bias(bias)
-
-
-def steps_apart(names: Sequence[str], expected: Sequence[Tensor], integers: Sequence[Tensor]) -> dict[str, int]:
-    """Largest difference of integers by place; a place that is passed more than once counts with its worst."""
-    worst: dict[str, int] = {}
-    for name, ours, theirs in zip(names, expected, integers, strict=True):
-        apart = int((ours.double() - theirs.double()).abs().max()) if ours.numel() else 0
-        worst[name] = max(apart, worst.get(name, 0))
-    return worst
-
-
-def checked(steps: dict[str, int]) -> dict[str, int]:
-    """The same.
+    Returns:
+        The largest differences in steps of the scale; ``None`` for a model without quantizers.
 
     Raises:
-        ValueError: If a place differs by more than a step.
+        ValueError: If one differs by more than a step.
+    """
+    if not is_quantized(model):
+        return None
+    split = SplitModel(model, inputs, backend)
+    return split.steps(run(split, ((*inputs, split.feeds), {})))
+
+
+class _SplitBackend(Backend):
+    """Continues behind each activation with the next of the feeds."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.name, self.unsigned, self.opaque = backend.name, backend.unsigned, backend.opaque
+        self.backend = backend
+        self.feeds: Iterator[Tensor] = iter(())
+        self.computed: list[Tensor] = []
+
+    def activation(self, x: Tensor, qparams: QParams) -> Tensor:
+        if qparams.is_again:
+            return self.backend.activation(x, qparams)
+        self.computed.append(self.backend.activation(x, qparams))
+        return self.backend.activation(next(self.feeds), qparams)
+
+    def weight(self, weight: Weight) -> Tensor:
+        return self.backend.weight(weight)
+
+    def bias(self, bias: Bias) -> Tensor:
+        return self.backend.bias(bias)
+
+
+def largest_steps(names: Sequence[str], expected: Sequence[Tensor], integers: Sequence[Tensor]) -> dict[str, int]:
+    """Return the largest difference of integers by name, over all occurrences of a name.
+
+    >>> largest_steps(["relu", "relu"], [torch.tensor([1, 2])] * 2, [torch.tensor([1, 2]), torch.tensor([4, 2])])
+    {'relu': 3}
+    """
+    steps: dict[str, int] = {}
+    for name, ours, theirs in zip(names, expected, integers, strict=True):
+        apart = int((ours.double() - theirs.double()).abs().max()) if ours.numel() else 0
+        steps[name] = max(apart, steps.get(name, 0))
+    return steps
+
+
+def check_steps(steps: dict[str, int]) -> dict[str, int]:
+    """Return the differences unchanged.
+
+    Raises:
+        ValueError: If one is larger than a step.
     """
     if wrong := {name: number for name, number in steps.items() if number > 1}:
         worst = max(wrong, key=lambda name: wrong[name])
         raise ValueError(
-            f"The file differs from the model at {len(wrong)} of {len(steps)} places, at {worst!r} by {wrong[worst]} "
-            "steps of its scale."
+            f"The file differs from the model in {len(wrong)} of {len(steps)} activations, most in {worst!r} by "
+            f"{wrong[worst]} steps of its scale."
         )
     return steps

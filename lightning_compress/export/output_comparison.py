@@ -1,12 +1,9 @@
-"""What is measured of the outputs and the speed of a file."""
+"""Comparison of the outputs of a file with those of the model."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,28 +14,28 @@ from lightning_compress.arguments import Arguments
 from lightning_compress.quantization.finalize import finalize
 
 
-def tensors(values: Any) -> list[Tensor]:
-    """The tensors in nested lists, tuples and dicts."""
+def tensor_leaves(values: Any) -> list[Tensor]:
+    """Return the tensors in nested lists, tuples and dicts."""
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
-def outputs_of_model(model: nn.Module, inputs: Arguments) -> list[Tensor]:
-    """What a model, or its simulation of integers, computes in eval mode; the model stays as it is."""
+def model_outputs(model: nn.Module, inputs: Arguments) -> list[Tensor]:
+    """Run a copy of a model, fake-quantized if it has quantizers, in eval mode."""
     args, kwargs = inputs
     with torch.no_grad():
-        return tensors(finalize(model)(*args, **kwargs))
+        return tensor_leaves(finalize(model)(*args, **kwargs))
 
 
-def names_of_outputs(model: nn.Module, inputs: Arguments) -> list[str] | None:
-    """The keys of a model that returns a dict."""
+def output_names(model: nn.Module, inputs: Arguments) -> list[str] | None:
+    """Return the keys of the output of a model that returns a dict, else ``None``."""
     args, kwargs = inputs
     with torch.no_grad():
         output = copy.deepcopy(model)(*args, **kwargs)
     return list(output) if isinstance(output, dict) else None
 
 
-def difference(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
-    """Largest difference of outputs, over their largest value."""
+def relative_difference(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
+    """Return the largest difference of outputs, relative to the largest absolute value of each."""
     return max(
         float((a.double() - b.double()).abs().max() / a.double().abs().max().clamp(min=1e-12))
         for a, b in zip(expected, actual, strict=True)
@@ -46,28 +43,7 @@ def difference(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
     )
 
 
-def agreement(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
-    """Fraction of places where the largest of the last dimension is the same, in the first output."""
+def top1_agreement(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
+    """Return the fraction of samples with the same argmax over the last dimension of the first output."""
     a, b = expected[0], actual[0]
     return float((a.argmax(-1) == b.argmax(-1)).float().mean()) if a.ndim else float(a == b)
-
-
-def median_seconds(run: Callable[[], Any], *, repeats: int = 20, warm_up: int = 3) -> float:
-    """Median duration of a call, after a warm-up."""
-    times = []
-    for _ in range(warm_up + repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[warm_up:])
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch computes with one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -1,9 +1,10 @@
-"""Files that plain PyTorch runs: a program of ``torch.export``, with weights as bytes."""
+"""Export to programs of ``torch.export``, with INT8 weights, for runtimes that have only PyTorch."""
 
 from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,19 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lightning_compress.arguments import Arguments, as_arguments
-from lightning_compress.atomic_files import written
-from lightning_compress.export.batch_inputs import batched
-from lightning_compress.export.capture import captured, exporting, lowered_or_float
-from lightning_compress.export.lowered_parity import SplitModel
-from lightning_compress.export.output_comparison import difference, median_seconds, one_thread, outputs_of_model
+from lightning_compress.atomic_files import atomic_write
+from lightning_compress.export.batch_inputs import with_two_samples
+from lightning_compress.export.capture import capture, exporting, lower_or_copy
+from lightning_compress.export.exported_file import ExportedFile
+from lightning_compress.export.lowered_parity import SplitModel, split_steps
+from lightning_compress.export.output_comparison import model_outputs, relative_difference
 from lightning_compress.export.subprocess_check import run_in_subprocess
-from lightning_compress.quantization.backend import Bias, QParams, Weight
-from lightning_compress.quantization.insertion import is_quantized
+from lightning_compress.profiling import measure_latency
+from lightning_compress.quantization.backend import Backend, Bias, QParams, Weight
 from lightning_compress.quantization.lowering import Lowered
 
-# What someone does who has the file and PyTorch; an import of this package fails there.
-_ELSEWHERE = """
+# The check runs where this package cannot be imported, as for a user who has only the file and PyTorch.
+_SCRIPT = """
 import sys
 sys.modules["lightning_compress"] = None
 import torch
@@ -36,82 +38,90 @@ torch.save([output for output in tree_leaves(outputs) if isinstance(output, torc
 """
 
 
-@dataclass(frozen=True)
-class ProgramFile:
-    """What was written, and what was measured of it.
+@dataclass(frozen=True, kw_only=True)
+class ProgramFile(ExportedFile):
+    """A ``.pt2`` file and its measurements.
 
-    Attributes:
-        path: The file.
-        num_bytes: Its size.
-        latency: Median seconds of a run on the example inputs, one thread, this CPU. Integers only make the file small:
-            PyTorch computes with floats, and rounding them costs time.
-        steps: Largest difference of each activation from the model's on identical inputs, in steps of its scale;
-            ``None`` for a float file.
-        difference: Largest difference of the outputs from the model's, over their largest value, in another process.
-        left_in_float: Calls whose numbers are on no grid, as they were not to be quantized.
+    PyTorch stores the weights as INT8 and computes in FP32: the file is small, but not faster.
     """
-
-    path: Path
-    num_bytes: int
-    latency: float
-    steps: dict[str, int] | None
-    difference: float
-    left_in_float: tuple[str, ...]
 
 
 def export_program(
     model: nn.Module, path: str | Path, example_inputs: Any, *, dynamic_batch: bool = True
 ) -> ProgramFile:
-    """Writes a model as ``.pt2``, which ``torch.export.load(path).module()`` makes a model without this package.
+    """Export a model as ``.pt2``, which ``torch.export.load(path).module()`` loads without this package.
 
-    A model without quantizers is written with floats; one that has them with weights in bytes and rounded activations.
+    A model with quantizers is written with INT8 weights and fake-quantized activations, any other in FP32. The file is
+    run in a separate process and compared with the model.
 
     Args:
-        model: The model, which stays as it is.
-        path: Where to write; what is there is replaced when the new file is complete.
-        example_inputs: What it is called with: a tensor, a tuple, or a dict of keyword arguments.
-        dynamic_batch: The first dimension of inputs may have any size.
+        model: The model; it is not modified.
+        path: Path of the file; an existing file is replaced once the new one is complete.
+        example_inputs: Inputs of the model: a tensor, a tuple, or a dict of keyword arguments.
+        dynamic_batch: Let the first dimension of inputs have any size.
+
+    Returns:
+        The file and its measurements.
 
     Raises:
-        ValueError: If a quantizer has never seen a batch, if the model cannot be exported, if weights are not integers
-            in the file, or if a layer differs from the model by more than a step.
-        RuntimeError: If another process cannot run the file.
+        ValueError: If a quantizer has not observed a batch, if the model cannot be exported, if weights are not INT8
+            in the file, or if an activation differs from the model's by more than a step of its scale.
+        RuntimeError: If a separate process cannot run the file.
+
+    Example::
+
+        >>> import tempfile
+        >>> import lightning_compress as lc
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = lc.export_program(nn.Linear(4, 2), f"{folder}/model.pt2", torch.ones(1, 4))
+        ...     torch.export.load(file.path).module()(torch.ones(3, 4)).shape
+        torch.Size([3, 2])
     """
-    inputs = as_arguments(batched(example_inputs) if dynamic_batch else example_inputs)
-    lowered = lowered_or_float(model, inputs, ProgramBackend(), unsigned=True)
-    with exporting(model, "a program"):
-        program = captured(lowered.model, inputs, dynamic_batch=dynamic_batch)
-    with written(path) as partial:
+    backend, inputs = (
+        ProgramBackend(),
+        as_arguments(with_two_samples(example_inputs) if dynamic_batch else example_inputs),
+    )
+    lowered = lower_or_copy(model, inputs, backend)
+    with exporting(model, backend.name):
+        program = capture(lowered.model, inputs, dynamic_batch=dynamic_batch)
+    with atomic_write(path) as partial:
         _save(program, partial)
         loaded = torch.export.load(partial)
         _check_integers(loaded, lowered)
-        steps = _steps(model, inputs) if is_quantized(model) else None
-        apart = difference(outputs_of_model(model, inputs), run_in_subprocess(_ELSEWHERE, partial, inputs))
+        steps = split_steps(model, inputs, backend, _run_split)
+        apart = relative_difference(model_outputs(model, inputs), run_in_subprocess(_SCRIPT, partial, inputs))
         seconds = _latency(loaded.module(), as_arguments(example_inputs))
-    return ProgramFile(Path(path), Path(path).stat().st_size, seconds, steps, apart, tuple(lowered.left_in_float))
+    return ProgramFile(
+        path=Path(path),
+        num_bytes=Path(path).stat().st_size,
+        latency=seconds,
+        steps=steps,
+        difference=apart,
+        left_in_float=tuple(lowered.left_in_float),
+    )
 
 
-class ProgramBackend:
-    """Writes integers as arithmetic that every PyTorch knows."""
+class ProgramBackend(Backend):
+    """Quantization as arithmetic of core operators, which every version of PyTorch loads."""
 
-    opaque: frozenset[str] = frozenset()
+    name = "an ExportedProgram"
 
-    def activation(self, x: Tensor, grid: QParams) -> Tensor:
-        """Rounds as the simulation does."""
-        quant_min, quant_max = grid.quant_min - grid.zero_point, grid.quant_max - grid.zero_point
-        return torch.clamp(torch.round(x * (1 / grid.scale)), quant_min, quant_max) * grid.scale
+    def activation(self, x: Tensor, qparams: QParams) -> Tensor:
+        """Fake-quantize as the simulation does, around a zero point of 0."""
+        quant_min, quant_max = qparams.quant_min - qparams.zero_point, qparams.quant_max - qparams.zero_point
+        return torch.clamp(torch.round(x * (1 / qparams.scale)), quant_min, quant_max) * qparams.scale
 
     def weight(self, weight: Weight) -> Tensor:
-        """Multiplies bytes by the scale of their channel."""
+        """Multiply the INT8 constant by the scale of each channel."""
         return weight.value()
 
     def bias(self, bias: Bias) -> Tensor:
-        """Floats."""
+        """Return the FP32 value."""
         return bias.value
 
 
 def _save(program: ExportedProgram, path: Path) -> None:
-    """Writes a program without what it tells of its Python code, zipped: a small file is mostly text."""
+    # Most of a small file is text: the Python stack of every node is dropped, and the archive compressed.
     for node in program.graph.nodes:
         node.meta = {key: value for key, value in node.meta.items() if key in ("val", "tensor_meta")}
     buffer = io.BytesIO()
@@ -122,21 +132,22 @@ def _save(program: ExportedProgram, path: Path) -> None:
 
 
 def _check_integers(program: ExportedProgram, lowered: Lowered) -> None:
+    # The exporter may fold a constant expression: then the file would hold FP32 weights without an error.
     constants = [
         value for value in program.constants.values() if isinstance(value, Tensor) and value.dtype == torch.int8
     ]
     for layer in lowered.layers:
         if not any(torch.equal(layer.weight.integers, constant) for constant in constants):
-            raise ValueError(f"The weights of {layer.name!r} are not integers in the file.")
+            raise ValueError(f"The weights of {layer.name!r} are not stored as INT8 in the file.")
 
 
-def _steps(model: nn.Module, inputs: Arguments) -> dict[str, int]:
-    cut = SplitModel(model, inputs, ProgramBackend(), unsigned=True)
+def _run_split(split: SplitModel, arguments: Arguments) -> Sequence[Tensor]:
+    args, _ = arguments
     with torch.no_grad():
-        return cut.steps(cut(*inputs, cut.feeds))
+        return split(*args)
 
 
 def _latency(model: nn.Module, inputs: Arguments) -> float:
     args, kwargs = inputs
-    with torch.no_grad(), one_thread():
-        return median_seconds(lambda: model(*args, **kwargs))
+    with torch.no_grad():
+        return measure_latency(lambda: model(*args, **kwargs))

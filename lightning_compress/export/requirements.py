@@ -1,4 +1,4 @@
-"""Packages that come with an extra."""
+"""Checks for the packages of an optional extra."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from importlib.util import find_spec
 
 
 def require(*packages: str, extra: str = "export") -> None:
-    """Says in one sentence what is missing.
+    """Check that packages are installed.
+
+    Args:
+        packages: Names of the packages.
+        extra: The extra of this package that installs them.
 
     Raises:
         ImportError: If one of the packages is not installed.

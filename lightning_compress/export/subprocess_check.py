@@ -1,4 +1,4 @@
-"""Running a file in a process of its own, where nothing is left of the process that wrote it."""
+"""Execution of an exported file in a fresh Python process, independent of the state of the exporting one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from lightning_compress.arguments import Arguments
 
 
 def run_in_subprocess(code: str, path: Path, inputs: Arguments) -> Any:
-    """What a fresh Python process leaves in ``outputs.pt``.
+    """Run Python code in a fresh process and load the ``outputs.pt`` that it saves.
+
+    There is no time limit, as the run of a large network on a busy machine may take any time.
 
     Args:
-        code: What it does; it finds the file's path in ``sys.argv[1]`` and the inputs in ``inputs.pt``.
-        path: The file.
-        inputs: Positional and keyword arguments.
+        code: The code; it finds the path of the file in ``sys.argv[1]`` and the inputs in ``inputs.pt``.
+        path: The exported file.
+        inputs: Positional and keyword arguments of the model.
 
     Raises:
-        RuntimeError: If it fails.
+        RuntimeError: If the process fails; with the last line of its error output.
     """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with tempfile.TemporaryDirectory() as folder:
@@ -32,5 +34,5 @@ def run_in_subprocess(code: str, path: Path, inputs: Arguments) -> Any:
         result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         if result.returncode:
             last = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
-            raise RuntimeError(f"Another process cannot run the {path.suffix} file: {last}")
+            raise RuntimeError(f"A separate process cannot run the {path.suffix} file: {last}")
         return torch.load(f"{folder}/outputs.pt")

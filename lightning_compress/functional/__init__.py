@@ -1,1 +1,1 @@
-"""Pure tensor mathematics; torch only."""
+"""Pure tensor mathematics that depends on torch alone."""

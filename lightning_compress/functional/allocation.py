@@ -1,4 +1,4 @@
-"""How a total is shared out among layers."""
+"""Apportionment of a total among layers: largest remainders and Erdos-Renyi-Kernel densities."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ from collections.abc import Sequence
 
 
 def apportion(shares: Sequence[float], total: int) -> list[int]:
-    """Whole numbers next to ``shares`` that sum to ``total`` (largest remainder; of equal remainders the first).
+    """Round real shares to integers that sum to ``total``, by the largest-remainder method.
+
+    Args:
+        shares: Non-negative shares; their sum is ``total`` up to rounding.
+        total: Sum of the result.
+
+    Returns:
+        One integer per share, within one of it. Equal remainders are rounded up in the order of the shares.
 
     >>> apportion([1.5, 2.5, 3.0], 7)
     [2, 2, 3]
     """
     floors = [int(share) for share in shares]
+    # Sorting is stable, so ties are broken by position and the result is the same on every rank.
     by_remainder = sorted(range(len(shares)), key=lambda i: floors[i] - shares[i])
     for i in by_remainder[: total - sum(floors)]:
         floors[i] += 1
@@ -19,9 +27,14 @@ def apportion(shares: Sequence[float], total: int) -> list[int]:
 
 
 def erdos_renyi_kernel(shapes: Sequence[Sequence[int]], density: float) -> list[float]:
-    """Densities in proportion to (sum of the dimensions) / (their product), so that the mean is ``density``.
+    """Return one density per layer, in proportion to ``sum(shape) / prod(shape)``. Evci et al. 2020 (arXiv:1911.11134).
 
-    Layers whose density would exceed 1 stay dense and the others make up for it. Evci et al. 2020 (arXiv:1911.11134).
+    Args:
+        shapes: Shapes of the weights, kernel sizes included.
+        density: Mean density over all weights, in (0, 1].
+
+    Returns:
+        Densities in (0, 1]. Layers that would exceed 1 stay dense and the others are scaled down to keep the mean.
 
     >>> [round(d, 3) for d in erdos_renyi_kernel([(4, 4), (64, 64)], 0.1)]
     [1.0, 0.096]
@@ -29,6 +42,8 @@ def erdos_renyi_kernel(shapes: Sequence[Sequence[int]], density: float) -> list[
     sizes = [_product(shape) for shape in shapes]
     raw = [sum(shape) / size for shape, size in zip(shapes, sizes, strict=True)]
     dense: set[int] = set()
+    # Capping a layer at density 1 changes the budget of the others, which may push one of them above 1 in turn. Each
+    # round adds a layer to the dense set, so this ends.
     while True:
         budget = density * sum(sizes) - sum(sizes[i] for i in dense)
         sparse = [i for i in range(len(sizes)) if i not in dense]

@@ -1,8 +1,9 @@
-"""Exact selection of the lowest scores of many tensors without concatenating them.
+"""Exact global selection of the lowest scores over many tensors, by radix select.
 
-A float's bits, with those of negative numbers flipped, sort as integers. Their 16-bit digits are counted from the
-highest down, so the threshold is found in two passes over float32 scores with a histogram of 65,536 counts as the only
-shared memory, and exactly. Shards of one tensor on several ranks only add their histograms.
+The bits of IEEE 754 floats, with those of negative numbers flipped, sort like signed integers. Their 16-bit digits are
+counted from the most significant down: two passes over float32 scores find the exact threshold, without sorting or
+concatenating the tensors. The only shared state is a histogram of 65,536 counts, so shards of a tensor on several ranks
+just sum their histograms.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_DIGIT = 16
-_RADIX = 1 << _DIGIT
-_CHUNK = 1 << 19  # the passes over this many scores stay in a processor's cache
+_DIGIT_BITS = 16
+_RADIX = 1 << _DIGIT_BITS
+_CHUNK_SIZE = 1 << 19  # scores per chunk; the temporaries of its passes stay in the processor's cache
 
 
 def keep_highest(
@@ -25,17 +26,18 @@ def keep_highest(
     unit_sizes: Sequence[int],
     group: dist.ProcessGroup | None = None,
 ) -> list[Tensor]:
-    """Which units to keep so that ``num_pruned`` weights of the lowest score go and no tensor loses its last unit.
+    """Return masks that prune ``num_pruned`` weights of the lowest scores, but never all units of a tensor.
 
-    Ties go in the order of the tensors, then of the indices (across ranks: of the shards), so every rank and every
-    run decides alike.
+    Ties are pruned in the order of the tensors, then of the indices (over ranks: of the shards), so the result is the
+    same on every rank and in every run.
 
     Args:
-        scores: For each tensor a function that returns its unit scores, 1-D, float32 or float64, in memory of their
-            own; it is called once per pass, so that no more than one tensor's scores need to be in memory.
-        num_pruned: Number of weights to prune; hit exactly where a unit is one weight, else to half a unit.
-        unit_sizes: For each tensor the number of weights in one unit.
-        group: Process group over which each tensor is sharded by its first dimension; ``None`` if it is whole.
+        scores: For each tensor a function that returns the scores of its units, 1-D, float32 or float64, as a new
+            tensor that may be overwritten. It is called once per pass, so that the scores of one tensor at a time
+            need to be in memory.
+        num_pruned: Number of weights to prune; met exactly where a unit is one weight, else within half a unit.
+        unit_sizes: Number of weights in a unit, for each tensor.
+        group: Process group over which each tensor is sharded along its first dimension; ``None`` if unsharded.
 
     Returns:
         A bool mask for each tensor, 1-D, True where the unit is kept.
@@ -44,14 +46,16 @@ def keep_highest(
     >>> [mask.tolist() for mask in keep_highest([a.clone, b.clone], num_pruned=3, unit_sizes=[1, 1])]
     [[True, False], [False, False, True]]
     """
-    rescued: set[int] = set()
+    # Protecting the best unit of an emptied tensor prunes another unit instead, which may empty another tensor. The set
+    # of protected tensors only grows, so this ends; nearly always after the first round.
+    protected: set[int] = set()
     while True:
-        sources = [_with_top(score, group) if i in rescued else score for i, score in enumerate(scores)]
+        sources = [_with_protected_top(score, group) if i in protected else score for i, score in enumerate(scores)]
         masks = _keep(sources, num_pruned, unit_sizes, group)
         emptied = _emptied(masks, group)
-        if not emptied - rescued:
+        if not emptied - protected:
             return masks
-        rescued |= emptied
+        protected |= emptied
 
 
 def _keep(
@@ -62,91 +66,100 @@ def _keep(
     threshold, excess = _threshold(scores, num_pruned, unit_sizes, group)
     masks, ties = [], []
     for score in scores:
-        key = _sortable(score())
+        key = _sort_keys(score())
         masks.append(key >= threshold)
         ties.append((key == threshold).nonzero().flatten())
-    drops = _share_ties([len(tie) for tie in ties], excess, unit_sizes, group, masks[0].device)
-    for mask, tie, drop in zip(masks, ties, drops, strict=True):
-        mask[tie[:drop]] = False
+    # All units below the threshold are pruned; of those equal to it, as many as are still missing.
+    num_dropped = _split_ties([len(tie) for tie in ties], excess, unit_sizes, group, masks[0].device)
+    for mask, tie, dropped in zip(masks, ties, num_dropped, strict=True):
+        mask[tie[:dropped]] = False
     return masks
 
 
 def _threshold(
     scores: Sequence[Callable[[], Tensor]], num_pruned: int, unit_sizes: Sequence[int], group: dist.ProcessGroup | None
 ) -> tuple[int, int]:
-    """The key of the last weight to go, and how many of the weights with just that key go."""
-    prefix, rest = None, num_pruned
-    for shift in range(scores[0]().element_size() * 8 - _DIGIT, -1, -_DIGIT):
+    """Key of the last weight to prune, and the number of weights to prune among those of exactly that key."""
+    prefix, remaining = None, num_pruned
+    # Each pass fixes the next digit of the threshold: the one whose cumulative count reaches the remaining rank among
+    # the keys that share the digits found so far.
+    for shift in range(scores[0]().element_size() * 8 - _DIGIT_BITS, -1, -_DIGIT_BITS):
         counts = sum(
-            torch.bincount(_digits(_sortable(part), shift, prefix), minlength=_RADIX) * size
+            torch.bincount(_digits(_sort_keys(part), shift, prefix), minlength=_RADIX) * size
             for score, size in zip(scores, unit_sizes, strict=True)
-            for part in score().split(_CHUNK)
+            for part in score().split(_CHUNK_SIZE)
         )
-        cumulated = _total(torch.as_tensor(counts), group).cumsum(0).cpu()
-        digit = int(torch.searchsorted(cumulated, rest))
-        rest -= int(cumulated[digit - 1]) if digit else 0
+        # Integer counts: their sum over ranks does not depend on the order, unlike a sum of floats.
+        cumulative = _sum_over_ranks(torch.as_tensor(counts), group).cumsum(0).cpu()
+        digit = int(torch.searchsorted(cumulative, remaining))
+        remaining -= int(cumulative[digit - 1]) if digit else 0
         prefix = digit - _RADIX // 2 if prefix is None else prefix * _RADIX + digit
     assert prefix is not None
-    return prefix, rest
+    return prefix, remaining
 
 
 def _digits(key: Tensor, shift: int, prefix: int | None) -> Tensor:
-    """The digits at ``shift`` of keys that begin with ``prefix``; the first digit, which has the sign, from 0 up."""
+    """Digits at ``shift`` of the keys that begin with ``prefix``."""
     if prefix is None:
+        # The first digit carries the sign: shifted to begin at 0, as bincount needs.
         return (key >> shift).add_(_RADIX // 2)
-    return (key[(key >> (shift + _DIGIT)) == prefix] >> shift).bitwise_and_(_RADIX - 1)
+    return (key[(key >> (shift + _DIGIT_BITS)) == prefix] >> shift).bitwise_and_(_RADIX - 1)
 
 
-def _sortable(scores: Tensor) -> Tensor:
-    """Signed integers that sort as the scores do, in the scores' memory; -0.0 comes just before 0.0."""
+def _sort_keys(scores: Tensor) -> Tensor:
+    """Convert scores, in place, to signed integers of the same order; -0.0 comes just before 0.0."""
     key = scores.view(torch.int64 if scores.dtype == torch.float64 else torch.int32)
     highest = torch.iinfo(key.dtype).max
+    # Floats are sign and magnitude, integers two's complement. An arithmetic shift spreads the sign over all bits, and
+    # flipping the magnitude bits of negative numbers reverses their order.
     return key.bitwise_xor_((key >> (key.element_size() * 8 - 1)).bitwise_and_(highest))
 
 
-def _share_ties(
+def _split_ties(
     num_ties: list[int],
     excess: int,
     unit_sizes: Sequence[int],
     group: dist.ProcessGroup | None,
     device: torch.device,
 ) -> list[int]:
-    """How many of the tied units of each tensor go on this rank; tensors first come first served, then ranks."""
-    everywhere, rank = _gather(num_ties, group, device)
-    drops = []
+    """Number of tied units to prune on this rank, for each tensor; in the order of the tensors, then of the ranks."""
+    gathered, rank = _gather(num_ties, group, device)
+    num_dropped = []
     for tensor, size in enumerate(unit_sizes):
-        for holder, counts in enumerate(everywhere):
-            # Not below zero: a large unit may have gone too far already.
-            drop = max(0, min(counts[tensor], (excess + size // 2) // size))
-            excess -= drop * size
+        for holder, counts in enumerate(gathered):
+            # Rounded to the nearest number of units. Not below zero: a large unit may have overshot already.
+            dropped = max(0, min(counts[tensor], (excess + size // 2) // size))
+            excess -= dropped * size
             if holder == rank:
-                drops.append(drop)
-    return drops
+                num_dropped.append(dropped)
+    return num_dropped
 
 
 def _emptied(masks: list[Tensor], group: dist.ProcessGroup | None) -> set[int]:
+    """Indices of the tensors without a kept unit on any rank."""
     if not masks:
         return set()
     kept = torch.stack([mask.any() for mask in masks]).long()
-    return {i for i, any_kept in enumerate(_total(kept, group).tolist()) if not any_kept}
+    return {i for i, any_kept in enumerate(_sum_over_ranks(kept, group).tolist()) if not any_kept}
 
 
-def _with_top(score: Callable[[], Tensor], group: dist.ProcessGroup | None) -> Callable[[], Tensor]:
-    """The same scores with the highest of the tensor, the first of them, raised above every other tensor's."""
+def _with_protected_top(score: Callable[[], Tensor], group: dist.ProcessGroup | None) -> Callable[[], Tensor]:
+    """Raise the highest score of a tensor, the first of equal ones, above those of all other tensors."""
 
-    def raised() -> Tensor:
+    def protected() -> Tensor:
         values = score()
         best = float(values.max()) if len(values) else -torch.inf
-        everywhere, rank = _gather([best], group, values.device, torch.float64)
-        tops = [top for (top,) in everywhere]
+        gathered, rank = _gather([best], group, values.device, torch.float64)
+        tops = [top for (top,) in gathered]
         if tops.index(max(tops)) == rank:
-            values[values.argmax()] = torch.nan  # sorts above infinity, which a score may be
+            # NaN, as its bits sort above infinity, which is a possible score.
+            values[values.argmax()] = torch.nan
         return values
 
-    return raised
+    return protected
 
 
-def _total(counts: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def _sum_over_ranks(counts: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     if group is not None:
         dist.all_reduce(counts, group=group)
     return counts
@@ -155,10 +168,10 @@ def _total(counts: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 def _gather(
     values: list, group: dist.ProcessGroup | None, device: torch.device, dtype: torch.dtype = torch.int64
 ) -> tuple[list[list], int]:
-    """Every rank's values in the order of the ranks, and this rank's place among them."""
+    """Values of all ranks in the order of the ranks, and the index of this rank."""
     if group is None:
         return [values], 0
-    mine = torch.tensor(values, dtype=dtype, device=device)
-    everywhere = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(everywhere, mine, group=group)
-    return [other.tolist() for other in everywhere], dist.get_rank(group)
+    local = torch.tensor(values, dtype=dtype, device=device)
+    gathered = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(gathered, local, group=group)
+    return [other.tolist() for other in gathered], dist.get_rank(group)

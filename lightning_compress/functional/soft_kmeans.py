@@ -1,4 +1,4 @@
-"""Differentiable k-means: numbers drawn softly to a codebook (Cho et al. 2022, arXiv:2108.12659)."""
+"""Differentiable 1-D k-means: soft assignment of values to a codebook. Cho et al. 2022, DKM (arXiv:2108.12659)."""
 
 from __future__ import annotations
 
@@ -7,96 +7,119 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_AT_ONCE = 2**16  # numbers whose attention is held at a time
+# Values per chunk. The attention is num_clusters times as large as the rows: for longer rows it is computed anew in
+# each pass, a chunk at a time, instead of being stored for the backward pass.
+_CHUNK_SIZE = 2**16
 
 
 def soft_assign(
     rows: Tensor, codebooks: Tensor, temperatures: Tensor, masses: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Replaces numbers by averages of their row's codebook, weighted by how near its values are.
+    """Replace each value by the average of its row's codebook, weighted by attention.
 
-    The attention of a number to a value falls with their squared distance over the temperature. The codebook is first
-    moved to the means of the numbers under that attention, and gradients flow through both, but not into the given
-    codebook. In backward passes the attention of long rows is computed anew, a part at a time, instead of being kept.
+    The attention is ``softmax(-(value - center)^2 / temperature)`` over centers. One step of soft k-means first moves
+    the centers to the means of the values under that attention. Gradients flow to ``rows`` through both, but not to the
+    other arguments.
 
     Args:
-        rows: QuantizationSpec, one row for each codebook, shape (rows, columns).
-        codebooks: Where the values are, shape (rows, clusters).
-        temperatures: Positive, shape (rows,), in squared units of the numbers.
-        masses: What each number counts where values are moved, shape of ``rows``.
+        rows: Values, one row per codebook, shape (rows, columns), float32 or float64.
+        codebooks: Initial centers, shape (rows, clusters).
+        temperatures: Positive, in squared units of the values, shape (rows,).
+        masses: Non-negative mass of each value in the means, shape of ``rows``.
 
     Returns:
-        The soft numbers, shape of ``rows``, and the moved codebooks, detached.
+        The soft values, shape of ``rows``, and the moved codebooks, shape (rows, clusters), detached.
+
+    >>> soft, moved = soft_assign(torch.tensor([[1.0, 3.0, 9.0]]), torch.tensor([[0.0, 10.0]]), torch.tensor([0.01]))
+    >>> soft.tolist(), moved.tolist()
+    ([[2.0, 2.0, 9.0]], [[2.0, 9.0]])
     """
     soft, moved = _SoftAssign.apply(rows, codebooks, temperatures, masses)
     return soft, moved.detach()
 
 
 class _SoftAssign(torch.autograd.Function):
+    """``y_j = sum_k a_kj mu_k`` with attention ``a`` and moved centers ``mu_k = S_k / M_k``.
+
+    ``M_k = sum_j m_j a_kj`` is the mass of cluster ``k``, ``S_k = sum_j m_j a_kj x_j`` its moment.
+    """
+
     @staticmethod
     def forward(ctx: Any, rows: Tensor, codebooks: Tensor, temperatures: Tensor, masses: Tensor | None) -> Any:
         with torch.autocast(rows.device.type, enabled=False):
             attend = _Attention(codebooks.detach().to(rows.dtype), temperatures.to(rows.dtype))
-            kept = attend(rows) if rows.numel() <= _AT_ONCE else None
+            stored = attend(rows) if rows.numel() <= _CHUNK_SIZE else None
             mass, moment = torch.zeros_like(attend.codebooks), torch.zeros_like(attend.codebooks)
-            for part in _parts(rows):
-                attention = attend(rows[:, part]) if kept is None else kept
-                counted = torch.ones_like(rows[:, part]) if masses is None else masses[:, part].to(rows.dtype)
-                sums = torch.stack([counted, counted * rows[:, part]], dim=1) @ attention.transpose(1, 2)
+            for chunk in _chunks(rows):
+                attention = attend(rows[:, chunk]) if stored is None else stored
+                counted = torch.ones_like(rows[:, chunk]) if masses is None else masses[:, chunk].to(rows.dtype)
+                sums = torch.stack([counted, counted * rows[:, chunk]], dim=1) @ attention.transpose(1, 2)
                 mass, moment = mass + sums[:, 0], moment + sums[:, 1]
-            # A value that nothing attends to stays where it is: nothing can move an infinite mass.
+            # A center without attention stays. Its infinite mass makes all gradients through its mean zero in the
+            # backward pass, without a division by zero.
             mass = mass.masked_fill(mass <= 1e-12, torch.inf)
             moved = torch.where(mass.isinf(), attend.codebooks, moment / mass)
             soft = torch.empty_like(rows)
-            for part in _parts(rows):
-                attention = attend(rows[:, part]) if kept is None else kept
-                soft[:, part] = (moved.unsqueeze(1) @ attention).squeeze(1)
-        ctx.save_for_backward(rows, attend.codebooks, attend.temperatures, masses, moved, mass, kept)
+            for chunk in _chunks(rows):
+                attention = attend(rows[:, chunk]) if stored is None else stored
+                soft[:, chunk] = (moved.unsqueeze(1) @ attention).squeeze(1)
+        ctx.save_for_backward(rows, attend.codebooks, attend.temperatures, masses, moved, mass, stored)
         ctx.mark_non_differentiable(moved)
         return soft, moved
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> Any:
-        rows, codebooks, temperatures, masses, moved, mass, kept = ctx.saved_tensors
+        rows, codebooks, temperatures, masses, moved, mass, stored = ctx.saved_tensors
         with torch.autocast(rows.device.type, enabled=False):
             attend = _Attention(codebooks, temperatures)
             gradient = gradient.to(rows.dtype)
-            into_moved = torch.zeros_like(moved)
-            for part in _parts(rows):
-                attention = attend(rows[:, part]) if kept is None else kept
-                into_moved += (gradient[:, part].unsqueeze(1) @ attention.transpose(1, 2)).squeeze(1)
-            # Per unit of mass; and what the moments take away.
-            u = into_moved / mass
+            # dL/dmu_k = sum_j g_j a_kj needs all columns before the gradient of any, hence two loops.
+            to_moved = torch.zeros_like(moved)
+            for chunk in _chunks(rows):
+                attention = attend(rows[:, chunk]) if stored is None else stored
+                to_moved += (gradient[:, chunk].unsqueeze(1) @ attention.transpose(1, 2)).squeeze(1)
+            # By the quotient rule dL/dS_k = u_k = (dL/dmu_k) / M_k, and dL/dM_k = -u_k mu_k = -v_k.
+            u = to_moved / mass
             v = u * moved
+            # The gradient of a value needs seven averages over centers under its attention, one product for all.
             coefficients = torch.stack([moved, u, v, codebooks, moved * codebooks, u * codebooks, v * codebooks], dim=1)
             result = torch.empty_like(rows)
-            for part in _parts(rows):
-                attention = attend(rows[:, part]) if kept is None else kept
+            for chunk in _chunks(rows):
+                attention = attend(rows[:, chunk]) if stored is None else stored
                 averages = coefficients @ attention
-                result[:, part] = _through_attention(
-                    gradient[:, part],
-                    rows[:, part],
-                    None if masses is None else masses[:, part],
+                result[:, chunk] = _gradient_of_values(
+                    gradient[:, chunk],
+                    rows[:, chunk],
+                    None if masses is None else masses[:, chunk],
                     averages,
                     temperatures,
                 )
         return result, None, None, None
 
 
-def _through_attention(
+def _gradient_of_values(
     gradient: Tensor, rows: Tensor, masses: Tensor | None, averages: Tensor, temperatures: Tensor
 ) -> Tensor:
-    """The gradient of the numbers, from averages over the codebook that their attention weighs."""
-    moved, u, v, start, moved_start, u_start, v_start = averages.unbind(1)
-    direct, pull, pull_start = u, rows * u - v, rows * u_start - v_start
+    """Gradient of the values from averages over centers under their attention, (rows, 7, columns).
+
+    With ``D_kj = dL/da_kj = g_j mu_k + m_j (x_j u_k - v_k)`` and the derivative ``2 c_k / T`` of the logits, up to a
+    term that is the same for all centers ``c_k``::
+
+        dL/dx_j = m_j <u> + (2 / T) (<c D> - <c> <D>)
+
+    where ``<.>`` averages over centers with weights ``a_kj``.
+    """
+    moved, u, v, center, moved_center, u_center, v_center = averages.unbind(1)
+    # Terms that pass through the means carry the mass of the value: as x_j in the moment, and by its attention.
+    direct, by_means, by_means_center = u, rows * u - v, rows * u_center - v_center
     if masses is not None:
-        direct, pull, pull_start = (masses * t for t in (direct, pull, pull_start))
-    into, into_start = gradient * moved + pull, gradient * moved_start + pull_start
-    return direct + (into_start - into * start) * (2 / temperatures).unsqueeze(1)
+        direct, by_means, by_means_center = (masses * t for t in (direct, by_means, by_means_center))
+    d, d_center = gradient * moved + by_means, gradient * moved_center + by_means_center
+    return direct + (d_center - d * center) * (2 / temperatures).unsqueeze(1)
 
 
 class _Attention:
-    """Of numbers to the values of their row's codebook, shape (rows, clusters, columns)."""
+    """Attention of values to the centers of their row's codebook, shape (rows, clusters, columns)."""
 
     def __init__(self, codebooks: Tensor, temperatures: Tensor) -> None:
         self.codebooks = codebooks
@@ -106,10 +129,10 @@ class _Attention:
         self._offsets = codebooks.square() * inverse
 
     def __call__(self, rows: Tensor) -> Tensor:
-        # The square of the number itself is the same for all values, and softmax does not see it.
+        # -(x - c)^2 = 2 x c - c^2 - x^2: the last term is the same for all centers and cancels in the softmax.
         return (rows.unsqueeze(1) * self._slopes.unsqueeze(2)).sub_(self._offsets.unsqueeze(2)).softmax(dim=1)
 
 
-def _parts(rows: Tensor) -> list[slice]:
-    size = max(1, _AT_ONCE // len(rows))
+def _chunks(rows: Tensor) -> list[slice]:
+    size = max(1, _CHUNK_SIZE // len(rows))
     return [slice(i, i + size) for i in range(0, rows.shape[1], size)]

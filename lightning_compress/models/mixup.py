@@ -1,4 +1,4 @@
-"""Mixup and CutMix."""
+"""Mixup and CutMix of training batches."""
 
 from __future__ import annotations
 
@@ -14,19 +14,26 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Mixup:
-    """Mixes each training image with another one and their labels alike, as timm does, the same way in a whole batch.
+    """Mixup or CutMix of pairs of training images and of their labels, with timm's implementation.
 
-    Mixup (Zhang et al. 2017, arXiv:1710.09412) blends the two; CutMix (Yun et al. 2019, arXiv:1905.04899) puts a box of
-    one into the other.
+    Mixup (Zhang et al. 2017, arXiv:1710.09412) interpolates two images; CutMix (Yun et al. 2019, arXiv:1905.04899)
+    pastes a box of one into the other. All pairs of a batch are mixed with the same ratio.
 
     Args:
-        mixup_alpha: Of the beta distribution that mixup's weight is drawn from; 0: no mixup.
-        cutmix_alpha: Of the one that the area of CutMix's box is drawn from; 0: no CutMix.
+        mixup_alpha: Parameter of the beta distribution of mixup's ratio; 0 disables mixup.
+        cutmix_alpha: Parameter of the beta distribution of the area of CutMix's box; 0 disables CutMix.
         prob: Probability that a batch is mixed.
-        switch_prob: Probability that it is CutMix where both are used.
+        switch_prob: Probability of CutMix instead of mixup where both are enabled.
 
     Raises:
-        ValueError: If an alpha is negative or both are 0, or if a probability does not lie in [0, 1].
+        ValueError: If an alpha is negative or both are 0, or a probability is not in [0, 1].
+
+    >>> import torch
+    >>> import lightning_compress as lc
+    >>> images, labels = torch.zeros(2, 3, 8, 8), torch.tensor([0, 1])
+    >>> mixed, targets = lc.Mixup(mixup_alpha=0.4, cutmix_alpha=0.0).mix(images, labels, num_classes=4, seed=[0])
+    >>> mixed.shape, targets.shape
+    (torch.Size([2, 3, 8, 8]), torch.Size([2, 4]))
     """
 
     mixup_alpha: float = 0.2
@@ -53,17 +60,19 @@ class Mixup:
         label_smoothing: float = 0.0,
         seed: Sequence[int],
     ) -> tuple[Tensor, Tensor]:
-        """Mixes a batch, the first image with the last and so on; of an odd number, the last image stays as it is.
+        """Mix a batch: the first image with the last, the second with the last but one, and so on.
+
+        With an odd batch size the last image is left out and stays unchanged.
 
         Args:
-            images: ``(N, C, H, W)``, left as they are.
-            labels: ``(N,)`` of classes.
+            images: ``(N, C, H, W)``; not modified.
+            labels: Classes ``(N,)``.
             num_classes: Number of classes.
-            label_smoothing: Part of the target that is spread over all classes.
-            seed: Numbers of 0 to 2**32 - 1 that alone decide how the batch is mixed.
+            label_smoothing: Fraction of the target that is spread uniformly over all classes.
+            seed: Integers in [0, 2**32) that determine how the batch is mixed.
 
         Returns:
-            Images ``(N, C, H, W)``, and targets ``(N, num_classes)`` of float32 with rows that add up to 1.
+            Mixed images ``(N, C, H, W)``, and class probabilities ``(N, num_classes)`` in float32.
         """
         mixup = TimmMixup(
             mixup_alpha=self.mixup_alpha,
@@ -73,17 +82,18 @@ class Mixup:
             label_smoothing=label_smoothing,
             num_classes=num_classes,
         )
-        even = len(images) // 2 * 2
+        even = len(images) // 2 * 2  # timm requires an even batch size
         mixed, targets = images.clone(), mixup_target(labels, num_classes, smoothing=label_smoothing)
         if even:
-            with _numpy_seed(seed):  # which timm draws from
+            with _numpy_seed(seed):  # timm draws from NumPy's global generator
+                # A copy, as timm mixes in place.
                 mixed[:even], targets[:even] = mixup(images[:even].clone(), labels[:even])
         return mixed, targets
 
 
 @contextmanager
 def _numpy_seed(seed: Sequence[int]) -> Iterator[None]:
-    """Seeds numpy's global generator, and leaves it as it was before."""
+    """Seed NumPy's global generator inside the context, and restore its state afterwards."""
     state = np.random.get_state()
     np.random.seed([*seed])
     try:

@@ -1,4 +1,4 @@
-"""Networks for large images on small ones."""
+"""Adaptation of a timm network's stem to small images."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from torch import nn
 
 
 def keep_resolution_(model: nn.Module, name: str) -> None:
-    """Makes a timm network fit for small images: its first convolution gets stride 1, and a max-pool after it goes.
+    """Set the stride of a timm network's first convolution to 1, and remove a max-pool after it, in place.
 
-    Weights keep their shapes and names. Where the first convolution has branches side by side, all get stride 1.
+    Shapes and names of the weights stay. If the first convolution has parallel branches, the stride of each is set.
 
     Args:
-        model: The network, changed in place.
-        name: What to call it in messages.
+        model: The network.
+        name: Name of the network in error messages.
 
     Raises:
-        ValueError: If its first convolution is not known, has stride 1, or cuts the image into patches.
+        ValueError: If the first convolution is unknown, has stride 1, or is a patch embedding.
     """
     branches = _first_convolutions(model)
     if not branches:
-        raise ValueError(f"small_input: {name!r} does not say which its first convolution is; leave small_input out.")
+        raise ValueError(f"small_input: the first convolution of {name!r} is unknown; leave small_input out.")
     stride = max(max(branch.stride) for branch in branches)
     if stride == 1:
         raise ValueError(f"small_input: the first convolution of {name!r} has stride 1 already; leave small_input out.")
+    # Without overlap the stride belongs to the architecture: later layers and position embeddings count patches.
     if max(max(branch.kernel_size) for branch in branches) <= stride:
         raise ValueError(
-            f"small_input: {name!r} cuts images into patches of {stride}x{stride}, and what follows is made for them; "
-            "leave small_input out."
+            f"small_input: {name!r} embeds patches of {stride}x{stride}, on which later layers depend; leave "
+            "small_input out."
         )
     for branch in branches:
         branch.stride = (1, 1)
@@ -37,18 +38,18 @@ def keep_resolution_(model: nn.Module, name: str) -> None:
 
 
 def _first_convolutions(model: nn.Module) -> list[nn.Conv2d]:
-    """What timm names as the first convolution: one, or its branches."""
+    """Return the convolutions that timm's configuration names as the first: one, or its branches."""
     cfg: Any = getattr(model, "default_cfg", None) or {}
-    places = cfg.get("first_conv") or ()
+    names = cfg.get("first_conv") or ()
     modules = dict(model.named_modules())
-    found = [modules.get(place) for place in ([places] if isinstance(places, str) else places)]
-    convolutions = [module for module in found if isinstance(module, nn.Conv2d)]
-    return convolutions if len(convolutions) == len(found) else []
+    named = [modules.get(name) for name in ([names] if isinstance(names, str) else names)]
+    convolutions = [module for module in named if isinstance(module, nn.Conv2d)]
+    return convolutions if len(convolutions) == len(named) else []
 
 
 def _pool_after(model: nn.Module, convolution: nn.Conv2d) -> str:
-    """Name of the max-pool of the stem; nothing if there is none."""
-    # ResNets have it under this name, behind up to three convolutions.
+    """Return the name of the max-pool of the stem, or the empty string if there is none."""
+    # In ResNets up to three convolutions stand before it, so the search below would miss it.
     if isinstance(getattr(model, "maxpool", None), nn.Module):
         return "maxpool"
     leaves = [(name, module) for name, module in model.named_modules() if not next(module.children(), None)]
@@ -56,6 +57,7 @@ def _pool_after(model: nn.Module, convolution: nn.Conv2d) -> str:
     for name, module in leaves[start + 1 :]:
         if isinstance(module, nn.MaxPool2d):
             return name
+        # A weight matrix or kernel begins the next layer; norms have vectors only.
         if any(parameter.ndim > 1 for parameter in module.parameters()):
-            return ""  # the next layer
+            return ""
     return ""

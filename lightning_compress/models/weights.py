@@ -1,4 +1,4 @@
-"""Weights from a file into a network, strictly."""
+"""Strict loading of a network's weights from a file."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ from torch import Tensor, nn
 
 
 def load_weights_(model: nn.Module, path: str | Path) -> None:
-    """Loads a network's weights in place.
+    """Load the weights of a network in place.
 
     Args:
         model: The network.
-        path: A ``.safetensors`` file, or a ``.pt``, ``.pth`` or ``.ckpt`` file that holds a state dict or a Lightning
-            checkpoint. Names may carry the prefix under which our LightningModules hold the network.
+        path: A ``.safetensors`` file, or a ``.pt``, ``.pth`` or ``.ckpt`` file with a state dict or a Lightning
+            checkpoint. Names may have the prefix of the network in a :class:`ClassificationModule` or
+            :class:`DistillationModule`.
 
     Raises:
-        ValueError: If the file is missing, holds no weights, or its names or shapes are not those of the network.
+        ValueError: If the file does not exist or contains no weights, or its names or shapes differ from the network's.
     """
     try:
         model.load_state_dict(_without_prefix(_read(Path(path)), model))
     except RuntimeError as error:
-        raise ValueError(f"checkpoint={str(path)!r} is of another network: {mismatch(error)}.") from error
+        raise ValueError(f"checkpoint={str(path)!r} belongs to another network: {mismatch(error)}.") from error
 
 
 def mismatch(error: RuntimeError) -> str:
-    """The first difference that ``load_state_dict`` complains about, in a few words.
+    """Return the first difference in an error of ``load_state_dict`` as a short clause.
 
     >>> mismatch(RuntimeError('Error(s) in loading ...: Missing key(s) in state_dict: "a.weight", "b.weight".'))
     "it lacks 'a.weight'"
     """
     text = " ".join(str(error).split())
-    for pattern, words in _MISMATCHES.items():
-        if found := re.search(pattern, text):
-            return words.format(*found.groups())
+    for pattern, clause in _MISMATCHES.items():
+        if match := re.search(pattern, text):
+            return clause.format(*match.groups())
     return text
 
 
-# Where a ClassificationModule, and a DistillationModule around one or around another module, hold the network.
+# Prefixes of the network in a ClassificationModule, and in a DistillationModule around one or around another module.
 _PREFIXES = ("model.", "student.model.", "student.")
 _MISMATCHES = {
     r'Missing key\(s\) in state_dict: "([^"]+)"': "it lacks {0!r}",
@@ -63,13 +64,14 @@ def _read(path: Path) -> dict[str, Tensor]:
     stored = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
     tensors = {name: value for name, value in stored.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise ValueError(f"checkpoint={str(path)!r} holds no weights: give a state dict or a Lightning checkpoint.")
+        raise ValueError(f"checkpoint={str(path)!r} contains no weights: give a state dict or a Lightning checkpoint.")
     return tensors
 
 
 def _without_prefix(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Only what a LightningModule holds of the network, if it is one's file."""
+    """Return the weights of the network inside a LightningModule, without its other tensors."""
     names = set(model.state_dict())
+    # Only where no name fits as it is: a network may itself have a child called "model".
     for prefix in _PREFIXES if not names & set(weights) else ():
         inner = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
         if names & set(inner):

@@ -1,1 +1,1 @@
-"""The packed file: what is sparse, clustered or whole numbers, in as few bytes as its entropy allows."""
+"""Packed files: lossless compression of sparse, clustered and quantized state dicts."""

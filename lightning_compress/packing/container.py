@@ -1,7 +1,7 @@
-"""The file: a safetensors file of one tensor of bytes, with an index of what is in them in its header.
+"""Container of a packed file: a safetensors file with one tensor of bytes and an index of them in its header.
 
-An index in JSON of a hundred small tensors would be longer than they are, hence deflated; entries of safetensors'
-own would be too.
+The index is compressed. As plain JSON, or as entries of safetensors, the descriptions of a hundred small tensors would
+take more bytes than the tensors themselves.
 """
 
 from __future__ import annotations
@@ -18,24 +18,25 @@ from lightning_compress.packing.entry import Entry
 
 VERSION = "1"
 FORMAT = "lightning_compress.packed"
-_MOST_HEADER = 2**27
-_DEFLATED = 64  # times that an index may grow; those of real models grow 5 to 20 times
-_LENGTH = 8
+_MAX_HEADER_BYTES = 2**27
+# A few bytes can inflate to gigabytes. Indices of real models grow 5 to 20 times.
+_MAX_INFLATION = 64
+_LENGTH_BYTES = 8  # of the length of the header, at the beginning of a safetensors file
 
 
 def header_of(entries: Sequence[Entry], num_bytes: int) -> bytes:
-    """What is before the bytes of the tensors."""
+    """Return the bytes of a file up to the first tensor, with ``num_bytes`` bytes of tensors to follow."""
     index = json.dumps([entry.to_json() for entry in entries], separators=(",", ":")).encode()
-    # Of base 85's characters JSON escapes none.
+    # JSON escapes none of the characters of base 85, which takes 5 characters for 4 bytes; base 64 takes 16 for 12.
     text = base64.b85encode(zlib.compress(index, 9)).decode()
     metadata = {"format": FORMAT, "version": VERSION, "index": text}
-    packed = {"dtype": "U8", "shape": [num_bytes], "data_offsets": [0, num_bytes]}
-    header = json.dumps({"__metadata__": metadata, "packed": packed}, separators=(",", ":")).encode()
-    return len(header).to_bytes(_LENGTH, "little") + header
+    header = {"__metadata__": metadata, "packed": _description(num_bytes)}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    return len(encoded).to_bytes(_LENGTH_BYTES, "little") + encoded
 
 
 def write_container(path: Path, header: bytes, payload: IO[bytes]) -> None:
-    """Writes a file from its header and a file of what comes after it."""
+    """Write a header and the contents of another file, from its beginning, to ``path``."""
     with path.open("wb") as file:
         file.write(header)
         payload.seek(0)
@@ -43,72 +44,78 @@ def write_container(path: Path, header: bytes, payload: IO[bytes]) -> None:
 
 
 def read_index(file: IO[bytes], size: int) -> tuple[list[Entry], int]:
-    """The entries of a file of ``size`` bytes, and where the bytes of the first begin.
+    """Return the entries of a file of ``size`` bytes, and the offset of the bytes of the first tensor.
 
     Raises:
-        ValueError: If it is no such file, or not all of one.
+        ValueError: If it is not a packed file, or truncated or damaged.
     """
-    length = int.from_bytes(file.read(_LENGTH), "little")
-    if size < _LENGTH or length > min(size - _LENGTH, _MOST_HEADER):
-        raise ValueError("it is no safetensors file, or it is cut within its header")
-    header = _parse(file.read(length), "its header")
-    num_bytes = size - _LENGTH - length
-    packed = {"dtype": "U8", "shape": [num_bytes], "data_offsets": [0, num_bytes]}
+    length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+    if size < _LENGTH_BYTES or length > min(size - _LENGTH_BYTES, _MAX_HEADER_BYTES):
+        raise ValueError("not a safetensors file, or truncated within its header")
+    header = _parse(file.read(length), "header")
+    num_bytes = size - _LENGTH_BYTES - length
     entries = [Entry.from_json(entry) for entry in _index(header)]
-    if header.get("packed") != packed or set(header) != {"__metadata__", "packed"}:
-        raise ValueError(f"its header does not describe the {num_bytes} bytes after it; it may be cut")
+    if header.get("packed") != _description(num_bytes) or set(header) != {"__metadata__", "packed"}:
+        raise ValueError(f"the header does not describe the {num_bytes} bytes after it; the file may be truncated")
     if sum(entry.num_bytes for entry in entries) != num_bytes:
-        raise ValueError(f"its tensors are not as long as the {num_bytes} bytes that hold them")
+        raise ValueError(f"the tensors of the index do not add up to the {num_bytes} bytes after the header")
     _check_names(entries)
-    return entries, _LENGTH + length
+    return entries, _LENGTH_BYTES + length
+
+
+def _description(num_bytes: int) -> dict[str, Any]:
+    return {"dtype": "U8", "shape": [num_bytes], "data_offsets": [0, num_bytes]}
 
 
 def _index(header: Any) -> list[Any]:
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
-        raise ValueError("it is no packed file of lightning_compress")
+        raise ValueError("not a packed file of lightning_compress")
     if metadata.get("version") != VERSION:
-        raise ValueError(f"it has version {str(metadata.get('version'))[:20]!r}, and version {VERSION!r} can be read")
-    index = _parse(_inflated(metadata.get("index")), "its index")
+        version = str(metadata.get("version"))[:20]
+        raise ValueError(f"version {version!r} of the format is not supported, only version {VERSION!r}")
+    index = _parse(_inflate(metadata.get("index")), "index")
     if not isinstance(index, list):
-        raise ValueError("its index is no list")
+        raise ValueError("the index must be a list")
     return index
 
 
-def _inflated(text: Any) -> bytes:
+def _inflate(text: Any) -> bytes:
     inflate = zlib.decompressobj()
     try:
         deflated = base64.b85decode(text)
-        index = inflate.decompress(deflated, 1024 + _DEFLATED * len(deflated))
+        index = inflate.decompress(deflated, 1024 + _MAX_INFLATION * len(deflated))
     except (TypeError, ValueError, zlib.error):
-        raise ValueError("its index is damaged") from None
+        raise ValueError("the index is damaged") from None
     if not inflate.eof:
-        raise ValueError("its index is not whole, or longer than that of any model")
+        raise ValueError("the index is incomplete, or inflates to more than that of any model")
     return index
 
 
-def _parse(text: bytes, what: str) -> Any:
+def _parse(text: bytes, name: str) -> Any:
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{what} is no JSON ({str(error)[:80]})") from None
+        raise ValueError(f"the {name} is not valid JSON ({str(error)[:80]})") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Parsers differ in which of two equal keys they keep, so one file could mean two things.
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name is there twice")
+        raise ValueError("duplicate key")
     return found
 
 
 def _check_names(entries: Sequence[Entry]) -> None:
-    """Every name once; what is shared, and what is a scale, is a tensor that refers to no other."""
+    """Check that names are unique and that references to other tensors end after one step."""
     by_name = {entry.name: entry for entry in entries}
     if len(by_name) < len(entries):
-        raise ValueError("it has two tensors of one name")
+        raise ValueError("two tensors have the same name")
     for entry in entries:
-        other = entry.same if entry.same is not None else entry.scale
+        other = entry.shared_with if entry.shared_with is not None else entry.scale
         if other is not None and other not in by_name:
-            raise ValueError(f"{entry.name[:200]!r} refers to {other[:200]!r}, which is not there")
-        if other is not None and (by_name[other].same is not None or (entry.scale and by_name[other].scale)):
-            raise ValueError(f"{entry.name[:200]!r} refers to {other[:200]!r}, which refers to another itself")
+            raise ValueError(f"{entry.name[:200]!r} refers to {other[:200]!r}, which the file does not contain")
+        # The reader follows references recursively, so a chain or a cycle could exhaust the stack.
+        if other is not None and (by_name[other].shared_with is not None or (entry.scale and by_name[other].scale)):
+            raise ValueError(f"{entry.name[:200]!r} refers to {other[:200]!r}, which refers to another tensor")

@@ -1,4 +1,4 @@
-"""What a file's header says of one tensor."""
+"""Description of one tensor in the header of a packed file."""
 
 from __future__ import annotations
 
@@ -7,20 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_compress.packing.bit_patterns import DTYPES
-from lightning_compress.packing.streams import Parameter, whole
+from lightning_compress.packing.streams import Parameter, checked_int
 
-_MOST_ELEMENTS = 2**48
-_MOST_STREAMS = 8
+# Bounds of a header that may come from anyone; no model that fits into memory reaches them.
+_MAX_ELEMENTS = 2**48
+_MAX_DIMENSIONS = 64
+_MAX_STREAMS = 8
+
+_REQUIRED = ("name", "dtype", "shape", "crc32", "streams")
+_DEFAULTS = {"width": 1, "half": False, "scale": None, "axis": 0, "minus": None}
 
 
 @dataclass(frozen=True)
-class Part:
-    """A stream in the header.
+class StreamEntry:
+    """Description of one stream.
 
     Attributes:
-        kind: What it holds.
-        num_bytes: How long it is.
-        parameters: What is needed to read it.
+        kind: Kind of the encoding that reads it.
+        num_bytes: Length in bytes.
+        parameters: Integers and strings that the encoding needs to read the bytes.
     """
 
     kind: str
@@ -30,135 +35,144 @@ class Part:
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in the header.
+    """Description of one tensor.
 
     Attributes:
-        name: As in the state dict.
-        dtype: Name of its type.
+        name: Name in the state dict.
+        dtype: Name of its dtype.
         shape: Its shape.
-        crc32: Of its name, type and shape and of its bytes, little-endian.
-        parts: Its streams, in the order in which they are in the file.
-        width: Elements in each entry of a codebook.
-        half: Whether it was rounded to float16.
-        scale: Name of the tensor that it is a multiple of.
-        axis: Which dimension that one belongs to.
-        minus: The whole number that stands for -0.0.
-        same: Name of the tensor that it shares memory with; then the rest says nothing.
+        crc32: Checksum of its name, dtype, shape and little-endian bytes.
+        streams: Its streams, in the order of the file.
+        width: Number of elements per codebook entry.
+        half: True if it was rounded to float16.
+        scale: Name of the tensor with its scale, if it is stored as integers.
+        axis: Dimension of the tensor to which the scale belongs.
+        negative_zero: Integer that stands for -0.0.
+        shared_with: Name of another tensor with the same memory; then the other attributes have no meaning.
     """
 
     name: str
     dtype: str = "float32"
     shape: tuple[int, ...] = ()
     crc32: int = 0
-    parts: tuple[Part, ...] = ()
+    streams: tuple[StreamEntry, ...] = ()
     width: int = 1
     half: bool = False
     scale: str | None = None
     axis: int = 0
-    minus: int | None = None
-    same: str | None = None
+    negative_zero: int | None = None
+    shared_with: str | None = None
 
     @property
     def num_bytes(self) -> int:
-        """What it takes in the file."""
-        return sum(part.num_bytes for part in self.parts)
+        """Size in the file in bytes."""
+        return sum(stream.num_bytes for stream in self.streams)
 
     @property
     def num_dense_bytes(self) -> int:
-        """What it takes in memory."""
+        """Size in memory in bytes."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
     def to_json(self) -> dict[str, Any]:
-        """What :meth:`from_json` reads; defaults are left out."""
-        if self.same is not None:
-            return {"name": self.name, "same": self.same}
-        streams = [[part.kind, part.num_bytes, *part.parameters] for part in self.parts]
-        optional = {"width": self.width, "half": self.half, "scale": self.scale, "axis": self.axis, "minus": self.minus}
-        defaults = {"width": 1, "half": False, "scale": None, "axis": 0, "minus": None}
-        given = {key: value for key, value in optional.items() if value != defaults[key]}
-        return {
-            "name": self.name,
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-            "crc32": self.crc32,
-            "streams": streams,
-            **given,
-        }
+        """Return the data that :meth:`from_json` reads, without defaults."""
+        if self.shared_with is not None:
+            return {"name": self.name, "same": self.shared_with}
+        streams = [[stream.kind, stream.num_bytes, *stream.parameters] for stream in self.streams]
+        required = (self.name, self.dtype, list(self.shape), self.crc32, streams)
+        optional = (self.width, self.half, self.scale, self.axis, self.negative_zero)
+        given = {key: value for key, value in zip(_DEFAULTS, optional, strict=True) if value != _DEFAULTS[key]}
+        return dict(zip(_REQUIRED, required, strict=True)) | given
 
     @classmethod
     def from_json(cls, data: Any) -> Entry:
-        """The entry that a header claims.
+        """Return the entry that a header describes.
 
         Raises:
-            ValueError: If it is none.
+            ValueError: If the data do not describe a tensor.
         """
         if not isinstance(data, dict) or not isinstance(data.get("name"), str):
             raise ValueError("an entry has no name")
         name: str = data["name"]
         try:
             if set(data) == {"name", "same"}:
-                return cls(name, same=_text(data["same"]))
+                return cls(name, shared_with=_text(data["same"]))
             return cls(name, **_fields(data))
         except KeyError as error:
-            raise ValueError(f"the entry of {name[:200]!r} lacks {error}") from None
+            raise ValueError(f"the entry of {name[:200]!r} has no key {error}") from None
         except ValueError as error:
-            raise ValueError(f"the entry of {name[:200]!r} is wrong: {error}") from None
+            raise ValueError(f"the entry of {name[:200]!r} is invalid: {error}") from None
 
 
 def _fields(data: dict[str, Any]) -> dict[str, Any]:
-    unknown = set(data) - {"name", "dtype", "shape", "crc32", "streams", "width", "half", "scale", "axis", "minus"}
+    unknown = set(data) - {*_REQUIRED, *_DEFAULTS}
     if unknown:
-        raise ValueError(f"{sorted(unknown)[0][:40]!r} is not known")
-    half, scale, minus = data.get("half", False), data.get("scale"), data.get("minus")
-    if not isinstance(half, bool) or _text(data["dtype"]) not in DTYPES:
-        raise ValueError(f"{str(data['dtype'])[:40]!r} is no type of a tensor, or half={str(half)[:40]!r} no choice")
+        raise ValueError(f"unknown key {sorted(unknown)[0][:40]!r}")
+    optional = _DEFAULTS | data
+    scale, negative_zero = optional["scale"], optional["minus"]
     return {
-        "dtype": data["dtype"],
+        "dtype": _dtype(data["dtype"]),
         "shape": _shape(data["shape"]),
-        "crc32": whole(data["crc32"], at_most=2**32 - 1),
-        "parts": _parts(data["streams"]),
-        "width": _width(data.get("width", 1)),
-        "half": half,
+        "crc32": checked_int(data["crc32"], at_most=2**32 - 1),
+        "streams": _streams(data["streams"]),
+        "width": _width(optional["width"]),
+        "half": _flag(optional["half"]),
         "scale": None if scale is None else _text(scale),
-        "axis": whole(data.get("axis", 0), at_least=-1, at_most=2),
-        "minus": None if minus is None else whole(minus, at_least=-(2**15), at_most=2**15 - 1),
+        "axis": checked_int(optional["axis"], at_least=-1, at_most=2),
+        "negative_zero": None if negative_zero is None else _int16(negative_zero),
     }
 
 
+def _dtype(data: Any) -> str:
+    if _text(data) not in DTYPES:
+        raise ValueError(f"the dtype {data[:40]!r} is not supported")
+    return str(data)
+
+
+def _flag(data: Any) -> bool:
+    if not isinstance(data, bool):
+        raise ValueError(f"half must be true or false, not {str(data)[:40]!r}")
+    return data
+
+
+def _int16(data: Any) -> int:
+    return checked_int(data, at_least=-(2**15), at_most=2**15 - 1)
+
+
 def _width(data: Any) -> int:
-    width = whole(data, at_least=1, at_most=4)
+    width = checked_int(data, at_least=1, at_most=4)
     if width == 3:
-        raise ValueError("there are no vectors of 3")
+        raise ValueError("vectors of 3 elements are not supported")
     return width
 
 
 def _shape(data: Any) -> tuple[int, ...]:
-    if not isinstance(data, list) or len(data) > 64:
-        raise ValueError("it has no shape")
-    shape = tuple(whole(size, at_most=_MOST_ELEMENTS) for size in data)
-    # Zeros aside: a size beside a zero is memory for nobody, but also for no shape that a tensor may have.
-    if math.prod(size for size in shape if size) > _MOST_ELEMENTS:
-        raise ValueError(f"a tensor of {len(shape)} such dimensions fits into no memory")
+    if not isinstance(data, list) or len(data) > _MAX_DIMENSIONS:
+        raise ValueError(f"its shape must be a list of at most {_MAX_DIMENSIONS} integers")
+    shape = tuple(checked_int(size, at_most=_MAX_ELEMENTS) for size in data)
+    # Without the zeros: a tensor with a size of zero takes no memory, but PyTorch multiplies the other sizes for its
+    # strides, and the product must not overflow.
+    if math.prod(size for size in shape if size) > _MAX_ELEMENTS:
+        raise ValueError(f"a tensor of this shape, with {len(shape)} dimensions, exceeds the largest supported size")
     return shape
 
 
-def _parts(data: Any) -> tuple[Part, ...]:
-    if not isinstance(data, list) or len(data) > _MOST_STREAMS:
-        raise ValueError("it has no streams")
-    return tuple(map(_part, data))
+def _streams(data: Any) -> tuple[StreamEntry, ...]:
+    if not isinstance(data, list) or len(data) > _MAX_STREAMS:
+        raise ValueError(f"its streams must be a list of at most {_MAX_STREAMS}")
+    return tuple(map(_stream, data))
 
 
-def _part(data: Any) -> Part:
+def _stream(data: Any) -> StreamEntry:
     if not isinstance(data, list) or len(data) < 2:
         raise ValueError("a stream has no kind or no length")
     kind, num_bytes, *parameters = data
     for parameter in parameters:
         if isinstance(parameter, bool) or not isinstance(parameter, (int, str)):
-            raise ValueError(f"{str(parameter)[:40]!r} is no parameter of a stream")
-    return Part(_text(kind), whole(num_bytes, at_most=_MOST_ELEMENTS), tuple(parameters))
+            raise ValueError(f"the parameter {str(parameter)[:40]!r} of a stream must be an integer or a string")
+    return StreamEntry(_text(kind), checked_int(num_bytes, at_most=_MAX_ELEMENTS), tuple(parameters))
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{str(value)[:40]!r} is no name")
+        raise ValueError(f"{str(value)[:40]!r} must be a string")
     return value

@@ -1,137 +1,174 @@
-"""Codebooks of blocks: of each channel, of a few channels together, or of groups of weights in a row."""
+"""One codebook per group of elements: per channel, per several channels, or per group of weights within a row."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_compress.packing.bit_patterns import Words
-from lightning_compress.packing.bits import read_symbols
-from lightning_compress.packing.codebooks import Indexed
-from lightning_compress.packing.streams import Stream, exactly, whole
+from lightning_compress.packing.bit_patterns import BitPatterns, Mask
+from lightning_compress.packing.encoding_types import ReadContext
+from lightning_compress.packing.indexed_values import CodebookEncoding, IndexedValues, NonzeroValues
+from lightning_compress.packing.streams import EncodingPlan, Stream, checked_int, checked_parameters
 
+_FEW_ENTRIES = 64  # entries of a codebook for all values, up to which groups are not searched
+_MIN_ELEMENTS = 64
 _SAMPLE = 2**14
-_WORTH_IT = 0.95
-_MOST = 2**12  # entries in a codebook of a block
-_COMPARED = 32  # entries up to which comparing with each is faster than searching
+_WORTH_IT = 0.95  # of the size without groups, because the estimate is optimistic
+_MAX_ENTRIES = 2**12  # entries in the codebook of one group
+_MAX_COMPARED = 32  # entries up to which comparing elements with each of them is faster than a binary search
 
 
-def index_group_codebooks(
-    words: Words, nonzero: NDArray[np.bool_], num_columns: int, *, most_bits: float
-) -> Indexed | None:
-    """Values and a codebook for each block of a tensor, if they are few in every block.
+class GroupIndexedValues(IndexedValues):
+    """Values as indices into the codebooks of their groups."""
 
-    Args:
-        words: All elements, zeros too; patterns of at most 4 bytes.
-        nonzero: Where they are not zero.
-        num_columns: Elements in a row of the first dimension.
-        most_bits: What a value takes otherwise.
-    """
-    if words.ndim > 1 or not 2 <= words.itemsize <= 4 or len(words) < 64:
+    def plan_with_zeros(self, nonzero: Mask) -> EncodingPlan | None:
+        """Return ``None``: whether an index exists depends on the group, so positions must be known first."""
         return None
-    costs = {length: _bits(words, length) for length in _lengths(len(words), num_columns)}
-    length = min(costs, key=lambda n: costs[n], default=0)
-    if not length or costs[length] > _WORTH_IT * most_bits:
+
+
+def _index(values: NonzeroValues, previous: Sequence[IndexedValues]) -> IndexedValues | None:
+    if any(len(indexed.counts) <= _FEW_ENTRIES for indexed in previous):
         return None
-    return _index(words.reshape(-1, length), nonzero.reshape(-1, length))
+    elements, num_elements = values.elements, len(values.elements)
+    if elements.ndim > 1 or not 2 <= elements.itemsize <= 4 or num_elements < _MIN_ELEMENTS:
+        return None
+    # Training does not record the size of groups, so all that are possible are tried on a sample.
+    costs = {size: _sample_bits(elements, size) for size in _group_sizes(num_elements, values.num_columns)}
+    size = min(costs, key=lambda n: costs[n], default=0)
+    num_bytes = min([values.values.nbytes, *(indexed.plan().num_bytes for indexed in previous)])
+    if not size or costs[size] > _WORTH_IT * (8.0 * num_bytes / len(values.values)):
+        return None
+    return _index_groups(elements.reshape(-1, size), values.nonzero.reshape(-1, size))
 
 
-def read_group_codebooks(
-    data: bytes, parameters: tuple[object, ...], like: Words, nonzero: NDArray[np.bool_]
-) -> list[Words]:
-    """Codebooks one after another, and where each value's begins and how many entries it has.
-
-    Raises:
-        ValueError: If the stream is damaged.
-    """
-    (claimed,) = exactly(1, parameters)
-    length = whole(claimed, at_least=1, at_most=len(nonzero))
-    if len(nonzero) % length:
-        raise ValueError(f"{len(nonzero)} elements are not blocks of {length}")
-    in_block = nonzero.reshape(-1, length).sum(axis=1)
-    if len(data) < 2 * len(in_block) or (len(data) - 2 * len(in_block)) % like.itemsize:
-        raise ValueError(f"{len(data)} bytes are no codebooks of {len(in_block)} blocks")
-    sizes = np.frombuffer(data, "<u2", len(in_block)).astype(np.int64)
-    table = np.frombuffer(data, like.dtype, offset=2 * len(in_block))
-    if sizes.sum() != len(table):
-        raise ValueError(f"{len(table)} entries are not those of {len(in_block)} codebooks")
-    return [table, np.repeat(np.cumsum(sizes) - sizes, in_block), np.repeat(sizes, in_block)]
-
-
-def read_by_group(data: bytes, coding: object, blocks: list[Words]) -> Words:
-    """Values by their indices into the codebooks of their blocks.
-
-    Raises:
-        ValueError: If an index is beyond its codebook.
-    """
-    table, starts, sizes = blocks
-    indices = read_symbols(data, coding, num_symbols=len(starts), num_values=int(sizes.max(initial=0)))
-    if (indices >= sizes).any():
-        raise ValueError("an index is beyond the codebook of its block")
-    return table[starts + indices]
-
-
-def _lengths(size: int, num_columns: int) -> Iterator[int]:
-    """Blocks within a row and of whole rows."""
+def _group_sizes(num_elements: int, num_columns: int) -> Iterator[int]:
+    """Yield sizes of groups within a row, then of groups of whole rows."""
     for power in range(4, 31):
         if 2**power < num_columns and num_columns % 2**power == 0:
             yield 2**power
     for power in range(31):
-        length = num_columns * 2**power
-        if 16 <= length <= size // 2 and size % length == 0:
-            yield length
+        size = num_columns * 2**power
+        if 16 <= size <= num_elements // 2 and num_elements % size == 0:
+            yield size
 
 
-def _bits(words: Words, length: int) -> float:
-    """About how many bits a nonzero element takes with a codebook for each block, by a few of the blocks."""
-    num_blocks = len(words) // length
-    chosen = words.reshape(-1, length)[:: max(1, num_blocks * length // _SAMPLE), :_SAMPLE]
-    ordered = np.sort(chosen, axis=1)
-    num_values = int((np.diff(ordered, axis=1) != 0).sum()) + int((ordered[:, 0] != 0).sum())
-    num_nonzero = int(np.count_nonzero(chosen))
+def _sample_bits(elements: BitPatterns, size: int) -> float:
+    """Estimate the bits per nonzero element, with one codebook per group, from a sample of the groups."""
+    num_groups = len(elements) // size
+    sample = elements.reshape(-1, size)[:: max(1, num_groups * size // _SAMPLE), :_SAMPLE]
+    ordered = np.sort(sample, axis=1)
+    # The smallest element of a group is an entry unless it is zero, and so is every element above its predecessor.
+    num_entries = int((np.diff(ordered, axis=1) != 0).sum()) + int((ordered[:, 0] != 0).sum())
+    num_nonzero = int(np.count_nonzero(sample))
     if not num_nonzero:
         return math.inf
-    return math.log2(1 + num_values / len(chosen)) + 8 * words.itemsize * num_values / num_nonzero
+    # An index costs the logarithm of the mean number of entries; the entries are stored once per group.
+    return math.log2(1 + num_entries / len(sample)) + 8 * elements.itemsize * num_entries / num_nonzero
 
 
-def _index(words: Words, nonzero: NDArray[np.bool_]) -> Indexed | None:
-    ordered = np.sort(words, axis=1)
+def _index_groups(elements: BitPatterns, nonzero: Mask) -> IndexedValues | None:
+    """Return the values of groups, which are the rows of ``elements``."""
+    ordered = np.sort(elements, axis=1)
     is_first = np.empty(ordered.shape, np.bool_)
     is_first[:, 0] = True
     np.not_equal(ordered[:, 1:], ordered[:, :-1], out=is_first[:, 1:])
     firsts = np.flatnonzero(is_first)
+    # Runs end at the end of a row, because the first element of each row begins one.
     counts, table = np.diff(firsts, append=ordered.size), ordered.reshape(-1)[firsts]
     kept = table != 0
-    block, counts, table = firsts[kept] // words.shape[1], counts[kept], table[kept]
-    sizes = np.bincount(block, minlength=len(words))
-    if sizes.max() > _MOST:
+    group, counts, table = firsts[kept] // elements.shape[1], counts[kept], table[kept]
+    sizes = np.bincount(group, minlength=len(elements))
+    if sizes.max() > _MAX_ENTRIES:
         return None
-    # Most frequent first: the indices of all blocks share one model.
-    codebooks = table[np.lexsort((-counts, block))]
-    indices = _ranks(words, codebooks, sizes)[nonzero]
+    # Most frequent first: the indices of all groups share one table of frequencies.
+    codebooks = table[np.lexsort((-counts, group))]
+    indices = _ranks(elements, codebooks, sizes)[nonzero]
     data = sizes.astype("<u2").tobytes() + codebooks.tobytes()
-    return Indexed(Stream("blocks", data, (words.shape[1],)), indices, np.bincount(indices), is_shared=False)
+    stream = Stream(GROUP_CODEBOOKS.kind, data, (elements.shape[1],))
+    return GroupIndexedValues(stream, indices, np.bincount(indices))
 
 
-def _ranks(words: Words, codebooks: Words, sizes: NDArray[np.int64]) -> NDArray[Any]:
-    """Each element's index in its block's codebook; of zeros, which are in none, anything."""
-    most = int(sizes.max())
-    ranks = np.zeros(words.shape, np.min_scalar_type(most))
-    if most <= _COMPARED:
-        places = np.arange(len(codebooks)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        entries = np.zeros((len(words), most), words.dtype)
-        entries[np.repeat(np.arange(len(words)), sizes), places] = codebooks
-        for k in range(1, most):
-            # In place and in bytes: several times as fast as assigning where a mask is true.
-            found = (words == entries[:, k : k + 1]).view(np.uint8)
+def _ranks(elements: BitPatterns, codebooks: BitPatterns, sizes: NDArray[np.int64]) -> NDArray[Any]:
+    """Return the index of each element in the codebook of its group, and an arbitrary index for zeros."""
+    max_size = int(sizes.max())
+    ranks = np.zeros(elements.shape, np.min_scalar_type(max_size))
+    if max_size <= _MAX_COMPARED:
+        # Codebooks padded to one size, so that one comparison covers the k-th entries of all groups.
+        columns = np.arange(len(codebooks)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        padded = np.zeros((len(elements), max_size), elements.dtype)
+        padded[np.repeat(np.arange(len(elements)), sizes), columns] = codebooks
+        for k in range(1, max_size):
+            # In place and in bytes: several times as fast as assignment under a mask.
+            found = (elements == padded[:, k : k + 1]).view(np.uint8)
             found *= np.uint8(k)
             ranks += found
         return ranks
-    for row, rank, codebook in zip(words, ranks, np.split(codebooks, np.cumsum(sizes)[:-1]), strict=True):
+    for row, rank, codebook in zip(elements, ranks, np.split(codebooks, np.cumsum(sizes)[:-1]), strict=True):
         order = np.argsort(codebook)
         rank[:] = order[np.minimum(np.searchsorted(codebook[order], row), len(order) - 1)] if len(order) else 0
     return ranks
+
+
+@dataclass(frozen=True)
+class GroupEntries:
+    """Entries of the codebooks of all groups, one codebook after another.
+
+    Attributes:
+        table: Entries.
+        starts: First entry of the codebook of each value.
+        sizes: Number of entries of the codebook of each value.
+    """
+
+    table: BitPatterns
+    starts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    @property
+    def num_values(self) -> int:
+        """Number of entries of the largest codebook."""
+        return int(self.sizes.max(initial=0))
+
+    def look_up(self, indices: NDArray[Any]) -> BitPatterns:
+        """Return the entry of each value.
+
+        Raises:
+            ValueError: If an index is beyond the codebook of its group, which may be smaller than the largest one.
+        """
+        if (indices >= self.sizes).any():
+            raise ValueError("an index is beyond the codebook of its group")
+        return self.table[self.starts + indices]
+
+    def with_zero(self) -> GroupEntries:
+        """Raise a ``ValueError``."""
+        raise ValueError("codebooks of groups cannot have an entry for zero")
+
+
+def _read_entries(stream: Stream, context: ReadContext) -> GroupEntries:
+    # Without positions every element has a value; a broadcast mask takes no memory.
+    nonzero = np.broadcast_to(np.True_, context.count) if context.nonzero is None else context.nonzero
+    (claimed,) = checked_parameters(1, stream.parameters)
+    group_size = checked_int(claimed, at_least=1, at_most=len(nonzero))
+    if len(nonzero) % group_size:
+        raise ValueError(f"{len(nonzero)} elements cannot be divided into groups of {group_size}")
+    num_values = nonzero.reshape(-1, group_size).sum(axis=1)
+    table, sizes = _split_codebooks(stream.data, len(num_values), context.like)
+    return GroupEntries(table, np.repeat(np.cumsum(sizes) - sizes, num_values), np.repeat(sizes, num_values))
+
+
+def _split_codebooks(data: bytes, num_groups: int, like: BitPatterns) -> tuple[BitPatterns, NDArray[np.int64]]:
+    num_table_bytes = len(data) - 2 * num_groups
+    if num_table_bytes < 0 or num_table_bytes % like.itemsize:
+        raise ValueError(f"{len(data)} bytes cannot hold the codebooks of {num_groups} groups")
+    sizes = np.frombuffer(data, "<u2", num_groups).astype(np.int64)
+    table = np.frombuffer(data, like.dtype, offset=2 * num_groups)
+    if sizes.sum() != len(table):
+        raise ValueError(f"the codebooks must have {sizes.sum()} entries in total, but have {len(table)}")
+    return table, sizes
+
+
+GROUP_CODEBOOKS = CodebookEncoding(kind="blocks", label="codebook per group", index=_index, read_entries=_read_entries)

@@ -1,4 +1,4 @@
-"""What is in a packed file, to the byte."""
+"""Report on a packed file: bytes by tensor, by content and by stage of compression."""
 
 from __future__ import annotations
 
@@ -7,34 +7,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_compress.packing.entry import Entry, Part
-from lightning_compress.packing.positions import KINDS
+from lightning_compress.packing.encodings import ENCODINGS, is_codebook, is_position, is_without_codebook
+from lightning_compress.packing.entry import Entry, StreamEntry
 
-if TYPE_CHECKING:  # rich is loaded when something is printed
+if TYPE_CHECKING:  # rich is imported only when a report is printed
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
-_TABLES = ("codebook", "blocks", "range")
-_WORDS = {
-    "raw": "dense",
-    "split": "coded exponents",
-    "bitmask": "bit mask",
-    "blocks": "codebooks of blocks",
-    "range": "",
-    "indices": "",
-    "symbols": "with zeros",
-    "ans": "entropy-coded",
-    "bits": "fixed width",
-}
+_CONTENTS = ("values", "masks", "codebooks", "scales", "norms", "other dense", "header")
 
 
 @dataclass(frozen=True)
 class Item:
-    """A kind of bytes in a file, or a stage on the way to it.
+    """Number of bytes of one kind of content, or after one stage of compression.
 
     Attributes:
-        name: Which.
-        num_bytes: How many bytes.
+        name: Kind of content, or stage.
+        num_bytes: Size in bytes.
     """
 
     name: str
@@ -43,13 +32,13 @@ class Item:
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """One tensor in a file.
+    """One tensor of a packed file.
 
     Attributes:
-        name: As in the state dict.
-        num_elements: How many elements it has.
-        encoding: How it is packed.
-        num_bytes: Its bytes in the file, without the header's.
+        name: Name in the state dict.
+        num_elements: Number of elements.
+        encoding: Description of its encodings.
+        num_bytes: Size in the file in bytes, without its share of the header.
     """
 
     name: str
@@ -59,21 +48,33 @@ class PackedTensor:
 
     @property
     def bits(self) -> float:
-        """Bits for each element."""
+        """Bits per element."""
         return 8 * self.num_bytes / self.num_elements if self.num_elements else 0.0
 
 
 @dataclass(frozen=True)
 class PackedFile:
-    """A packed file; prints as a table.
+    """Report on a packed file, which prints as a table.
 
     Attributes:
-        path: The file.
-        num_bytes: Its size.
-        items: What its bytes are; they add up to its size.
-        stages: Sizes of the same tensors dense (their bytes in memory), then as files: with zeros left out, with
-            codebooks or integers of a fixed number of bits as well, and entropy-coded, which is this file.
-        tensors: Its tensors; one that shares memory with another takes nothing.
+        path: Path of the file.
+        num_bytes: Size of the file in bytes.
+        items: Bytes by content, which add up to the size of the file: values, masks, codebooks, scales, tensors of
+            normalization layers, other dense tensors, and the header.
+        stages: Sizes of the same tensors: dense in memory; then as files, with zeros left out, with values indexed in
+            a fixed number of bits as well, and entropy-coded, which is the size of this file.
+        tensors: Tensors of the file; one that shares memory with another takes no bytes.
+
+    Example:
+        >>> import tempfile, torch, lightning_compress as lc
+        >>> weight = torch.zeros(100, 100)
+        >>> weight[:, :10] = 1.0
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = lc.save_packed({"weight": weight}, f"{folder}/weight.packed")
+        >>> file.stages[0]
+        Item(name='dense', num_bytes=40000)
+        >>> file.tensors[0].bits < 0.05
+        True
     """
 
     path: Path
@@ -83,7 +84,7 @@ class PackedFile:
     tensors: tuple[PackedTensor, ...]
 
     def to_json(self) -> str:
-        """The same as JSON, for programs."""
+        """Return the report as a JSON object with the attributes as keys."""
         return json.dumps({**asdict(self), "path": str(self.path)}, indent=2)
 
     def __str__(self) -> str:
@@ -100,53 +101,52 @@ class PackedFile:
         table = Table(title=f"{self.path.name}: {self.num_bytes:,} bytes")
         table.add_column("tensor", overflow="fold")
         table.add_column("encoding", overflow="fold")
-        for column in ("bytes", "bits each"):
+        for column in ("bytes", "bits per element"):
             table.add_column(column, justify="right")
         for tensor in self.tensors:
             table.add_row(tensor.name, tensor.encoding, f"{tensor.num_bytes:,}", f"{tensor.bits:.2f}")
         yield table
-        yield _table("what the bytes are", self.items, self.num_bytes)
+        yield _table("content", self.items, self.num_bytes)
         yield _table("stage", self.stages, self.stages[0].num_bytes)
 
 
 def items_of(entries: tuple[Entry, ...], norms: frozenset[str], num_header_bytes: int) -> tuple[Item, ...]:
-    """What the bytes of a file are, kind by kind."""
-    kinds = ("values", "masks", "codebooks", "scales", "norms", "other dense", "header")
-    sizes = dict.fromkeys(kinds, 0) | {"header": num_header_bytes}
+    """Return the bytes of a file by content."""
+    sizes = dict.fromkeys(_CONTENTS, 0) | {"header": num_header_bytes}
     for entry in entries:
-        for part in entry.parts:
-            sizes[_kind(entry, part, entry.name in norms)] += part.num_bytes
-    return tuple(Item(kind, sizes[kind]) for kind in kinds)
+        for stream in entry.streams:
+            sizes[_content(entry, stream, entry.name in norms)] += stream.num_bytes
+    return tuple(Item(content, sizes[content]) for content in _CONTENTS)
 
 
 def packed_tensor(entry: Entry, num_elements: int) -> PackedTensor:
-    """An entry's line of the report."""
-    if entry.same is not None:
-        return PackedTensor(entry.name, num_elements, f"same as {entry.same}", 0)
-    kinds = [word for part in entry.parts for word in (part.kind, *part.parameters[-1:]) if isinstance(word, str)]
-    kinds = kinds if entry.scale is None else ["integers", *kinds]
-    words = dict.fromkeys(filter(None, (_WORDS.get(kind, kind) for kind in kinds)))
-    if entry.width > 1:
-        words[f"vectors of {entry.width}"] = None
-    if entry.half:
-        words["rounded to float16"] = None
-    return PackedTensor(entry.name, num_elements, ", ".join(words), entry.num_bytes)
+    """Return the line of the report for an entry."""
+    if entry.shared_with is not None:
+        return PackedTensor(entry.name, num_elements, f"same as {entry.shared_with}", 0)
+    # The last parameter of a stream of symbols is the kind of its coder; other parameters are integers.
+    words = [word for stream in entry.streams for word in (stream.kind, *stream.parameters[-1:])]
+    labels = ["integers"] if entry.scale is not None else []
+    labels += [ENCODINGS[word].label for word in words if isinstance(word, str)]
+    labels += [f"vectors of {entry.width}"] if entry.width > 1 else []
+    labels += ["rounded to float16"] if entry.half else []
+    # Each label once, in the order of the streams; encodings that go without saying have an empty label.
+    return PackedTensor(entry.name, num_elements, ", ".join(dict.fromkeys(filter(None, labels))), entry.num_bytes)
 
 
-def _kind(entry: Entry, part: Part, is_norm: bool) -> str:
+def _content(entry: Entry, stream: StreamEntry, is_norm: bool) -> str:
     if entry.name.rpartition(".")[2].startswith("quant_"):
         return "scales"
     if is_norm:
         return "norms"
-    if part.kind in KINDS:
+    kinds = [other.kind for other in entry.streams]
+    if is_position(stream.kind):
         return "masks"
-    kinds = [other.kind for other in entry.parts]
-    if kinds[0] in ("raw", "split"):
+    if is_without_codebook(kinds[0]):
         return "other dense"
-    return "codebooks" if part.kind in _TABLES and "split" not in kinds else "values"
+    return "codebooks" if is_codebook(stream.kind, kinds) else "values"
 
 
-def _table(title: str, items: tuple[Item, ...], whole: int) -> Table:
+def _table(title: str, items: tuple[Item, ...], total: int) -> Table:
     from rich.table import Table
 
     table = Table()
@@ -154,5 +154,5 @@ def _table(title: str, items: tuple[Item, ...], whole: int) -> Table:
     for column in ("bytes", "share"):
         table.add_column(column, justify="right")
     for item in items:
-        table.add_row(item.name, f"{item.num_bytes:,}", f"{item.num_bytes / max(whole, 1):.2%}")
+        table.add_row(item.name, f"{item.num_bytes:,}", f"{item.num_bytes / max(total, 1):.2%}")
     return table

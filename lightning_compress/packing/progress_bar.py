@@ -1,4 +1,4 @@
-"""A progress bar, for which rich is loaded when one is wanted."""
+"""Progress bar; rich is imported only if one is shown."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def track(things: Iterable[T], doing: str, *, shown: bool) -> Iterable[T]:
-    """The things, with a bar that says how many of them have been taken."""
+def track(items: Iterable[T], description: str, *, shown: bool) -> Iterable[T]:
+    """Return the items; with ``shown`` a progress bar advances as they are taken."""
     if not shown:
-        return things
+        return items
     from rich.progress import track as with_bar
 
-    return with_bar(list(things), description=doing)
+    return with_bar(list(items), description=description)

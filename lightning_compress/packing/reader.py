@@ -1,7 +1,8 @@
-"""Reading a packed file: PyTorch, NumPy and constriction are all that it needs."""
+"""Reading of packed files; PyTorch, NumPy and constriction are the only packages that it needs."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,16 +13,18 @@ from torch import Tensor, nn
 
 from lightning_compress.packing.bit_patterns import checksum
 from lightning_compress.packing.container import read_index
-from lightning_compress.packing.decoding import decode
 from lightning_compress.packing.entry import Entry
 from lightning_compress.packing.progress_bar import track
 from lightning_compress.packing.streams import Stream
+from lightning_compress.packing.tensor_decoder import decode
 from lightning_compress.packing.validation import check_match, keys_of_model
 
 Module = TypeVar("Module", bound=nn.Module)
 
-_SLACK = 2**26  # bytes that any file may declare
-_EXPANSION = 1024  # times its size that a file may declare: 99.9 % zeros in one bit per nonzero are no more
+# A file of a few bytes can declare a tensor of zeros of any size. Real files stay far below this ratio: at a sparsity
+# of 99.9 %, FP32 elements with one bit per nonzero element are at a ratio of about 1,000.
+_MAX_RATIO = 1024
+_ALWAYS_ALLOWED = 2**26  # bytes in memory that a file of any size may declare
 
 
 @overload
@@ -35,35 +38,38 @@ def load_packed(
 def load_packed(
     path: str | Path, into: nn.Module | None = None, *, device: torch.device | str | None = None, progress: bool = False
 ) -> nn.Module | dict[str, Tensor]:
-    """Reads what :func:`save_packed` wrote, each tensor checked against its checksum.
+    """Read a file that :func:`save_packed` wrote, and verify the checksum of each tensor.
 
     Args:
-        path: The file; nothing in it is run, and it may come from anyone.
-        into: A model of the class that was saved, on any device and of any type; it gets all tensors, or if anything
-            is wrong none. Without it the result is a state dict.
-        device: Where the tensors of a state dict are put, a GPU for example; those of a model are where it is.
-        progress: Whether to show a progress bar.
+        path: Path of the file. Files from untrusted sources are safe to read: they contain no code, and memory is
+            bounded by the size of the file or of the model.
+        into: Model of the saved class, on any device and of any dtype. It receives all tensors, or none if an error
+            is raised. If ``None``, a state dict is returned.
+        device: Device of the tensors of the state dict. Tensors of a model stay on its devices.
+        progress: If True, show a progress bar.
 
     Returns:
-        The model, or the state dict.
+        ``into``, or a state dict.
 
     Raises:
-        ValueError: If the file is cut, damaged or of another kind, if it declares much more than a file of its size
-            can hold (a model that has these shapes lifts the limit), or if its names and shapes are not the model's.
+        ValueError: If the file is truncated, damaged or not a packed file; if it declares much larger tensors than a
+            file of its size can hold (a model with these shapes as ``into`` lifts the limit); or if its names or
+            shapes differ from those of the model.
 
-    >>> import tempfile
-    >>> from lightning_compress.packing.writer import save_packed
-    >>> net = nn.Linear(3, 2)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = save_packed(net, f"{folder}/model.packed")
-    ...     torch.equal(load_packed(f"{folder}/model.packed")["weight"], net.weight)
-    True
+    Example:
+        >>> import tempfile, torch
+        >>> import lightning_compress as lc
+        >>> net = torch.nn.Linear(3, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = lc.save_packed(net, f"{folder}/model.packed")
+        ...     torch.equal(lc.load_packed(f"{folder}/model.packed")["weight"], net.weight)
+        True
     """
-    with Path(path).open("rb") as file, _naming(path):
+    with Path(path).open("rb") as file, _name_file_in_errors(path):
         size = os.fstat(file.fileno()).st_size
         entries, begin = read_index(file, size)
         if into is None:
-            _check_proportion(entries, size)
+            _check_ratio(entries, size)
             return _read_all(file, entries, begin, torch.device("cpu" if device is None else device), progress)
         check_match(entries, into)
         state = _read_all(file, entries, begin, torch.device("cpu"), progress)
@@ -71,26 +77,20 @@ def load_packed(
     return into
 
 
-class _naming:
-    """Begins the sentence of a ``ValueError`` with the file's name."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if isinstance(error, ValueError):
-            raise ValueError(f"{self.path}: {error}.") from error
+@contextlib.contextmanager
+def _name_file_in_errors(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}.") from error
 
 
-def _check_proportion(entries: Sequence[Entry], size: int) -> None:
-    declared = sum(entry.num_dense_bytes for entry in entries if entry.same is None)
-    if declared > max(_SLACK, _EXPANSION * size):
+def _check_ratio(entries: Sequence[Entry], size: int) -> None:
+    declared = sum(entry.num_dense_bytes for entry in entries if entry.shared_with is None)
+    if declared > max(_ALWAYS_ALLOWED, _MAX_RATIO * size):
         raise ValueError(
-            f"its {size} bytes declare tensors of {declared} bytes; if that is right, give the model that has them as "
-            "into="
+            f"its {size} bytes declare tensors of {declared} bytes; if that is correct, pass the model that has them "
+            "as into="
         )
 
 
@@ -101,10 +101,12 @@ def _read_all(
     by_name = {entry.name: entry for entry in entries}
     read: dict[str, Tensor] = {}
 
+    # A tensor may need another one that comes later in the file: the scale of its quantizer, or the one whose memory
+    # it shares.
     def get(name: str) -> Tensor:
         entry = by_name[name]
-        if entry.same is not None:
-            return get(entry.same)
+        if entry.shared_with is not None:
+            return get(entry.shared_with)
         if name not in read:
             file.seek(offsets[name])
             read[name] = _read_one(file, entry, get).to(device)
@@ -119,14 +121,14 @@ def _offsets(entries: Sequence[Entry], begin: int) -> Iterator[int]:
         begin += entry.num_bytes
 
 
-def _read_one(file: IO[bytes], entry: Entry, scale: Callable[[str], Tensor]) -> Tensor:
-    streams = [Stream(part.kind, file.read(part.num_bytes), part.parameters) for part in entry.parts]
+def _read_one(file: IO[bytes], entry: Entry, get_scale: Callable[[str], Tensor]) -> Tensor:
+    streams = [Stream(stream.kind, file.read(stream.num_bytes), stream.parameters) for stream in entry.streams]
     try:
-        tensor = decode(entry, streams, scale)
+        tensor = decode(entry, streams, get_scale)
     except ValueError as error:
         raise ValueError(f"tensor {entry.name[:200]!r} is damaged: {error}") from None
     if checksum(entry.name, tensor) != entry.crc32:
-        raise ValueError(f"tensor {entry.name[:200]!r} is damaged: its checksum is another")
+        raise ValueError(f"tensor {entry.name[:200]!r} is damaged: its checksum does not match")
     return tensor
 
 
@@ -135,4 +137,4 @@ def _assign(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> Non
     try:
         model.load_state_dict({keys[name]: tensor for name, tensor in state.items()}, strict=True)
     except RuntimeError as error:
-        raise ValueError(f"{path}: the model takes no such state dict: {error}") from None
+        raise ValueError(f"{path}: the model does not accept this state dict: {error}") from None

@@ -1,8 +1,9 @@
-"""The pieces that a packed tensor is made of, and what one way of packing would cost."""
+"""Streams of a packed tensor, plans to write them, and checks of their parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 Parameter = int | str
@@ -10,12 +11,12 @@ Parameter = int | str
 
 @dataclass(frozen=True)
 class Stream:
-    """A piece of a packed tensor.
+    """A sequence of bytes that holds one aspect of a packed tensor, for example its mask or its codebook.
 
     Attributes:
-        kind: What it holds, such as ``"gaps"`` or ``"codebook"``.
-        data: Its bytes in the file.
-        parameters: What is needed to read them.
+        kind: Kind of the encoding that reads it, for example ``"gaps"`` or ``"codebook"``.
+        data: Bytes in the file.
+        parameters: Integers and strings that the encoding needs to read the bytes.
     """
 
     kind: str
@@ -25,42 +26,64 @@ class Stream:
 
 @dataclass(frozen=True)
 class EncodingPlan:
-    """One way of packing, before it is done.
+    """Estimated size of some streams, and the function that writes them.
+
+    Many plans are compared for every tensor, and only the cheapest is carried out.
 
     Attributes:
-        num_bytes: How many bytes it will take, to within a few.
-        make: Does it.
+        num_bytes: Size in bytes, exact to within a few bytes.
+        make: Returns the streams.
+        num_fixed_bytes: Size in bytes with symbols of a fixed number of bits instead of entropy coding; infinite if
+            the encoding has no such form.
     """
 
     num_bytes: float
     make: Callable[[], list[Stream]]
+    num_fixed_bytes: float = math.inf
 
     def __add__(self, other: EncodingPlan) -> EncodingPlan:
-        return EncodingPlan(self.num_bytes + other.num_bytes, lambda: self.make() + other.make())
+        return EncodingPlan(
+            self.num_bytes + other.num_bytes,
+            lambda: self.make() + other.make(),
+            self.num_fixed_bytes + other.num_fixed_bytes,
+        )
 
 
 def cheapest(*plans: EncodingPlan | None) -> EncodingPlan:
-    """Of the plans that there are, the one with the fewest bytes; of equal ones the first."""
+    """Return the plan with the fewest bytes, and the first one of several with the same size."""
     return min((plan for plan in plans if plan is not None), key=lambda plan: plan.num_bytes)
 
 
-def exactly(number: int, parameters: tuple[object, ...]) -> tuple[object, ...]:
-    """The parameters of a stream, if they are so many.
+def next_stream(streams: Iterator[Stream]) -> Stream:
+    """Return the next stream of a tensor.
 
     Raises:
-        ValueError: If they are not.
+        ValueError: If there is none.
+    """
+    stream = next(streams, None)
+    if stream is None:
+        raise ValueError("a stream is missing")
+    return stream
+
+
+def checked_parameters(number: int, parameters: tuple[object, ...]) -> tuple[object, ...]:
+    """Return the parameters of a stream if there are ``number`` of them.
+
+    Raises:
+        ValueError: If there are more or fewer.
     """
     if len(parameters) != number:
-        raise ValueError(f"a stream has {len(parameters)} parameters instead of {number}")
+        raise ValueError(f"a stream must have {number} parameters, but has {len(parameters)}")
     return parameters
 
 
-def whole(value: object, *, at_most: int, at_least: int = 0) -> int:
-    """A number that a file claims, if it is whole and within its bounds.
+def checked_int(value: object, *, at_most: int, at_least: int = 0) -> int:
+    """Return an integer read from a file if it lies within its bounds, which are inclusive.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If it is not an integer or out of bounds.
     """
+    # JSON's true and false are integers in Python.
     if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= at_most:
-        raise ValueError(f"{str(value)[:40]!r} is no whole number from {at_least} to {at_most}")
+        raise ValueError(f"{str(value)[:40]!r} must be an integer from {at_least} to {at_most}")
     return value

@@ -1,4 +1,4 @@
-"""The tensors of a model that go into a file."""
+"""State dict of a model as the tensors of a packed file."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from torch import Tensor, nn
 
 from lightning_compress.packing.bit_patterns import DTYPES, dtype_name
 
-HALVES = ("codebooks", "norms")
+HALF_CHOICES = ("codebooks", "norms")
 _COMPILED = "_orig_mod."
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
-def plain_name(name: str) -> str:
-    """A tensor's name without ``torch.compile``.
+def uncompiled_name(name: str) -> str:
+    """Return a tensor's name without the prefixes of ``torch.compile``.
 
-    >>> plain_name("_orig_mod.net._orig_mod.weight")
+    >>> uncompiled_name("_orig_mod.net._orig_mod.weight")
     'net.weight'
     """
     return name.replace(_COMPILED, "")
 
 
 def tensors_of(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a state dict by their plain names.
+    """Return the tensors of a model or state dict by their uncompiled names.
 
     Raises:
-        ValueError: For what is no tensor, or none that has bits of its own in memory.
+        ValueError: If the state dict holds an object that is not a tensor, or a tensor without strided memory of its
+            own, for example on the meta device, or of an unsupported dtype.
     """
     state: Mapping[str, Any] = model.state_dict() if isinstance(model, nn.Module) else model
     for name, value in state.items():
@@ -36,18 +37,20 @@ def tensors_of(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise ValueError(f"save_packed: {name!r} is a {type(value).__name__}; only tensors can be packed.")
         if value.is_meta or value.layout != torch.strided or dtype_name(value.dtype) not in DTYPES:
             raise ValueError(
-                f"save_packed: {name!r} ({value.dtype}, {value.layout}, on {value.device.type}) has no plain values "
-                "in memory that could be packed."
+                f"save_packed: {name!r} ({value.dtype}, {value.layout}, on {value.device.type}) cannot be packed; only "
+                "dense tensors in memory are supported."
             )
-    return {plain_name(name): value.detach() for name, value in state.items()}
+    return {uncompiled_name(name): value.detach() for name, value in state.items()}
 
 
-def shared_with(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Of every tensor that is another one under a second name, the first name."""
+def shared_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the first name of each tensor that has several names, by its other names."""
     first: dict[Any, str] = {}
     found = {}
     for name, tensor in tensors.items():
+        # The data pointers of empty tensors are all zero.
         if tensor.numel():
+            # Shape, strides and the lazy bits too, because views of one memory may hold different values.
             key = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.is_neg())
             other = first.setdefault((*key, tensor.is_conj()), name)
             if other != name:
@@ -55,29 +58,34 @@ def shared_with(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return found
 
 
-def norms_of(model: nn.Module | Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> frozenset[str]:
-    """Names of tensors that belong to normalization layers: by their class, or beside a running mean."""
+def norm_tensor_names(model: nn.Module | Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> frozenset[str]:
+    """Return the names of the tensors of normalization layers.
+
+    Layers are recognized by their class, and in a state dict, which has no classes, by a running mean.
+    """
     owners = {name.rpartition(".")[0] for name in tensors if name.rpartition(".")[2] == "running_mean"}
     if isinstance(model, nn.Module):
-        owners |= {plain_name(f"{name}.")[:-1] for name, module in model.named_modules() if isinstance(module, _NORMS)}
+        named = model.named_modules()
+        owners |= {uncompiled_name(f"{name}.")[:-1] for name, module in named if isinstance(module, _NORMS)}
     return frozenset(name for name in tensors if name.rpartition(".")[0] in owners)
 
 
 def checked_halves(half: Sequence[str]) -> frozenset[str]:
-    """What is to be rounded to float16.
+    """Return the groups of tensors to round to float16.
 
     Raises:
-        ValueError: For what cannot be.
+        ValueError: If a group is unknown.
     """
     names = (half,) if isinstance(half, str) else tuple(half)
-    unknown = [name for name in names if name not in HALVES]
+    unknown = [name for name in names if name not in HALF_CHOICES]
     if unknown:
-        raise ValueError(f"save_packed(half={half!r}): {unknown[0]!r} is none of {', '.join(map(repr, HALVES))}.")
+        choices = " or ".join(map(repr, HALF_CHOICES))
+        raise ValueError(f"save_packed(half={half!r}): {unknown[0]!r} is not supported; use {choices}.")
     return frozenset(names)
 
 
-def as_half(tensor: Tensor) -> Tensor | None:
-    """A tensor in float16, or ``None`` if it is not wider, or has values that are too large for it."""
+def to_half(tensor: Tensor) -> Tensor | None:
+    """Return a float16 copy of a wider tensor, or ``None`` if its values exceed the range of float16."""
     if tensor.dtype not in (torch.float32, torch.float64):
         return None
     rounded = tensor.half()

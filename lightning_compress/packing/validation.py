@@ -1,4 +1,4 @@
-"""Whether a file and a model have the same tensors, and what is different if not."""
+"""Comparison of the names and shapes of a packed file with those of a model."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lightning_compress.packing.entry import Entry
-from lightning_compress.packing.tensors import plain_name
+from lightning_compress.packing.tensors import uncompiled_name
 
-_FEW = 3
+_MAX_LISTED = 3
 
 
 def keys_of_model(model: nn.Module) -> dict[str, str]:
-    """Keys of a model's state dict by the plain names of its tensors."""
-    return {plain_name(key): key for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    """Return the keys of a model's state dict by their uncompiled names."""
+    return {uncompiled_name(key): key for key, value in model.state_dict().items() if isinstance(value, Tensor)}
 
 
 def check_match(entries: Sequence[Entry], model: nn.Module) -> None:
-    """Compares names and shapes.
+    """Check that a file and a model have the same tensors.
 
     Raises:
-        ValueError: If they differ, or if the model has no memory for values yet.
+        ValueError: If names or shapes differ, or if tensors of the model are on the meta device.
     """
-    state = {plain_name(key): value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    state = {uncompiled_name(key): value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
     by_name = {entry.name: entry for entry in entries}
     if set(by_name) != set(state):
         raise ValueError(_difference(sorted(by_name), sorted(state)))
     for name, tensor in state.items():
         entry = by_name[name]
-        shape = by_name[entry.same].shape if entry.same is not None else entry.shape
+        shape = by_name[entry.shared_with].shape if entry.shared_with is not None else entry.shape
         if shape != tuple(tensor.shape):
             raise ValueError(f"{name!r} has shape {shape} in the file and {tuple(tensor.shape)} in the model")
         if tensor.is_meta:
@@ -37,26 +37,24 @@ def check_match(entries: Sequence[Entry], model: nn.Module) -> None:
 
 
 def _difference(in_file: list[str], in_model: list[str]) -> str:
-    for longer, shorter, whose, others in (
-        (in_file, in_model, "the file", "the model"),
-        (in_model, in_file, "the model", "the file"),
+    # The most frequent cause: a submodule was saved and the whole model is loaded, or the other way around.
+    for longer, shorter, owner, other, verb in (
+        (in_file, in_model, "file", "model", "save"),
+        (in_model, in_file, "model", "file", "load into"),
     ):
-        prefix = _prefix(longer, shorter)
+        prefix = _common_prefix(longer, shorter)
         if prefix:
-            part = prefix.removesuffix(".")
-            what = "save" if whose == "the file" else "load into"
+            submodule = prefix.removesuffix(".")
             return (
-                f"all names of {whose} are those of {others} with {prefix!r} before them; {what} its part {part!r} "
-                "instead of the whole"
+                f"the names of the {owner} are those of the {other} with the prefix {prefix!r}; {verb} the submodule "
+                f"{submodule!r} instead"
             )
-    missing, surplus = sorted(set(in_model) - set(in_file)), sorted(set(in_file) - set(in_model))
-    return (
-        f"its names are not the model's: it lacks {_listed(missing)}, and has {_listed(surplus)}, which the model lacks"
-    )
+    missing, unexpected = sorted(set(in_model) - set(in_file)), sorted(set(in_file) - set(in_model))
+    return f"its names do not match the model; missing: {_listed(missing)}; unexpected: {_listed(unexpected)}"
 
 
-def _prefix(longer: list[str], shorter: list[str]) -> str:
-    """What all of the longer names have before the shorter ones, or nothing."""
+def _common_prefix(longer: list[str], shorter: list[str]) -> str:
+    """Return the prefix by which all of the longer names differ from the shorter ones, or an empty string."""
     if not shorter or len(longer) != len(shorter):
         return ""
     candidate = next((name.removesuffix(shorter[0]) for name in longer if name.endswith(f".{shorter[0]}")), "")
@@ -65,6 +63,6 @@ def _prefix(longer: list[str], shorter: list[str]) -> str:
 
 def _listed(names: list[str]) -> str:
     if not names:
-        return "nothing"
-    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
-    return ", ".join(name[:200] for name in names[:_FEW]) + more
+        return "none"
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(name[:200] for name in names[:_MAX_LISTED]) + more

@@ -1,1 +1,1 @@
-"""What pruning is made of: patterns, scores, distributions, growth, and the pruner that puts them together."""
+"""Pruning: patterns, scores, distributions, growth, and the pruners that combine them into masks."""

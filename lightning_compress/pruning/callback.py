@@ -1,4 +1,4 @@
-"""Pruning: masks that follow a schedule."""
+"""Pruning callback: masks that follow a schedule."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing_extensions import final
 
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
-from lightning_compress.pruning.channel_groups import ModelChannelGroups
 from lightning_compress.pruning.channel_pruner import ChannelPruner
 from lightning_compress.pruning.distributions import Distribution, Uniform
 from lightning_compress.pruning.growth import Growth
+from lightning_compress.pruning.model_channel_groups import ModelChannelGroups
 from lightning_compress.pruning.patterns import NM, Channels, Pattern, Unstructured, WeightPattern
 from lightning_compress.pruning.probe_scores import ProbeScore, probe_score
 from lightning_compress.pruning.pruner import Pruner, WeightPruner
@@ -26,43 +26,51 @@ from lightning_compress.pruning.scores import Magnitude, Score
 from lightning_compress.pruning.snapshot import Snapshot
 from lightning_compress.schedules import Progress, Schedule
 from lightning_compress.targets import Targets
-from lightning_compress.trainer.lightning import loss_scale, refuse_strategy
-from lightning_compress.trainer.masking import MaskCallback
+from lightning_compress.trainer.constraint_callback import ConstraintCallback
+from lightning_compress.trainer.lightning import check_strategy, loss_scale
 from lightning_compress.trainer.probe import TrainingProbe
 from lightning_compress.trainer.progress import check_time_fits, progress
-from lightning_compress.trainer.scheduled import ScheduledConstraintCallback
 
 
 @final
-class Pruning(ScheduledConstraintCallback[MaskConstraint], MaskCallback):
-    """Prunes weights on a schedule while the model trains, and keeps them exactly zero.
+class Pruning(ConstraintCallback[MaskConstraint]):
+    """Prune weights on a schedule while the model trains, and keep them exactly zero.
 
     Weights stay plain parameters under their own names. They are projected onto the mask after every completed
     optimizer step, gradients before clipping, optimizer state and averages of the weights when the mask changes.
+    Gradual magnitude pruning after Zhu and Gupta 2017 (arXiv:1710.01878) is the default.
 
     Args:
-        sparsity: Fraction of the targets' weights that is zero in the end, in [0, 1); or a dict from globs over layer
-            names to sparsities, in which the first match counts, each glob's layers are ranked among themselves, and
-            layers without a match stay dense.
-        pattern: Shape of the zeros.
-        score: What ranks the weights; the lowest go.
+        sparsity: Fraction of zeros among the selected weights at the end of the schedule, in [0, 1); or a dict that
+            maps globs over layer names to sparsities. The first glob that matches a layer counts, the layers of each
+            glob are ranked among themselves, and layers without a match stay dense.
+        pattern: Sparsity pattern of the masks.
+        score: Importance score of the weights; the lowest are pruned.
         scope: Rank all layers together (``"global"``; no layer loses its last unit) or each by itself (``"layer"``).
-        schedule: When masks are updated, and how sparse they are on the way.
-        targets: Which weights.
-        distribution: Spreads the sparsity over layers that are then ranked each by itself; ``None`` leaves that to
+        schedule: Times of the mask updates and the sparsity at each.
+        targets: Selection of the weights.
+        distribution: Distribution of the sparsity over layers that are then ranked one by one; ``None`` leaves that to
             ``scope``.
-        growth: Drops and grows weights at every update once masked (dynamic sparse training).
-        rewind: What returns to an earlier state after each update.
-        recalibrate: Number of training batches with which batch-norm statistics are estimated anew after each update.
-        example_inputs: What the deployable part is called with (tensor, tuple or dict), for scores that call it; by
-            default the module's ``example_input_array``, or what a training step shows.
+        growth: Drop-and-grow rule that is applied at every update after the first (dynamic sparse training).
+        rewind: State that returns to an earlier value after each update.
+        recalibrate: Number of training batches from which batch-norm statistics are re-estimated after each update.
+        example_inputs: Arguments of the deployable submodule (a tensor, a tuple, or a dict of keyword arguments), for
+            scores that call it; by default the module's ``example_input_array``, or the arguments that it receives in
+            a training step.
 
     Raises:
-        ValueError: For a sparsity outside [0, 1) or that the pattern cannot have, and for options that exclude each
-            other; in ``setup`` for targets that match nothing, layers that do not fit, and unsupported strategies.
+        ValueError: If the sparsity lies outside of [0, 1) or is not possible with the pattern, and if options exclude
+            each other; in ``setup`` if targets match nothing, layers do not fit the pattern, or the strategy is not
+            supported.
 
+    >>> from lightning.pytorch import Trainer
     >>> callback = Pruning(0.9, schedule=Schedule(begin=0.1, end=0.6))
+    >>> trainer = Trainer(max_epochs=10, callbacks=[callback], logger=False, enable_checkpointing=False)
     """
+
+    constraint_class = MaskConstraint
+    noun = "masks"
+    verb = "masked"
 
     def __init__(
         self,
@@ -103,17 +111,22 @@ class Pruning(ScheduledConstraintCallback[MaskConstraint], MaskCallback):
         self.recalibrate = recalibrate
         self.example_inputs = example_inputs
         self._pruner: Pruner[Any] | None = None
-        self._coupling: ModelChannelGroups | None = None
+        self._channel_groups: ModelChannelGroups | None = None
         self._snapshot: Snapshot | None = None
         self._gradients: dict[str, Tensor] = {}
         self._batch: tuple[Any, int] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses early what cannot work."""
+        """Check options, strategy and targets before the fit; find the channel groups of the model."""
         if stage == "fit" and isinstance(self.pattern, Channels):
-            refuse_strategy(trainer, "Pruning")
-            self._coupling = ModelChannelGroups(trainer, pl_module, self.pattern, self.targets, self.example_inputs)
-            self._coupling.check(self._coupling.pools(pl_module, self.sparsity, each=self.scope == "layer"))
+            check_strategy(trainer, "Pruning")
+            self._channel_groups = ModelChannelGroups(
+                trainer, pl_module, self.pattern, self.targets, self.example_inputs
+            )
+            ranking_groups = self._channel_groups.ranking_groups(
+                pl_module, self.sparsity, per_group=self.scope == "layer"
+            )
+            self._channel_groups.check(ranking_groups)
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
@@ -127,11 +140,11 @@ class Pruning(ScheduledConstraintCallback[MaskConstraint], MaskCallback):
             )
 
     def layers(self, model: nn.Module) -> list[Layer]:
-        """The selected weights, or all tensors that make the channels in question."""
-        return super().layers(model) if self._coupling is None else self._coupling.layers(model)
+        """Return the selected weights, or all tensors that produce the channels of the selected groups."""
+        return super().layers(model) if self._channel_groups is None else self._channel_groups.layers(model)
 
     def check(self, layers: Sequence[Layer]) -> None:
-        """Refuses layers that do not fit the pattern or that would be emptied."""
+        """Raise a ``ValueError`` for layers that do not fit the pattern or would lose all of their weights."""
         if isinstance(self.pattern, WeightPattern):
             misfits = self.pattern.misfits(layers)
             if misfits:
@@ -142,37 +155,32 @@ class Pruning(ScheduledConstraintCallback[MaskConstraint], MaskCallback):
         whole_only[type(self.pattern).__name__] = isinstance(self.pattern, Channels)
         option = next((name for name, used in whole_only.items() if used), None)
         if option is not None and any(layer.group is not None for layer in layers):
-            raise ValueError(f"{option} does not work on sharded weights: use DDP, or leave it out.")
+            raise ValueError(f"{option} is not supported for sharded weights: use DDP, or leave it out.")
 
     def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
-        """Begins at no sparsity, or where the state left off."""
+        """Start dense, or restore masks, accumulated scores and the snapshot."""
         super().prepare(trainer, state)
         assert self.constraint is not None
         state = state or {}
-        accumulated_scores, layers = state.get("accumulated_scores", {}), self.constraint.layers
         self._pruner = self._make_pruner(trainer.lightning_module, self.constraint)
-        self._pruner.accumulated_scores = {
-            la.name: la.local(accumulated_scores[la.name]) for la in layers if la.name in accumulated_scores
-        }
+        if self._pruner.accumulator is not None:
+            self._pruner.accumulator.load_state_dict(self.constraint.layers, state.get("accumulated_scores", {}))
         self._snapshot = Snapshot.from_state(state["snapshot"]) if state.get("snapshot") else None
         if self.recalibrate is not None:
             check_loader(trainer)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Masks, counters, gathered accumulated_scores and what is rewound to: tensors and plain values only."""
-        if self.constraint is None or self._pruner is None:
-            return super().state_dict()
-        accumulated_scores, layers = self._pruner.accumulated_scores, self.constraint.layers
+    def current_state(self) -> dict[str, Any]:
+        """Return masks, counters, accumulated scores and the snapshot to rewind to."""
+        assert self.constraint is not None
+        accumulator = None if self._pruner is None else self._pruner.accumulator
         return {
-            **super().state_dict(),
-            "accumulated_scores": {
-                la.name: la.full(accumulated_scores[la.name]).cpu() for la in layers if la.name in accumulated_scores
-            },
+            **super().current_state(),
+            "accumulated_scores": {} if accumulator is None else accumulator.state_dict(self.constraint.layers),
             "snapshot": self._snapshot.state_dict() if self._snapshot else None,
         }
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keeps the batch for scores that need one, and prunes what is due before the first step."""
+        """Keep the batch for scores that need one, and make an update that is due before the first step."""
         self._batch = (batch, batch_idx)
         if self._starting and self._probe_score is not None:
             assert self.constraint is not None
@@ -180,40 +188,44 @@ class Pruning(ScheduledConstraintCallback[MaskConstraint], MaskCallback):
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Projects gradients of manual optimization, unless they are to be read dense before the step."""
+        """Project gradients in manual optimization, unless growth reads dense ones before the step."""
         if not self._needs_gradients(trainer):
             super().on_after_backward(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Reads dense gradients where the score or the growth needs them, then projects them."""
+        """Read dense gradients if score or growth needs them, then project them."""
         if self._pruner is not None:
             held = self.held_by(optimizer)
-            self._pruner.read_gradients(held, loss_scale(trainer, optimizer))
+            if self._pruner.accumulator is not None:
+                self._pruner.accumulator.read(held, loss_scale(trainer, optimizer))
             if self._needs_gradients(trainer):
                 self._gradients.update({la.name: la.gradient.clone() for la in held if la.parameter.grad is not None})
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def after_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
-        """Counts gradients that were read, and updates the masks where that is due."""
+        """Count the gradients that were read, and make an update that is due."""
         assert self._pruner is not None
-        self._pruner.step_completed(self.held_by(optimizer))
+        if self._pruner.accumulator is not None:
+            self._pruner.accumulator.step_completed(self.held_by(optimizer))
         super().after_step(trainer, optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Lets go of the batch."""
+        """Let go of the batch."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._batch = None
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keeps what a next fit needs and lets go of the model."""
-        super().teardown(trainer, pl_module, stage)
-        vars(self).update(_outside_fits())
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy needs, without what belongs to the fit."""
-        return {**super().__getstate__(), **_outside_fits()}
+    def outside_fit(self) -> dict[str, Any]:
+        """Return the attributes that refer to a fit, with the values that they have outside of one."""
+        fresh: dict[str, Any] = {
+            "_pruner": None,
+            "_channel_groups": None,
+            "_snapshot": None,
+            "_batch": None,
+            "_gradients": {},
+        }
+        return {**super().outside_fit(), **fresh}
 
     @property
     def _probe_score(self) -> ProbeScore | None:
@@ -221,7 +233,7 @@ class Pruning(ScheduledConstraintCallback[MaskConstraint], MaskCallback):
 
     @property
     def times(self) -> dict[str, int | float | str]:
-        """As of every schedule; dynamic sparse training goes on after all was masked at one stroke."""
+        """Times of the schedule by name; dynamic sparse training goes on after a one-shot mask."""
         every = {name: getattr(self.schedule, name) for name in ("begin", "end", "every")}
         return super().times if self.growth is None else every
 
@@ -237,18 +249,18 @@ class Pruning(ScheduledConstraintCallback[MaskConstraint], MaskCallback):
         ticked = self.schedule.tick(now) > self._tick
         if self._landed:
             return self.growth is not None and ticked and not now.reached(self.schedule.end)
-        return ticked or self.schedule.landed(now)
+        return ticked or self.schedule.finished(now)
 
     def _needs_gradients(self, trainer: Trainer) -> bool:
         if self.growth is None or not self.growth.needs_gradient or self._tick < 0:
             return False
         return self._is_due(progress(trainer, self.steps + 1, in_step=True))
 
-    def advance(self, trainer: Trainer, now: Progress) -> None:
-        """Does what is due at this moment of the run."""
+    def update(self, trainer: Trainer, now: Progress) -> None:
+        """Take the snapshot to rewind to, and replace the masks, if the schedule has either due now."""
         if self.rewind is not None and self._snapshot is None and now.reached(self.rewind.to):
             self._snapshot = Snapshot.take(trainer, weights=self.rewind.weights)
-        if self._pruner is None or not self._is_due(now) or not self._pruner.has_accumulated_scores:
+        if self._pruner is None or not self._is_due(now) or not self._pruner.is_ready:
             return
         assert self.constraint is not None
         first = self._tick < 0
@@ -260,22 +272,22 @@ class Pruning(ScheduledConstraintCallback[MaskConstraint], MaskCallback):
             gradients=self._gradients,
         )
         self._gradients = {}
-        self._tick, self._landed = 0 if self._is_single else self.schedule.tick(now), self.schedule.landed(now)
+        self._tick, self._landed = 0 if self._is_single else self.schedule.tick(now), self.schedule.finished(now)
         if self._snapshot is not None:
             self._snapshot.restore_(trainer)
             self.constraint.project_weights_()
-        self.update_constraint(trainer)
+        self.constraint_replaced(trainer)
         if self.recalibrate is not None:
             recalibrate_norms(trainer, self._probe(trainer), num_batches=self.recalibrate, seed=self.steps)
 
     def _make_pruner(self, model: nn.Module, constraint: MaskConstraint) -> Pruner[Any]:
         layers, pattern, score = constraint.layers, self.pattern, self.score
         if isinstance(pattern, WeightPattern):
-            pools = make_ranking_groups(layers, self.sparsity, self.distribution, unit_size=pattern.unit_size)
-            return WeightPruner(constraint, pools, score, pattern=pattern, growth=self.growth)
+            groups = make_ranking_groups(layers, self.sparsity, self.distribution, unit_size=pattern.unit_size)
+            return WeightPruner(constraint, groups, score, pattern=pattern, growth=self.growth)
         assert isinstance(pattern, Channels)
-        assert self._coupling is not None
-        channels = self._coupling.pools(model, self.sparsity, each=self.scope == "layer")
+        assert self._channel_groups is not None
+        channels = self._channel_groups.ranking_groups(model, self.sparsity, per_group=self.scope == "layer")
         return ChannelPruner(constraint, channels, score, round_to=pattern.round_to)
 
     def _probe(self, trainer: Trainer) -> TrainingProbe:
@@ -289,11 +301,6 @@ class Pruning(ScheduledConstraintCallback[MaskConstraint], MaskCallback):
             module=self.targets.module,
             example_inputs=self.example_inputs,
         )
-
-
-def _outside_fits() -> dict[str, Any]:
-    """Attributes that hold on to the model or to a batch, as they are outside of fits."""
-    return {"_pruner": None, "_coupling": None, "_snapshot": None, "_batch": None, "_gradients": {}}
 
 
 def _check_channels(pattern: Channels, *, whole: bool, alone: bool) -> None:

@@ -1,4 +1,4 @@
-"""Which channels go, group by group or all together."""
+"""Structured pruning: masks of whole channels, ranked by their score per saved cost."""
 
 from __future__ import annotations
 
@@ -22,144 +22,171 @@ from lightning_compress.pruning.scores import Score
 
 @dataclass(frozen=True, eq=False)
 class ChannelRankingGroup:
-    """Groups whose channels are ranked together.
+    """Channel groups that are ranked together.
 
     Attributes:
-        members: The groups.
-        sparsity: The part of the cost that is gone in the end.
-        cost: What is counted.
+        channel_groups: The channel groups.
+        sparsity: Fraction of the cost to remove by the end of the schedule.
+        cost: Cost of the remaining channels.
     """
 
-    members: tuple[RankedChannelGroup, ...]
+    channel_groups: tuple[RankedChannelGroup, ...]
     sparsity: float
     cost: Cost
 
     @cached_property
-    def dense(self) -> float:
-        """The cost with all channels."""
-        return self.cost.left(self._none)
+    def dense_cost(self) -> float:
+        """Cost with all channels."""
+        return self.cost.remaining(self._none_removed)
 
     @cached_property
     def savings(self) -> list[float]:
-        """What a channel of each group saves, on average over half of them."""
-        saved = []
-        for group in self._none:
+        """Cost saved per channel of each channel group, averaged over half of its channels; above zero."""
+        savings = []
+        for group in self._none_removed:
             half = torch.arange(group.num_channels) < max(group.num_channels // 2, 1)
-            saved.append((self.dense - self.cost.left({**self._none, group: half})) / int(half.sum()))
-        least = max(sum(saved) / len(saved) / 100, 1e-12)  # a clock may say that nothing was saved
-        return [max(each, least) for each in saved]
+            remaining = self.cost.remaining({**self._none_removed, group: half})
+            savings.append((self.dense_cost - remaining) / int(half.sum()))
+        # A measured latency may not decrease at all, and scores are divided by the saving.
+        floor = max(sum(savings) / len(savings) / 100, 1e-12)
+        return [max(saving, floor) for saving in savings]
 
     @property
-    def _none(self) -> dict[ChannelGroup, Tensor]:
-        return {m.group: torch.zeros(m.group.num_channels, dtype=torch.bool) for m in self.members}
+    def _none_removed(self) -> dict[ChannelGroup, Tensor]:
+        groups = [ranked.group for ranked in self.channel_groups]
+        return {group: torch.zeros(group.num_channels, dtype=torch.bool) for group in groups}
 
 
 class ChannelPruner(Pruner[ChannelRankingGroup]):
-    """Masks for everything that makes a channel.
+    """Pruner of whole channels: masks all tensors that produce a channel.
 
     Args:
-        constraint: Holds the masks of all tensors that make channels.
-        pools: What is ranked together.
-        score: What ranks the channels.
-        round_to: Keep a multiple of so many channels of a layer.
+        constraint: Masks of all tensors that produce channels.
+        ranking_groups: Channel groups that are ranked together.
+        score: Importance score of the channels.
+        round_to: Number that the kept channels of each layer are a multiple of.
     """
 
     def __init__(
-        self, constraint: MaskConstraint, pools: Sequence[ChannelRankingGroup], score: Score, *, round_to: int = 1
+        self,
+        constraint: MaskConstraint,
+        ranking_groups: Sequence[ChannelRankingGroup],
+        score: Score,
+        *,
+        round_to: int = 1,
     ) -> None:
-        super().__init__(constraint, pools, score, probe_score(score, channels=True))
+        super().__init__(constraint, ranking_groups, score, probe_score(score, channels=True))
         self.round_to = round_to
 
     @override
-    def _prune(self, due: Sequence[float], step: int) -> None:
+    def _prune(self, sparsities: Sequence[float], step: int) -> None:
         masks = self.constraint.masks
-        for pool, share in zip(self.pools, due, strict=True):
-            for member, gone in zip(pool.members, self._lowest(pool, share, step), strict=True):
-                for i, part in member.masked:
-                    masks[i].index_fill_(part.dim, part.of(gone).to(masks[i].device), False)
+        for ranking_group, sparsity in zip(self.ranking_groups, sparsities, strict=True):
+            removed = self._lowest_channels(ranking_group, sparsity, step)
+            for ranked, channels in zip(ranking_group.channel_groups, removed, strict=True):
+                for i, item in ranked.mask_slices:
+                    masks[i].index_fill_(item.dim, item.positions_of(channels).to(masks[i].device), False)
         self.constraint.replace(masks)
 
     @override
-    def _masked(self, pool: ChannelRankingGroup) -> float:
-        gone = {member.group: self._gone(member) for member in pool.members}
-        return 1 - pool.cost.left(gone) / pool.dense
+    def _current_sparsity(self, ranking_group: ChannelRankingGroup) -> float:
+        masked = {ranked.group: self._masked_channels(ranked) for ranked in ranking_group.channel_groups}
+        return 1 - ranking_group.cost.remaining(masked) / ranking_group.dense_cost
 
-    def _lowest(self, pool: ChannelRankingGroup, share: float, step: int) -> list[Tensor]:
-        """The channels of each group that go: as few of the lowest as it takes to lose a share of the cost."""
-        of_members = [self.score.of_channels(member, self.accumulated_scores, step) for member in pool.members]
-        scores = [per_saving(*each) for each in zip(of_members, pool.savings, strict=True)]
-        gone = [self._gone(member) for member in pool.members]
-        scores = [values.masked_fill(dead, -math.inf) for values, dead in zip(scores, gone, strict=True)]
+    def _lowest_channels(self, ranking_group: ChannelRankingGroup, sparsity: float, step: int) -> list[Tensor]:
+        """Select the lowest channels, as few as are enough to reduce the cost by the sparsity.
+
+        Returns:
+            For each channel group, bool of shape ``(num_channels,)``.
+        """
+        ranked_groups = ranking_group.channel_groups
+        groups = [ranked.group for ranked in ranked_groups]
+        scores = [
+            score_per_saving(self.score.channel_importance(ranked, self.accumulated_scores, step), saving)
+            for ranked, saving in zip(ranked_groups, ranking_group.savings, strict=True)
+        ]
+        # Masked channels stay masked: they come first in the order.
+        masked = [self._masked_channels(ranked) for ranked in ranked_groups]
+        scores = [values.masked_fill(dead, -math.inf) for values, dead in zip(scores, masked, strict=True)]
         order = torch.cat(scores).argsort(stable=True)
-        sizes = [member.group.num_channels for member in pool.members]
-        steps = [multiple(member.group, self.round_to) for member in pool.members]
+        sizes = [group.num_channels for group in groups]
+        multiples = [channel_multiple(group, self.round_to) for group in groups]
 
-        def lowest(num: int) -> list[Tensor]:
-            chosen = torch.zeros(len(order), dtype=torch.bool).index_fill_(0, order[:num], True)
-            return [rounded(*each) for each in zip(chosen.split(sizes), scores, steps, strict=True)]
+        def lowest(num_channels: int) -> list[Tensor]:
+            selected = torch.zeros(len(order), dtype=torch.bool).index_fill_(0, order[:num_channels], True)
+            by_group = zip(selected.split(sizes), scores, multiples, strict=True)
+            return [round_selection(*arguments) for arguments in by_group]
 
-        groups = [member.group for member in pool.members]
-        allowed = pool.dense * (1 - share) * (1 + 1e-9)
-        fewest = _first(len(order), lambda num: pool.cost.left(dict(zip(groups, lowest(num), strict=True))) <= allowed)
-        return lowest(fewest)
+        # The cost does not increase with the number of removed channels, so that bisection finds the fewest. The
+        # tolerance is for costs that are sums of floats.
+        budget = ranking_group.dense_cost * (1 - sparsity) * (1 + 1e-9)
 
-    def _gone(self, member: RankedChannelGroup) -> Tensor:
-        """The channels that are masked."""
-        i, part = member.masked[0]
-        masked = self.constraint.zeros[i].movedim(part.dim, 0).flatten(1).all(dim=1).cpu()
-        gone = torch.zeros(member.group.num_channels, dtype=torch.bool)
-        gone[part.channels[masked[part.positions]]] = True
-        return gone
+        def fits(num_channels: int) -> bool:
+            return ranking_group.cost.remaining(dict(zip(groups, lowest(num_channels), strict=True))) <= budget
+
+        return lowest(_bisect(len(order), fits))
+
+    def _masked_channels(self, ranked: RankedChannelGroup) -> Tensor:
+        i, item = ranked.mask_slices[0]
+        zero_rows = self.constraint.zeros[i].movedim(item.dim, 0).flatten(1).all(dim=1).cpu()
+        masked = torch.zeros(ranked.group.num_channels, dtype=torch.bool)
+        masked[item.channels[zero_rows[item.positions]]] = True
+        return masked
 
 
-def multiple(group: ChannelGroup, round_to: int) -> int:
-    """Of how many of a group's channels a multiple is kept, so that its layers keep a multiple of ``round_to``.
+def channel_multiple(group: ChannelGroup, round_to: int) -> int:
+    """Return the multiple of the group's channels to keep, so that its layers keep a multiple of ``round_to``.
 
-    A channel of the group may be several of a layer: a head, or one channel of each group of a convolution.
+    One channel of the group may be several of a layer: a head, or one channel in each group of a convolution.
     """
-    widths = {len(part.positions) // group.num_channels for part in group.output_slices}
+    widths = {len(item.positions) // group.num_channels for item in group.output_slices}
     return math.lcm(*(round_to // math.gcd(round_to, width) for width in widths))
 
 
-def per_saving(scores: Tensor, saving: float) -> Tensor:
-    """Scores per square root of what a channel saves, so that of equally important ones the dearer goes first.
+def score_per_saving(scores: Tensor, saving: float) -> Tensor:
+    """Divide scores by the square root of the cost that one channel saves; negative scores are multiplied.
 
-    Per whole saving, the first layers, where images are large and channels few and dear, would lose nearly all of them.
+    Of channels of equal importance, the more expensive ones are then removed first. Divided by the saving itself, the
+    first layers of a CNN would lose nearly all of their channels, which are few and expensive.
     """
     unit = math.sqrt(saving)
     return torch.where(scores < 0, scores * unit, scores / unit)
 
 
-def rounded(chosen: Tensor, scores: Tensor, step: int) -> Tensor:
-    """Fewer of the chosen channels, the lowest, so that a multiple of ``step`` is kept, and at least one.
+def round_selection(selected: Tensor, scores: Tensor, multiple: int) -> Tensor:
+    """Reduce a selection of channels to its lowest, so that the number of kept channels is a positive multiple.
 
     Args:
-        chosen: Which channels are to go.
-        scores: Their scores.
-        step: What a multiple is kept of; all are where there are no more than that.
+        selected: Channels to remove, bool of shape ``(num_channels,)``.
+        scores: Their scores, of the same shape.
+        multiple: Number that the kept channels are a multiple of; if there are fewer channels, all are kept.
+
+    >>> round_selection(torch.tensor([True, True, True, False]), torch.tensor([3.0, 1.0, 2.0, 4.0]), 2)
+    tensor([False,  True,  True, False])
     """
-    kept = max(len(chosen) - int(chosen.sum()), 1)
-    wanted = min(-(-kept // step) * step, len(chosen))
+    kept = max(len(selected) - int(selected.sum()), 1)
+    wanted = min(-(-kept // multiple) * multiple, len(selected))
     order = scores.argsort(stable=True)
-    return torch.zeros_like(chosen).index_fill_(0, order[: len(chosen) - wanted], True)
+    return torch.zeros_like(selected).index_fill_(0, order[: len(selected) - wanted], True)
 
 
-def least_left(groups: Sequence[ChannelGroup], cost: Cost, round_to: int) -> float:
-    """The cost with as few channels of each group as may be kept."""
-    gone: dict[ChannelGroup, Tensor] = {}
+def minimum_cost(groups: Sequence[ChannelGroup], cost: Cost, round_to: int) -> float:
+    """Return the cost with as few channels of each group as can be kept."""
+    removed: dict[ChannelGroup, Tensor] = {}
     for group in groups:
         scores = torch.arange(group.num_channels)
-        gone[group] = rounded(torch.ones_like(scores, dtype=torch.bool), scores, multiple(group, round_to))
-    return cost.left(gone)
+        everything = torch.ones_like(scores, dtype=torch.bool)
+        removed[group] = round_selection(everything, scores, channel_multiple(group, round_to))
+    return cost.remaining(removed)
 
 
-def _first(high: int, holds: Callable[[int], bool]) -> int:
-    """The least number up to ``high`` of which something holds that then holds of all that are larger."""
-    low = 0
-    while low < high:
-        middle = (low + high) // 2
+def _bisect(stop: int, holds: Callable[[int], bool]) -> int:
+    """Return the least number up to ``stop`` for which a monotone predicate holds; ``stop`` if there is none."""
+    start = 0
+    while start < stop:
+        middle = (start + stop) // 2
         if holds(middle):
-            high = middle
+            stop = middle
         else:
-            low = middle + 1
-    return high
+            start = middle + 1
+    return stop

@@ -1,4 +1,4 @@
-"""Masks that stay."""
+"""Masks that stay as they are while a sparse model is fine-tuned."""
 
 from __future__ import annotations
 
@@ -7,40 +7,50 @@ from typing import Any
 from lightning.pytorch import Trainer
 from typing_extensions import final
 
+from lightning_compress.constraints.mask import MaskConstraint
+from lightning_compress.schedules import Progress, Schedule
 from lightning_compress.targets import Targets
-from lightning_compress.trainer.masking import MaskCallback
+from lightning_compress.trainer.constraint_callback import ConstraintCallback
 
 
 @final
-class Fixed(MaskCallback):
-    """Keeps the zeros that a loaded model has, while it is trained on.
+class Fixed(ConstraintCallback[MaskConstraint]):
+    """Keep the zeros of a loaded model while it is fine-tuned.
 
-    Weights are held, and norms are not: whole channels that are zero are better removed first, with :func:`shrink`.
+    Weights are masked, norms are not: channels that are zero as a whole are better removed first, by :func:`shrink`.
 
     Args:
-        targets: Which weights.
+        targets: Selection of the weights.
 
     Raises:
-        ValueError: When the fit begins, if none of the targets' weights is zero.
+        ValueError: When the fit begins, if none of the selected weights is zero.
+
+    >>> callback = Fixed(Targets(exclude=("head",)))
     """
 
+    constraint_class = MaskConstraint
+    noun = "masks"
+    verb = "masked"
+
     def __init__(self, targets: Targets = Targets()) -> None:
-        super().__init__(targets)
+        super().__init__(targets, Schedule(begin=0.0, curve="one_shot"))
 
     @property
     def reached(self) -> bool:
-        """Always: the zeros are there."""
+        """True: the zeros are there from the beginning."""
         return True
 
     def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
-        """Takes the masks from the state, else from the zeros of the weights."""
+        """Restore the masks, or take them from the zeros of the weights."""
+        super().prepare(trainer, state)
         assert self.constraint is not None
         if state:
-            self.steps = state["steps"]
-            self.constraint.load_state_dict(state["constraint"])
             return
         masks = [layer.weight != 0 for layer in self.constraint.layers]
         if not any(bool((~layer.full(mask)).any()) for layer, mask in zip(self.constraint.layers, masks, strict=True)):
             raise ValueError("Fixed() finds no zeros in its targets: load the sparse checkpoint before the fit.")
         self.constraint.replace(masks)
-        self.update_constraint(trainer)
+        self.constraint_replaced(trainer)
+
+    def update(self, trainer: Trainer, now: Progress) -> None:
+        """Leave the masks as they are."""

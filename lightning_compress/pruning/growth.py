@@ -1,4 +1,4 @@
-"""Dynamic sparse training: weights that are dropped and grown at constant sparsity."""
+"""Dynamic sparse training: rules that drop and grow weights at constant sparsity."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from lightning_compress.functional.importance import uniform_noise
 
 @dataclass(frozen=True)
 class Growth(ABC):
-    """At each update the smallest weights are dropped and as many others begin at zero.
+    """Base class of drop-and-grow rules: each update drops the smallest weights and grows as many others from zero.
 
     Args:
-        fraction: Part of the live weights num_dropped_and_grown at the first update; it falls to zero with a cosine.
+        fraction: Fraction of the live weights that are dropped at the first update, in (0, 1); it decays to zero along
+            a cosine.
 
     Raises:
         ValueError: If ``fraction`` is not in (0, 1).
@@ -32,18 +33,43 @@ class Growth(ABC):
         if not 0 < self.fraction < 1:
             raise ValueError(f"{type(self).__name__}(fraction={self.fraction}) must lie between 0 and 1.")
 
-    def num_dropped_and_grown(self, num_live: int, done: float) -> int:
-        """Number of weights to drop_and_grow of ``num_live``, when the fraction ``done`` of the schedule has passed."""
-        return round(num_live * self.fraction * (1 + math.cos(math.pi * min(done, 1.0))) / 2)
+    def num_dropped_and_grown(self, num_live: int, progress: float) -> int:
+        """Return the number of weights to drop, and to grow.
+
+        Args:
+            num_live: Number of weights that are not masked.
+            progress: Completed fraction of the schedule.
+        """
+        return round(num_live * self.fraction * (1 + math.cos(math.pi * min(progress, 1.0))) / 2)
 
     @abstractmethod
     def priority(self, layer: Layer, gradient: Tensor | None, step: int) -> Tensor:
-        """Which weights to grow first, highest first; float32, of the shape of the layer's part on this rank."""
+        """Return the priority with which masked weights grow, highest first.
+
+        Args:
+            layer: The layer.
+            gradient: Dense gradient of the local weight, if :attr:`needs_gradient`.
+            step: Completed optimizer steps.
+
+        Returns:
+            float32 of the shape of the local weight.
+        """
 
 
 @dataclass(frozen=True)
 class RigL(Growth):
-    """Grows where the dense gradient is largest. Evci et al. 2020 (arXiv:1911.11134)."""
+    """Grow weights with the largest dense gradients. Evci et al. 2020 (arXiv:1911.11134).
+
+    Args:
+        fraction: Fraction of the live weights that are dropped at the first update, in (0, 1); it decays to zero along
+            a cosine.
+
+    Raises:
+        ValueError: If ``fraction`` is not in (0, 1).
+
+    >>> [RigL(fraction=0.3).num_dropped_and_grown(1000, progress) for progress in (0.0, 0.5, 1.0)]
+    [300, 150, 0]
+    """
 
     needs_gradient = True
 
@@ -55,10 +81,18 @@ class RigL(Growth):
 
 @dataclass(frozen=True)
 class SET(Growth):
-    """Grows at random. Mocanu et al. 2018 (arXiv:1707.04780).
+    """Grow random weights: sparse evolutionary training. Mocanu et al. 2018 (arXiv:1707.04780).
 
     Args:
-        seed: Seed of the choice, which also depends on the step and the layer, and on nothing else.
+        fraction: Fraction of the live weights that are dropped at the first update, in (0, 1); it decays to zero along
+            a cosine.
+        seed: Seed of the choice, which otherwise depends only on the step and the layer.
+
+    Raises:
+        ValueError: If ``fraction`` is not in (0, 1).
+
+    >>> SET(fraction=0.5).num_dropped_and_grown(1000, 0.0)
+    500
     """
 
     seed: int = 0

@@ -1,4 +1,4 @@
-"""Which weights go together."""
+"""Sparsity patterns: units of weights that are pruned together."""
 
 from __future__ import annotations
 
@@ -19,39 +19,43 @@ from lightning_compress.targets import shorten
 
 
 class Pattern:
-    """The shape of the zeros."""
+    """Base class of sparsity patterns."""
 
     def check_sparsity(self, sparsity: float) -> None:
-        """Refuses a final sparsity the pattern cannot have, with a ``ValueError``."""
+        """Check a final sparsity.
+
+        Raises:
+            ValueError: If it is not possible with the pattern.
+        """
 
 
 class WeightPattern(Pattern, ABC):
-    """Zeros of each layer's weight by itself."""
+    """Base class of patterns within the weight of each layer."""
 
     @abstractmethod
     def misfits(self, layers: Sequence[Layer]) -> str:
-        """A sentence on the layers whose shape does not allow the pattern; empty if there are none."""
+        """Return an error message for layers with shapes that do not fit the pattern; empty if there are none."""
 
     @abstractmethod
     def choose(self, layers: Sequence[Layer], score: Callable[[Layer], Tensor], num_pruned: int) -> list[Tensor]:
-        """Masks for layers that are ranked together.
+        """Choose the masks of layers that are ranked together.
 
         Args:
             layers: The layers.
-            score: Gives each weight's score, of the shape of the layer's part on this rank; the lowest go.
-            num_pruned: Number of weights to mask in all of them.
+            score: Maps a layer to the scores of its weights, of the shape of the local weight; the lowest are pruned.
+            num_pruned: Number of weights to prune in all layers together.
 
         Returns:
-            Bool masks of the shapes of the scores, True where a weight stays.
+            Bool masks of the shapes of the scores, True where a weight is kept.
         """
 
     def unit_size(self, layer: Layer) -> int:
-        """Number of weights of the layer that go together."""
+        """Return the number of weights of the layer that are pruned together."""
         return 1
 
 
-class _Units(WeightPattern):
-    """Patterns whose units of equal size are ranked against each other by their mean score."""
+class _UnitPattern(WeightPattern):
+    """Base class of patterns with units of equal size, ranked by their mean score."""
 
     def choose(self, layers: Sequence[Layer], score: Callable[[Layer], Tensor], num_pruned: int) -> list[Tensor]:
         kept = keep_highest(
@@ -60,50 +64,64 @@ class _Units(WeightPattern):
             unit_sizes=[self.unit_size(layer) for layer in layers],
             group=layers[0].group,
         )
-        return [self._spread(keep, layer) for keep, layer in zip(kept, layers, strict=True)]
+        return [self._expand(keep, layer) for keep, layer in zip(kept, layers, strict=True)]
 
     def _unit_scores(self, layer: Layer, score: Callable[[Layer], Tensor]) -> Tensor:
-        return self._mean(score(layer), layer).flatten().contiguous()
+        return self._unit_means(score(layer), layer).flatten().contiguous()
 
     @abstractmethod
-    def _mean(self, scores: Tensor, layer: Layer) -> Tensor:
-        """The mean score of every unit, in the order of :meth:`_spread`."""
+    def _unit_means(self, scores: Tensor, layer: Layer) -> Tensor:
+        """Return the mean score of every unit."""
 
     @abstractmethod
-    def _spread(self, keep: Tensor, layer: Layer) -> Tensor:
-        """The weights' mask from the units'."""
+    def _expand(self, keep: Tensor, layer: Layer) -> Tensor:
+        """Expand a mask of units, flat and in the order of :meth:`_unit_means`, to a mask of weights."""
 
 
 @dataclass(frozen=True)
-class Unstructured(_Units):
-    """Any weight may go."""
+class Unstructured(_UnitPattern):
+    """Single weights, anywhere in a layer.
+
+    >>> import torch
+    >>> layer = Layer("fc.weight", torch.nn.Parameter(torch.tensor([[0.1, 0.9, -0.2, 0.5]])))
+    >>> Unstructured().choose([layer], lambda layer: layer.weight.abs(), num_pruned=2)
+    [tensor([[False,  True, False,  True]])]
+    """
 
     @override
     def misfits(self, layers: Sequence[Layer]) -> str:
         return ""
 
-    def _mean(self, scores: Tensor, layer: Layer) -> Tensor:
+    def _unit_means(self, scores: Tensor, layer: Layer) -> Tensor:
         return scores
 
-    def _spread(self, keep: Tensor, layer: Layer) -> Tensor:
+    def _expand(self, keep: Tensor, layer: Layer) -> Tensor:
         return keep.view(layer.weight.shape)
 
 
 @dataclass(frozen=True)
-class Block(_Units):
-    """Blocks of the weight seen as a matrix of output channels by all the rest.
+class Block(_UnitPattern):
+    """Blocks of a weight that is viewed as a matrix of output channels by all other dimensions.
+
+    Blocks are ranked by the mean score of their weights.
 
     Args:
-        shape: Rows (output channels) and columns of a block.
+        shape: Number of rows (output channels) and columns of a block.
 
     Raises:
         ValueError: If a side is below one.
+
+    >>> import torch
+    >>> layer = Layer("fc.weight", torch.nn.Parameter(torch.tensor([[1.0, 1.0, 0.0, 2.0], [1.0, 1.0, 0.0, 0.0]])))
+    >>> Block((2, 2)).choose([layer], lambda layer: layer.weight.abs(), num_pruned=4)[0].int()
+    tensor([[1, 1, 0, 0],
+            [1, 1, 0, 0]], dtype=torch.int32)
     """
 
     shape: tuple[int, int]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "shape", tuple(self.shape))  # YAML gives a list
         if len(self.shape) != 2 or min(self.shape) < 1:
             raise ValueError(f"Block(shape={self.shape}) needs two sides of at least one, such as (4, 4).")
 
@@ -121,35 +139,42 @@ class Block(_Units):
     def unit_size(self, layer: Layer) -> int:
         return math.prod(self.shape)
 
-    def _mean(self, scores: Tensor, layer: Layer) -> Tensor:
+    def _unit_means(self, scores: Tensor, layer: Layer) -> Tensor:
         rows, columns = self.shape
         return scores.flatten(1).unflatten(1, (-1, columns)).unflatten(0, (-1, rows)).mean(dim=(1, 3))
 
-    def _spread(self, keep: Tensor, layer: Layer) -> Tensor:
+    def _expand(self, keep: Tensor, layer: Layer) -> Tensor:
         weight, (rows, columns) = layer.weight, self.shape
-        blocks = keep.view(len(weight) // rows, -1)
+        blocks = keep.view(len(weight) // rows, -1)  # one entry per block
         return blocks.repeat_interleave(rows, 0).repeat_interleave(columns, 1).view(weight.shape)
 
 
 @dataclass(frozen=True)
 class Channels(Pattern):
-    """Whole channels, from all layers that they couple, so that :func:`lightning_compress.shrink` can remove them.
+    """Whole channels of channel groups, which :func:`lightning_compress.shrink` can remove (structured pruning).
 
-    Where a channel goes, everything that makes it is zero: weights, biases, batch norms' scales and shifts, of all
-    layers that add to one stream. Of grouped convolutions the same channel of every group goes, of attention whole
-    heads, of the multi-layer perceptrons beside it hidden units. Layers are left whole whose channels cannot be removed
-    without changing what the network computes otherwise, and such that make its output. What depends on what is found
-    in runs of copies on the example inputs (DepGraph, Fang et al. 2023, arXiv:2301.12900).
+    A pruned channel is zero in every tensor that produces it: weights, biases, and scales and shifts of batch norms, of
+    all layers that add to the same residual stream. Grouped convolutions lose the same channels in each group,
+    attention modules lose whole heads, and the MLPs of transformers lose hidden units. Layers that produce the output
+    of the model are not pruned, nor are channels that cannot be removed without a change in the output. Channel groups
+    are found by DepGraph (Fang et al. 2023, arXiv:2301.12900) and verified on copies of the model with the example
+    inputs.
+
+    Channels are ranked by their score divided by the square root of the cost that they save.
 
     Args:
-        round_to: Keep a multiple of so many channels in each layer, where it has that many; 8 suits most hardware.
-        of: What the sparsity is a fraction of: the ``"channels"`` that can go, or the network's ``"parameters"``,
-            ``"macs"`` (of convolutions and linear layers) or ``"latency"``, measured on the CPU on the example inputs,
-            or else on two samples; as clocks go, such a run is not repeated exactly. Of channels that are ranked
-            together, those go first whose score is low for the root of what they save.
+        round_to: Keep a multiple of this number of channels in each layer that has as many; 8 suits most hardware.
+        of: Cost that the sparsity is a fraction of: the prunable ``"channels"``, or of the whole model the
+            ``"parameters"``, the ``"macs"`` (multiply-accumulates of convolutions and linear layers) or the
+            ``"latency"``, measured on the CPU with the example inputs or two samples. Runs with a measured latency are
+            not exactly reproducible.
 
     Raises:
-        ValueError: If ``round_to`` is below one, or ``of`` something else.
+        ValueError: If ``round_to`` is below one, or ``of`` is not one of the costs.
+
+    >>> import lightning_compress as lc
+    >>> lc.Pruning(0.5, pattern=lc.Channels(of="macs", round_to=8)).pattern
+    Channels(round_to=8, of='macs')
     """
 
     round_to: int = 1
@@ -164,17 +189,22 @@ class Channels(Pattern):
 
 @dataclass(frozen=True)
 class NM(WeightPattern):
-    """At most ``n`` nonzero of every ``m`` consecutive weights along the input dimension; 2:4 is the case that matters.
+    """At most ``n`` nonzero weights in each group of ``m`` along the input dimension, such as 2:4.
 
-    The sparsity of every layer is that of the pattern, ``1 - n / m``; on the way there whole steps of ``1 / m`` are
-    taken. Mishra et al. 2021 (arXiv:2104.08378).
+    Every layer has a final sparsity of ``1 - n / m``, reached in steps of ``1 / m``. Mishra et al. 2021
+    (arXiv:2104.08378).
 
     Args:
-        n: Weights kept of each group.
-        m: Size of a group.
+        n: Number of weights kept in each group.
+        m: Number of consecutive weights in a group.
 
     Raises:
         ValueError: Unless ``0 < n < m``.
+
+    >>> import torch
+    >>> layer = Layer("fc.weight", torch.nn.Parameter(torch.tensor([[4.0, -1.0, 3.0, 2.0]])))
+    >>> NM(2, 4).choose([layer], lambda layer: layer.weight.abs(), num_pruned=2)
+    [tensor([[ True, False,  True, False]])]
     """
 
     n: int
@@ -188,8 +218,8 @@ class NM(WeightPattern):
     def check_sparsity(self, sparsity: float) -> None:
         if abs(sparsity - (1 - self.n / self.m)) > 1e-6:
             raise ValueError(
-                f"Pruning(sparsity={sparsity}) cannot be had with NM({self.n}, {self.m}): "
-                f"its sparsity is {1 - self.n / self.m:g}."
+                f"Pruning(sparsity={sparsity}) is not possible with NM({self.n}, {self.m}): "
+                f"its sparsity must be {1 - self.n / self.m:g}."
             )
 
     @override
@@ -199,15 +229,16 @@ class NM(WeightPattern):
             for layer in layers
             if layer.shape[layer.input_dim] % self.m or (layer.group is not None and layer.input_dim == 0)
         ]
-        return _advice(names, f"has an input dimension that is no multiple of {self.m}")
+        return _advice(names, f"has an input dimension that is not a multiple of {self.m}")
 
     @override
     def choose(self, layers: Sequence[Layer], score: Callable[[Layer], Tensor], num_pruned: int) -> list[Tensor]:
         sparsity = num_pruned / sum(layer.shape.numel() for layer in layers)
+        # The tolerance is for sparsities that are a multiple of 1 / m up to floating point.
         kept = self.m - math.floor(sparsity * self.m + 1e-6)
         return [keep_n_of_m(score(layer), n=max(kept, self.n), m=self.m, dim=layer.input_dim) for layer in layers]
 
 
-def _advice(names: list[str], what: str) -> str:
+def _advice(names: list[str], problem: str) -> str:
     globs = ", ".join(repr(name.rpartition(".")[0]) for name in names)
-    return f"{shorten(names)} {what}; leave it out: Targets(exclude=({globs},))." if names else ""
+    return f"{shorten(names)} {problem}; leave it out: Targets(exclude=({globs},))." if names else ""

@@ -1,4 +1,4 @@
-"""Puts pattern, score, distribution and growth together into new masks."""
+"""Pruners: combine pattern, score, ranking groups and growth into new masks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.gradient_accumulator import GradientAccumulator
 from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.pruning.growth import Growth
 from lightning_compress.pruning.patterns import WeightPattern
@@ -19,56 +19,46 @@ from lightning_compress.pruning.ranking_groups import RankingGroup
 from lightning_compress.pruning.scores import GradientScore, Score
 
 
-class Ranked(Protocol):
-    """What is ranked together."""
+class HasSparsity(Protocol):
+    """Layers or channel groups that are ranked together."""
 
     @property
     def sparsity(self) -> float:
-        """The final sparsity."""
+        """Final sparsity in [0, 1)."""
 
 
-P = TypeVar("P", bound=Ranked)
+G = TypeVar("G", bound=HasSparsity)
 
 
-class Pruner(ABC, Generic[P]):
-    """Finds new masks, and gathers what its score is to know for that.
+class Pruner(ABC, Generic[G]):
+    """Compute new masks from the scores of weights or channels.
 
     Args:
-        constraint: Holds the masks and the layers.
-        pools: What is ranked together, and the final sparsities.
-        score: What ranks it.
-        probe_score: The same, if it needs passes of its own for that.
+        constraint: The masks and the layers that they are for.
+        ranking_groups: Layers or channel groups that are ranked together, with their final sparsities.
+        score: Importance score.
+        probe_score: The same score if it is computed on a probe, else ``None``.
     """
 
     def __init__(
-        self, constraint: MaskConstraint, pools: Sequence[P], score: Score, probe_score: ProbeScore | None
+        self, constraint: MaskConstraint, ranking_groups: Sequence[G], score: Score, probe_score: ProbeScore | None
     ) -> None:
         self.constraint = constraint
-        self.pools = list(pools)
+        self.ranking_groups = list(ranking_groups)
         self.score = score
         self.probe_score = probe_score
-        self.accumulated_scores: dict[str, Tensor] = {}
-        self._pending: dict[str, Tensor] = {}
+        self.accumulator = GradientAccumulator(score.contribution) if isinstance(score, GradientScore) else None
+        self._scores_of_probe: dict[str, Tensor] = {}
 
     @property
-    def has_accumulated_scores(self) -> bool:
-        """Whether the score can be asked now."""
-        return not isinstance(self.score, GradientScore) or bool(self.accumulated_scores)
+    def accumulated_scores(self) -> Mapping[str, Tensor]:
+        """Scores by parameter name that weights alone do not give: summed over steps, or measured by a probe."""
+        return self._scores_of_probe if self.accumulator is None else self.accumulator.sums
 
-    @torch.no_grad()
-    def read_gradients(self, layers: Sequence[Layer], scale: float = 1.0) -> None:
-        """Takes in dense gradients, loss scale included, of a step that is about to be made on ``layers``."""
-        if isinstance(self.score, GradientScore):
-            for layer in layers:
-                gradient = torch.zeros_like(layer.weight) if layer.parameter.grad is None else layer.gradient
-                self._pending[layer.name] = self.score.contribution(layer.weight.float(), gradient.float() / scale)
-
-    def step_completed(self, layers: Sequence[Layer]) -> None:
-        """Counts the gradients that were read, now that the step has been made."""
-        for layer in layers:
-            if layer.name in self._pending:
-                new, old = self._pending.pop(layer.name), self.accumulated_scores.get(layer.name)
-                self.accumulated_scores[layer.name] = new if old is None else old.add_(new)
+    @property
+    def is_ready(self) -> bool:
+        """Return True if weights can be ranked: a gradient score needs at least one completed step."""
+        return self.accumulator is None or bool(self.accumulator.sums)
 
     @torch.no_grad()
     def update(
@@ -80,133 +70,141 @@ class Pruner(ABC, Generic[P]):
         drop_and_grow: float | None = None,
         gradients: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Replaces the masks by those due now.
+        """Replace the masks by those for the current sparsity.
 
         Args:
-            sparsity: Gives the sparsity that is due from a final sparsity.
+            sparsity: Maps a final sparsity to the current one.
             step: Completed optimizer steps.
-            probe: Makes a probe, for scores that need one.
-            drop_and_grow: Fraction of the schedule that is done, if weights are to be dropped and grown.
-            gradients: Dense gradients, for growth that needs them.
+            probe: Creates a probe, for scores that need one.
+            drop_and_grow: Completed fraction of the schedule if weights are to be dropped and grown, else ``None``.
+            gradients: Dense gradients by parameter name, for growth that needs them.
         """
-        due = [sparsity(pool.sparsity) for pool in self.pools]
+        sparsities = [sparsity(group.sparsity) for group in self.ranking_groups]
         if drop_and_grow is not None:
-            self._drop_and_grow(due, drop_and_grow, gradients or {}, step)
+            self._drop_and_grow(sparsities, drop_and_grow, gradients or {}, step)
         elif self.probe_score is not None:
             assert probe is not None
-            self._probe(self.probe_score, due, probe(), step)
+            self._prune_in_rounds(self.probe_score, sparsities, probe(), step)
         else:
-            self._prune(due, step)
-        if isinstance(self.score, GradientScore) and self.score.restarts:
-            self.accumulated_scores = {}
+            self._prune(sparsities, step)
+        if self.accumulator is not None and isinstance(self.score, GradientScore) and self.score.restarts:
+            self.accumulator.clear()
 
-    def _probe(self, score: ProbeScore, due: Sequence[float], probe: Probe, step: int) -> None:
+    def _prune_in_rounds(self, score: ProbeScore, sparsities: Sequence[float], probe: Probe, step: int) -> None:
+        """Score and prune in turn, with the probe masked as in the last round."""
         names = [layer.name for layer in self.constraint.layers]
-        before = [self._masked(pool) for pool in self.pools]
-        for done in range(1, score.rounds + 1):
+        before = [self._current_sparsity(group) for group in self.ranking_groups]
+        for number in range(1, score.rounds + 1):
             self.constraint.project_copy_(probe.model)
             with torch.enable_grad():
-                accumulated_scores = score.accumulated_scores(probe, names)
-            self.accumulated_scores = dict(zip(names, accumulated_scores, strict=True))
-            self._prune([_exponential(*ends, done / score.rounds) for ends in zip(before, due, strict=True)], step)
-        self.accumulated_scores = {}
+                scores = score.score_weights(probe, names)
+            self._scores_of_probe = dict(zip(names, scores, strict=True))
+            fraction = number / score.rounds
+            self._prune([_interpolate(*ends, fraction) for ends in zip(before, sparsities, strict=True)], step)
+        self._scores_of_probe = {}
 
     @abstractmethod
-    def _prune(self, due: Sequence[float], step: int) -> None:
-        """Masks the lowest, up to a sparsity of each pool."""
+    def _prune(self, sparsities: Sequence[float], step: int) -> None:
+        """Mask the lowest scores, up to one sparsity for each ranking group."""
 
     @abstractmethod
-    def _masked(self, pool: P) -> float:
-        """The sparsity that the masks give a pool."""
+    def _current_sparsity(self, ranking_group: G) -> float:
+        """Return the sparsity of a ranking group under the current masks."""
 
-    def _drop_and_grow(self, due: Sequence[float], done: float, gradients: Mapping[str, Tensor], step: int) -> None:
-        """Drops and grows weights."""
-        raise AssertionError("only weights grow back")
+    def _drop_and_grow(
+        self, sparsities: Sequence[float], progress: float, gradients: Mapping[str, Tensor], step: int
+    ) -> None:
+        """Drop weights and grow others, in pruners that support it."""
+        raise AssertionError("only a WeightPruner drops and grows")
 
 
 class WeightPruner(Pruner[RankingGroup]):
-    """Masks for the layers of a constraint, pool by pool.
+    """Pruner of weights, alone or in the units of a pattern.
 
     Args:
-        constraint: Holds the masks and the layers.
-        pools: Layers that are ranked together, and their targets.
-        score: What ranks the weights.
-        pattern: Shape of the zeros.
-        growth: What grows back, if anything.
+        constraint: The masks and the layers that they are for.
+        ranking_groups: Layers that are ranked together, with their final sparsities.
+        score: Importance score of the weights.
+        pattern: Sparsity pattern.
+        growth: Drop-and-grow rule of dynamic sparse training, or ``None``.
     """
 
     def __init__(
         self,
         constraint: MaskConstraint,
-        pools: Sequence[RankingGroup],
+        ranking_groups: Sequence[RankingGroup],
         score: Score,
         *,
         pattern: WeightPattern,
         growth: Growth | None = None,
     ) -> None:
-        super().__init__(constraint, pools, score, probe_score(score, channels=False))
+        super().__init__(constraint, ranking_groups, score, probe_score(score, channels=False))
         self.pattern = pattern
         self.growth = growth
 
     @override
-    def _prune(self, due: Sequence[float], step: int) -> None:
+    def _prune(self, sparsities: Sequence[float], step: int) -> None:
+        # Masked weights rank last, so that they stay masked as long as the sparsity does not decrease.
         def importance(i: int) -> Tensor:
             layer = self.constraint.layers[i]
             scores = self.score.importance(layer, self.accumulated_scores.get(layer.name), step)
             return scores if self.constraint.is_dense else scores.masked_fill_(self.constraint.zeros[i], -torch.inf)
 
-        chosen = self._choose(self._numbers(due), importance)
-        # What is pruned stays so, also where a lower sparsity is due than the masks have.
+        chosen = self._choose(self._num_pruned(sparsities), importance)
+        # With a lower sparsity than before, the ranking would revive masked weights.
         self.constraint.replace(
             [new.logical_and_(~old) for new, old in zip(chosen, self.constraint.zeros, strict=True)]
         )
 
     @override
-    def _drop_and_grow(self, due: Sequence[float], done: float, gradients: Mapping[str, Tensor], step: int) -> None:
+    def _drop_and_grow(
+        self, sparsities: Sequence[float], progress: float, gradients: Mapping[str, Tensor], step: int
+    ) -> None:
         growth = self.growth
         assert growth is not None
-        dead = self.constraint.zeros
+        masked = self.constraint.zeros
         layers = self.constraint.layers
-        pruned = self._numbers(due)
+        num_pruned = self._num_pruned(sparsities)
 
         def magnitude(i: int) -> Tensor:
-            return layers[i].weight.abs().float().masked_fill_(dead[i], -torch.inf)
+            return layers[i].weight.abs().float().masked_fill_(masked[i], -torch.inf)
 
         def priority(i: int) -> Tensor:
-            ranked = growth.priority(layers[i], gradients.get(layers[i].name), step)
-            return ranked.masked_fill_(live[i], torch.inf)
+            priorities = growth.priority(layers[i], gradients.get(layers[i].name), step)
+            return priorities.masked_fill_(live[i], torch.inf)
 
-        extra = [
-            growth.num_dropped_and_grown(pool.num_weights - num, done)
-            for pool, num in zip(self.pools, pruned, strict=True)
+        num_dropped = [
+            growth.num_dropped_and_grown(group.num_weights - num, progress)
+            for group, num in zip(self.ranking_groups, num_pruned, strict=True)
         ]
-        live = self._choose([num + more for num, more in zip(pruned, extra, strict=True)], magnitude)
-        live = [new.logical_and_(~old) for new, old in zip(live, dead, strict=True)]
-        grown = self._choose(pruned, priority)
-        # Grown weights begin at zero, also those that were dropped just now.
+        # Drop the smallest live weights, then keep the rest and grow by priority until the sparsity is reached.
+        live = self._choose([num + more for num, more in zip(num_pruned, num_dropped, strict=True)], magnitude)
+        live = [new.logical_and_(~old) for new, old in zip(live, masked, strict=True)]
+        grown = self._choose(num_pruned, priority)
+        # Two replacements, so that a weight that is dropped and grown again starts at zero like other grown weights.
         self.constraint.replace(live)
         self.constraint.replace(grown)
 
-    def _choose(self, due: Sequence[int], importance: Callable[[int], Tensor]) -> list[Tensor]:
+    def _choose(self, num_pruned: Sequence[int], importance: Callable[[int], Tensor]) -> list[Tensor]:
         layers = self.constraint.layers
         index = {id(layer): i for i, layer in enumerate(layers)}
         masks: dict[int, Tensor] = {}
-        for pool, num_pruned in zip(self.pools, due, strict=True):
-            members = [layers[i] for i in pool.layers]
-            chosen = self.pattern.choose(members, lambda layer: importance(index[id(layer)]), num_pruned)
-            masks.update(zip(pool.layers, chosen, strict=True))
+        for group, num in zip(self.ranking_groups, num_pruned, strict=True):
+            members = [layers[i] for i in group.layers]
+            chosen = self.pattern.choose(members, lambda layer: importance(index[id(layer)]), num)
+            masks.update(zip(group.layers, chosen, strict=True))
         return [masks[i] for i in range(len(layers))]
 
-    def _numbers(self, due: Sequence[float]) -> list[int]:
-        """Number of weights to prune in each pool."""
-        return [round(pool.num_weights * sparsity) for pool, sparsity in zip(self.pools, due, strict=True)]
+    def _num_pruned(self, sparsities: Sequence[float]) -> list[int]:
+        groups = zip(self.ranking_groups, sparsities, strict=True)
+        return [round(group.num_weights * sparsity) for group, sparsity in groups]
 
     @override
-    def _masked(self, pool: RankingGroup) -> float:
+    def _current_sparsity(self, ranking_group: RankingGroup) -> float:
         layers, zeros = self.constraint.layers, self.constraint.zeros
-        return sum(int(layers[i].full(zeros[i]).sum()) for i in pool.layers) / pool.num_weights
+        return sum(int(layers[i].full(zeros[i]).sum()) for i in ranking_group.layers) / ranking_group.num_weights
 
 
-def _exponential(before: float, after: float, part: float) -> float:
-    """The sparsity at a part of the way between two, along an exponential curve of density."""
-    return after if part == 1 else 1 - (1 - before) * ((1 - after) / (1 - before)) ** part
+def _interpolate(before: float, after: float, fraction: float) -> float:
+    """Interpolate between two sparsities, with a density that decays exponentially (Tanaka et al. 2020)."""
+    return after if fraction == 1 else 1 - (1 - before) * ((1 - after) / (1 - before)) ** fraction

@@ -1,4 +1,4 @@
-"""A group of channels and the weights they lie in."""
+"""Channel groups together with the weights by which their channels are scored."""
 
 from __future__ import annotations
 
@@ -8,91 +8,98 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.channels.groups import ChannelGroup, Slice
+from lightning_compress.channels.groups import ChannelGroup, ChannelSlice
 from lightning_compress.constraints.layer import Layer
-from lightning_compress.functional.importance import part_of_the_rest
+from lightning_compress.functional.importance import lamp_normalize
 
-Part = tuple[Layer, Slice]
+WeightSlice = tuple[Layer, ChannelSlice]
 
 
 @dataclass(frozen=True, eq=False)
 class RankedChannelGroup:
-    """A group of channels with the weights in which they lie; biases make channels, and score nothing.
+    """A channel group with the weights that score its channels. Biases are masked, but not scored.
 
     Attributes:
-        name: Name of the layer or attention module it was found from, as users write it.
-        group: The group.
-        output_slices: Weights along their output side, scales of batch norms among them.
-        input_slices: Weights along their input side.
-        masked: Indices in the constraint of all tensors that make the channels, and where the channels lie in each.
+        name: Name of the root layer or attention module, relative to the LightningModule.
+        group: The channel group.
+        output_slices: Weights that produce the channels, scales of batch norms included.
+        input_slices: Weights that consume the channels.
+        mask_slices: Index in the constraint and slice of each tensor that produces the channels, biases included.
     """
 
     name: str
     group: ChannelGroup
-    output_slices: tuple[Part, ...]
-    input_slices: tuple[Part, ...]
-    masked: tuple[tuple[int, Slice], ...]
+    output_slices: tuple[WeightSlice, ...]
+    input_slices: tuple[WeightSlice, ...]
+    mask_slices: tuple[tuple[int, ChannelSlice], ...]
 
-    def sums(self, parts: Iterable[Part], importance: Callable[[Layer], Tensor]) -> Tensor:
-        """Sums over the entries of each channel, float64 on the CPU.
+    def sum_per_channel(self, slices: Iterable[WeightSlice], importance: Callable[[Layer], Tensor]) -> Tensor:
+        """Sum values over all entries of each channel.
 
         Args:
-            parts: The weights to sum over.
-            importance: A value for each entry of a weight.
+            slices: Weights to sum over.
+            importance: Maps a layer to values of the shape of its weight.
+
+        Returns:
+            float64 of shape ``(num_channels,)`` on the CPU.
         """
         total = torch.zeros(self.group.num_channels, dtype=torch.float64)
-        for layer, part in parts:
-            values = importance(layer).movedim(part.dim, 0)
+        for layer, channel_slice in slices:
+            values = importance(layer).movedim(channel_slice.dim, 0)
             rows = values.reshape(len(values), -1).sum(dim=1, dtype=torch.float64).cpu()
-            total.index_add_(0, part.channels, rows[part.positions])
+            total.index_add_(0, channel_slice.channels, rows[channel_slice.positions])
         return total
 
     @property
-    def matrices(self) -> tuple[Part, ...]:
-        """Those of the output_slices that are no scales of norms."""
-        return tuple((layer, part) for layer, part in self.output_slices if layer.parameter.ndim > 1)
+    def layer_weights(self) -> tuple[WeightSlice, ...]:
+        """Output slices of convolutions and linear layers."""
+        return tuple(item for item in self.output_slices if item[0].parameter.ndim > 1)
 
     @property
-    def scales(self) -> tuple[Part, ...]:
-        """Scales of the batch norms among the output_slices."""
-        return tuple((layer, part) for layer, part in self.output_slices if layer.parameter.ndim == 1)
+    def norm_scales(self) -> tuple[WeightSlice, ...]:
+        """Output slices of batch norms."""
+        return tuple(item for item in self.output_slices if item[0].parameter.ndim == 1)
 
-    def relative(self, scores: Tensor) -> Tensor:
-        """Scores over the sum of those that are no lower, times the number of channels: groups can be compared.
+    def normalize(self, scores: Tensor) -> Tensor:
+        """Normalize scores so that they can be compared between groups.
 
-        The lowest is over the mean of the group, as in DepGraph; the fewer channels are left, the more each is worth,
-        as in LAMP. Channels that are gone change nothing for the others.
+        Each score is divided by the sum of the scores that are no smaller, as in LAMP, and multiplied by the number of
+        channels. The lowest score is thereby divided by the mean of the group, as in DepGraph; scores grow as channels
+        are removed, and removed channels do not change the scores of others.
+
+        Args:
+            scores: Nonnegative, float64 of shape ``(num_channels,)``.
         """
-        return len(scores) * part_of_the_rest(scores)
+        return len(scores) * lamp_normalize(scores)
 
 
-def couple(
+def attach_weights(
     groups: Sequence[ChannelGroup], parameters: Mapping[str, nn.Parameter], layers: Sequence[Layer], prefix: str
 ) -> list[RankedChannelGroup]:
-    """Groups with their weights.
+    """Attach its weights to each channel group.
 
     Args:
         groups: The groups.
-        parameters: The parameters of the network by name.
-        layers: The tensors that the constraint holds: all that make channels of the groups.
-        prefix: What stands before the network's names in those of the layers.
+        parameters: Parameters of the traced module by name.
+        layers: Tensors that the constraint masks: all that produce channels of the groups.
+        prefix: Prefix of the traced module in the names of the layers, such as ``"net."``.
     """
     index = {layer.name: i for i, layer in enumerate(layers)}
 
-    def weights(parts: Iterable[Slice], *, made: bool) -> tuple[Part, ...]:
+    def weights(slices: Iterable[ChannelSlice], *, is_output: bool) -> tuple[WeightSlice, ...]:
         return tuple(
-            (Layer(prefix + part.tensor, parameters[part.tensor], 1 - part.dim if made else part.dim), part)
-            for part in parts
-            if not part.tensor.endswith("bias")
+            (Layer(prefix + item.tensor, parameters[item.tensor], 1 - item.dim if is_output else item.dim), item)
+            for item in slices
+            if not item.tensor.endswith("bias")
         )
 
     return [
         RankedChannelGroup(
             (prefix + group.name).replace("_orig_mod.", ""),
             group,
-            weights(group.output_slices, made=True),
-            weights(group.input_slices, made=False),
-            tuple((index[prefix + part.tensor], part) for part in group.output_slices),
+            weights(group.output_slices, is_output=True),
+            weights(group.input_slices, is_output=False),
+            tuple((index[prefix + item.tensor], item) for item in group.output_slices),
         )
         for group in groups
     ]

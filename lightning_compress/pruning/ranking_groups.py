@@ -1,4 +1,4 @@
-"""Which layers are ranked together, and how many weights each such pool loses."""
+"""Ranking groups: layers that are ranked together, and the number of weights that each group loses."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class RankingGroup:
     """Layers that are ranked together.
 
     Attributes:
-        layers: Indices of the layers.
-        num_pruned: Number of weights to prune in all of them at the end.
-        num_weights: Number of weights in all of them.
+        layers: Indices of the layers in the constraint.
+        num_pruned: Number of weights to prune in all of the layers at the end of the schedule.
+        num_weights: Number of weights in all of the layers.
     """
 
     layers: tuple[int, ...]
@@ -29,7 +29,7 @@ class RankingGroup:
 
     @property
     def sparsity(self) -> float:
-        """The final sparsity."""
+        """Final sparsity in [0, 1)."""
         return self.num_pruned / self.num_weights
 
 
@@ -40,56 +40,67 @@ def make_ranking_groups(
     *,
     unit_size: Callable[[Layer], int] = lambda layer: 1,
 ) -> list[RankingGroup]:
-    """One pool for all layers or for each glob, or one for each layer if a distribution spreads the sparsity.
-
-    Raises:
-        ValueError: For a glob that matches no layer, and if a layer would lose all its weights.
-    """
-    parts = ranked_together(range(len(layers)), sparsity, lambda i: [layers[i].layer], of="selected layer")
-    pools: list[RankingGroup] = []
-    for indices, part in parts:
-        sizes = [layers[i].shape.numel() for i in indices]
-        if distribution is None:
-            pools.append(RankingGroup(tuple(indices), round(sum(sizes) * part), sum(sizes)))
-        else:
-            pruned = distribution.num_pruned([layers[i].shape for i in indices], part)
-            pools += [RankingGroup((i,), num, size) for i, num, size in zip(indices, pruned, sizes, strict=True)]
-    for pool in pools:
-        members = [layers[i] for i in pool.layers]
-        kept = pool.num_weights - pool.num_pruned
-        if kept < sum(unit_size(layer) for layer in members):
-            raise ValueError(
-                f"A sparsity of {pool.sparsity:g} leaves {kept} weights for {shorten([m.name for m in members])}, "
-                "too few for one unit of each: lower it, or leave layers out with Targets(exclude=...)."
-            )
-    return pools
-
-
-def ranked_together(
-    items: Sequence[T], sparsity: float | Mapping[str, float], names: Callable[[T], Sequence[str]], *, of: str
-) -> list[tuple[list[T], float]]:
-    """All items, or items by the first glob that matches one of their names, with the sparsity of each such part.
-
-    Items without a match are left out.
+    """Return one ranking group for all layers or per glob; with a distribution, one per layer.
 
     Args:
-        items: What is pruned.
-        sparsity: One for all, or by globs.
-        names: Names of the layers of an item, the first of which stands for it.
-        of: What an item is, for the message.
+        layers: The layers.
+        sparsity: Final sparsity of all layers, or sparsities by globs over layer names.
+        distribution: Distribution of each sparsity over layers.
+        unit_size: Number of weights of a layer that are pruned together.
 
     Raises:
-        ValueError: For a glob that matches none.
+        ValueError: If a glob matches no layer, or if a layer would lose all of its weights.
+    """
+    groups: list[RankingGroup] = []
+    by_sparsity = group_by_sparsity(range(len(layers)), sparsity, lambda i: [layers[i].layer], kind="selected layer")
+    for indices, target in by_sparsity:
+        sizes = [layers[i].shape.numel() for i in indices]
+        if distribution is None:
+            groups.append(RankingGroup(tuple(indices), round(sum(sizes) * target), sum(sizes)))
+        else:
+            pruned = distribution.num_pruned([layers[i].shape for i in indices], target)
+            groups += [RankingGroup((i,), num, size) for i, num, size in zip(indices, pruned, sizes, strict=True)]
+    for group in groups:
+        members = [layers[i] for i in group.layers]
+        kept = group.num_weights - group.num_pruned
+        # The ranking keeps the highest unit of every layer, for which there must be room.
+        if kept < sum(unit_size(layer) for layer in members):
+            raise ValueError(
+                f"A sparsity of {group.sparsity:g} leaves {kept} weights for {shorten([m.name for m in members])}, "
+                "fewer than one unit of each: lower the sparsity, or exclude layers with Targets(exclude=...)."
+            )
+    return groups
+
+
+def group_by_sparsity(
+    items: Sequence[T], sparsity: float | Mapping[str, float], names: Callable[[T], Sequence[str]], *, kind: str
+) -> list[tuple[list[T], float]]:
+    """Group items by the first glob that matches one of their names; items without a match are left out.
+
+    Args:
+        items: Layers or channel groups.
+        sparsity: One sparsity for all items, or sparsities by globs.
+        names: Maps an item to the layer names by which globs match it; messages show the first.
+        kind: Description of an item for messages.
+
+    Returns:
+        Items and their sparsity, for each glob with items.
+
+    Raises:
+        ValueError: If a glob matches no item.
+
+    >>> group_by_sparsity(["enc.0", "enc.1", "dec"], {"enc": 0.8, "dec": 0.5}, lambda name: [name], kind="layer")
+    [(['enc.0', 'enc.1'], 0.8), (['dec'], 0.5)]
     """
     if not isinstance(sparsity, Mapping):
         return [(list(items), sparsity)]
-    parts: dict[str, list[T]] = {glob: [] for glob in sparsity}
+    grouped: dict[str, list[T]] = {glob: [] for glob in sparsity}
     for glob in sparsity:
         if not any(matches(glob, name) for item in items for name in names(item)):
-            there = shorten([names(item)[0] for item in items])
-            raise ValueError(f"sparsity: {glob!r} matches no {of}; they are {there}.")
+            available = shorten([names(item)[0] for item in items])
+            raise ValueError(f"sparsity: {glob!r} matches no {kind}; the names are {available}.")
     for item in items:
         first = next((glob for glob in sparsity if any(matches(glob, name) for name in names(item))), None)
         if first is not None:
-            parts[first].append(item)
-    return [(part, sparsity[glob]) for glob, part in parts.items() if part]
+            grouped[first].append(item)
+    return [(members, sparsity[glob]) for glob, members in grouped.items() if members]

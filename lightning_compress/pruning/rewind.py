@@ -1,4 +1,4 @@
-"""Going back to an earlier state after each update of the masks."""
+"""Rewinding of weights or of the learning rate after each update of the masks."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from lightning_compress.schedules import check_time
 
 @dataclass(frozen=True)
 class Rewind(ABC):
-    """What returns to its state at time ``to`` after every update of the masks.
+    """Base class of rewinding rules: after every update of the masks, state returns to its value at time ``to``.
 
     Args:
-        to: Time whose state is kept: an int (optimizer steps), a float (fraction of the run) or ``"2ep"``.
+        to: Time in optimizer steps (int), as a fraction of the run (float in [0, 1]), or in epochs (such as ``"2ep"``).
+
+    Raises:
+        ValueError: If ``to`` is not a valid time.
     """
 
     to: int | float | str = 0
 
     weights: ClassVar[bool]
-    """Whether weights return too, not only the learning rate."""
+    """True if weights return as well as the learning rate."""
 
     def __post_init__(self) -> None:
         check_time("to", self.to)
@@ -28,9 +31,18 @@ class Rewind(ABC):
 
 @dataclass(frozen=True)
 class RewindWeights(Rewind):
-    """Live weights, biases, norms and the learning-rate schedule return; optimizer state is forgotten.
+    """Rewind live weights, biases, norms and the learning-rate schedule, and reset the optimizer state.
 
     Frankle et al. 2020 (arXiv:1903.01611).
+
+    Args:
+        to: Time in optimizer steps (int), as a fraction of the run (float in [0, 1]), or in epochs (such as ``"2ep"``).
+
+    Raises:
+        ValueError: If ``to`` is not a valid time.
+
+    >>> RewindWeights("2ep")
+    RewindWeights(to='2ep')
     """
 
     weights: ClassVar[bool] = True
@@ -38,6 +50,18 @@ class RewindWeights(Rewind):
 
 @dataclass(frozen=True)
 class RewindLearningRate(Rewind):
-    """Only the learning-rate schedule returns. Renda et al. 2020 (arXiv:2003.02389)."""
+    """Rewind only the learning-rate schedule, and train on from the current weights.
+
+    Renda et al. 2020 (arXiv:2003.02389).
+
+    Args:
+        to: Time in optimizer steps (int), as a fraction of the run (float in [0, 1]), or in epochs (such as ``"2ep"``).
+
+    Raises:
+        ValueError: If ``to`` is not a valid time.
+
+    >>> RewindLearningRate(0.1)
+    RewindLearningRate(to=0.1)
+    """
 
     weights: ClassVar[bool] = False

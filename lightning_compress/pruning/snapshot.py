@@ -1,4 +1,4 @@
-"""The state of a fit to which pruning rewinds."""
+"""Snapshot of the state of a fit that pruning rewinds to."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 @dataclass
 class Snapshot:
-    """Weights (or none) and learning-rate schedules as they were at one moment.
+    """Learning-rate schedules at one moment of a fit, and optionally the weights.
 
     Attributes:
-        weights: Trainable parameters and buffers by name, on the CPU; empty if only the learning rate returns.
+        weights: Trainable parameters and buffers by name, on the CPU; empty if only the learning rate is rewound.
         schedulers: State of each learning-rate scheduler.
-        rates: Learning rates of each optimizer's groups.
+        rates: Learning rates of the parameter groups of each optimizer.
     """
 
     weights: dict[str, Tensor]
@@ -27,7 +27,7 @@ class Snapshot:
 
     @classmethod
     def take(cls, trainer: Trainer, *, weights: bool) -> Snapshot:
-        """The state of now."""
+        """Return a snapshot of the current state."""
         return cls(
             {name: tensor.detach().cpu().clone() for name, tensor in _tensors(trainer.lightning_module).items()}
             if weights
@@ -38,12 +38,14 @@ class Snapshot:
 
     @torch.no_grad()
     def restore_(self, trainer: Trainer) -> None:
-        """Brings the state back, in place; with the weights, optimizers forget their momenta."""
+        """Restore the state in place; with weights, the state of the optimizers is cleared."""
         tensors = _tensors(trainer.lightning_module)
         for name, value in self.weights.items():
             tensors[name].copy_(value)
+        # A copy, since schedulers may keep and change the lists in their state.
         for config, state in zip(trainer.lr_scheduler_configs, self.schedulers, strict=True):
             config.scheduler.load_state_dict(copy.deepcopy(state))
+        # Schedulers do not set the learning rate when they are restored, only when they step.
         for optimizer, rates in zip(trainer.optimizers, self.rates, strict=True):
             if self.weights:
                 optimizer.state.clear()
@@ -51,12 +53,12 @@ class Snapshot:
                 group["lr"] = rate
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors, for a checkpoint."""
+        """Return the snapshot as plain values and tensors, for a checkpoint."""
         return {"weights": self.weights, "schedulers": self.schedulers, "rates": self.rates}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Snapshot:
-        """The snapshot that :meth:`state_dict` was of."""
+        """Return the snapshot from the result of :meth:`state_dict`."""
         return cls(**state)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from torch import Tensor
 
@@ -124,21 +125,35 @@ class QuantizedOp:
         return f"{self.module}.{self.function}".lstrip(".")
 
 
-class Backend(Protocol):
-    """How a target writes integers.
+class Backend(ABC):
+    """Target of an export: the form in which it stores quantized tensors, and its restrictions.
 
     Attributes:
-        opaque: Functions that only move numbers, but through which the target does not see that they are on a grid:
-            what they make is quantized again.
+        name: Name of the target, as messages give it.
+        unsigned: True if activations are quantized to uint8, False if to int8.
+        opaque: Names of data-movement functions through which the target does not propagate quantization parameters;
+            their results are quantized again.
     """
 
-    opaque: frozenset[str]
+    name: str
+    unsigned: bool = True
+    opaque: frozenset[str] = frozenset()
 
-    def activation(self, x: Tensor, grid: QParams) -> Tensor:
-        """Quantizes and dequantizes."""
+    @abstractmethod
+    def activation(self, x: Tensor, qparams: QParams) -> Tensor:
+        """Quantize and dequantize an activation."""
 
+    @abstractmethod
     def weight(self, weight: Weight) -> Tensor:
-        """Dequantizes a constant."""
+        """Dequantize a constant weight."""
 
+    @abstractmethod
     def bias(self, bias: Bias) -> Tensor:
-        """Dequantizes a constant, or gives its value."""
+        """Dequantize a constant bias, or return its FP32 value."""
+
+    def check(self, layers: Sequence[QuantizedLayer]) -> None:
+        """Check that the target supports the quantized layers.
+
+        Raises:
+            ValueError: If it does not support one of them.
+        """

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.arguments import as_arguments
-from lightning_compress.functional.histograms import widened
+from lightning_compress.functional.histograms import rebin
 from lightning_compress.quantization.insertion import QuantizerRef, is_quantized, quantizers_of
 from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.observers import RangeStatistics
@@ -139,7 +139,7 @@ def _reduce(observed: Sequence[RangeStatistics], largest: Reduce, total: Reduce)
     counts = []
     for s, everywhere in zip(observed, min_max.split([len(s.min_max) for s in observed]), strict=True):
         if s.counts.numel() and bool(torch.isfinite(everywhere).all()):
-            s.counts = widened(s.counts, s.min_max, everywhere)
+            s.counts = rebin(s.counts, s.min_max, everywhere)
         s.min_max = everywhere
         counts.append(s.counts)
     if any(c.numel() for c in counts):

@@ -1,8 +1,7 @@
-"""Quantization-aware training: simulated integers with milestones."""
+"""Quantization-aware training callback: fake quantization with milestones."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -31,33 +30,45 @@ from lightning_compress.quantization.quantizer_plan import QuantizationSpec, Qua
 from lightning_compress.quantization.tracing import Graph
 from lightning_compress.schedules import Progress, QATSchedule
 from lightning_compress.targets import Targets, shorten
-from lightning_compress.trainer.base import CompressionCallback
+from lightning_compress.trainer.compression_callback import CompressionCallback
 from lightning_compress.trainer.lightning import averaged_models, is_built_late
 from lightning_compress.trainer.progress import check_time_fits, check_times_come, progress
 from lightning_compress.trainer.ranks import check_ranks_agree
 
-_PART_OBSERVED = 8  # one part in so many of each batch: what looking costs, and what range finding can spare
+# Observers read the first eighth of each batch: they cost a good part of a step, and ranges need no more samples.
+_OBSERVED_FRACTION = 8
 
 
 @final
 class QuantizationAwareTraining(CompressionCallback):
-    """Trains a model while its weights and activations are rounded to integers, straight-through for gradients.
+    """Train a model with fake-quantized weights and activations, with straight-through gradients.
 
-    Class, methods and parameter names of the model stay; scales are added as buffers whose names begin with
-    ``quant_``. Where quantizers belong is found in one run of the model: such that an integer runtime, after batch
-    norms have been folded, finds no island of floats. Jacob et al. 2018 (arXiv:1712.05877); with
+    Class, methods and parameter names of the model stay; scales and zero points are added as buffers with the prefix
+    ``quant_``. Quantizers are placed by one run of the model, so that a runtime with integer kernels needs no FP32
+    operation in between once batch norms are folded. Jacob et al. 2018 (arXiv:1712.05877); with
     ``observer=Learned()`` Esser et al. 2020 (arXiv:1902.08153).
 
     Args:
-        weights: Of the targets' weights; one for all, by globs, or ``None`` for floats.
-        activations: Of what the targets read and make, by the names of the modules that make it.
-        schedule: When ranges are observed and numbers are rounded.
-        targets: Which layers.
-        example_inputs: What ``targets.module`` is called with: a tensor, a tuple, or a dict of keyword arguments. By
-            default the module's ``example_input_array``, or what one training step shows.
+        weights: Integer format of the selected weights: one for all, a dict from globs over layer names, or ``None``
+            for FP32.
+        activations: Integer format of the inputs and outputs of the selected layers, by the names of the modules that
+            produce them.
+        schedule: Times from which ranges are observed, values are fake-quantized, and observers and batch norms are
+            frozen.
+        targets: Selection of the layers.
+        example_inputs: Arguments of ``targets.module``: a tensor, a tuple, or a dict of keyword arguments. By default
+            the module's ``example_input_array``, or the arguments that it receives in one training step.
+
+    Attributes:
+        left_in_float: Names of the unquantized ops (FP32) of the model.
 
     Raises:
-        ValueError: If there is nothing to quantize.
+        ValueError: If both formats are ``None``; in ``setup`` if globs match nothing, if the model cannot be run on the
+            inputs, and for strategies and options that are not supported.
+
+    >>> from lightning.pytorch import Trainer
+    >>> callback = QuantizationAwareTraining(weights={"stem": Int(8), "*": Int(4)})
+    >>> trainer = Trainer(max_epochs=2, callbacks=[callback], logger=False, enable_checkpointing=False)
     """
 
     def __init__(
@@ -79,9 +90,6 @@ class QuantizationAwareTraining(CompressionCallback):
         self.left_in_float: list[str] = []
         self.steps = 0
         QuantizerPlan(weights, activations, {})
-        self._loaded: dict[str, Any] | None = None  # from a checkpoint, for whatever model is fitted next
-        self._kept: dict[str, Any] | None = None  # from the last fit, for the model it was of
-        self._model: weakref.ref[LightningModule] | None = None
         self._stage: tuple[int, bool, bool] | None = None
         self._failure: ValueError | None = None
         self._hooks: list[CompletedSteps] = []
@@ -90,11 +98,20 @@ class QuantizationAwareTraining(CompressionCallback):
 
     @property
     def reached(self) -> bool:
-        """Whether the model computes with rounded numbers."""
+        """True once the model computes with fake-quantized values."""
         return self._stage is not None and self._stage[1]
 
+    @property
+    def is_fitting(self) -> bool:
+        """True between the start and the teardown of a fit."""
+        return bool(self._hooks)
+
+    def outside_fit(self) -> dict[str, Any]:
+        """Return the attributes that refer to a fit, with the values that they have outside of one."""
+        return {**super().outside_fit(), "_hooks": [], "_frozen": [], "_loading": None}
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hangs the quantizers into the model, or waits for a checkpoint that has them."""
+        """Insert the quantizers into the model, or wait for a checkpoint that has them."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             check_quantizable(trainer, pl_module, self.targets.module, self)
@@ -105,37 +122,35 @@ class QuantizationAwareTraining(CompressionCallback):
                 self._quantize(trainer, pl_module, plan)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses a model in which no place could be found."""
+        """Raise a ``ValueError`` if nothing in the model is quantized."""
         if not is_quantized(pl_module):
             raise self._failure or ValueError("QuantizationAwareTraining: the model has nothing that is quantized.")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restores what observers know, and starts counting steps."""
+        """Restore the statistics of the observers, and count steps from now on."""
         self._stop_loading(pl_module)
         for name in _TIMES:
             check_time_fits(trainer, name, getattr(self.schedule, name))
         check_times_come(trainer, {name: getattr(self.schedule, name) for name in _TIMES})
         check_learned(trainer, pl_module)
-        kept = self._kept if self._model is not None and self._model() is pl_module else None
-        state = self._loaded or kept or {"steps": 0, "statistics": {}}
+        state = self._fit_state.start_from(pl_module) or {"steps": 0, "statistics": {}}
         self.steps = state["steps"]
         restore_statistics(pl_module, state["statistics"])
-        self._model = weakref.ref(pl_module)
-        self._loaded = self._kept = None
-        clock, *_ = owners(trainer.optimizers, self.layers(pl_module))
-        self._hooks = [CompletedSteps(clock, self._count)]
+        self._fit_state.begin(pl_module)
+        counted_optimizer, *_ = owners(trainer.optimizers, self.layers(pl_module))
+        self._hooks = [CompletedSteps(counted_optimizer, self._count)]
         self._stage = None
         super().on_train_start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Enters the stage that is due; the first batch is looked at before it is trained on."""
+        """Enter the stage that is due; the first batch is observed before the model is trained on it."""
         for hook in self._hooks:
             hook.begin()
         now = progress(trainer, self.steps, in_step=False, in_batch=False)
         stage = self._stage_at(now)
         found = list(quantizers_of(pl_module))
         if stage[0] and not all(attached.quantizer.ready for attached in found):
-            self._look(trainer).at_first_batch(pl_module, found, batch, batch_idx, part=_PART_OBSERVED)
+            self._tracer(trainer).at_first_batch(pl_module, found, batch, batch_idx, part=_OBSERVED_FRACTION)
             self._update(trainer, found)
         for model in (pl_module, *averaged_models(trainer)):
             _enter_stage(model, found, quantizing=stage[1])
@@ -151,7 +166,7 @@ class QuantizationAwareTraining(CompressionCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Turns what was observed into scales for the next batch; observers rest until then."""
+        """Compute the scales of the next batch from the statistics of this one."""
         found = list(quantizers_of(pl_module))
         self._update(trainer, found)
         for attached in found:
@@ -159,56 +174,47 @@ class QuantizationAwareTraining(CompressionCallback):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes sure that all ranks have the same scales."""
+        """Compare the scales of all ranks."""
         check_ranks_agree(trainer, digest(quantizers_of(pl_module)), "QuantizationAwareTraining: scales")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Takes off what belongs to the fit; the quantizers stay, as the model is now one of integers."""
-        super().teardown(trainer, pl_module, stage)
+        """Remove the hooks of the fit; the quantizers stay, since their ranges are part of the model."""
         self._stop_loading(pl_module)
-        if self._hooks:
-            self._kept = self.state_dict()
         handles: list[CompletedSteps | RemovableHandle] = [*self._hooks, *self._frozen]
         for handle in handles:
             handle.remove()
-        self._hooks, self._frozen = [], []
+        super().teardown(trainer, pl_module, stage)
         for attached in quantizers_of(pl_module):
             attached.quantizer.observing, attached.quantizer.observed = 0, None
 
-    def state_dict(self) -> dict[str, Any]:
-        """Completed steps, and what observers know by the names of the places."""
-        model = self._model() if self._model is not None and self._hooks else None
-        if model is None:
-            return dict(self._loaded or self._kept or {})
-        return {"steps": self.steps, "statistics": statistics_of(model)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps a state until the fit begins."""
-        self._loaded = state_dict
+    def current_state(self) -> dict[str, Any]:
+        """Return the number of completed steps, and the observers' statistics by quantizer name."""
+        assert self._fit_state.model is not None
+        return {"steps": self.steps, "statistics": statistics_of(self._fit_state.model)}
 
     def _quantize(self, trainer: Trainer, pl_module: LightningModule, plan: QuantizerPlan) -> None:
-        """Hangs the quantizers in, unless the model has them; it must then have the same."""
+        """Insert the quantizers, or check that those which the model has already are the same."""
         graph: Graph | None = None
         try:
-            graph = self._look(trainer).graph(pl_module)
+            graph = self._tracer(trainer).graph(pl_module)
         except ValueError as error:
-            self._failure = error  # a checkpoint may yet bring the quantizers along
+            self._failure = error  # raised in on_fit_start, unless a checkpoint brings the quantizers along
         if is_quantized(pl_module):
             plan.check_same(pl_module, graph)
         elif graph is not None:
             placement = plan.insert_traced(pl_module, graph)
             self.left_in_float = [node.name for node in placement.left_in_float()]
             if self.left_in_float:
-                rank_zero_info(f"QuantizationAwareTraining leaves in float: {shorten(self.left_in_float)}.")
+                rank_zero_info(f"QuantizationAwareTraining: unquantized ops (FP32) are {shorten(self.left_in_float)}.")
 
     def _count(self, optimizer: Optimizer) -> None:
         self.steps += 1
 
     def _stage_at(self, now: Progress) -> tuple[int, bool, bool]:
-        """What part of batches is observed, whether numbers are rounded, and whether batch norms are frozen."""
+        """Return the fraction of a batch to observe (1/n), and whether to fake-quantize and to freeze batch norms."""
         schedule = self.schedule
         observes = now.reached(schedule.observe) and not now.reached(schedule.freeze_observers)
-        part = _PART_OBSERVED if observes else 0
+        part = _OBSERVED_FRACTION if observes else 0
         return part, now.reached(schedule.fake_quantize), now.reached(schedule.freeze_batch_norm)
 
     def _is_target(self, pl_module: LightningModule) -> Mapping[str, bool]:
@@ -218,11 +224,11 @@ class QuantizationAwareTraining(CompressionCallback):
             if not is_built_late(pl_module):
                 raise
             raise ValueError(
-                f"{error} QuantizationAwareTraining looks at the model in Callback.setup, before the LightningModule's "
+                f"{error} QuantizationAwareTraining traces the model in Callback.setup, before the LightningModule's "
                 "setup and configure_model: build the model in __init__."
             ) from error
 
-    def _look(self, trainer: Trainer) -> GraphTracer:
+    def _tracer(self, trainer: Trainer) -> GraphTracer:
         return GraphTracer(trainer, self.targets, self.example_inputs)
 
     def _update(self, trainer: Trainer, found: Sequence[QuantizerRef]) -> None:
@@ -233,12 +239,6 @@ class QuantizationAwareTraining(CompressionCallback):
         stop_inserting_on_load(pl_module, self._loading)
         self._loading = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy needs; hooks and what Lightning attached are found anew by the next fit."""
-        state = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
-        fresh: dict[str, Any] = {"_hooks": [], "_frozen": [], "_loading": None, "_guard": None, "_stage": None}
-        return {**state, **fresh, "_model": None, "_loaded": self.state_dict() or None, "_kept": None}
-
 
 _TIMES = ("observe", "fake_quantize", "freeze_observers", "freeze_batch_norm")
 
@@ -248,14 +248,14 @@ def _has_some(numbers: QuantizationSpec) -> bool:
 
 
 def _quantized_weights(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Also if they are frozen by now, they are targets."""
+    """Yield the weights that are quantized already: they are targets even if they are frozen by now."""
     for attached in quantizers_of(model):
         if attached.quantizer.is_weight:
             yield from attached.module.parameters(recurse=False)
 
 
 def _enter_stage(model: nn.Module, found: Sequence[QuantizerRef], *, quantizing: bool) -> None:
-    """Makes a model, or an average of it, round or not; an average gets scales that it has none of yet."""
+    """Switch fake quantization on or off in a model or an average of it, which gets its first scales here."""
     for attached, ours in zip(quantizers_of(model), found, strict=True):
         attached.quantizer.quantizing = quantizing
         if ours.quantizer.ready and not attached.quantizer.ready:
@@ -263,20 +263,20 @@ def _enter_stage(model: nn.Module, found: Sequence[QuantizerRef], *, quantizing:
 
 
 def _freeze_norms(model: nn.Module) -> list[RemovableHandle]:
-    """Until the handles are removed, batch norms use their running statistics, in whatever mode they are."""
+    """Let batch norms use their running statistics in any mode, until the handles are removed."""
     norms = [norm for norm in model.modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
     before = [norm.register_forward_pre_hook(_use_running_statistics) for norm in norms]
-    after = [norm.register_forward_hook(_be_as_before, always_call=True) for norm in norms]
+    after = [norm.register_forward_hook(_restore_mode, always_call=True) for norm in norms]
     return [*before, *after]
 
 
 def _use_running_statistics(norm: nn.Module, args: Any) -> None:
-    # The mode is the user's: nothing sets it anew when the next fit begins.
+    # Restored after the forward pass: Lightning does not set the mode again when the next fit begins.
     norm._trained_before = norm.training  # type: ignore[assignment]
     norm.training = False
 
 
-def _be_as_before(norm: nn.Module, args: Any, output: Any) -> None:
+def _restore_mode(norm: nn.Module, args: Any, output: Any) -> None:
     norm.training = norm._trained_before  # type: ignore[assignment]
     del norm._trained_before
 

@@ -12,7 +12,7 @@ from lightning_compress.quantization.insertion import QuantizerRef, quantizers_o
 from lightning_compress.quantization.quantizer_plan import owners_of
 from lightning_compress.quantization.tracing import Graph, recording
 from lightning_compress.targets import Targets
-from lightning_compress.trainer.example_inputs import containers, given_inputs, probe_before_fit
+from lightning_compress.trainer.example_inputs import common_ancestors, given_inputs, probe_before_fit
 from lightning_compress.trainer.probe import TrainingProbe
 
 
@@ -88,5 +88,5 @@ def _deployed(graph: Graph, module: str, layers: Sequence[str]) -> list[str]:
     """The modules that are deployed: the smallest that was called and has all targets, else those that have some."""
     if module:
         return [module]
-    called = [name for name in containers(layers) if name in graph.called]
+    called = [name for name in common_ancestors(layers) if name in graph.called]
     return called[-1:] or sorted({layer.split(".")[0] for layer in layers})

@@ -13,37 +13,37 @@ from lightning_compress.quantization.insertion import FakeQuantizedCall, with_ar
 
 
 class LoweredQuantizer:
-    """Stands for a quantizer, and writes its grid in a dialect; of several tensors, for each."""
+    """Stands for a quantizer, and writes its grid in the form of a backend; of several tensors, for each."""
 
-    def __init__(self, grid: QParams, dialect: Backend) -> None:
+    def __init__(self, grid: QParams, backend: Backend) -> None:
         self.grid = grid
-        self.dialect = dialect
+        self.backend = backend
 
     def __call__(self, module: nn.Module, x: Any) -> Any:
         """The same numbers, on the grid."""
         return tree_map_only(Tensor, self._write, x)
 
     def _write(self, x: Tensor) -> Tensor:
-        return self.dialect.activation(x, self.grid) if x.is_floating_point() else x
+        return self.backend.activation(x, self.grid) if x.is_floating_point() else x
 
 
 class LoweredCall(FakeQuantizedCall):
     """A call whose weight and bias are constants of integers."""
 
     layer: QuantizedLayer
-    dialect: Backend
+    backend: Backend
 
     @classmethod
-    def of(cls, action: FakeQuantizedCall | None, layer: QuantizedLayer, dialect: Backend) -> LoweredCall:
+    def of(cls, action: FakeQuantizedCall | None, layer: QuantizedLayer, backend: Backend) -> LoweredCall:
         """What was simulated at the call, around the layer's constants."""
         folded = cls()
-        vars(folded).update(vars(action) if action is not None else {}, layer=layer, dialect=dialect)
+        vars(folded).update(vars(action) if action is not None else {}, layer=layer, backend=backend)
         return folded
 
     def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """The result of the call on the constants."""
-        args, kwargs = with_argument(args, kwargs, 1, "weight", lambda _: self.dialect.weight(self.layer.weight))
-        bias = self.dialect.bias(self.layer.bias) if isinstance(self.layer.bias, Bias) else self.layer.bias
+        args, kwargs = with_argument(args, kwargs, 1, "weight", lambda _: self.backend.weight(self.layer.weight))
+        bias = self.backend.bias(self.layer.bias) if isinstance(self.layer.bias, Bias) else self.layer.bias
         if len(args) > 2:
             args = (*args[:2], bias, *args[3:])
         else:

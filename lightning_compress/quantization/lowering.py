@@ -1,4 +1,4 @@
-"""From simulated integers to real ones: one lowering, in terms of a dialect, for all targets.
+"""From simulated integers to real ones: one lowering, in terms of a backend, for all targets.
 
 Batch norms are folded into the convolutions before them, which only rescales each channel's weight scale: the integers
 of the weights are those of training (Jacob et al. 2018, arXiv:1712.05877, with per-channel scales).
@@ -41,7 +41,7 @@ from lightning_compress.quantization.tracing import Graph, Node
 
 @dataclass
 class Lowered:
-    """A plain copy of a model that computes in a dialect.
+    """A plain copy of a model that computes in the form of a backend.
 
     Attributes:
         model: The copy, in eval mode.
@@ -58,20 +58,19 @@ class Lowered:
     left_in_float: list[str] = field(default_factory=list)
 
 
-def lower(model: nn.Module, example_inputs: Any, dialect: Backend, *, unsigned: bool = True) -> Lowered:
+def lower(model: nn.Module, example_inputs: Any, backend: Backend) -> Lowered:
     """Lowers a model with quantizers.
 
     Args:
         model: The model, which stays as it is.
         example_inputs: What it is called with: a tensor, a tuple, or a dict of keyword arguments.
-        dialect: How integers are written.
-        unsigned: Activations are uint8, else int8.
+        backend: Target of the export.
 
     Raises:
         ValueError: If there are no quantizers, or one has never observed a batch; if the model does not run on the example
             inputs; for weights whose integers no kernel takes: affine ones, scales for groups of inputs, and NaN.
     """
-    return _Lowering(model, example_inputs, unsigned=unsigned).run(dialect)
+    return _Lowering(model, example_inputs, unsigned=backend.unsigned).run(backend)
 
 
 @torch.no_grad()
@@ -120,15 +119,15 @@ class _Lowering:
         self.placement = Placement(graph, is_target if has_weights else dict.fromkeys(is_target, True))
         self._floats = set(self.placement.left_in_float())
 
-    def run(self, dialect: Backend) -> Lowered:
+    def run(self, backend: Backend) -> Lowered:
         lowered = Lowered(self.plain)
         table: dict[str, dict[CallSite, Any]] = {}
         for node in self.graph.nodes:
-            action = self._simulated(node, dialect, lowered)
+            action = self._simulated(node, backend, lowered)
             if self.is_layer(node):
                 layer = self.layer(node)
                 lowered.layers.append(layer)
-                action = LoweredCall.of(action, layer, dialect)
+                action = LoweredCall.of(action, layer, backend)
             elif self._is_bypassed(node):
                 action = FoldedBatchNorm.of(action)
             elif (made := self._made(node)) is not None:
@@ -214,7 +213,7 @@ class _Lowering:
         follows = len(users) == 1 and (users[0].call.function in CLIPPING or self._is_bypassed(users[0]))
         return self._result(users[0]) if follows else None
 
-    def _simulated(self, node: Node, dialect: Backend, lowered: Lowered) -> FakeQuantizedCall | None:
+    def _simulated(self, node: Node, backend: Backend, lowered: Lowered) -> FakeQuantizedCall | None:
         roles = [f"input_{k}" for k in range(len(node.operands))] + ["inner", "output"]
         places = {role: QuantizationPoint(node.module, node.call, role) for role in roles}
         action = FakeQuantizedCall()
@@ -222,11 +221,11 @@ class _Lowering:
             if place in self.found:
                 grid = replace(self._grid(self.found[place]), is_read=role.startswith("input_"))
                 lowered.grids.append(grid)
-                action.put(role, LoweredQuantizer(grid, dialect))  # type: ignore[arg-type]
-        if node.call.function in dialect.opaque and (read := self._input(node)) is not None:
+                action.put(role, LoweredQuantizer(grid, backend))  # type: ignore[arg-type]
+        if node.call.function in backend.opaque and (read := self._input(node)) is not None:
             again = replace(read, is_again=True, is_read=False)
             lowered.grids += [again] * len(node.outputs)
-            action.output = LoweredQuantizer(again, dialect)  # type: ignore[assignment]
+            action.output = LoweredQuantizer(again, backend)  # type: ignore[assignment]
             return action
         return action if any(place in self.found for place in places.values()) else None
 

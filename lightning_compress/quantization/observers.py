@@ -28,7 +28,7 @@ class RangeStatistics:
     def merged(self, other: RangeStatistics) -> RangeStatistics:
         """What both have shown together."""
         min_max = torch.maximum(self.min_max, other.min_max)
-        counts = [histograms.widened(observed.counts, observed.min_max, min_max) for observed in (self, other)]
+        counts = [histograms.rebin(observed.counts, observed.min_max, min_max) for observed in (self, other)]
         return RangeStatistics(min_max, counts[0] + counts[1])
 
 

@@ -23,18 +23,18 @@ def check_quantizable(trainer: Trainer, pl_module: LightningModule, module: str,
     """
     if is_a(trainer.strategy, "ModelParallelStrategy"):
         raise ValueError(
-            "QuantizationAwareTraining does not work under ModelParallelStrategy, which shards what is quantized: "
+            "QuantizationAwareTraining does not support ModelParallelStrategy, which shards what is quantized: "
             "use 'ddp'."
         )
     if getattr(trainer.strategy, "_layer_sync", None) is not None:
         raise ValueError(
-            "QuantizationAwareTraining does not work with sync_batchnorm=True, which replaces batch norms after "
+            "QuantizationAwareTraining does not support sync_batchnorm=True, which replaces batch norms after "
             "quantizers were placed: set it to False; statistics are frozen later in the run anyway."
         )
     for name, norm in pl_module.named_modules():
         if isinstance(norm, nn.SyncBatchNorm) and f"{name}.".startswith(f"{module}." if module else ""):
             raise ValueError(
-                f"QuantizationAwareTraining does not work with synchronized batch norms such as {name!r}, whose "
+                f"QuantizationAwareTraining does not support synchronized batch norms such as {name!r}, whose "
                 "functions are not observed: leave them plain; statistics are frozen later in the run anyway."
             )
     if sum(isinstance(callback, type(quantization)) for callback in callbacks_of(trainer)) > 1:

@@ -13,8 +13,8 @@ from lightning_compress.functional.fake_quantize import (
     fake_quantize,
     fake_quantize_learned,
     qparams_from_range,
+    quantize,
     round_zero_point,
-    to_integers,
 )
 from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.observers import Learned, RangeStatistics
@@ -145,7 +145,7 @@ class Quantizer:
         grouped = self._grouped(x)
         scale, zero_point = (self._against(t.detach(), grouped) for t in self.grid(module))
         quant_min, quant_max = self.integers.quant_min, self.integers.quant_max
-        return to_integers(grouped, scale, zero_point, quant_min=quant_min, quant_max=quant_max).view_as(x)
+        return quantize(grouped, scale, zero_point, quant_min=quant_min, quant_max=quant_max).view_as(x)
 
     def grid(self, module: nn.Module) -> tuple[Tensor, Tensor]:
         """Scale and zero point as they are applied: positive, and whole."""

@@ -24,7 +24,7 @@ from lightning_compress.quantization.mixed_precision import Effect, as_numbers, 
 from lightning_compress.quantization.quantizer import Quantizer
 from lightning_compress.quantization.quantizer_plan import QuantizerPlan
 from lightning_compress.quantization.tracing import Graph, recording
-from lightning_compress.reporting.figures import draw_rises
+from lightning_compress.reporting.figures import draw_sensitivity
 from lightning_compress.reporting.printed import Printed
 from lightning_compress.targets import Targets
 
@@ -72,7 +72,7 @@ class Sensitivity(Printed):
         """
         layers = by_layer(self.effects)
         rises = {bits: [_rise(layer, bits) for layer in layers.values()] for bits in self._bits()}
-        draw_rises(path, list(layers), rises, loss=self.loss)
+        draw_sensitivity(path, list(layers), rises, loss=self.loss)
 
     def to_csv(self) -> str:
         """The effects as CSV, for programs."""

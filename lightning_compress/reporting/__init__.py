@@ -1,1 +1,1 @@
-"""What a model is, counted and measured."""
+"""Reports, metrics and figures of compressed models."""

@@ -1,4 +1,4 @@
-"""Pictures of what was measured; matplotlib is loaded when one is drawn."""
+"""Figures of measurements; matplotlib is imported when a figure is drawn."""
 
 from __future__ import annotations
 
@@ -6,42 +6,46 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_compress.atomic_files import written
+from lightning_compress.atomic_files import atomic_write
 
-_DECADES = 1e-6  # of the largest value, below which there is only noise
+# Values below this fraction of the largest one are noise and would stretch the logarithmic axis.
+_NOISE_FLOOR = 1e-6
 _MARKERS = "osD^vPX"
 
 
-def draw_rises(path: str | Path, layers: Sequence[str], rises: Mapping[int, Sequence[float]], *, loss: float) -> None:
-    """Draws how a loss rises, layer by layer on a logarithmic scale, a line for each number of bits.
+def draw_sensitivity(
+    path: str | Path, layers: Sequence[str], deltas: Mapping[int, Sequence[float]], *, loss: float
+) -> None:
+    """Draw the delta loss of every layer on a logarithmic scale, one line per number of bits.
 
     Args:
         path: PNG file to write.
-        layers: Names along the axis.
-        rises: By number of bits, of the loss with each layer; where it does not rise, the mark is hollow and below
-            the scale, and where it is not finite there is none.
-        loss: The loss that rises.
+        layers: Layer names along the horizontal axis.
+        deltas: Number of bits to the delta loss of each layer. Values that are not positive are drawn as hollow
+            markers at the bottom, values that are not finite are omitted.
+        loss: Loss of the FP32 model.
 
     Raises:
         ImportError: If matplotlib is not installed.
     """
     figure, axes = _axes(layers)
-    ends = _ends([*(value for values in rises.values() for value in values), loss])
-    for index, (bits, values) in enumerate(sorted(rises.items())):
-        _draw(axes, values, ends[0], label=f"{bits} bits", shade=0.9 * index / len(rises), marker=_MARKERS[index])
+    lower, upper = _limits([*(value for values in deltas.values() for value in values), loss])
+    for index, (bits, values) in enumerate(sorted(deltas.items())):
+        _draw(axes, values, lower, label=f"{bits} bits", shade=0.9 * index / len(deltas), marker=_MARKERS[index])
     if loss > 0:
-        axes.axhline(loss, color="0.4", linestyle="--", linewidth=1, label=f"the loss in float, {loss:.3g}")
-    axes.set_ylim(ends[0] / 2, ends[1])
-    axes.set_ylabel("rise of the loss\n(hollow: none)")
-    figure.legend(loc="outside upper center", ncols=len(rises) + 1, frameon=False)
-    with written(path) as partial:
+        axes.axhline(loss, color="0.4", linestyle="--", linewidth=1, label=f"FP32 loss, {loss:.3g}")
+    axes.set_ylim(lower / 2, upper)
+    axes.set_ylabel("sensitivity (delta loss)\n(hollow: not positive)")
+    figure.legend(loc="outside upper center", ncols=len(deltas) + 1, frameon=False)
+    with atomic_write(path) as partial:
         figure.savefig(partial, format="png")
 
 
 def _axes(layers: Sequence[str]) -> tuple[Any, Any]:
-    """A figure that is wide enough for the names of all layers, and high enough for the longest."""
+    """Create a figure wide enough for all layer names and high enough for the longest one."""
     try:
-        from matplotlib.figure import Figure  # not pyplot, which would keep figures and open windows
+        # Not pyplot: it would keep a reference to every figure and may open windows.
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('A figure needs matplotlib: pip install "lightning-compress[export]".') from error
     size = max(6.4, 1.2 + 0.18 * len(layers)), 3.6 + 0.075 * max(map(len, layers))
@@ -53,10 +57,10 @@ def _axes(layers: Sequence[str]) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _ends(values: Sequence[float]) -> tuple[float, float]:
-    """Lower and upper end of a logarithmic scale."""
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """Return the lower and upper limit of a logarithmic axis."""
     positive = [value for value in values if 0 < value < float("inf")] or [1.0]
-    return max(min(positive), max(positive) * _DECADES) / 2, max(positive) * 2
+    return max(min(positive), max(positive) * _NOISE_FLOOR) / 2, max(positive) * 2
 
 
 def _draw(axes: Any, values: Sequence[float], floor: float, *, label: str, shade: float, marker: str) -> None:

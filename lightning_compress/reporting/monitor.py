@@ -1,4 +1,4 @@
-"""Compression as metrics."""
+"""Callback that logs compression metrics."""
 
 from __future__ import annotations
 
@@ -8,21 +8,31 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import final
 
 from lightning_compress.reporting.sparsity import Count, report
-from lightning_compress.trainer.base import techniques
+from lightning_compress.trainer.compression_callback import techniques
 
 _COLUMNS = ["layer", "weights", "zeros", "sparsity"]
 
 
 @final
 class CompressionMonitor(Callback):
-    """Logs sparsity through the Trainer's loggers after each change of a constraint and after each epoch.
+    """Log sparsity to the Trainer's loggers whenever a mask or codebook changes and at the end of every epoch.
 
-    ``compression/sparsity`` is that of all selected weights together, ``compression/sparsity/<layer>`` that of each.
-    Both are logged at the step at which Lightning logs the module's own metrics (W&B: ``trainer/global_step``).
-    A logger that can (W&B) gets a table of the layers at the end of the fit; the progress bar shows the total.
+    ``compression/sparsity`` is the sparsity of all selected weights, ``compression/sparsity/<layer>`` that of a single
+    layer. Both are logged at the step at which Lightning logs the metrics of the module (W&B:
+    ``trainer/global_step``). The progress bar shows the total, and loggers with a ``log_table`` method (W&B) receive a
+    table of all layers at the end of the fit.
 
     Args:
-        per_layer: Log each layer too, not only the total.
+        per_layer: Also log the sparsity of every layer.
+
+    >>> from lightning.pytorch.demos.boring_classes import BoringModel
+    >>> import lightning_compress as lc
+    >>> options = dict(enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, logger=False)
+    >>> callbacks = [lc.Pruning(0.5), lc.CompressionMonitor()]
+    >>> trainer = Trainer(accelerator="cpu", max_steps=4, limit_val_batches=0, callbacks=callbacks, **options)
+    >>> trainer.fit(BoringModel())
+    >>> trainer.callback_metrics["sparsity"]
+    tensor(0.5000)
     """
 
     def __init__(self, *, per_layer: bool = True) -> None:
@@ -31,29 +41,29 @@ class CompressionMonitor(Callback):
         self._total = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs where the fit begins."""
+        """Log the initial sparsity."""
         self._num_changes = _num_changes(trainer)
         self._log(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Logs if a constraint has changed in this batch."""
+        """Log the sparsity if a constraint has changed in this batch."""
         if _num_changes(trainer) != self._num_changes:
             self._num_changes = _num_changes(trainer)
             self._log(trainer, pl_module, in_batch=True)
         pl_module.log("sparsity", self._total, prog_bar=True, logger=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Logs the epoch's last state."""
+        """Log the sparsity at the end of the epoch."""
         self._log(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the table of layers."""
+        """Log a table of all layers."""
         rows = [[c.name, c.num_weights, c.num_zeros, c.sparsity] for c in _counts(trainer, pl_module)]
         for logger in trainer.loggers:
             if hasattr(logger, "log_table"):
-                logger.log_table("compression/layers", columns=_COLUMNS, data=rows, step=_axis(trainer))
+                logger.log_table("compression/layers", columns=_COLUMNS, data=rows, step=_logging_step(trainer))
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, *, in_batch: bool = False) -> None:
         counts = _counts(trainer, pl_module)
@@ -63,11 +73,14 @@ class CompressionMonitor(Callback):
         if self.per_layer:
             metrics |= {f"compression/sparsity/{count.name}": count.sparsity for count in counts}
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=_axis(trainer, in_batch=in_batch))
+            logger.log_metrics(metrics, step=_logging_step(trainer, in_batch=in_batch))
 
 
-def _axis(trainer: Trainer, *, in_batch: bool = False) -> int:
-    """Where Lightning would put the module's own metrics: it counts a batch once, ``global_step`` every optimizer."""
+def _logging_step(trainer: Trainer, *, in_batch: bool = False) -> int:
+    """Return the step at which Lightning logs metrics of the module.
+
+    Lightning counts a batch once, while ``global_step`` counts the steps of every optimizer.
+    """
     stepped = trainer.fit_loop.epoch_loop._batches_that_stepped
     return min(trainer.global_step, stepped + int(in_batch))
 
@@ -77,8 +90,8 @@ def _num_changes(trainer: Trainer) -> int:
 
 
 def _counts(trainer: Trainer, pl_module: LightningModule) -> list[Count]:
-    """Zeros of the weights that some technique works on; of all weights if there is none."""
+    """Return the counts of the weights that any technique targets; of all weights if there is no technique."""
     selected = {id(target.parameter) for t in techniques(trainer) for target in t.targets.select(pl_module)}
-    # Not by the targets' names: a shared tensor may be reported under another of its names.
+    # By identity and not by the name of the target: a shared tensor may be reported under another of its names.
     names = {name for name, parameter in pl_module.named_parameters() if id(parameter) in selected}
     return [count for count in report(pl_module).layers if count.name in names or not names]

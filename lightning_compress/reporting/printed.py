@@ -1,4 +1,4 @@
-"""Tables as text."""
+"""Plain-text rendering of rich tables."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rich.console import Console
 
 
 class Printed:
-    """What rich can print and ``str`` prints alike, without colours and in 100 columns."""
+    """Mixin for rich renderables: ``str`` renders them as plain text, 100 columns wide and without colours."""
 
     def __str__(self) -> str:
         console = Console(width=100, color_system=None)

@@ -1,4 +1,4 @@
-"""Weights and zeros, layer by layer."""
+"""The sparsity report of a model."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch.distributed.tensor import DTensor
 
 from lightning_compress.reporting.printed import Printed
 
-# Said wherever zeros are reported without what would make use of them.
-ZEROS_ALONE = (
-    "Zeros alone make neither the model faster nor its checkpoint smaller: dense kernels multiply by them and dense "
-    "files store them."
+# Printed wherever sparsity is reported without a runtime or a file format that makes use of it.
+SPARSITY_NOTE = (
+    "Sparsity alone makes neither the model faster nor its checkpoint smaller: dense kernels multiply by zeros and "
+    "dense files store them."
 )
 
 
 @dataclass(frozen=True)
 class Count:
-    """Zeros among some weights.
+    """Number of weights and zeros of a tensor or of a set of tensors.
 
     Attributes:
-        name: What they are.
-        num_weights: How many there are.
-        num_zeros: How many are exactly zero.
+        name: Name of the parameter or of the set.
+        num_weights: Number of elements.
+        num_zeros: Number of elements that are exactly zero.
     """
 
     name: str
@@ -36,18 +36,24 @@ class Count:
 
     @property
     def sparsity(self) -> float:
-        """Fraction of zeros in [0, 1]."""
+        """Fraction of zeros, in [0, 1]; 0.0 if there are no weights."""
         return self.num_zeros / self.num_weights if self.num_weights else 0.0
 
 
 @dataclass(frozen=True)
 class Report(Printed):
-    """What a model is; prints as a table.
+    """Sparsity of a model, per layer and in total; printed as a table.
 
     Attributes:
-        layers: Weight matrices and kernels (tensors of two or more dimensions), shared ones once.
-        weights: All of those together.
-        parameters: All parameters, biases and norms included.
+        layers: Weight matrices and convolution kernels (parameters with two or more dimensions), shared ones once.
+        weights: Total of ``layers``.
+        parameters: Total of all parameters, including biases and norms.
+
+    >>> net = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 1))
+    >>> _ = net[0].weight.data[0].zero_()
+    >>> found = report(net)
+    >>> isinstance(found, Report), [(layer.name, layer.sparsity) for layer in found.layers]
+    (True, [('0.weight', 0.5), ('1.weight', 0.0)])
     """
 
     layers: tuple[Count, ...]
@@ -55,7 +61,7 @@ class Report(Printed):
     parameters: Count
 
     def to_json(self) -> str:
-        """The same as JSON, for programs."""
+        """Return the report as JSON."""
         return json.dumps(asdict(self), indent=2)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -70,15 +76,18 @@ class Report(Printed):
             table.add_row(*_cells(count), style="bold")
         yield table
         if self.weights.num_zeros:
-            yield ZEROS_ALONE
+            yield SPARSITY_NOTE
 
 
 def report(model: nn.Module, example_inputs: Any = None) -> Report:
-    """Counts the weights and zeros of a model, or of a part of one, as they are now.
+    """Count the weights and zeros of a model or submodule.
 
     Args:
-        model: Any module; it is left as it was.
-        example_inputs: Reserved for what has to run the model.
+        model: Any module; it is not modified.
+        example_inputs: Not used yet; reserved for measurements that run the model.
+
+    Returns:
+        Report with exact counts; printing it gives a table.
 
     >>> net = nn.Linear(4, 2)
     >>> _ = net.weight.data[0].zero_()
@@ -91,8 +100,9 @@ def report(model: nn.Module, example_inputs: Any = None) -> Report:
 
 
 def _num_zeros(tensor: Tensor) -> int:
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return whole.numel() - int(whole.count_nonzero())
+    # A sharded tensor counts only the elements of this rank.
+    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full.numel() - int(full.count_nonzero())
 
 
 def _sum(name: str, counts: list[Count]) -> Count:

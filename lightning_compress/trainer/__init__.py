@@ -1,1 +1,1 @@
-"""Lightning callbacks: thin, they know when."""
+"""Everything that is read of a Lightning Trainer, and the base classes of the compression callbacks."""

@@ -1,6 +1,6 @@
-"""What the callbacks read of Lightning's Trainer, in one place.
+"""Queries about a Trainer, its callbacks and its model.
 
-Classes are told by name where Lightning's are meant, so that a Trainer of ``pytorch_lightning`` serves as well.
+Classes of Lightning are recognized by name, so that a Trainer of ``pytorch_lightning`` works as well.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from torch.utils.hooks import RemovableHandle
 
 
 def is_a(instance: object, *names: str) -> bool:
-    """Whether an object is of a class of one of these names, or of a subclass."""
+    """Return True if the class of an object, or one of its bases, has one of the names."""
     return any(base.__name__ in names for base in type(instance).__mro__)
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
-    """The Trainer's callbacks in the order in which they are called."""
+    """Return the callbacks of a Trainer in the order in which they are called."""
     return trainer.callbacks  # type: ignore[attr-defined]
 
 
-def refuse_strategy(trainer: Trainer, technique: str) -> None:
-    """Refuses strategies under which weights cannot be projected where the optimizer holds them.
+def check_strategy(trainer: Trainer, technique: str) -> None:
+    """Check that the optimizer holds the weights in their own shapes.
 
     Raises:
-        ValueError: For FSDP1 and DeepSpeed.
+        ValueError: For FSDP1 and DeepSpeed, which flatten or split weights.
     """
     if is_a(trainer.strategy, "FSDPStrategy", "DeepSpeedStrategy"):
         raise ValueError(
-            f"{technique} does not work under {type(trainer.strategy).__name__}, which flattens or splits weights: "
+            f"{technique} does not support {type(trainer.strategy).__name__}, which flattens or splits weights: "
             "use 'ddp', or ModelParallelStrategy with FSDP2's fully_shard in configure_model."
         )
 
 
 def is_built_late(pl_module: LightningModule) -> bool:
-    """Whether the model may still be incomplete in ``Callback.setup``, since it overrides a hook that can build it."""
+    """Return True if a model overrides a hook that may build parts of it after ``Callback.setup``."""
     hooks = (getattr(type(pl_module), name) for name in ("configure_model", "setup"))
-    # What this package's modules do there builds nothing of the model.
+    # The modules of this package override these hooks too, but build nothing in them.
     overridden = not all(
         re.search(r"\.core\.hooks$|^lightning_compress\.(distillation|models)\.", hook.__module__) for hook in hooks
     )
@@ -50,8 +50,8 @@ def is_built_late(pl_module: LightningModule) -> bool:
     return overridden or any(is_built_late(cast(LightningModule, part)) for part in parts)
 
 
-def refuse_foreign_weights(pl_module: LightningModule) -> RemovableHandle:
-    """Until the handle is removed, refuses to load weights of another model, before any of them is copied."""
+def guard_weight_loading(pl_module: LightningModule) -> RemovableHandle:
+    """Reject weights of another model before any is copied, until the returned handle is removed."""
     return pl_module.register_load_state_dict_pre_hook(_check_same_model)
 
 
@@ -71,13 +71,13 @@ def _check_same_model(pl_module: LightningModule, stored: Mapping[str, Tensor], 
 
 
 def is_compiled(pl_module: LightningModule) -> bool:
-    """Whether ``torch.compile`` has been applied to the model or to a part of it."""
+    """Return True if ``torch.compile`` has been applied to the model or to a submodule."""
     parts = (is_a(m, "OptimizedModule") or m._compiled_call_impl is not None for m in pl_module.modules())
     return getattr(pl_module, "_compiler_ctx", None) is not None or any(parts)
 
 
 def averaged_models(trainer: Trainer) -> Iterator[nn.Module]:
-    """Copies of the model in which callbacks (WeightAveraging, SWA) keep averages of its weights."""
+    """Yield the copies of the model in which callbacks (WeightAveraging, SWA) average its weights."""
     for callback in callbacks_of(trainer):
         average = getattr(callback, "_average_model", None)
         if isinstance(average, AveragedModel):
@@ -87,7 +87,7 @@ def averaged_models(trainer: Trainer) -> Iterator[nn.Module]:
 
 
 def loss_scale(trainer: Trainer, optimizer: Optimizer) -> float:
-    """The factor that gradients still carry: only fused optimizers unscale them inside their step."""
+    """Return the loss scale that gradients still carry: only fused optimizers unscale them inside their step."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     fused = getattr(optimizer, "_step_supports_amp_scaling", False)
     return scaler.get_scale() if scaler is not None and fused else 1.0

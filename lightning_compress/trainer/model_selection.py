@@ -1,4 +1,4 @@
-"""The best model is the best of those that have reached their targets."""
+"""Selection of a best model among those that have reached their compression targets."""
 
 from __future__ import annotations
 
@@ -13,38 +13,39 @@ from lightning_compress.trainer.lightning import callbacks_of, is_a
 
 
 @dataclass
-class Selection:
-    """Holds back the callbacks that choose by a metric while the model is not yet what is to be chosen among.
+class ModelSelection:
+    """Suspend and resume the callbacks that select a model by a metric.
 
-    A monitored ``ModelCheckpoint`` keeps no best but writes its ``last.ckpt`` if it is to, and ``EarlyStopping`` makes
-    no check, so neither has anything to forget afterwards.
+    A dense model is almost always more accurate than the compressed one, so a plain monitor would keep the first epoch.
+    While suspended, a monitored ``ModelCheckpoint`` keeps no best but writes its ``last.ckpt``, and ``EarlyStopping``
+    makes no check; neither has anything to forget afterwards.
     """
 
-    _held: list[tuple[Any, str, Any]] = field(default_factory=list)
+    _replaced: list[tuple[Any, str, Any]] = field(default_factory=list)
 
-    def hold(self, trainer: Trainer) -> None:
-        """Stops choosing; callbacks that are held already are left alone."""
-        for callback in callbacks_of(trainer) if not self._held else ():
+    def suspend(self, trainer: Trainer) -> None:
+        """Suspend the selection; does nothing if it is suspended already."""
+        for callback in callbacks_of(trainer) if not self._replaced else ():
             if is_a(callback, "ModelCheckpoint") and getattr(callback, "monitor", None) is not None:
                 self._replace(callback, "_save_topk_checkpoint", partial(_keep_no_best, callback))
             elif is_a(callback, "EarlyStopping"):
                 self._replace(callback, "_should_skip_check", _always)
 
-    def release(self) -> None:
-        """Starts choosing."""
-        for callback, name, attributes in self._held:
+    def resume(self) -> None:
+        """Restore the methods of the suspended callbacks."""
+        for callback, name, attributes in self._replaced:
             vars(callback).pop(name)
             vars(callback).update(attributes)
-        self._held.clear()
+        self._replaced.clear()
 
-    def _replace(self, callback: Any, name: str, value: Any) -> None:
+    def _replace(self, callback: Any, name: str, method: Any) -> None:
         before = {name: vars(callback)[name]} if name in vars(callback) else {}
-        self._held.append((callback, name, before))
-        setattr(callback, name, value)
+        self._replaced.append((callback, name, before))
+        setattr(callback, name, method)
 
 
 def _keep_no_best(callback: Any, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
-    """Stands for saving one of the best: ModelCheckpoint writes the last after it, at a step with a checkpoint."""
+    # ModelCheckpoint writes last.ckpt afterwards, but only at a step at which it has saved a checkpoint.
     callback._last_global_step_saved = trainer.global_step
 
 

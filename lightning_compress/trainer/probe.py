@@ -1,4 +1,4 @@
-"""A disposable copy of the model in training, for passes that must leave no trace."""
+"""Disposable copy of a model in training, for passes that must not change the model."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from lightning_compress.arguments import as_arguments
 
 
 class TrainingProbe:
-    """Runs the training step of a deep copy on a batch: modes, buffers, metrics, logs and RNG of the original stay.
+    """Run the training step of a deep copy on a batch; modes, buffers, metrics, logs and RNG of the original stay.
 
     Args:
         trainer: The Trainer of the fit.
         pl_module: The module to copy.
         batch: A batch on the module's device, after ``on_after_batch_transfer``.
         batch_idx: Its index.
-        module: Name of the deployable part.
-        example_inputs: What the deployable part is called with, if it is not to be seen in a training step.
+        module: Name of the deployable submodule.
+        example_inputs: Arguments of the deployable submodule; by default the module's ``example_input_array``, or the
+            arguments that it receives in a training step.
     """
 
     def __init__(
@@ -49,7 +50,11 @@ class TrainingProbe:
         self._example_inputs = example_inputs if example_inputs is not None else pl_module.example_input_array
 
     def loss(self) -> Tensor:
-        """The loss of the batch, with a graph where gradients are enabled."""
+        """Return the loss of the batch, with a graph where gradients are enabled.
+
+        Raises:
+            ValueError: If ``training_step`` returns no loss.
+        """
         with isolate_rng(), self._trainer.precision_plugin.train_step_context():
             output = self.model.training_step(self.batch, self._batch_idx)
         loss = output["loss"] if isinstance(output, dict) else output
@@ -58,13 +63,13 @@ class TrainingProbe:
         return loss
 
     def run(self) -> Any:
-        """What the deployable part returns for its inputs."""
+        """Return the output of the deployable submodule for its inputs."""
         args, kwargs = self.inputs()
         with isolate_rng(), self._trainer.precision_plugin.forward_context():
             return self.deployable(*args, **kwargs)
 
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword arguments of the deployable part, as given or as one training step shows them."""
+        """Return positional and keyword arguments of the deployable submodule, given or seen in one training step."""
         if self._seen is None and self._example_inputs is None:
             self._seen = self._seen_inputs()
         if self._seen is not None:
@@ -73,7 +78,7 @@ class TrainingProbe:
         return as_arguments(self._trainer.strategy.batch_to_device(self._example_inputs, self.model.device))
 
     def reduce(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Means over ranks, of tensors that every rank has whole."""
+        """Average full tensors over all ranks, in place; a collective."""
         if self._trainer.world_size > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor.div_(self._trainer.world_size))
@@ -89,17 +94,17 @@ class TrainingProbe:
         hook.remove()
         if not seen:
             raise ValueError(
-                "training_step does not call the module to be pruned as a whole: name the network with "
+                "training_step does not call the deployable module as a whole: name the network with "
                 "Targets(module='...'), or give example_inputs."
             )
         return seen[0]
 
 
 def _drop_compiled_methods(model: LightningModule) -> None:
-    """For a compiled module Lightning sets methods on the instance; a copy's still run the original."""
+    """Remove the methods that Lightning sets on a compiled instance; in a copy they still run the original."""
     for name in ("forward", "training_step", "validation_step", "test_step", "predict_step"):
         vars(model).pop(name, None)
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:
-    """Stands for ``log`` and ``log_dict`` in the copy."""
+    """Replace ``log`` and ``log_dict`` in the copy."""

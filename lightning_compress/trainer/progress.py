@@ -1,4 +1,4 @@
-"""Where a fit stands, and whether a time can come in it."""
+"""Progress of a fit, and checks of the times of a schedule."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import TypeGuard
 
 from lightning.pytorch import Trainer
 
-from lightning_compress.schedules import Progress, amount
+from lightning_compress.schedules import Progress, time_value
 from lightning_compress.trainer.lightning import callbacks_of, is_a
 
 
 def progress(trainer: Trainer, steps: int, *, in_step: bool, in_batch: bool = True) -> Progress:
-    """How far the fit has come.
+    """Return the progress of a fit in steps, epochs and as a fraction of the run.
 
     Args:
         trainer: The Trainer.
         steps: Completed steps of the optimizer that owns the targets.
-        in_step: Whether an optimizer step is being made, so that ``global_step`` does not have it yet.
-        in_batch: Whether the batch at hand counts as done. (Between batches a resumed Trainer does not yet know that an
-            epoch is over, so ask within one.)
+        in_step: True while an optimizer step is being made that ``global_step`` does not count yet.
+        in_batch: True if the current batch counts as done. Between batches a resumed Trainer does not yet know that an
+            epoch is over, so this is called within one.
     """
     num_batches: float = trainer.num_training_batches
     started = trainer.fit_loop.epoch_loop.batch_progress.current.ready - int(not in_batch)
@@ -34,18 +34,18 @@ def progress(trainer: Trainer, steps: int, *, in_step: bool, in_batch: bool = Tr
 
 
 def _planned_epochs(trainer: Trainer) -> int | None:
-    """Epochs of training: SWA adds one to the Trainer's limit, in which no step is made."""
+    """Return the number of training epochs: SWA adds one to the Trainer's limit, in which no step is made."""
     swa = (getattr(c, "_max_epochs", None) for c in callbacks_of(trainer) if is_a(c, "StochasticWeightAveraging"))
     return next((limit for limit in swa if limit is not None), trainer.max_epochs)
 
 
 def is_bounded(limit: float | None) -> TypeGuard[float]:
-    """Whether a Trainer's ``max_epochs`` or ``max_steps`` is a limit."""
+    """Return True if a Trainer's ``max_epochs`` or ``max_steps`` is a limit."""
     return limit is not None and limit > 0
 
 
 def check_time_fits(trainer: Trainer, name: str, time: int | float | str) -> None:
-    """Refuses a time that this run has not got.
+    """Check in ``setup`` that a time of a schedule lies within the run.
 
     Raises:
         ValueError: For a fraction of an unbounded run, and for epochs or steps past its end.
@@ -60,24 +60,24 @@ def check_time_fits(trainer: Trainer, name: str, time: int | float | str) -> Non
             f"{name}={time} is a fraction of the run, which has no end: set the Trainer's max_epochs or max_steps, "
             "or write an int (optimizer steps) or a string such as '12ep' (epochs)."
         )
-    if isinstance(time, str) and is_bounded(trainer.max_epochs) and amount(time) > trainer.max_epochs:
+    if isinstance(time, str) and is_bounded(trainer.max_epochs) and time_value(time) > trainer.max_epochs:
         raise ValueError(f"{name}={time!r} lies beyond the run's {trainer.max_epochs} epochs.")
     if isinstance(time, int) and is_bounded(trainer.max_steps) and time > trainer.max_steps:
         raise ValueError(f"{name}={time} lies beyond the run's {trainer.max_steps} steps.")
 
 
 def check_times_come(trainer: Trainer, times: Mapping[str, int | float | str]) -> None:
-    """Refuses times of a schedule that would not come in this run, now that its data is known.
+    """Check that the times of a schedule come in this run, now that its data is known.
 
     Raises:
-        ValueError: For steps past its end, and for what cannot be told of data that has no length.
+        ValueError: For steps past its end, and for times that depend on the length of data without one.
     """
     has_length = trainer.num_training_batches != float("inf") or is_bounded(trainer.max_steps)
     total = trainer.estimated_stepping_batches if trainer.lightning_module.automatic_optimization else -1
     for name, time in times.items():
         if not has_length and _needs_length(trainer, name, time):
             raise ValueError(
-                f"{name}={time!r} cannot be told in training data of no length: set the Trainer's max_steps, "
+                f"{name}={time!r} cannot be resolved for training data without a length: set the Trainer's max_steps, "
                 "or write an int (optimizer steps) or epochs before the last, such as '1ep'."
             )
         if isinstance(time, int) and name != "every" and is_bounded(total) and time > total:
@@ -85,7 +85,7 @@ def check_times_come(trainer: Trainer, times: Mapping[str, int | float | str]) -
 
 
 def _needs_length(trainer: Trainer, name: str, time: int | float | str) -> bool:
-    """Without a length only epochs that are over are known, so nothing can land in the last."""
+    """Return True if a time cannot be resolved without a length: the last epoch is known only once it is over."""
     if isinstance(time, str):
-        return name == "end" and is_bounded(trainer.max_epochs) and amount(time) >= trainer.max_epochs
+        return name == "end" and is_bounded(trainer.max_epochs) and time_value(time) >= trainer.max_epochs
     return isinstance(time, float) and time > 0

@@ -7,11 +7,16 @@ import torch.distributed as dist
 from lightning.pytorch import Trainer
 
 
-def check_ranks_agree(trainer: Trainer, digest: bytes, what: str) -> None:
-    """Compares a hash over all ranks.
+def check_ranks_agree(trainer: Trainer, digest: bytes, name: str) -> None:
+    """Compare a hash over all ranks; a collective.
+
+    Args:
+        trainer: The Trainer of the fit.
+        digest: Hash of the state that must be equal.
+        name: Name of that state in the message, such as ``"Pruning: masks"``.
 
     Raises:
-        RuntimeError: On every rank, if it differs anywhere.
+        RuntimeError: On every rank, if the hash of any rank differs.
     """
     if trainer.world_size == 1:
         return
@@ -19,4 +24,4 @@ def check_ranks_agree(trainer: Trainer, digest: bytes, what: str) -> None:
     everywhere = [torch.empty_like(mine) for _ in range(trainer.world_size)]
     dist.all_gather(everywhere, mine)
     if any(not torch.equal(mine, other) for other in everywhere):
-        raise RuntimeError(f"{what} differ between ranks; do all ranks hold the same weights?")
+        raise RuntimeError(f"{name} differ between ranks; do all ranks hold the same weights?")

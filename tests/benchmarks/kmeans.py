@@ -73,7 +73,7 @@ def network(rounds: int) -> None:
         layers = [Layer(target.name, target.parameter) for target in lc.Targets().select(model)]
         clusterer = Clusterer(CodebookConstraint(layers), [CodebookSpec(NUM_CLUSTERS)] * len(layers))
         zeros = [None] * len(layers)
-        first.append(seconds(lambda clusterer=clusterer, zeros=zeros: clusterer.update(zeros, part=0.5)))
+        first.append(seconds(lambda clusterer=clusterer, zeros=zeros: clusterer.update(zeros, fraction=0.5)))
         for held in layers:
             held.weight.add_(1e-3 * held.weight.std() * torch.randn_like(held.weight))
         warm.append(seconds(lambda clusterer=clusterer, zeros=zeros: clusterer.update(zeros)))

@@ -144,7 +144,7 @@ class Heads(nn.Module):
         return self.out(heads.transpose(1, 2).flatten(2)).mean(dim=1)
 
 
-class CodebookSpec(nn.Module):
+class SharedWeight(nn.Module):
     """Two layers with one weight, each with a bias of its own."""
 
     def __init__(self) -> None:

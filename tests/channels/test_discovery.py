@@ -14,7 +14,6 @@ from lightning_compress.models.networks import cifar_resnet
 from tests.channels.nets import (
     SOUND,
     Auxiliary,
-    CodebookSpec,
     Concatenated,
     Flattened,
     Ghost,
@@ -22,6 +21,7 @@ from tests.channels.nets import (
     Heads,
     Padded,
     Residual,
+    SharedWeight,
     Squeeze,
     images,
     trained,
@@ -35,7 +35,7 @@ def found(net: nn.Module) -> tuple[dict[str, ChannelGroup], dict[str, str]]:
 
 
 def names(group: ChannelGroup) -> list[str]:
-    return sorted(part.tensor for part in group.output_slices)
+    return sorted(item.tensor for item in group.output_slices)
 
 
 def test_a_stream_goes_with_all_that_write_to_it() -> None:
@@ -46,7 +46,7 @@ def test_a_stream_goes_with_all_that_write_to_it() -> None:
         ["stem.weight", "stem.bias"]
         + [f"blocks.{i}.{part}" for i in (0, 1) for part in ("conv2.weight", "norm2.weight", "norm2.bias")]
     )
-    assert {part.tensor for part in stream.input_slices} == {
+    assert {item.tensor for item in stream.input_slices} == {
         "blocks.0.conv1.weight",
         "blocks.1.conv1.weight",
         "fc.weight",
@@ -59,7 +59,7 @@ def test_a_depthwise_convolution_and_its_gate_go_with_their_input() -> None:
     groups, _ = found(Squeeze())
     wide = next(group for group in groups.values() if group.num_channels == 8)
     assert names(wide) == sorted(f"{n}.{k}" for n in ("expand", "depthwise", "gate") for k in ("weight", "bias"))
-    assert {part.tensor for part in wide.input_slices} == {"reduce.weight", "project.weight"}
+    assert {item.tensor for item in wide.input_slices} == {"reduce.weight", "project.weight"}
     assert "project" not in groups, "makes the output"
 
 
@@ -67,46 +67,46 @@ def test_groups_of_a_convolution_lose_the_same_places() -> None:
     groups, _ = found(Grouped())
     assert {name: group.num_channels for name, group in groups.items()} == {"before": 4, "grouped": 2}
     second = torch.tensor([False, True, False, False])
-    made = next(part for part in groups["before"].output_slices if part.tensor == "before.weight")
+    made = next(item for item in groups["before"].output_slices if item.tensor == "before.weight")
     read = groups["before"].input_slices[0]
-    assert made.of(second).tolist() == [1, 5, 9]
-    assert (read.tensor, read.dim, read.of(second).tolist()) == ("grouped.weight", 1, [1])
+    assert made.positions_of(second).tolist() == [1, 5, 9]
+    assert (read.tensor, read.dim, read.positions_of(second).tolist()) == ("grouped.weight", 1, [1])
 
 
 def test_parts_of_a_concatenation_have_channels_of_their_own() -> None:
     groups, _ = found(Concatenated())
-    norm = next(part for part in groups["right"].output_slices if part.tensor == "norm.weight")
+    norm = next(item for item in groups["right"].output_slices if item.tensor == "norm.weight")
     assert norm.positions.tolist() == [4, 5, 6, 7, 8, 9]
-    assert {part.tensor for part in groups["right"].input_slices} == {"join.weight", "side.weight"}
+    assert {item.tensor for item in groups["right"].input_slices} == {"join.weight", "side.weight"}
 
 
 def test_channels_tied_in_two_ways_are_one() -> None:
     groups, _ = found(Ghost())
     assert [group.num_channels for group in groups.values()] == [4]
     (group,) = groups.values()
-    stem = next(part for part in group.output_slices if part.tensor == "stem.weight")
-    assert stem.of(torch.tensor([True, False, False, False])).tolist() == [0, 4]
+    stem = next(item for item in group.output_slices if item.tensor == "stem.weight")
+    assert stem.positions_of(torch.tensor([True, False, False, False])).tolist() == [0, 4]
 
 
 def test_pixels_transposed_convolutions_and_slopes() -> None:
     groups, _ = found(Flattened())
     up = next(group for group in groups.values() if "up.weight" in names(group))
-    assert next(part for part in up.output_slices if part.tensor == "up.weight").dim == 1
-    assert [part.tensor for part in up.carried_slices] == ["slopes.weight"]
-    pixels = next(part for part in up.input_slices if part.tensor == "fc1.weight")
-    assert pixels.of(torch.tensor([False, True, *4 * [False]])).tolist() == list(range(144, 288))
+    assert next(item for item in up.output_slices if item.tensor == "up.weight").dim == 1
+    assert [item.tensor for item in up.carried_slices] == ["slopes.weight"]
+    pixels = next(item for item in up.input_slices if item.tensor == "fc1.weight")
+    assert pixels.positions_of(torch.tensor([False, True, *4 * [False]])).tolist() == list(range(144, 288))
 
 
 def test_a_shortcut_that_pads_channels_leaves_its_stream_whole() -> None:
     groups, whole = found(Padded())
     assert list(groups) == ["conv1"]
-    assert whole == {"conv2": "'stem' has fewer channels than meet there"}
+    assert whole == {"conv2": "'stem' has fewer channels than its dependencies"}
 
 
 def test_what_the_graph_gets_wrong_is_found_out_by_trying() -> None:
     groups, whole = find_groups(cifar_resnet.resnet20_cifar(), (torch.randn(1, 3, 32, 32),), {})
     assert sorted(group.name for group in groups) == [f"layer{i}.{j}.conv1" for i in (1, 2, 3) for j in (0, 1, 2)]
-    assert whole == {"conv1": "without some of its channels the network does not compute the same"}
+    assert whole == {"conv1": "the model computes a different output after the removal of some of its channels"}
 
 
 def test_transformers_lose_heads_and_hidden_units_and_keep_their_stream() -> None:
@@ -115,7 +115,7 @@ def test_transformers_lose_heads_and_hidden_units_and_keep_their_stream() -> Non
         **{f"blocks.{i}.attn": 3 for i in (0, 1)},
         **{f"blocks.{i}.mlp.fc1": 24 for i in (0, 1)},
     }
-    assert all("LayerNorm sees all channels at once" in reason for reason in whole.values())
+    assert all("LayerNorm mixes channels" in reason for reason in whole.values())
 
 
 def test_a_classifier_that_is_a_convolution_is_left_alone() -> None:
@@ -124,14 +124,14 @@ def test_a_classifier_that_is_a_convolution_is_left_alone() -> None:
     assert list(groups) == ["0"]
 
 
-UNLIKE = "without some of its channels the network does not compute the same"
+UNLIKE = "the model computes a different output after the removal of some of its channels"
 
 
 @pytest.mark.parametrize(
     ("make", "groups", "whole"),
     [
         (Heads, ["stem"], ["v"]),
-        (CodebookSpec, [], ["one", "other"]),
+        (SharedWeight, [], ["one", "other"]),
         (Auxiliary, ["inner"], ["stem"]),
     ],
 )
@@ -185,9 +185,9 @@ def test_a_network_that_draws_random_numbers() -> None:
     assert len(found(Noisy())[0]) == 3
 
 
-def test_a_channel_that_all_others_meet_in_is_named() -> None:
+def test_channels_that_all_depend_on_each_other_are_named() -> None:
     net = nn.Sequential(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 4, 1))
-    assert found(net) == ({}, {"0": "all its channels meet in one"})
+    assert found(net) == ({}, {"0": "all of its channels depend on each other"})
 
 
 def test_a_parameter_of_no_layer_is_named() -> None:
@@ -211,10 +211,10 @@ def test_any_channels_can_go(make: type[nn.Module]) -> None:
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
         chosen = {g: torch.rand(g.num_channels, generator=generator) < 0.6 for g in groups}
-        chosen = {g: gone & (torch.arange(len(gone)) != seed % len(gone)) for g, gone in chosen.items()}
+        chosen = {g: removed & (torch.arange(len(removed)) != seed % len(removed)) for g, removed in chosen.items()}
         masked, small = copy.deepcopy(net), copy.deepcopy(net)
-        for group, gone in chosen.items():
-            group.zero_(named_tensors(masked), gone)
+        for group, removed in chosen.items():
+            group.zero_(named_tensors(masked), removed)
         remove_(small, chosen)
         torch.testing.assert_close(small(images().double()), masked(images().double()), rtol=1e-10, atol=1e-12)
 
@@ -234,7 +234,7 @@ def test_the_network_stays_as_it_is(make: type[nn.Module]) -> None:
 
 
 def test_inputs_that_do_not_fit_are_named() -> None:
-    with pytest.raises(ValueError, match="cannot be run on the example inputs"):
+    with pytest.raises(ValueError, match="The model cannot be run on the example inputs"):
         find_groups(Residual(), (torch.randn(2, 5, 6, 6),), {})
 
 
@@ -247,9 +247,9 @@ def test_networks_that_cannot_be_tried_are_refused() -> None:
         def forward(self, x: torch.Tensor) -> Output:
             return Output(super().forward(x))
 
-    with pytest.raises(ValueError, match="returns nothing in which tensors can be found"):
+    with pytest.raises(ValueError, match="The output of the model contains no tensors"):
         find_groups(Wrapped(), (images(),), {})
     with pytest.warns(FutureWarning):
         net = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 6, 1)), nn.Conv2d(6, 4, 1))
-    with pytest.raises(ValueError, match="cannot be copied"):
+    with pytest.raises(ValueError, match="The model cannot be copied"):
         find_groups(net, (images(),), {})

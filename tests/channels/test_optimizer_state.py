@@ -81,16 +81,16 @@ def test_replayed_on_the_model_itself() -> None:
 
 def test_refusals_change_nothing() -> None:
     net, small, old, log = two("sgd")
-    with pytest.raises(ValueError, match="a SGD keeps another state than a AdamW"):
+    with pytest.raises(ValueError, match="state of SGD cannot be used by AdamW"):
         lc.carry_optimizer_state(old, OPTIMIZERS["adamw"](small.parameters()), log)
     stranger = OPTIMIZERS["sgd"](trained(Residual).parameters())
-    with pytest.raises(ValueError, match="a parameter that the log does not know"):
+    with pytest.raises(ValueError, match="a parameter that is unknown to the log"):
         lc.carry_optimizer_state(old, stranger, log)
-    part = OPTIMIZERS["sgd"](net.fc.parameters())
+    partial = OPTIMIZERS["sgd"](net.fc.parameters())
     new = OPTIMIZERS["sgd"](small.parameters())
     with pytest.raises(ValueError, match="does not hold"):
-        lc.carry_optimizer_state(part, new, log)
-    with pytest.raises(ValueError, match="which the log does not explain"):
+        lc.carry_optimizer_state(partial, new, log)
+    with pytest.raises(ValueError, match="which does not match the log"):
         lc.carry_optimizer_state(new, old, log)
     assert not new.state
 

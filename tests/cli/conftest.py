@@ -1,4 +1,4 @@
-"""A small recipe, and the command in this process."""
+"""A small recipe, and commands run in this process."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,18 +35,18 @@ def recipe(workdir: Path) -> Path:
 
 
 @pytest.fixture
-def refusal(recipe: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must be refused; gives the sentence."""
+def error_message(recipe: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must fail with a one-line message; returns the message."""
 
-    def refused(*arguments: str, code: int = 2) -> str:
+    def message_of(*arguments: str, code: int = 2) -> str:
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit_:
             main(arguments)
         assert exit_.value.code == code
         printed = capsys.readouterr().err
-        sentences = [line for line in printed.splitlines() if line.startswith("lightning-compress: ")]
-        assert len(sentences) == 1, printed
+        messages = [line for line in printed.splitlines() if line.startswith("lightning-compress: ")]
+        assert len(messages) == 1, printed
         assert "Traceback" not in printed
-        return sentences[0].removeprefix("lightning-compress: ")
+        return messages[0].removeprefix("lightning-compress: ")
 
-    return refused
+    return message_of

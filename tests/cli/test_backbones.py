@@ -1,4 +1,4 @@
-"""The catalogue on the command line."""
+"""The command ``backbones``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from lightning_compress.cli import backbones, main
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
-    """What the catalogue is asked for; it answers with two rows."""
+def catalogue_calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """Arguments of the calls of the catalogue, which returns two rows."""
     calls: list[dict[str, object]] = []
     answer = lc.Catalogue(lc.backbones("lcnet_0[35]*").rows[::-1])
 
@@ -44,12 +44,14 @@ NOTHING = {"max_params": None, "max_macs": None, "input_size": None, "num_classe
         (["--latency"], {"latency": True}),
     ],
 )
-def test_what_is_asked_for(arguments: list[str], expected: dict[str, object], asked: list[dict[str, object]]) -> None:
+def test_arguments_of_the_catalogue(
+    arguments: list[str], expected: dict[str, object], catalogue_calls: list[dict[str, object]]
+) -> None:
     main(["backbones", *arguments])
-    assert asked == [{"glob": "*", **NOTHING, **expected}]
+    assert catalogue_calls == [{"glob": "*", **NOTHING, **expected}]
 
 
-@pytest.mark.usefixtures("asked")
+@pytest.mark.usefixtures("catalogue_calls")
 def test_order(capsys: pytest.CaptureFixture[str]) -> None:
     main(["backbones"])
     assert listed(capsys) == ["lcnet_050", "lcnet_035"]
@@ -78,15 +80,15 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["--max-macs=M"], "M must be a number"),
         (["--max-macs=-3M"], "max_macs=-3000000.0 must be more than 0."),
         (["--max-macs="], "must be a number"),
-        (["--max-parms=3M"], "--max-parms is no option (did you mean '--max-params'?)"),
-        (["a", "b"], "'b' is not understood: backbones takes one GLOB"),
+        (["--max-parms=3M"], "Unknown option --max-parms (did you mean '--max-params'?)"),
+        (["a", "b"], "Unexpected argument 'b': backbones takes one GLOB"),
         (["--sort=name"], "'params', 'macs', 'latency'"),
-        (["--sort=latency"], "--sort=latency needs --latency"),
+        (["--sort=latency"], "--sort=latency requires --latency"),
         (["--input-size=big"], "--input-size: invalid int value: 'big'."),
         (["--input-size"], "expected one argument."),
         (["mobilnetv3*"], "matches no backbone (did you mean 'mobilenetv3'?)"),
-        (["--max=3M"], "--max is no option"),
+        (["--max=3M"], "Unknown option --max"),
     ],
 )
-def test_refusals(refusal, arguments: list[str], words: str) -> None:
-    assert words in refusal("backbones", *arguments)
+def test_error_messages(error_message, arguments: list[str], words: str) -> None:
+    assert words in error_message("backbones", *arguments)

@@ -1,4 +1,4 @@
-"""A checkpoint that cannot be written leaves the one that was there."""
+"""A checkpoint that cannot be written leaves an existing one unchanged."""
 
 import resource
 from pathlib import Path
@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from lightning_compress.cli import main
-from lightning_compress.cli.checkpoint_io import BesideThenRename, DiskFull
+from lightning_compress.cli.checkpoint_io import AtomicCheckpointIO, DiskFullError
 
 
 @pytest.fixture
-def no_room():
-    """Files may not grow past 10 kB; the kernel then refuses writes as on a full disk."""
+def full_disk():
+    """Limits files to 10 kB, beyond which writes fail as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     yield
@@ -20,7 +20,7 @@ def no_room():
 
 
 def test_saves_and_replaces(tmp_path):
-    io = BesideThenRename()
+    io = AtomicCheckpointIO()
     for value in (1, 2):
         io.save_checkpoint({"value": value}, tmp_path / "deep" / "a.ckpt")
         assert io.load_checkpoint(tmp_path / "deep" / "a.ckpt", weights_only=True) == {"value": value}
@@ -28,28 +28,28 @@ def test_saves_and_replaces(tmp_path):
 
 
 def test_full_disk_loses_nothing(tmp_path, request):
-    io = BesideThenRename()
+    io = AtomicCheckpointIO()
     io.save_checkpoint({"value": 1}, tmp_path / "a.ckpt")
-    request.getfixturevalue("no_room")
-    with pytest.raises(DiskFull, match=r"a\.ckpt: it was not written"):
+    request.getfixturevalue("full_disk")
+    with pytest.raises(DiskFullError, match=r"a\.ckpt: it was not written"):
         io.save_checkpoint({"value": torch.randn(10_000)}, tmp_path / "a.ckpt")
     assert io.load_checkpoint(tmp_path / "a.ckpt", weights_only=True) == {"value": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
 
 
-def test_other_errors_are_not_taken_for_a_full_disk(tmp_path):
+def test_other_errors_are_not_reported_as_a_full_disk(tmp_path):
     with pytest.raises(Exception, match="pickle"):
-        BesideThenRename().save_checkpoint({"value": lambda: None}, tmp_path / "a.ckpt")
+        AtomicCheckpointIO().save_checkpoint({"value": lambda: None}, tmp_path / "a.ckpt")
     assert not any(tmp_path.iterdir())
 
 
-def test_the_command_says_so(recipe, no_room, capsys):
+def test_the_command_reports_a_full_disk(recipe, full_disk, capsys):
     Path("here/checkpoints").mkdir(parents=True)
     Path("here/checkpoints/precious.ckpt").write_text("as it was")
     with pytest.raises(SystemExit) as stopped:
         main(["fit", "--config=small.yaml", "--trainer.default_root_dir=here"])
     assert stopped.value.code == 1
     printed = capsys.readouterr().err
-    assert "lightning-compress: There is no room for" in printed
+    assert "lightning-compress: No space left to write" in printed
     assert "Traceback" not in printed
     assert [path.name for path in Path("here/checkpoints").iterdir()] == ["precious.ckpt"]

@@ -18,8 +18,8 @@ def test_help_lists_the_commands(arguments, capsys):
     assert all(name in printed for name in COMMANDS)
 
 
-def test_unknown_command(refusal):
-    assert refusal("fitt").startswith("'fitt' is no command (did you mean 'fit'?); the commands are run, fit")
+def test_unknown_command(error_message):
+    assert error_message("fitt").startswith("Unknown command 'fitt' (did you mean 'fit'?): choose one of run, fit")
 
 
 def test_help_loads_no_torch(workdir):
@@ -37,34 +37,34 @@ def test_classes_of_the_working_directory_can_be_named(recipe):
     assert sys.modules["mine"].Mine.tested == [1]
 
 
-def test_recipes_are_listed_with_their_headline(workdir, capsys):
+def test_recipes_are_listed_with_their_first_line(workdir, capsys):
     main(["recipes"])
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("digits/prune ") and "90 %" in line for line in lines)
 
 
-def test_copy_does_not_overwrite(refusal, workdir, capsys):
+def test_copy_does_not_overwrite(error_message, workdir, capsys):
     main(["recipes", "copy", "digits/prune"])
     assert "prune.yaml" in capsys.readouterr().out
     original = Path("prune.yaml").read_text()
     assert original.startswith("# ")
     Path("prune.yaml").write_text("edited")
-    assert "prune.yaml exists already" in refusal("recipes", "copy", "digits/prune")
+    assert "prune.yaml already exists" in error_message("recipes", "copy", "digits/prune")
     assert Path("prune.yaml").read_text() == "edited"
     main(["recipes", "copy", "digits/prune.yaml", "deep/my.yaml"])
     assert Path("deep/my.yaml").read_text() == original
 
 
-def test_wrong_usage_of_recipes(refusal):
-    assert "recipes copy NAME [DEST]" in refusal("recipes", "copyy", "digits/prune")
-    assert "did you mean 'digits/prune'" in refusal("recipes", "copy", "digit/prune")
+def test_wrong_usage_of_recipes(error_message):
+    assert "recipes copy NAME [DEST]" in error_message("recipes", "copyy", "digits/prune")
+    assert "did you mean 'digits/prune'" in error_message("recipes", "copy", "digit/prune")
 
 
 @pytest.mark.parametrize("name", ["recipes/digits/prune.yaml", "digits/prune.yaml", "digits/prune"])
 def test_recipes_are_found_by_any_name(name, workdir):
     found = recipes.find(name)
     assert found.name == "prune.yaml"
-    assert recipes.title(found) == "digits-prune"
+    assert recipes.run_name_of(found) == "digits-prune"
 
 
 def test_the_working_directory_comes_first_then_the_repository(workdir, monkeypatch):
@@ -90,9 +90,9 @@ def test_the_installed_package_comes_last(workdir, monkeypatch):
     assert list(recipes.available()) == ["x/y"]
 
 
-def test_missing_recipe_names_what_there_is(refusal):
-    sentence = refusal("run", "digits/prun")
-    assert "did you mean 'digits/prune'" in sentence
-    assert "cifar10/prune" in sentence
-    assert "run needs a recipe" in refusal("run")
-    assert "run needs a recipe" in refusal("run", "--pruning.sparsity=0.5")
+def test_an_unknown_recipe_lists_the_available_ones(error_message):
+    message = error_message("run", "digits/prun")
+    assert "did you mean 'digits/prune'" in message
+    assert "cifar10/prune" in message
+    assert "run requires a recipe" in error_message("run")
+    assert "run requires a recipe" in error_message("run", "--pruning.sparsity=0.5")

@@ -108,7 +108,7 @@ def test_two_identical_runs_do_not_collide(recipe):
         assert yaml.safe_load((run / "config.yaml").read_text())["pruning"]["sparsity"] == 0.5
 
 
-def test_fit_then_test_in_one_place(recipe):
+def test_fit_then_test_in_one_directory(recipe):
     place = "--trainer.default_root_dir=here"
     main(["fit", "--config=small.yaml", place])
     (checkpoint,) = Path("here/checkpoints").iterdir()
@@ -129,17 +129,17 @@ def test_a_saved_configuration_runs_again(recipe):
     assert (first / "config.yaml").read_text() == (second / "config.yaml").read_text()
 
 
-def test_log_model_is_dropped_offline(recipe):
+def test_log_model_is_ignored_offline(recipe):
     logger = "{class_path: WandbLogger, init_args: {offline: true, log_model: all}}"
-    with pytest.warns(UserWarning, match="log_model is dropped"):
+    with pytest.warns(UserWarning, match="log_model is ignored"):
         cli = build(f"--trainer.logger={logger}")
-    assert cli.trainer.logger.save_dir == str(cli.run_directory)
-    assert cli.trainer.checkpoint_callback.dirpath == str(cli.run_directory / "checkpoints")
+    assert cli.trainer.logger.save_dir == str(cli.directory)
+    assert cli.trainer.checkpoint_callback.dirpath == str(cli.directory / "checkpoints")
     assert cli.config.trainer.logger.init_args.save_dir == "."  # what is kept can be run elsewhere
-    assert cli.run_directory.is_dir()
+    assert cli.directory.is_dir()
 
 
-def test_given_places_are_respected(recipe):
+def test_given_directories_are_kept(recipe):
     logger = "{class_path: CSVLogger, init_args: {save_dir: logs}}"
     checkpoint = "[{class_path: ModelCheckpoint, init_args: {dirpath: kept}}]"
     cli = build(f"--trainer.logger={logger}", f"--trainer.callbacks={checkpoint}")
@@ -147,7 +147,7 @@ def test_given_places_are_respected(recipe):
     assert cli.trainer.checkpoint_callback.dirpath == str(Path("kept").absolute())
 
 
-def test_directories_are_claimed_exclusively(workdir, monkeypatch):
+def test_directories_are_unique(workdir, monkeypatch):
     names = iter(["aaa", "aaa", "bbb"])
     monkeypatch.setattr(run_directory.secrets, "token_hex", lambda _: next(names))
 
@@ -157,8 +157,8 @@ def test_directories_are_claimed_exclusively(workdir, monkeypatch):
             return cls(2020, 1, 1)
 
     monkeypatch.setattr(run_directory, "datetime", Stopped)
-    claimed = [run_directory.claim(Path("runs")).name for _ in range(2)]
-    assert claimed == ["20200101-000000-aaa", "20200101-000000-bbb"]
+    names_made = [run_directory.make_unique(Path("runs")).name for _ in range(2)]
+    assert names_made == ["20200101-000000-aaa", "20200101-000000-bbb"]
 
 
 def test_ranks_agree(workdir):

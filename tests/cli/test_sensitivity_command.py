@@ -1,4 +1,4 @@
-"""What fewer bits cost, from a recipe, and the choice as a recipe of its own."""
+"""The command ``sensitivity``: the measurement, and the choice of bits as a configuration."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_measures_and_writes(recipe, capsys):
     main(MEASURE)
     printed = capsys.readouterr().out
     assert "model.classifier.4" in printed
-    assert "Everything of this run is in out." in printed
+    assert "All files of this run are in out." in printed
     assert sorted(path.name for path in Path("out").iterdir()) == ["sensitivity.csv", "sensitivity.png"]
     assert [path.name for path in Path().iterdir() if path.name != "small.yaml"] == ["out"]
     assert [(row["layer"], row["bits"]) for row in rises()][:2] == [
@@ -58,11 +58,11 @@ def test_the_training_step_is_run_without_training(recipe):
     main([*MEASURE, "--num_batches=2", "--model.class_path=watching.Watching", "--trainer.devices=2"])
     seen = sys.modules["watching"].Watching.seen
     assert set(seen) == {(False, False, 1, 3.0)}
-    # In float and with each number of bits of each of seven layers; once more to see what is called.
+    # Once in FP32, once for each of two numbers of bits of seven layers, and once more to trace the calls.
     assert len(seen) == 2 * (1 + 2 * 7) + 1
 
 
-def test_a_checkpoint_is_what_is_measured(recipe):
+def test_the_weights_of_a_checkpoint_are_measured(recipe):
     main(["fit", "--config=small.yaml", "--pruning=null", "--trainer.default_root_dir=fit"])
     (path,) = Path("fit/checkpoints").glob("*.ckpt")
     main(MEASURE)
@@ -89,7 +89,7 @@ def test_a_choice_is_a_recipe_for_training(recipe, capsys):
     assert f"{taken // 8:,} bytes" in written
 
 
-def test_files_that_are_there_are_kept(recipe):
+def test_existing_files_are_kept(recipe):
     for _ in range(2):
         main([*MEASURE, "--max_bytes=1000000"])
     names = {path.stem for path in Path("out").iterdir()}
@@ -111,7 +111,7 @@ def test_without_matplotlib_the_rest_is_written(recipe, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--bits=2,x"], "--bits=2,x must be numbers with commas"),
+        (["--bits=2,x"], "--bits=2,x must be comma-separated integers"),
         (["--bits=9"], "Int(bits=9) must be a whole number from 2 to 8"),
         (["--num_batches=0"], "there is no batch"),
         (["--num_batches=many"], "num_batches=many must be an integer"),
@@ -119,15 +119,15 @@ def test_without_matplotlib_the_rest_is_written(recipe, capsys, monkeypatch):
         (["--mean_bits=1"], "mean_bits=1.0 is impossible: with the fewest bits of each layer it is 114448 bytes"),
         (["--targets.include=[encoder]"], "'encoder' matches no layer"),
         (["--ckpt_path=none.ckpt"], "ckpt_path=none.ckpt does not exist"),
-        (["--model.class_path=by_hand.ByHand"], "ByHand optimizes by hand"),
+        (["--model.class_path=by_hand.ByHand"], "ByHand uses manual optimization"),
     ],
 )
-def test_refusals(refusal, arguments, words):
+def test_error_messages(error_message, arguments, words):
     Path("by_hand.py").write_text(
         "import lightning_compress as lc\n\nclass ByHand(lc.ClassificationModule):\n"
         "    @property\n    def automatic_optimization(self):\n        return False\n"
     )
-    assert words in refusal(*MEASURE, *arguments)
+    assert words in error_message(*MEASURE, *arguments)
 
 
 def test_errors_of_the_users_code_keep_their_traceback(recipe):

@@ -1,4 +1,4 @@
-"""Recipes that begin with what another has made."""
+"""Recipes that continue with the network of another one."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 import lightning_compress as lc
 from lightning_compress.cli import main
-from tests.cli.test_run import the_run
+from tests.cli.test_run import columns, the_run
 
 CHANNELS = "pruning: {sparsity: 0.5, pattern: {class_path: lightning_compress.Channels}, targets: {module: model}}"
 UNPRUNED = "pruning: {sparsity: 0.5, schedule: {end: 0.5}}"
@@ -16,17 +16,13 @@ UNPRUNED = "pruning: {sparsity: 0.5, schedule: {end: 0.5}}"
 
 @pytest.fixture
 def stages(recipe: Path) -> Path:
-    """Channels are removed, then comes a fine-tuning, then integers."""
+    """Channel pruning, then fine-tuning, then quantization to INT8."""
     text = recipe.read_text()
     Path("first.yaml").write_text(text.replace(UNPRUNED, CHANNELS))
     Path("second.yaml").write_text(text.replace(UNPRUNED, "after: first.yaml"))
     third = "after: second.yaml\nquantization: {targets: {module: model}}"
     Path("third.yaml").write_text(text.replace(UNPRUNED, third))
     return recipe
-
-
-def header(printed: str) -> list[str]:
-    return re.findall(r"\w+", next(line for line in printed.splitlines() if "metric" in line))
 
 
 def network(directory: Path) -> torch.nn.Module:
@@ -40,7 +36,7 @@ def network(directory: Path) -> torch.nn.Module:
 @pytest.mark.slow
 def test_three_stages_in_one_command(stages, capsys):
     main(["run", "third.yaml"])
-    assert header(capsys.readouterr().out) == ["metric", "first", "second", "compressed", "file"]
+    assert columns(capsys.readouterr().out) == ["metric", "first", "second", "compressed", "INT8 ONNX"]
     run = the_run("third")
     first, second = network(run / "before/before"), network(run / "before")
     assert sum(p.numel() for p in first.parameters()) < 0.4 * 459_000
@@ -51,26 +47,26 @@ def test_three_stages_in_one_command(stages, capsys):
     assert lc.RemovalLog.load(run / "removal.json") == lc.RemovalLog.load(run / "before/before/removal.json")
 
 
-def test_the_table_has_the_smaller_network(stages, capsys):
+def test_the_table_has_the_network_without_the_channels(stages, capsys):
     main(["run", "first.yaml"])
     printed = capsys.readouterr().out
-    assert header(printed) == ["metric", "compressed", "smaller"]
+    assert columns(printed) == ["metric", "compressed", "channels removed"]
     values = re.findall(r"\d\.\d{4}", next(line for line in printed.splitlines() if "test/acc" in line))
     assert values[0] == values[1], "it computes the same"
 
 
-def test_a_network_that_knows_nothing_is_told(stages):
+def test_an_accuracy_at_chance_level_is_a_warning(stages):
     still = "optimizer: {class_path: torch.optim.SGD, init_args: {lr: 1.0e-9}}, model: conv4"
     Path("first.yaml").write_text(Path("first.yaml").read_text().replace("model: conv4", still))
-    with pytest.warns(UserWarning, match="is that of chance with 10 classes: prune less"):
+    with pytest.warns(UserWarning, match="is at chance level for 10 classes: prune less"):
         main(["run", "first.yaml", "--trainer.limit_test_batches=1.0"])
 
 
-def test_a_stage_that_was_finished_is_not_run_again(stages, capsys):
+def test_a_finished_stage_is_not_run_again(stages, capsys):
     main(["run", "first.yaml"])
     before = the_run("first")
     main(["run", "second.yaml", f"--after={before}"])
-    assert header(capsys.readouterr().out.rpartition("Test")[2]) == ["metric", "compressed"]
+    assert columns(capsys.readouterr().out) == ["metric", "compressed"]
     (again,) = Path("runs/second").iterdir()
     assert not (again / "before").exists()
     main(["run", "second.yaml"])
@@ -79,7 +75,7 @@ def test_a_stage_that_was_finished_is_not_run_again(stages, capsys):
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
-def test_resumed_within_a_stage(stages):
+def test_resume_within_a_stage(stages):
     main(["run", "first.yaml"])
     after = f"--after={the_run('first')}"
     main(["run", "second.yaml", after, "--trainer.max_epochs=2"])
@@ -95,21 +91,21 @@ def test_resumed_within_a_stage(stages):
     }
 
 
-def test_a_student_begins_with_it_too(stages, capsys):
+def test_a_student_continues_with_it(stages, capsys):
     main(["run", "first.yaml"])
     text = Path("second.yaml").read_text().replace("model: conv4", "student: conv4")
-    Path("taught.yaml").write_text(text.replace("ClassificationModule", "DistillationModule"))
-    main(["run", "taught.yaml", "--teacher=small.yaml", f"--after={the_run('first')}"])
-    assert network(the_run("taught")).features[0].out_channels < 64
+    Path("distilled.yaml").write_text(text.replace("ClassificationModule", "DistillationModule"))
+    main(["run", "distilled.yaml", "--teacher=small.yaml", f"--after={the_run('first')}"])
+    assert network(the_run("distilled")).features[0].out_channels < 64
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "second.yaml", "--after=nowhere"], "There is no recipe 'nowhere'"),
+        (["run", "second.yaml", "--after=nowhere"], "Unknown recipe 'nowhere'"),
         (
             ["run", "second.yaml", "--after=runs"],
-            "there is no model.packed in it; give the directory of a finished run.",
+            "model.packed not found; give the directory of a finished run.",
         ),
         (
             ["run", "second.yaml", "--after=cut/off"],
@@ -117,21 +113,21 @@ def test_a_student_begins_with_it_too(stages, capsys):
         ),
     ],
 )
-def test_refusals(stages, refusal, arguments, words):
+def test_error_messages(stages, error_message, arguments, words):
     Path("runs").mkdir()
     Path("cut/off/before").mkdir(parents=True)
     Path("cut/off/before/model.packed").touch()
-    assert words in refusal(*arguments)
+    assert words in error_message(*arguments)
 
 
-def test_channels_that_stay_are_told(stages):
+def test_masked_channels_of_a_quantized_network_are_a_warning(stages):
     text = Path("first.yaml").read_text()
     Path("both.yaml").write_text(text + "\nquantization: {targets: {module: model}}\n")
-    with pytest.warns(UserWarning, match="Channels stay, as zeros, in a network of integers: give integers a recipe"):
+    with pytest.warns(UserWarning, match="Channels are masked but not removed.*: quantize in a recipe of its own"):
         main(["run", "both.yaml"])
 
 
-def test_another_network(stages, refusal):
+def test_another_network(stages, error_message):
     main(["run", "first.yaml"])
-    words = refusal("run", "second.yaml", f"--after={the_run('first')}", "--model.model=lenet300_100")
-    assert "no part of the model is built like the network in it" in words
+    words = error_message("run", "second.yaml", f"--after={the_run('first')}", "--model.model=lenet300_100")
+    assert "no module of the model has the state dict keys of model.packed" in words

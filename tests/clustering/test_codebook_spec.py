@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.clustering.codebook_spec import CodebookSpec, masses_of
+from lightning_compress.clustering.codebook_spec import CodebookSpec, point_masses
 from lightning_compress.constraints.layer import Layer
 
 
@@ -14,9 +14,9 @@ def layer_of(weight: Tensor, input_dim: int = 1) -> Layer:
     return Layer("conv.weight", nn.Parameter(weight.clone()), input_dim)
 
 
-def shared(sharing: CodebookSpec, weight: Tensor, input_dim: int = 1, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The weights with the values that they share, the index and the values."""
-    index, values = sharing.cluster(layer_of(weight, input_dim), weight, **options)
+def clustered(spec: CodebookSpec, weight: Tensor, input_dim: int = 1, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The clustered weights, the index of each and the values of the clusters."""
+    index, values = spec.cluster(layer_of(weight, input_dim), weight, **options)
     assert index.dtype == torch.int32
     assert index.shape == (weight.numel(),)
     return values[index].view(weight.shape), index, values
@@ -28,7 +28,7 @@ def normal(*shape: int) -> Tensor:
 
 def test_one_codebook_for_a_tensor() -> None:
     weight = torch.tensor([[1.0, 2.0], [9.0, 8.0]])
-    found, index, values = shared(CodebookSpec(2), weight)
+    found, index, values = clustered(CodebookSpec(2), weight)
     assert values.tolist() == [1.5, 8.5]
     assert index.tolist() == [0, 0, 1, 1]
     assert found.tolist() == [[1.5, 1.5], [8.5, 8.5]]
@@ -36,53 +36,53 @@ def test_one_codebook_for_a_tensor() -> None:
 
 def test_one_codebook_for_each_channel() -> None:
     weight = torch.tensor([[1.0, 2.0, 9.0, 8.0], [-1.0, -1.0, -5.0, -5.0]])
-    _, index, values = shared(CodebookSpec(2, "channel"), weight)
+    _, index, values = clustered(CodebookSpec(2, "channel"), weight)
     assert values.tolist() == [1.5, 8.5, -5.0, -1.0]
     assert index.tolist() == [0, 0, 1, 1, 3, 3, 2, 2]
 
 
-def test_what_fills_up_the_last_group_does_not_count() -> None:
+def test_padding_of_the_last_group_has_no_mass() -> None:
     weight = torch.tensor([[1.0, 2.0], [9.0, 8.0], [5.0, 7.0]])
-    _, index, values = shared(CodebookSpec(2, 2), weight)
+    _, index, values = clustered(CodebookSpec(2, 2), weight)
     assert values.tolist() == [1.5, 8.5, 5.0, 7.0]
     assert index.tolist() == [0, 0, 1, 1, 2, 3]
 
 
 def test_channels_of_transposed_convolutions() -> None:
     weight = torch.tensor([[1.0, -1.0], [2.0, -1.0], [9.0, -5.0], [8.0, -5.0]])
-    found, index, _ = shared(CodebookSpec(2, "channel"), weight, input_dim=0)
+    found, index, _ = clustered(CodebookSpec(2, "channel"), weight, input_dim=0)
     assert found.tolist() == [[1.5, -1], [1.5, -1], [8.5, -5], [8.5, -5]]
     assert index.tolist() == [0, 3, 0, 3, 1, 2, 1, 2]
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel", 2])
 @pytest.mark.parametrize("input_dim", [0, 1])
-def test_zeros_have_the_first_index_and_move_nothing(granularity: Any, input_dim: int) -> None:
+def test_zeros_have_index_0_and_no_mass(granularity: Any, input_dim: int) -> None:
     weight = normal(4, 5, 3)
     zeros = weight.abs() < 0.5
-    sharing = CodebookSpec(4, granularity)
-    found, index, values = shared(sharing, weight, input_dim, zeros=zeros)
+    spec = CodebookSpec(4, granularity)
+    found, index, values = clustered(spec, weight, input_dim, zeros=zeros)
     assert float(values[0]) == 0
     assert torch.equal(index == 0, zeros.flatten())
-    others, _, _ = shared(sharing, torch.where(zeros, 0.3, weight), input_dim, zeros=zeros)
+    others, _, _ = clustered(spec, torch.where(zeros, 0.3, weight), input_dim, zeros=zeros)
     torch.testing.assert_close(others, found)
-    layout = sharing.layout(layer_of(weight, input_dim))
-    for row, dead in zip(layout.rows(found), layout.rows(zeros.float()), strict=True):
-        assert len(row[dead == 0].unique()) <= 4  # with 0 of what fills up
+    layout = spec.layout(layer_of(weight, input_dim))
+    for row, dead in zip(layout.to_rows(found), layout.to_rows(zeros.float()), strict=True):
+        assert len(row[dead == 0].unique()) <= 4  # with 0 of the padding
 
 
 def test_zero_is_one_of_the_clusters() -> None:
     weight = torch.tensor([[0.0, 0.0, 1.0, 2.0, 8.0, 9.0]])
-    _, index, values = shared(CodebookSpec(3), weight, zeros=weight == 0)
+    _, index, values = clustered(CodebookSpec(3), weight, zeros=weight == 0)
     assert values.tolist() == [0.0, 1.5, 8.5]
     assert index.tolist() == [0, 0, 1, 1, 2, 2]
-    _, index, values = shared(CodebookSpec(2), weight, zeros=weight == 0)
+    _, index, values = clustered(CodebookSpec(2), weight, zeros=weight == 0)
     assert values.tolist() == [0.0, 5.0]
 
 
 def test_nothing_but_zeros() -> None:
     weight = torch.zeros(3, 4)
-    found, index, values = shared(CodebookSpec(4), weight, zeros=torch.ones(3, 4, dtype=torch.bool))
+    found, index, values = clustered(CodebookSpec(4), weight, zeros=torch.ones(3, 4, dtype=torch.bool))
     assert index.tolist() == [0] * 12
     assert values.isfinite().all()
     assert torch.equal(found, weight)
@@ -91,7 +91,7 @@ def test_nothing_but_zeros() -> None:
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 def test_fewer_distinct_weights_than_clusters_stay_as_they_are(granularity: Any) -> None:
     weight = torch.tensor([[0.1, 0.1, -0.7, 0.3, 0.1, -0.7]] * 2)
-    found, index, values = shared(CodebookSpec(5, granularity), weight)
+    found, index, values = clustered(CodebookSpec(5, granularity), weight)
     assert torch.equal(found, weight)
     assert set(values.tolist()) == set(weight.flatten().tolist())
     assert int(index.max()) < len(values)
@@ -99,15 +99,15 @@ def test_fewer_distinct_weights_than_clusters_stay_as_they_are(granularity: Any)
 
 def test_sensitive_weights_are_preferred() -> None:
     weight, sensitivity = torch.tensor([[0.0, 4.0, 10.0]]), torch.tensor([[1.0, 3.0, 1.0]])
-    assert shared(CodebookSpec(2), weight)[2].tolist() == [2.0, 10.0]
-    assert shared(CodebookSpec(2), weight, sensitivity=sensitivity)[2].tolist() == [3.0, 10.0]
+    assert clustered(CodebookSpec(2), weight)[2].tolist() == [2.0, 10.0]
+    assert clustered(CodebookSpec(2), weight, sensitivity=sensitivity)[2].tolist() == [3.0, 10.0]
     heavy = torch.tensor([[100.0, 100.0, 1.0]])
-    assert shared(CodebookSpec(2), weight, sensitivity=heavy)[2][0] == 0.0
+    assert clustered(CodebookSpec(2), weight, sensitivity=heavy)[2][0] == 0.0
 
 
 def test_vectors_of_neighbours() -> None:
     weight = torch.tensor([[1.0, 5.0, 9.0, 0.0], [9.0, 2.0, 1.0, 7.0]])
-    found, index, values = shared(CodebookSpec(2, vector_size=2), weight)
+    found, index, values = clustered(CodebookSpec(2, vector_size=2), weight)
     assert found.tolist() == [[1, 6, 9, 1], [9, 1, 1, 6]]
     assert len(values) == 4
     assert (index % 2).tolist() == [0, 1] * 4
@@ -116,47 +116,47 @@ def test_vectors_of_neighbours() -> None:
 
 def test_vectors_run_along_output_channels_of_transposed_convolutions() -> None:
     weight = torch.tensor([[1.0, 9.0], [5.0, 1.0]])
-    found, index, _ = shared(CodebookSpec(2, vector_size=2), weight, input_dim=0)
+    found, index, _ = clustered(CodebookSpec(2, vector_size=2), weight, input_dim=0)
     assert torch.equal(found, weight)
     assert (index.view(2, 2) % 2).tolist() == [[0, 0], [1, 1]]
 
 
 def test_vectors_with_zeros() -> None:
     weight = torch.tensor([[1.0, 0.0, 1.0, 4.0, 9.0, 6.0, 0.0, 0.0]])
-    found, index, values = shared(CodebookSpec(3, vector_size=2), weight, zeros=weight == 0)
-    assert torch.equal(found, weight)  # the first vector has no opinion about its second number
+    found, index, values = clustered(CodebookSpec(3, vector_size=2), weight, zeros=weight == 0)
+    assert torch.equal(found, weight)  # the pinned component of the first vector has no mass
     assert torch.equal(index == 0, weight.flatten() == 0)
     assert len(values) == 1 + 2 * 2
 
 
 def test_no_more_clusters_than_vectors() -> None:
     weight = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
-    found, _, values = shared(CodebookSpec(16, vector_size=2), weight)
+    found, _, values = clustered(CodebookSpec(16, vector_size=2), weight)
     assert torch.equal(found, weight)
     assert len(values) == 4
 
 
 @pytest.mark.parametrize(
-    "sharing", [CodebookSpec(4), CodebookSpec(4, "channel"), CodebookSpec(4, 3), CodebookSpec(4, vector_size=2)]
+    "spec", [CodebookSpec(4), CodebookSpec(4, "channel"), CodebookSpec(4, 3), CodebookSpec(4, vector_size=2)]
 )
 @pytest.mark.parametrize("input_dim", [0, 1])
 @pytest.mark.parametrize("dead", [False, True])
-def test_from_its_own_values_nothing_moves(sharing: CodebookSpec, input_dim: int, dead: bool) -> None:
+def test_found_codebooks_are_a_fixed_point(spec: CodebookSpec, input_dim: int, dead: bool) -> None:
     weight = normal(4, 6, 2)
     zeros = weight.abs() < 0.4 if dead else None
-    found, index, values = shared(sharing, weight, input_dim, zeros=zeros)
-    again, others, _ = shared(sharing, weight, input_dim, zeros=zeros, start=values[int(dead) :])
+    found, index, values = clustered(spec, weight, input_dim, zeros=zeros)
+    again, others, _ = clustered(spec, weight, input_dim, zeros=zeros, start=values[int(dead) :])
     torch.testing.assert_close(again, found)
     assert torch.equal(others, index)
 
 
 def test_a_start_may_have_lost_its_order() -> None:
     weight = torch.tensor([[1.0, 2.0, 9.0, 8.0, 5.0, 5.0]])
-    assert shared(CodebookSpec(3), weight, start=torch.tensor([9.0, 1.0, 5.0]))[2].tolist() == [1.5, 5.0, 8.5]
+    assert clustered(CodebookSpec(3), weight, start=torch.tensor([9.0, 1.0, 5.0]))[2].tolist() == [1.5, 5.0, 8.5]
 
 
 @pytest.mark.parametrize(
-    ("shape", "sharing", "obstacle"),
+    ("shape", "spec", "reason"),
     [
         ((64, 64), CodebookSpec(16), ""),
         ((4, 4), CodebookSpec(16), "its codebooks would be as large as its 16 weights"),
@@ -167,32 +167,32 @@ def test_a_start_may_have_lost_its_order() -> None:
         ((3, 3), CodebookSpec(2, vector_size=2), "its 9 weights do not divide into vectors of 2"),
     ],
 )
-def test_obstacles(shape: tuple[int, ...], sharing: CodebookSpec, obstacle: str) -> None:
-    assert sharing.obstacle(layer_of(torch.zeros(shape))) == obstacle
+def test_skip_reasons(shape: tuple[int, ...], spec: CodebookSpec, reason: str) -> None:
+    assert spec.skip_reason(layer_of(torch.zeros(shape))) == reason
 
 
 def test_codebooks_of_output_channels_are_counted() -> None:
     weight = torch.zeros(2, 100)
-    assert CodebookSpec(16, "channel").obstacle(layer_of(weight)) == ""
-    assert CodebookSpec(16, "channel").obstacle(layer_of(weight, input_dim=0)) != ""
+    assert CodebookSpec(16, "channel").skip_reason(layer_of(weight)) == ""
+    assert CodebookSpec(16, "channel").skip_reason(layer_of(weight, input_dim=0)) != ""
 
 
 def test_masses() -> None:
     points, zeros = torch.tensor([1.0, 2.0]), torch.tensor([True, False])
-    assert masses_of(points, None, None) is None
-    assert masses_of(points, zeros, None).tolist() == [0.0, 1.0]
+    assert point_masses(points, None, None) is None
+    assert point_masses(points, zeros, None).tolist() == [0.0, 1.0]
     sensitivity = torch.tensor([3.0, 4.0])
-    assert masses_of(points, zeros, sensitivity).tolist() == [0.0, 4.0]
+    assert point_masses(points, zeros, sensitivity).tolist() == [0.0, 4.0]
     assert sensitivity.tolist() == [3.0, 4.0]
 
 
 @pytest.mark.parametrize("num_clusters", [1, 2**16 + 1, 2.0, "4"])
-def test_numbers_that_make_no_codebook(num_clusters: Any) -> None:
+def test_unsupported_numbers_of_clusters(num_clusters: Any) -> None:
     with pytest.raises(ValueError, match=r"must be an int from 2 to 65536"):
         CodebookSpec(num_clusters)
 
 
 @pytest.mark.parametrize("granularity", ["row", 0, -1, 2.0, True])
 def test_unknown_granularities(granularity: Any) -> None:
-    with pytest.raises(ValueError, match=r"write 'tensor', 'channel', or a number of channels"):
+    with pytest.raises(ValueError, match=r"must be 'tensor', 'channel', or a positive number of channels"):
         CodebookSpec(4, granularity)

@@ -60,20 +60,20 @@ def test_at_the_end_weights_hardly_blend() -> None:
     assert found.isfinite().all()
 
 
-def test_codebooks_move_only_when_they_are_told() -> None:
+def test_codebooks_move_only_by_update_codebooks() -> None:
     clusters = make()
     before = clusters.codebooks.clone()
     first, again = clusters(WEIGHT.requires_grad_(False)), clusters(WEIGHT)
     assert torch.equal(first, again)
     assert torch.equal(clusters.codebooks, before)
-    clusters.advance()
+    clusters.update_codebooks()
     moved = clusters.codebooks
     assert not torch.equal(moved, before)
-    clusters.advance()
+    clusters.update_codebooks()
     assert clusters.codebooks is moved
     with torch.no_grad():  # validation moves nothing
         clusters(WEIGHT)
-    clusters.advance()
+    clusters.update_codebooks()
     assert clusters.codebooks is moved
 
 
@@ -89,7 +89,7 @@ def test_zeros_stay_zeros_and_get_no_gradient() -> None:
     torch.testing.assert_close(others, found)
 
 
-def test_what_fills_up_the_last_group_does_not_count() -> None:
+def test_padding_of_the_last_group_has_no_mass() -> None:
     weight = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     grouped = make(weight, granularity=2)
     alone, _ = soft_assign(weight[2:], CODEBOOK, torch.tensor([0.2]))
@@ -107,10 +107,10 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("masses", [None, (WEIGHT != 0).float()])
-def test_state_goes_round(masses: Tensor | None) -> None:
+def test_state_round_trip(masses: Tensor | None) -> None:
     clusters = make(masses=masses)
     clusters(WEIGHT)
-    clusters.advance()
+    clusters.update_codebooks()
     other = SoftClusters.from_state(clusters.layout, clusters.state_dict(), torch.device("cpu"))
     assert torch.equal(other(WEIGHT), clusters(WEIGHT))
 

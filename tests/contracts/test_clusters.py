@@ -185,11 +185,11 @@ def test_numbers_that_make_no_codebook(number: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"granularity": "row"}, "granularity='row' is unknown: write 'tensor', 'channel', or a number of channels"),
-        ({"granularity": 0}, "granularity=0 is unknown"),
+        ({"granularity": "row"}, "granularity='row' must be 'tensor', 'channel', or a positive number of channels"),
+        ({"granularity": 0}, "granularity=0 must be"),
         ({"vector_size": 3}, "vector_size=3 must be 1, 2 or 4"),
         ({"vector_size": 2, "granularity": "channel"}, "set granularity='tensor'"),
-        ({"init": "random"}, "init='random' is unknown"),
+        ({"init": "random"}, "init='random' must be"),
         ({"gradient": "max"}, "gradient='max' is unknown: write 'mean' or 'sum'"),
     ],
 )

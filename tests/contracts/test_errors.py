@@ -87,7 +87,7 @@ def test_global_sparsity_that_empties_a_layer() -> None:
 @pytest.mark.parametrize(
     ("pattern", "sparsity", "message"),
     [
-        (lc.NM(3, 5), 0.4, "'conv2.weight', 'fc.weight' has an input dimension that is no multiple of 5"),
+        (lc.NM(3, 5), 0.4, "'conv2.weight', 'fc.weight' has an input dimension that is not a multiple of 5"),
         (lc.Block((8, 4)), 0.5, "'fc.weight' cannot be cut into blocks of 8x4"),
     ],
 )
@@ -98,7 +98,7 @@ def test_misfit_of_a_pattern_names_the_layer(pattern: Any, sparsity: float, mess
 
 
 def test_pattern_fixes_the_sparsity() -> None:
-    with pytest.raises(ValueError, match=r"sparsity=0.9\) cannot be had with NM\(2, 4\): its sparsity is 0.5"):
+    with pytest.raises(ValueError, match=r"sparsity=0.9\) is not possible with NM\(2, 4\): its sparsity must be 0.5"):
         lc.Pruning(0.9, pattern=lc.NM(2, 4))
 
 
@@ -113,7 +113,7 @@ def test_norm_that_does_not_follow(schedule: lc.Schedule) -> None:
         ({"end": 1}, "end=1 is one optimizer step: write end=1.0 for the whole run or end='1ep' for one epoch"),
         ({"end": 12.0}, "end=12.0 is a fraction of the run.*int for optimizer steps or '12ep' for epochs"),
         ({"begin": 1.5}, "begin=1.5 is a fraction of the run"),
-        ({"end": "12 epochs"}, "is no time: write '12ep'"),
+        ({"end": "12 epochs"}, "is not a valid time: write '12ep'"),
         ({"begin": -1}, "begin=-1 must not be negative"),
         ({"begin": 0.7, "end": 0.2}, "must come before end"),
         ({"begin": 100, "end": 0.5}, "must be in the same unit"),
@@ -157,7 +157,7 @@ def test_two_callbacks_with_the_same_targets() -> None:
 def test_layer_masked_by_torch() -> None:
     model = Net()
     prune.l1_unstructured(model.conv2, "weight", 0.5)
-    assert "'conv2' carries a mask of torch.nn.utils.prune" in refused(lc.Pruning(0.9), model=model)
+    assert "'conv2' has a mask of torch.nn.utils.prune" in refused(lc.Pruning(0.9), model=model)
 
 
 def test_parametrized_layer() -> None:
@@ -199,7 +199,7 @@ def test_fsdp1_is_refused_with_the_alternative(callback: Callback) -> None:
     strategy = FSDPStrategy(accelerator=None, parallel_devices=[torch.device("cpu")])
     run = trainer([callback])
     run.strategy.__class__ = type(strategy)  # a CPU run cannot select it
-    with pytest.raises(ValueError, match=r"does not work under FSDPStrategy.*ModelParallelStrategy"):
+    with pytest.raises(ValueError, match=r"does not support FSDPStrategy.*ModelParallelStrategy"):
         callback.setup(run, Net(), "fit")
 
 
@@ -209,7 +209,7 @@ def test_deepspeed_is_refused_by_name() -> None:
 
     run = trainer([callback := lc.Pruning(0.9)])
     run._accelerator_connector.strategy = DeepSpeedStrategy()
-    with pytest.raises(ValueError, match="does not work under DeepSpeedStrategy"):
+    with pytest.raises(ValueError, match="does not support DeepSpeedStrategy"):
         callback.setup(run, Net(), "fit")
 
 

@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Size, Tensor, nn
 
-from lightning_compress.distillation.adapters import AsTheyAre, ChannelMap, Projections, Regression, averaged
+from lightning_compress.distillation.adapters import (
+    ChannelLinear,
+    IdentityAdapter,
+    ProjectionAdapter,
+    RegressionAdapter,
+    global_average,
+)
 
 
 def feature(shape: tuple[int, ...], seed: int = 0) -> Tensor:
@@ -17,22 +23,22 @@ def feature(shape: tuple[int, ...], seed: int = 0) -> Tensor:
 
 
 def adapted(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, nn.Module]:
-    adapter = Regression(student.shape, teacher.shape)
+    adapter = RegressionAdapter(student.shape, teacher.shape)
     return *adapter(student, teacher), adapter
 
 
 @pytest.mark.parametrize(
     ("student", "teacher", "kind", "size"),
     [
-        ((2, 3, 8, 8), (2, 5, 4, 4), ChannelMap, 15),
+        ((2, 3, 8, 8), (2, 5, 4, 4), ChannelLinear, 15),
         ((2, 3, 4, 4), (2, 3, 4, 4), nn.Identity, 0),
-        ((2, 6, 3), (2, 4, 5), ChannelMap, 15),
+        ((2, 6, 3), (2, 4, 5), ChannelLinear, 15),
         ((2, 6, 3), (2, 4, 3), nn.Identity, 0),
-        ((2, 3), (2, 5), ChannelMap, 15),
+        ((2, 3), (2, 5), ChannelLinear, 15),
         ((2, 3), (2, 3), nn.Identity, 0),
-        ((2, 3, 4, 4), (2, 5), ChannelMap, 15),
-        ((2, 3, 4, 4), (2, 7, 5), ChannelMap, 15),
-        ((2, 7, 3), (2, 5, 4, 4), ChannelMap, 15),
+        ((2, 3, 4, 4), (2, 5), ChannelLinear, 15),
+        ((2, 3, 4, 4), (2, 7, 5), ChannelLinear, 15),
+        ((2, 7, 3), (2, 5, 4, 4), ChannelLinear, 15),
         ((2, 3), (2, 7, 3), nn.Identity, 0),
     ],
     ids=str,
@@ -47,13 +53,13 @@ def test_a_map_of_channels(
     if len(student) == len(teacher):
         assert torch.equal(b, feature(teacher, 1))
     else:
-        assert torch.equal(b, averaged(feature(teacher, 1)))
+        assert torch.equal(b, global_average(feature(teacher, 1)))
 
 
 def test_the_map_begins_as_he_et_al() -> None:
     torch.manual_seed(0)
     for shapes in (((1, 64, 2, 2), (1, 400, 2, 2)), ((1, 64), (1, 400))):
-        weight = Regression(*map(Size, shapes)).map.weight
+        weight = RegressionAdapter(*map(Size, shapes)).map.weight
         assert weight.std().item() == pytest.approx((2 / 64) ** 0.5, rel=0.05)
         assert weight.abs().max() > 4 * weight.std() * 0.9  # normal, not uniform
 
@@ -74,7 +80,7 @@ def test_tokens_are_averaged() -> None:
 
 
 def test_sizes_may_change_later() -> None:
-    adapter = Regression(Size((2, 3, 4, 4)), Size((2, 5, 4, 4)))
+    adapter = RegressionAdapter(Size((2, 3, 4, 4)), Size((2, 5, 4, 4)))
     assert adapter(feature((7, 3, 6, 6)), feature((7, 5, 3, 3)))[0].shape == (7, 5, 3, 3)
 
 
@@ -86,17 +92,17 @@ def test_the_map_is_linear_in_channels() -> None:
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 5, 6), (4, 6, 3, 3)], ids=str)
 def test_projections(shape: tuple[int, ...]) -> None:
-    adapter = Projections(Size(shape), Size((4, 9)), 8)
+    adapter = ProjectionAdapter(Size(shape), Size((4, 9)), 8)
     student, teacher = feature(shape), feature((4, 9), 1)
     a, b = adapter(student, teacher)
-    for result, head, mean in ((a, adapter.student, averaged(student)), (b, adapter.teacher, teacher)):
+    for result, head, mean in ((a, adapter.student, global_average(student)), (b, adapter.teacher, teacher)):
         hidden = (mean @ head[0].weight.T + head[0].bias).relu() @ head[2].weight.T + head[2].bias
         torch.testing.assert_close(result, hidden / hidden.norm(dim=1, keepdim=True))
     assert sum(p.numel() for p in adapter.parameters()) == (6 + 9) * 8 + 2 * (8 * 8 + 2 * 8)
 
 
 def test_embeddings_that_vanish_have_bounded_gradients() -> None:
-    adapter = Projections(Size((2, 3)), Size((2, 3)), 4)
+    adapter = ProjectionAdapter(Size((2, 3)), Size((2, 3)), 4)
     for p in adapter.parameters():
         nn.init.zeros_(p)
     (adapter(feature((2, 3)), feature((2, 3)))[0]).sum().backward()
@@ -104,16 +110,16 @@ def test_embeddings_that_vanish_have_bounded_gradients() -> None:
 
 
 def test_averages() -> None:
-    torch.testing.assert_close(averaged(feature((2, 5, 3))), feature((2, 5, 3)).sum(dim=1) / 5)
-    torch.testing.assert_close(averaged(feature((2, 5, 3, 4))), feature((2, 5, 3, 4)).flatten(2).sum(dim=2) / 12)
+    torch.testing.assert_close(global_average(feature((2, 5, 3))), feature((2, 5, 3)).sum(dim=1) / 5)
+    torch.testing.assert_close(global_average(feature((2, 5, 3, 4))), feature((2, 5, 3, 4)).flatten(2).sum(dim=2) / 12)
 
 
 @pytest.mark.parametrize(
     "adapter",
     [
-        AsTheyAre(),
-        Regression(Size((2, 3, 8, 8)), Size((2, 5, 4, 4))),
-        Projections(Size((2, 3, 8, 8)), Size((2, 5, 4, 4)), 4),
+        IdentityAdapter(),
+        RegressionAdapter(Size((2, 3, 8, 8)), Size((2, 5, 4, 4))),
+        ProjectionAdapter(Size((2, 3, 8, 8)), Size((2, 5, 4, 4)), 4),
     ],
     ids=lambda a: type(a).__name__,
 )
@@ -127,12 +133,12 @@ def test_copies(adapter: nn.Module) -> None:
     assert teacher.grad is None
 
 
-@pytest.mark.parametrize("adapter", [Regression, Projections])
+@pytest.mark.parametrize("adapter", [RegressionAdapter, ProjectionAdapter])
 def test_under_autocast(adapter: type[nn.Module]) -> None:
     shapes = Size((2, 3, 4, 4)), Size((2, 5, 8, 8))
-    module = Regression(*shapes) if adapter is Regression else Projections(*shapes, 4)
+    module = RegressionAdapter(*shapes) if adapter is RegressionAdapter else ProjectionAdapter(*shapes, 4)
     with torch.autocast("cpu", torch.bfloat16):
         a, b = module(*(feature(shape) for shape in shapes))
     assert a.shape == b.shape
-    if adapter is Projections:
+    if adapter is ProjectionAdapter:
         torch.testing.assert_close(a.norm(dim=1), torch.ones(2))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_compress.distillation.batch_formats import labels_of, logits_of
+from lightning_compress.distillation.batch_formats import extract_labels, extract_logits
 
 LOGITS = torch.randn(2, 3)
 CLASSES = torch.tensor([0, 2])
@@ -29,7 +29,7 @@ IMAGES = torch.randn(2, 3, 4, 4)
     ids=lambda output: type(output).__name__,
 )
 def test_forms_of_logits(output: Any) -> None:
-    assert logits_of(output, "teacher") is LOGITS
+    assert extract_logits(output, "teacher") is LOGITS
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,11 @@ def test_forms_of_logits(output: Any) -> None:
     ],
 )
 def test_what_holds_no_logits(output: Any, form: str) -> None:
-    words = rf"The teacher returns no logits \(N, classes\) but something of {form}: name the module .*output=..., or"
+    words = (
+        rf"The teacher must return logits of shape \(N, C\), not an output of {form}: name the module .*output=..., or"
+    )
     with pytest.raises(ValueError, match=words) as error:
-        logits_of(output, "teacher")
+        extract_logits(output, "teacher")
     assert "\n" not in str(error.value)
 
 
@@ -70,7 +72,7 @@ def test_what_holds_no_logits(output: Any, form: str) -> None:
     ],
 )
 def test_labels(batch: Any, labels: Tensor | str) -> None:
-    assert labels_of(batch) is (batch[1] if isinstance(labels, str) else labels)
+    assert extract_labels(batch) is (batch[1] if isinstance(labels, str) else labels)
 
 
 @pytest.mark.parametrize(
@@ -96,4 +98,4 @@ def test_labels(batch: Any, labels: Tensor | str) -> None:
     ids=lambda batch: type(batch).__name__,
 )
 def test_no_labels(batch: Any) -> None:
-    assert labels_of(batch) is None
+    assert extract_labels(batch) is None

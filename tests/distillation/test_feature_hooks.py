@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.distillation.feature_hooks import FeatureHooks, ModuleCall, feature
+from lightning_compress.distillation.feature_hooks import FeatureHooks, ModuleCall, feature_tensor
 
 INPUTS = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
 
@@ -22,8 +22,8 @@ def net(*, inplace: bool = False) -> nn.Sequential:
         return nn.Sequential(body, nn.Flatten(), nn.Linear(36, 2)).eval()
 
 
-def taps(model: nn.Module, *names: str) -> FeatureHooks:
-    return FeatureHooks(model, names, whose="student")
+def hooks(model: nn.Module, *names: str) -> FeatureHooks:
+    return FeatureHooks(model, names, owner="student")
 
 
 def norm(model: nn.Sequential) -> Tensor:
@@ -32,8 +32,8 @@ def norm(model: nn.Sequential) -> Tensor:
 
 def test_keeps_arguments_and_output() -> None:
     model = net()
-    seen = taps(model, "0.1", "")
-    with seen.open():
+    seen = hooks(model, "0.1", "")
+    with seen.record():
         output = model(input=INPUTS)
         assert seen[""].output is output
         assert (seen[""].args, list(seen[""].kwargs)) == ((), ["input"])
@@ -41,13 +41,13 @@ def test_keeps_arguments_and_output() -> None:
         assert torch.equal(seen["0.1"].output, norm(model))
         assert torch.equal(seen["0.1"].args[0], model[0][0](INPUTS))
         assert "0.1" in seen
-        assert feature(seen["0.1"], "0.1").grad_fn is not None
+        assert feature_tensor(seen["0.1"], "0.1").grad_fn is not None
 
 
 def test_the_last_call_counts() -> None:
     model = net()
-    seen = taps(model, "2")
-    with seen.open():
+    seen = hooks(model, "2")
+    with seen.record():
         model(INPUTS)
         second = model(2 * INPUTS)
         assert seen["2"].output is second
@@ -55,37 +55,37 @@ def test_the_last_call_counts() -> None:
 
 def test_an_unknown_name() -> None:
     with pytest.raises(ValueError, match=r"The student has no module '0.9': its modules are '0', '0.0'.*") as error:
-        taps(net(), "0.1", "0.9")
+        hooks(net(), "0.1", "0.9")
     assert "\n" not in str(error.value)
 
 
 def test_what_was_not_called() -> None:
     model = net()
-    seen = taps(model, "0.1", "")
-    with pytest.raises(ValueError, match=r"did not call '0.1' of the student, so that"):
+    seen = hooks(model, "0.1", "")
+    with pytest.raises(ValueError, match=r"did not call '0.1' of the student: name a module that it calls"):
         seen["0.1"]
-    with seen.open():
+    with seen.record():
         assert "0.1" not in seen
-        with pytest.raises(ValueError, match="did not call the student itself, so that"):
+        with pytest.raises(ValueError, match="did not call the student itself: name a module"):
             seen[""]
 
 
 def test_calls_of_the_step_before_are_forgotten() -> None:
     model = net()
-    seen = taps(model, "0.1")
-    with seen.open():
+    seen = hooks(model, "0.1")
+    with seen.record():
         model(INPUTS)
-    with seen.open():
+    with seen.record():
         assert "0.1" not in seen
 
 
 def test_changes_in_place_are_seen() -> None:
     model = net(inplace=True)
-    seen = taps(model, "0.1", "0.2", "0.0")
-    with seen.open():
+    seen = hooks(model, "0.1", "0.2", "0.0")
+    with seen.record():
         model(INPUTS)
         assert "0.1" in seen
-        with pytest.raises(ValueError, match=r"What '0.1' of the student returns is changed in place later"):
+        with pytest.raises(ValueError, match=r"The output of '0.1' of the student is modified in place later"):
             seen["0.1"]
         assert (seen["0.2"].output >= 0).all()
         assert torch.equal(seen["0.0"].output, model[0][0](INPUTS))
@@ -103,21 +103,21 @@ def test_an_addition_in_place_is_seen_and_one_before_does_not_matter() -> None:
             return x
 
     model = Adds()
-    seen = taps(model, "", "inner")
-    with seen.open():
+    seen = hooks(model, "", "inner")
+    with seen.record():
         model(INPUTS)
         assert torch.equal(seen[""].output, INPUTS.relu() + 1)
-        with pytest.raises(ValueError, match="'inner' of the student returns is changed"):
+        with pytest.raises(ValueError, match="The output of 'inner' of the student is modified"):
             seen["inner"]
 
 
 def test_nothing_is_kept_outside_and_afterwards() -> None:
     model = net()
-    seen = taps(model, "0.1", "2")
+    seen = hooks(model, "0.1", "2")
     before = {name: set(vars(module)) for name, module in model.named_modules()}
     model(INPUTS)
     assert "2" not in seen
-    with seen.open():
+    with seen.record():
         held = weakref.ref(model(INPUTS))
         gc.collect()
         assert held() is not None
@@ -132,18 +132,18 @@ def test_nothing_is_kept_outside_and_afterwards() -> None:
 
 def test_released_when_the_step_fails() -> None:
     model = net()
-    seen = taps(model, "0.1")
-    with pytest.raises(RuntimeError, match="mat1 and mat2"), seen.open():
+    seen = hooks(model, "0.1")
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), seen.record():
         model(INPUTS[:, :, 1:])
     assert "0.1" not in seen
     copy.deepcopy(model)  # which a graph would forbid
 
 
-def test_copies_have_taps_of_their_own() -> None:
+def test_copies_have_hooks_of_their_own() -> None:
     model = net()
-    seen = taps(model, "0.1")
+    seen = hooks(model, "0.1")
     theirs_model, theirs = copy.deepcopy((model, seen))
-    with seen.open(), theirs.open():
+    with seen.record(), theirs.record():
         theirs_model(INPUTS)
         assert "0.1" in theirs
         assert "0.1" not in seen
@@ -152,18 +152,18 @@ def test_copies_have_taps_of_their_own() -> None:
     assert len(theirs_model[0][1]._forward_hooks) == 1
 
 
-def test_pickled_taps_work() -> None:
-    model, seen = pickle.loads(pickle.dumps((m := net(), taps(m, "0.1"))))
-    with seen.open():
+def test_pickled_hooks_work() -> None:
+    model, seen = pickle.loads(pickle.dumps((m := net(), hooks(m, "0.1"))))
+    with seen.record():
         model(INPUTS)
         assert torch.equal(seen["0.1"].output, norm(net()))
 
 
-def test_two_taps_of_one_module_share_a_hook() -> None:
+def test_two_hooks_of_one_module_share_a_hook() -> None:
     model = net()
-    first, second = taps(model, "0.1"), taps(model, "0.1")
+    first, second = hooks(model, "0.1"), hooks(model, "0.1")
     assert len(model[0][1]._forward_hooks) == 1
-    with first.open():
+    with first.record():
         model(INPUTS)
         assert second["0.1"].output is first["0.1"].output
 
@@ -171,8 +171,8 @@ def test_two_taps_of_one_module_share_a_hook() -> None:
 def test_shared_modules_under_one_name_and_hooks_of_others() -> None:
     model = net()
     model[0][1].register_forward_hook(lambda module, args, output: output + 1)
-    seen = taps(model, "0.1")
-    with seen.open():
+    seen = hooks(model, "0.1")
+    with seen.record():
         model(INPUTS)
         torch.testing.assert_close(seen["0.1"].output, norm(net()) + 1)
 
@@ -180,7 +180,7 @@ def test_shared_modules_under_one_name_and_hooks_of_others() -> None:
 @pytest.mark.parametrize("output", [(INPUTS,), {"x": INPUTS}, None])
 def test_a_feature_must_be_a_tensor(output: object) -> None:
     with pytest.raises(ValueError, match=f"'body' returns {type(output).__name__}, not a tensor: name a module inside"):
-        feature(ModuleCall((), {}, output, None), "body")
+        feature_tensor(ModuleCall((), {}, output, None), "body")
 
 
 # Compiled.
@@ -203,7 +203,7 @@ def part_compile(model: nn.Sequential) -> nn.Module:
 def assert_same_features(model: nn.Module, seen: FeatureHooks, *, inplace: bool = False) -> None:
     eager = net(inplace=inplace)
     for _ in range(2):
-        with seen.open():
+        with seen.record():
             output = model(INPUTS)
             found = seen["0.1"].output
         assert torch.equal(found, norm(eager))
@@ -226,12 +226,12 @@ def test_compiled_networks(compiled: Callable[[nn.Sequential], nn.Module], when:
         model = compiled(model)
         if when == "run before":
             model(INPUTS)
-        seen = taps(model, "0.1")
+        seen = hooks(model, "0.1")
     elif compiled is module_compile:
-        seen = taps(model, "0.1")
+        seen = hooks(model, "0.1")
         compiled(model)
     else:
-        seen = taps(model, "0.1")
+        seen = hooks(model, "0.1")
         model = compiled(model)
     assert_same_features(model, seen)
 
@@ -241,13 +241,13 @@ def test_another_compiled_network_of_the_same_code() -> None:
     other(INPUTS)
     model = module_compile(net())
     model(INPUTS)
-    assert_same_features(model, taps(model, "0.1"))
+    assert_same_features(model, hooks(model, "0.1"))
 
 
 def test_a_compiled_change_in_place_is_not_in_the_feature() -> None:
     model = module_compile(net(inplace=True))
     if torch.__version__ >= "2.12":
-        assert_same_features(model, taps(model, "0.1"), inplace=True)
+        assert_same_features(model, hooks(model, "0.1"), inplace=True)
     else:  # there the hook runs between two graphs, and sees the change
-        with pytest.raises(ValueError, match="changed in place later"):
-            assert_same_features(model, taps(model, "0.1"), inplace=True)
+        with pytest.raises(ValueError, match="modified in place later"):
+            assert_same_features(model, hooks(model, "0.1"), inplace=True)

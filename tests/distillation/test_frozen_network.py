@@ -43,8 +43,7 @@ def expected(images: Tensor = IMAGES) -> Tensor:
 
 
 def ask(teacher: FrozenNetwork, *args: Any, **kwargs: Any) -> Any:
-    with teacher.forward(args, kwargs) as output:
-        return output
+    return teacher.forward(args, kwargs)
 
 
 def make(network: nn.Module | None = None, **options: Any) -> FrozenNetwork:
@@ -77,7 +76,7 @@ def test_the_original_stays_as_it_is() -> None:
     network.norm.eval()
     network.conv.weight.requires_grad_(False)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    teacher = make(network, dtype=torch.bfloat16, taps=("norm",))
+    teacher = make(network, dtype=torch.bfloat16, layers=("norm",))
     ask(teacher, IMAGES)
     assert [module.training for module in network.modules()] == [True, True, False, True, True]
     assert [p.requires_grad for p in network.parameters()] == [False] + 5 * [True]
@@ -89,11 +88,12 @@ def test_the_original_stays_as_it_is() -> None:
 
 
 def test_no_graph_but_gradients_beside_it() -> None:
-    teacher, images = make(taps=("norm",)), IMAGES.clone().requires_grad_()
-    with teacher.forward((images,), {}) as output:
+    teacher, images = make(layers=("norm",)), IMAGES.clone().requires_grad_()
+    with teacher.features.record():
+        output = teacher.forward((images,), {})
         assert torch.is_grad_enabled()
         assert not output.requires_grad
-        assert not teacher.taps["norm"].output.requires_grad
+        assert not teacher.features["norm"].output.requires_grad
         (images.sum() * output.sum()).backward()
     assert images.grad is not None
     with torch.no_grad():
@@ -107,25 +107,26 @@ def test_no_graph_of_a_network_that_wants_one() -> None:
     assert not ask(teacher, IMAGES).requires_grad
 
 
-def test_its_taps_are_released() -> None:
-    teacher = make(taps=("norm", ""))
-    with teacher.forward((IMAGES,), {}) as output:
-        assert teacher.taps[""].output is output
-        assert teacher.taps["norm"].output.shape == (4, 4, 3, 3)
-    assert "norm" not in teacher.taps
+def test_its_features_are_released() -> None:
+    teacher = make(layers=("norm", ""))
+    with teacher.features.record():
+        output = teacher.forward((IMAGES,), {})
+        assert teacher.features[""].output is output
+        assert teacher.features["norm"].output.shape == (4, 4, 3, 3)
+    assert "norm" not in teacher.features
     with pytest.raises(ValueError, match="The teacher has no module 'layer9'"):
-        make(taps=("layer9",))
+        make(layers=("layer9",))
 
 
 def test_copies_are_itself_and_pickles_are_not() -> None:
-    teacher = make(taps=("norm",))
+    teacher = make(layers=("norm",))
     holder = {"teachers": [teacher]}
     assert copy.deepcopy(holder)["teachers"][0] is teacher
     other = pickle.loads(pickle.dumps(teacher))
-    with other.forward((IMAGES,), {}) as output:
-        assert torch.equal(output, expected())
-        assert "norm" in other.taps
-        assert "norm" not in teacher.taps
+    with other.features.record():
+        assert torch.equal(other.forward((IMAGES,), {}), expected())
+        assert "norm" in other.features
+        assert "norm" not in teacher.features
     assert other.identity == teacher.identity
 
 
@@ -262,8 +263,7 @@ def test_identity_is_that_of_the_weights_as_they_were_given() -> None:
 
 
 def ask_keyed(teacher: FrozenNetwork, *keys: int) -> Tensor:
-    with teacher.forward((IMAGES[list(keys)],), {}, torch.tensor(keys)) as output:
-        return output
+    return teacher.forward((IMAGES[list(keys)],), {}, torch.tensor(keys))
 
 
 def num_seen(teacher: FrozenNetwork) -> int:
@@ -326,14 +326,11 @@ def test_what_a_cache_needs(tmp_path: Path) -> None:
     teacher, keys = make(cache=tmp_path), torch.arange(4)
     for args, kwargs in (((IMAGES, 2.0), {}), ((), {"x": IMAGES}), ((IMAGES,), {"scale": 2.0}), (([IMAGES],), {})):
         with pytest.raises(ValueError, match="A cache needs a student that takes one tensor"):
-            teacher.forward(args, kwargs, keys).__enter__()
-    with (
-        pytest.raises(ValueError, match="called with 3 samples of a batch that has 4 keys: a cache needs one"),
-        teacher.forward((IMAGES[:3],), {}, keys),
-    ):
-        pass
-    with pytest.raises(ValueError, match="The teacher returns no logits"):
-        FrozenNetwork(nn.Conv2d(3, 2, 1), name="net", cache=tmp_path).forward((IMAGES,), {}, keys).__enter__()
+            teacher.forward(args, kwargs, keys)
+    with pytest.raises(ValueError, match="called with 3 samples of a batch that has 4 keys: a cache needs one"):
+        teacher.forward((IMAGES[:3],), {}, keys)
+    with pytest.raises(ValueError, match="The teacher must return logits"):
+        FrozenNetwork(nn.Conv2d(3, 2, 1), name="net", cache=tmp_path).forward((IMAGES,), {}, keys)
 
 
 def test_a_pickled_cache_opens_its_files_again(tmp_path: Path) -> None:
@@ -349,9 +346,10 @@ def test_compiled_it_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_ = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: compile_(self, backend="aot_eager"))
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 3))
-    teacher = make(network, compiled=True, taps=("1",))
+    teacher = make(network, compiled=True, layers=("1",))
     assert teacher.network._compiled_call_impl is not None
     for _ in range(2):
-        with teacher.forward((IMAGES,), {}) as output:
-            assert torch.equal(teacher.taps["1"].output, network.eval()[1](network[0](IMAGES)))
+        with teacher.features.record():
+            output = teacher.forward((IMAGES,), {})
+            assert torch.equal(teacher.features["1"].output, network.eval()[1](network[0](IMAGES)))
             torch.testing.assert_close(output, network(IMAGES))

@@ -84,7 +84,7 @@ def test_what_is_no_normalization(mean: tuple[float, ...], std: tuple[float, ...
 
 
 def test_channels_must_fit() -> None:
-    with pytest.raises(ValueError, match="in 1 channels and the teacher's in 3: give both a Normalization of"):
+    with pytest.raises(ValueError, match="in 1 channels and the teacher's in 3: give both a Normalization with"):
         Conversion(Normalization((0.5,), (0.5,)), IMAGENET)
-    with pytest.raises(ValueError, match=r"Images of 1 channels cannot be normalised as .*0.485.*: give the"):
+    with pytest.raises(ValueError, match=r"Images of 1 channels cannot be normalized with .*0.485.*: give the"):
         Conversion(HALVES, IMAGENET)(IMAGES[:, :1])

@@ -29,7 +29,7 @@ def batch(*keys: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(keys), torch.stack([sample_of(key) for key in keys])
 
 
-def logits_of(inputs: Tensor) -> Tensor:
+def first_values(inputs: Tensor) -> Tensor:
     return inputs.flatten(1)[:, :CLASSES] * 3
 
 
@@ -41,17 +41,17 @@ class Counting:
 
     def __call__(self, inputs: Tensor) -> Tensor:
         self.seen.extend(inputs)
-        return logits_of(inputs)
+        return first_values(inputs)
 
 
 def never(inputs: Tensor) -> Tensor:
     raise AssertionError(f"computes {len(inputs)} samples again")
 
 
-def ask(cache: LogitCache, *keys: int, compute: Callable[[Tensor], Tensor] = logits_of) -> None:
+def ask(cache: LogitCache, *keys: int, compute: Callable[[Tensor], Tensor] = first_values) -> None:
     numbers, inputs = batch(*keys)
     found = cache.logits(numbers, inputs, compute)
-    assert torch.equal(found, logits_of(inputs))
+    assert torch.equal(found, first_values(inputs))
     assert found.dtype == torch.float32
 
 
@@ -105,8 +105,8 @@ def test_files_take_no_room_before_they_are_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_answers_in_single_precision(tmp_path: Path, dtype: torch.dtype) -> None:
     keys, inputs = batch(1, 2)
-    first = LogitCache(tmp_path).logits(keys, inputs, lambda missing: logits_of(missing).to(dtype))
-    assert torch.equal(first, logits_of(inputs).to(dtype).float())
+    first = LogitCache(tmp_path).logits(keys, inputs, lambda missing: first_values(missing).to(dtype))
+    assert torch.equal(first, first_values(inputs).to(dtype).float())
     assert torch.equal(LogitCache(tmp_path).logits(keys, inputs, never), first)
 
 
@@ -131,8 +131,8 @@ def test_another_sample_under_a_key(tmp_path: Path) -> None:
 def test_another_number_of_classes(tmp_path: Path) -> None:
     ask(LogitCache(tmp_path), 0, 1)
     keys, inputs = batch(1, 2)
-    with pytest.raises(ValueError, match="is of 5 classes, the teacher has 4: give another directory"):
-        LogitCache(tmp_path).logits(keys, inputs, lambda x: logits_of(x)[:, :4])
+    with pytest.raises(ValueError, match="has 5 classes, the teacher has 4: give another directory"):
+        LogitCache(tmp_path).logits(keys, inputs, lambda x: first_values(x)[:, :4])
 
 
 def test_one_key_twice_in_a_batch(tmp_path: Path) -> None:
@@ -140,13 +140,13 @@ def test_one_key_twice_in_a_batch(tmp_path: Path) -> None:
     ask(LogitCache(tmp_path / "same"), 1, 1, compute=never)
     keys, inputs = batch(4, 5)
     with pytest.raises(ValueError, match="holds other samples under these keys"):
-        LogitCache(tmp_path / "other").logits(keys * 0, inputs, logits_of)
+        LogitCache(tmp_path / "other").logits(keys * 0, inputs, first_values)
 
 
 def test_negative_keys(tmp_path: Path) -> None:
     _, inputs = batch(4, 5)
-    with pytest.raises(ValueError, match="The key -3 is negative: keys of a cache count from 0"):
-        LogitCache(tmp_path).logits(torch.tensor([1, -3]), inputs, logits_of)
+    with pytest.raises(ValueError, match="The key -3 is negative: keys of a cache must count from 0"):
+        LogitCache(tmp_path).logits(torch.tensor([1, -3]), inputs, first_values)
     assert not list(tmp_path.iterdir())
 
 
@@ -159,7 +159,7 @@ def test_an_incomplete_row_is_computed_again(tmp_path: Path) -> None:
     ask(LogitCache(tmp_path), 0, 1, 2)
     rows = table(tmp_path)
     rows["complete"][1] = 0
-    rows["logits"][1], rows["probe"][1] = 7.0, 8.0
+    rows["logits"][1], rows["signature"][1] = 7.0, 8.0
     rows.flush()
     teacher = Counting()
     ask(LogitCache(tmp_path), 0, 1, 2, compute=teacher)
@@ -182,7 +182,7 @@ def test_a_file_that_was_cut_has_lost_no_more_than_that(tmp_path: Path, left: in
 def test_a_file_that_another_process_has_made_meanwhile_stays(tmp_path: Path) -> None:
     ask(LogitCache(tmp_path), 0, 1)
     (file,) = tmp_path.iterdir()
-    LogitCache(tmp_path)._make(file, CLASSES)
+    LogitCache(tmp_path)._create(file, CLASSES)
     ask(LogitCache(tmp_path), 0, 1, compute=never)
 
 
@@ -260,7 +260,7 @@ def test_two_processes_write_at_the_same_time(tmp_path: Path) -> None:
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(timeout=120)
+        writer.join(timeout=600)
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert 600 <= sum(computed) <= 1200
     keys = torch.arange(600) * 997

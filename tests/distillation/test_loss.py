@@ -107,7 +107,7 @@ def test_layers_are_checked(layers: object) -> None:
 
 
 def test_a_pair_is_written_once() -> None:
-    with pytest.raises(ValueError, match="twice"):
+    with pytest.raises(ValueError, match="contains a pair twice"):
         lc.RKD((("a", "b"), ("c", "b"), ("a", "b")))
     assert len(lc.RKD((("a", "b"), ("c", "b"), ("a", "c"))).layers) == 3
 

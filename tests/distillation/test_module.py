@@ -83,7 +83,7 @@ class Meddler(Callback):
 
 
 @every_loss
-def test_the_teacher_is_only_asked(losses: dict[str, Any]) -> None:
+def test_the_teacher_is_only_evaluated(losses: dict[str, Any]) -> None:
     module = distil(losses)
     before = copy.deepcopy(module.teacher.state_dict())
     run = fit(module, Meddler())
@@ -307,7 +307,7 @@ def test_another_teacher_is_refused_on_resume(tmp_path: Path) -> None:
     fit(distil(), save_every_step(tmp_path))
     changed = teacher()
     changed[0].weight.data[0, 0, 0, 0] += 1e-3
-    with pytest.raises(ValueError, match=r"student learned from 'Sequential' .* give it the same weights"):
+    with pytest.raises(ValueError, match=r"student was distilled from 'Sequential' .* give it the same weights"):
         fit(lc.DistillationModule(Net(), changed), ckpt_path=tmp_path / "step=4.ckpt")
 
 
@@ -359,7 +359,7 @@ class TestByName:
         assert {"val/acc", "train/loss", "train/kd", "teacher/val_acc"} <= set(run.callback_metrics)
         loaded = lc.DistillationModule.load_from_checkpoint(files / f"step={NUM_STEPS}.ckpt", weights_only=True)
         assert_same(dict(loaded.state_dict()), dict(module.state_dict()))
-        assert loaded.objective.of_features == module.objective.of_features
+        assert loaded.objective.feature_losses == module.objective.feature_losses
         images = dataset(3).tensors[0]
         assert torch.equal(loaded.eval()(images), module.eval()(images))
 
@@ -387,7 +387,7 @@ def adam(params: Any) -> torch.optim.Optimizer:
 
 
 def test_teachers_accuracy_is_told() -> None:
-    with pytest.warns(UserWarning, match="The teacher 'Answers' is right for 25.0% of the validation samples"):
+    with pytest.warns(UserWarning, match="The teacher 'Answers' has an accuracy of 25.0% on the validation samples"):
         fit(lc.DistillationModule(Net(), Answers(1)))
 
 
@@ -433,17 +433,17 @@ def test_cache_changes_nothing_but_how_often_the_teacher_runs(workers: int, tmp_
         return dict(module.state_dict())
 
     plain = run(None)
-    asked, calls[:] = sum(calls), []
+    computed, calls[:] = sum(calls), []
     first = run(tmp_path)
     filled, calls[:] = sum(calls), []
     second = run(tmp_path)
     assert_same(first, second)
     for name in plain:
         torch.testing.assert_close(first[name], plain[name], rtol=1e-5, atol=1e-6)
-    trial = 4
-    assert asked == 4 * len(dataset()) + trial
-    assert len(dataset()) + trial <= filled <= 2 * len(dataset()) + trial
-    assert sum(calls) == trial
+    dry_run = 4
+    assert computed == 4 * len(dataset()) + dry_run
+    assert len(dataset()) + dry_run <= filled <= 2 * len(dataset()) + dry_run
+    assert sum(calls) == dry_run
 
 
 class MLP(LightningModule):
@@ -506,7 +506,7 @@ def refused(module: lc.DistillationModule) -> str:
 
 def test_several_modules_may_return_logits() -> None:
     message = refused(lc.DistillationModule(MLP(extra=True), teacher()))
-    assert "training_step calls 'net', 'other': say which returns the logits with output=" in message
+    assert "training_step calls 'net', 'other': name the one that returns the logits with output=" in message
     trainer([]).fit(lc.DistillationModule(MLP(extra=True), teacher(), output="net"), Loader())
 
 
@@ -541,13 +541,13 @@ def test_parameters_without_gradient_are_named() -> None:
         (lambda: distil({"hints": lc.FitNet((("conv1", "9"),))}), "teacher has no module '9'"),
         (lambda: lc.DistillationModule(Net(), teacher(), losses={"a.b": lc.KD()}), "'a.b' must be a name without dots"),
         (lambda: lc.DistillationModule(Net(), teacher(), losses={"kd": 1.0}), "must be a loss such as lc.KD"),  # type: ignore[dict-item]
-        (lambda: lc.DistillationModule(Net(), teacher(), combine="max"), "combine='max' is unknown"),  # type: ignore[arg-type]
+        (lambda: lc.DistillationModule(Net(), teacher(), combine="max"), "combine='max' is not supported"),  # type: ignore[arg-type]
         (lambda: lc.DistillationModule(Net(), teacher(), output="head"), "no module 'head'"),
-        (lambda: lc.DistillationModule(Net(), 3), "teacher=3 is none"),  # type: ignore[arg-type]
+        (lambda: lc.DistillationModule(Net(), 3), "teacher=3 is not supported"),  # type: ignore[arg-type]
         (lambda: lc.DistillationModule("resnet20_cifr", teacher(), num_classes=4), "did you mean 'resnet20_cifar'"),
         (lambda: lc.DistillationModule("conv4", nn.Conv2d(3, 4, 1)), "give num_classes"),
-        (lambda: lc.DistillationModule(Net(), teacher(), losses={"hints": HINTS}, cache="here"), "keeps logits only"),
-        (lambda: lc.DistillationModule("missing.ckpt", teacher()), "student='missing.ckpt' is no checkpoint"),
+        (lambda: lc.DistillationModule(Net(), teacher(), losses={"hints": HINTS}, cache="here"), "stores logits only"),
+        (lambda: lc.DistillationModule("missing.ckpt", teacher()), "student='missing.ckpt' is not a checkpoint"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_built(make: Callable[[], Any], message: str) -> None:
@@ -564,7 +564,7 @@ def test_a_fit_needs_a_teacher() -> None:
 def test_manual_optimization_is_refused() -> None:
     student = Net()
     student.automatic_optimization = False
-    with pytest.raises(ValueError, match="optimizes by hand"):
+    with pytest.raises(ValueError, match="uses manual optimization"):
         lc.DistillationModule(student, teacher())
 
 
@@ -598,8 +598,8 @@ def test_teachers_that_learn_resume(taught: Callable[[], Any], tmp_path: Path) -
         resumed = build()
         fit(resumed, lc.Pruning(0.9, schedule=lc.Schedule(end=6)), ckpt_path=tmp_path / f"step={step}.ckpt")
         assert_same(dict(resumed.state_dict()), dict(whole.state_dict()))
-        for ours, theirs in zip(resumed._faculty.built, whole._faculty.built, strict=True):
-            assert_same(ours.state(), theirs.state())
+        for ours, theirs in zip(resumed._teachers.built, whole._teachers.built, strict=True):
+            assert_same(ours.state_dict(), theirs.state_dict())
     assert num_zeros(whole.student) == 346
     assert all(name.startswith("student.") for name in whole.state_dict())
 
@@ -659,4 +659,4 @@ def test_several_teachers() -> None:
     module = lc.DistillationModule(Net(), [one, lc.Teacher(two)], combine="confidence")
     run = fit(module)
     assert {"teacher/val_acc", "teacher/val_acc_1"} <= set(run.callback_metrics)
-    assert len(module._faculty.built) == 2
+    assert len(module._teachers.built) == 2

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import lightning_compress as lc
-from lightning_compress.distillation import teacher_averaging
 from lightning_compress.distillation.feature_hooks import FeatureHooks, ModuleCall
 from lightning_compress.distillation.frozen_network import FrozenNetwork
+from lightning_compress.distillation.logit_averaging import average_by_confidence, average_uniformly
 from lightning_compress.distillation.objective import Objective
 
 IMAGES = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
@@ -35,19 +35,21 @@ def compare(
     keys: Tensor | None = None,
     **kwargs: Any,
 ) -> dict[str, Tensor]:
-    features = FeatureHooks(student, objective.layers[0], whose="student")
-    with features.open():
+    features = FeatureHooks(student, objective.layers[0], owner="student")
+    with features.record():
         output = student(IMAGES)
         return objective(ModuleCall((IMAGES,), kwargs, output, None), output, features, teachers, labels, keys)
 
 
-def frozen(*networks: nn.Module, taps: Sequence[str] = (), **options: Any) -> list[FrozenNetwork]:
-    return [FrozenNetwork(network, name="t", taps=() if i else taps, **options) for i, network in enumerate(networks)]
+def frozen(*networks: nn.Module, layers: Sequence[str] = (), **options: Any) -> list[FrozenNetwork]:
+    return [
+        FrozenNetwork(network, name="t", layers=() if i else layers, **options) for i, network in enumerate(networks)
+    ]
 
 
 def test_logits_are_compared_with_the_teachers() -> None:
     student, teacher = net(4), net(8, seed=1)
-    objective = Objective({"kd": lc.KD(), "dist": lc.DIST(weight=5.0)}, teacher_averaging.mean)
+    objective = Objective({"kd": lc.KD(), "dist": lc.DIST(weight=5.0)}, average_uniformly)
     found = compare(objective, student, frozen(teacher))
     said = teacher.eval()(IMAGES).detach()
     for name, loss in (("kd", lc.KD()), ("dist", lc.DIST())):  # not weighted
@@ -57,8 +59,8 @@ def test_logits_are_compared_with_the_teachers() -> None:
 
 
 def test_gradients_reach_the_student_alone() -> None:
-    student, teachers = net(4), frozen(net(8, seed=1), taps=("0", "2"))
-    objective = Objective({"kd": lc.KD(), "hint": HINT}, teacher_averaging.mean)
+    student, teachers = net(4), frozen(net(8, seed=1), layers=("0", "2"))
+    objective = Objective({"kd": lc.KD(), "hint": HINT}, average_uniformly)
     values = compare(objective, student, teachers)
     for value in values.values():
         assert value.ndim == 0
@@ -71,45 +73,45 @@ def test_gradients_reach_the_student_alone() -> None:
 
 def test_labels_and_several_teachers() -> None:
     student, networks = net(4), [net(8, seed=1), net(2, seed=2), net(2, seed=3)]
-    found = compare(Objective({"dkd": lc.DKD()}, teacher_averaging.confidence), student, frozen(*networks))
-    said = teacher_averaging.confidence([network.eval()(IMAGES).detach() for network in networks], LABELS)
+    found = compare(Objective({"dkd": lc.DKD()}, average_by_confidence), student, frozen(*networks))
+    said = average_by_confidence([network.eval()(IMAGES).detach() for network in networks], LABELS)
     torch.testing.assert_close(found["dkd"], lc.DKD()(student(IMAGES), said, LABELS))
     with pytest.raises(ValueError, match="which the batches do not have"):
-        compare(Objective({"kd": lc.KD()}, teacher_averaging.confidence), student, frozen(*networks), None)
+        compare(Objective({"kd": lc.KD()}, average_by_confidence), student, frozen(*networks), None)
 
 
 def test_features_are_the_mean_over_pairs() -> None:
     student, teacher = net(4), net(4, seed=1)
-    teachers = frozen(teacher, net(9, classes=7, seed=2), taps=("0", "2"))
-    found = compare(Objective({"hint": HINT}, teacher_averaging.mean), student, teachers)
+    teachers = frozen(teacher, net(9, classes=7, seed=2), layers=("0", "2"))
+    found = compare(Objective({"hint": HINT}, average_uniformly), student, teachers)
     teacher.eval()
     pairs = [(student[0](IMAGES), teacher[0](IMAGES)), (student[:2](IMAGES), teacher[:3](IMAGES))]
     torch.testing.assert_close(found["hint"], torch.stack([HINT(s, t, None) for s, t in pairs]).mean())
-    assert "0" not in teachers[0].taps
+    assert "0" not in teachers[0].features
 
 
 def test_layers_once_each() -> None:
     losses = {"a": lc.FitNet((("1", "x"), ("0", "x"))), "kd": lc.KD(), "b": lc.RKD((("0", "y"), ("1", "x")))}
-    assert Objective(losses, teacher_averaging.mean).layers == (["1", "0"], ["x", "y"])
-    assert Objective({}, teacher_averaging.mean).layers == ([], [])
+    assert Objective(losses, average_uniformly).layers == (["1", "0"], ["x", "y"])
+    assert Objective({}, average_uniformly).layers == ([], [])
 
 
 def test_adapters_are_made_once_and_again_from_their_shapes() -> None:
-    student, teachers = net(4), frozen(net(8, seed=1), taps=("0", "2"))
-    objective = Objective({"hint_0": HINT, "b": lc.RKD((("0", "0"),))}, teacher_averaging.mean)
+    student, teachers = net(4), frozen(net(8, seed=1), layers=("0", "2"))
+    objective = Objective({"hint_0": HINT, "b": lc.RKD((("0", "0"),))}, average_uniformly)
     assert not objective.shapes
     first = compare(objective, student, teachers)
     adapters = list(objective.adapters)
     assert adapters == ["hint_0_0", "hint_0_1", "b_0"]
     assert objective.shapes["hint_0_1"] == [[4, 4, 3, 3], [4, 8, 3, 3]]
     assert torch.equal(compare(objective, student, teachers)["hint_0"], first["hint_0"])
-    other = Objective({"hint_0": HINT, "b": lc.RKD((("0", "0"),))}, teacher_averaging.mean)
-    other.restore(objective.shapes)
+    other = Objective({"hint_0": HINT, "b": lc.RKD((("0", "0"),))}, average_uniformly)
+    other.build_adapters(objective.shapes)
     assert other.shapes == objective.shapes
     other.load_state_dict(objective.state_dict())
     assert torch.equal(compare(other, student, teachers)["hint_0"], first["hint_0"])
     again = copy.deepcopy(objective)
-    again.restore(objective.shapes)  # keeps what is there
+    again.build_adapters(objective.shapes)  # keeps what is there
     assert torch.equal(compare(again, student, teachers)["hint_0"], first["hint_0"])
 
 
@@ -123,7 +125,7 @@ def test_dicts_of_logits_and_keyword_arguments() -> None:
             return {"logits": self.body(x) * scale}
 
     student = Named()
-    found = compare(Objective({"kd": lc.KD()}, teacher_averaging.mean), student, frozen(Named()), scale=2.0)
+    found = compare(Objective({"kd": lc.KD()}, average_uniformly), student, frozen(Named()), scale=2.0)
     said = 2 * net(4, seed=3).eval()(IMAGES).detach()
     torch.testing.assert_close(found["kd"], lc.KD()(net(4, seed=3)(IMAGES), said, None))
 
@@ -138,41 +140,41 @@ def test_losses_of_features_ask_for_no_logits() -> None:
             self.body(x)
 
     loss = lc.FitNet((("body", "body"),))
-    found = compare(Objective({"a": loss}, teacher_averaging.mean), Nothing(), frozen(Nothing(), taps=("body",)))
+    found = compare(Objective({"a": loss}, average_uniformly), Nothing(), frozen(Nothing(), layers=("body",)))
     assert found["a"] > 0
-    with pytest.raises(ValueError, match="The student returns no logits"):
-        compare(Objective({"kd": lc.KD()}, teacher_averaging.mean), Nothing(), frozen(Nothing()))
-    with pytest.raises(ValueError, match="The teacher returns no logits"):
-        compare(Objective({"kd": lc.KD()}, teacher_averaging.mean), net(4), frozen(Nothing()))
+    with pytest.raises(ValueError, match="The student must return logits"):
+        compare(Objective({"kd": lc.KD()}, average_uniformly), Nothing(), frozen(Nothing()))
+    with pytest.raises(ValueError, match="The teacher must return logits"):
+        compare(Objective({"kd": lc.KD()}, average_uniformly), net(4), frozen(Nothing()))
 
 
 def test_other_classes() -> None:
-    words = r"logits of shape \(4, 3\) and the teacher of shape \(4, 7\): losses of logits need the same classes"
+    words = r"logits of shape \(4, 3\) and the teacher of shape \(4, 7\): logit losses need the same classes"
     with pytest.raises(ValueError, match=words):
-        compare(Objective({"kd": lc.KD()}, teacher_averaging.mean), net(4), frozen(net(4, classes=7)))
+        compare(Objective({"kd": lc.KD()}, average_uniformly), net(4), frozen(net(4, classes=7)))
     loss = lc.FitNet((("0", "0"),))
-    compare(Objective({"a": loss}, teacher_averaging.mean), net(4), frozen(net(4, classes=7), taps=("0",)))
+    compare(Objective({"a": loss}, average_uniformly), net(4), frozen(net(4, classes=7), layers=("0",)))
 
 
-def test_what_fails_leaves_no_taps() -> None:
-    teachers = frozen(net(4, classes=7), taps=("0",))
+def test_what_fails_leaves_no_features() -> None:
+    teachers = frozen(net(4, classes=7), layers=("0",))
     losses = {"kd": lc.KD(), "a": lc.FitNet((("0", "0"),))}
     with pytest.raises(ValueError, match="the same classes"):
-        compare(Objective(losses, teacher_averaging.mean), net(4), teachers)
-    assert "0" not in teachers[0].taps
+        compare(Objective(losses, average_uniformly), net(4), teachers)
+    assert "0" not in teachers[0].features
 
 
 def test_keys_reach_the_caches(tmp_path: Path) -> None:
     student, network = net(4), net(8, seed=1)
     for _ in range(2):
         values = compare(
-            Objective({"kd": lc.KD()}, teacher_averaging.mean),
+            Objective({"kd": lc.KD()}, average_uniformly),
             student,
             frozen(network, cache=tmp_path),
             keys=torch.arange(4),
         )
         torch.testing.assert_close(
-            values, compare(Objective({"kd": lc.KD()}, teacher_averaging.mean), student, frozen(network))
+            values, compare(Objective({"kd": lc.KD()}, average_uniformly), student, frozen(network))
         )
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -188,4 +190,4 @@ def test_keys_reach_the_caches(tmp_path: Path) -> None:
 )
 def test_what_is_refused(losses: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        Objective(losses, teacher_averaging.mean)
+        Objective(losses, average_uniformly)

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 import lightning_compress as lc
-from lightning_compress.distillation.students import arguments_of, check_student, make_student, num_classes_of
+from lightning_compress.distillation.students import build_student, check_student, infer_num_classes, student_hparams
 from tests.cases import Net, TwoPlayers
 
 SMALL = {"in_chans": 1, "img_size": 8}
@@ -22,7 +22,7 @@ def network(classes: int = 3) -> nn.Module:
 
 def make(student: Any, teachers: list[lc.Teacher] | None = None, **options: Any) -> Any:
     defaults = {"num_classes": None, "optimizer": None, "lr_scheduler": None, "model_kwargs": None}
-    return make_student(student, teachers or [], **{**defaults, **options})
+    return build_student(student, teachers or [], **{**defaults, **options})
 
 
 def adam(params: Any) -> torch.optim.Optimizer:
@@ -46,11 +46,11 @@ def test_a_name() -> None:
     assert isinstance(found, lc.ClassificationModule)
     assert found(torch.zeros(2, 1, 8, 8)).shape == (2, 6)
     assert (found.optimizer, found.lr_scheduler) == (adam, step)
-    assert arguments_of(found) == {
+    assert student_hparams(found) == {
         "model": "conv4", "num_classes": 6, "label_smoothing": 0.0, "model_kwargs": SMALL, "mixup": None,
         "small_input": False,
     }  # fmt: skip
-    again = make(arguments_of(found))
+    again = make(student_hparams(found))
     assert again(torch.zeros(2, 1, 8, 8)).shape == (2, 6)
 
 
@@ -59,8 +59,8 @@ def test_a_network() -> None:
     found = make(own, optimizer=adam)
     assert found.model is own
     assert found.val_acc.num_classes == 3
-    assert arguments_of(found) is None
-    assert arguments_of(Net()) is None
+    assert student_hparams(found) is None
+    assert student_hparams(Net()) is None
 
 
 def test_arguments_are_left_as_they_were() -> None:
@@ -80,7 +80,7 @@ def test_a_checkpoint(tmp_path: Path, kind: type) -> None:
     assert all(map(torch.equal, found.state_dict().values(), module.state_dict().values()))
     assert (found.optimizer, found.lr_scheduler) == (adam, step)
     assert found.training
-    assert arguments_of(found)["model"] == "conv4"
+    assert student_hparams(found)["model"] == "conv4"
 
 
 @pytest.mark.parametrize(
@@ -105,11 +105,11 @@ def test_a_network_has_its_own_classes() -> None:
 
 
 def test_number_of_classes() -> None:
-    assert num_classes_of(timm.create_model("test_vit", num_classes=5)) == 5
-    assert num_classes_of(lc.ClassificationModule(network(3), 3)) == 3
-    assert num_classes_of(network(4)) == 4
-    assert num_classes_of(Net()) == 4
-    assert num_classes_of(nn.Conv2d(3, 4, 1)) is None
+    assert infer_num_classes(timm.create_model("test_vit", num_classes=5)) == 5
+    assert infer_num_classes(lc.ClassificationModule(network(3), 3)) == 3
+    assert infer_num_classes(network(4)) == 4
+    assert infer_num_classes(Net()) == 4
+    assert infer_num_classes(nn.Conv2d(3, 4, 1)) is None
 
 
 def test_what_cannot_be_a_student() -> None:
@@ -120,12 +120,18 @@ def test_what_cannot_be_a_student() -> None:
     cases: list[tuple[Any, str]] = [
         (lambda: make("conv4"), "is known neither of the student nor of the teacher: give num_classes"),
         (lambda: make("conv4", [lc.Teacher("a")]), "give num_classes"),
-        (lambda: make("conv44", num_classes=3), "model='conv44' is no network that timm knows; did you mean 'conv4'"),
-        (lambda: make("conv4", num_classes=3, model_kwargs={"width": 3}), "do not fit 'conv4'"),
-        (lambda: make("nowhere.ckpt"), "student='nowhere.ckpt' is no checkpoint of a ClassificationModule"),
-        (lambda: make(None), "student=None is none: give a LightningModule, a timm name, a network or a .ckpt file"),
-        (lambda: make(3, num_classes=3), "student=3 is none"),
-        (lambda: check_student(TwoPlayers()), "student TwoPlayers optimizes by hand, .*: it must not"),
+        (lambda: make("conv44", num_classes=3), "model='conv44' is not a timm network; did you mean 'conv4'"),
+        (lambda: make("conv4", num_classes=3, model_kwargs={"width": 3}), "are not supported by 'conv4'"),
+        (lambda: make("nowhere.ckpt"), "student='nowhere.ckpt' is not a checkpoint of a ClassificationModule"),
+        (
+            lambda: make(None),
+            "student=None is not supported: give a LightningModule, a timm name, a network or a .ckpt file",
+        ),
+        (lambda: make(3, num_classes=3), "student=3 is not supported"),
+        (
+            lambda: check_student(TwoPlayers()),
+            "student TwoPlayers uses manual optimization, .*: use automatic optimization",
+        ),
         (lambda: check_student(Late()), "student Late is built in configure_model: build it in __init__"),
     ]
     for attempt, words in cases:
@@ -140,4 +146,4 @@ def test_any_lightning_module_will_do() -> None:
         pass
 
     check_student(Bare())
-    assert num_classes_of(Bare()) is None
+    assert infer_num_classes(Bare()) is None

@@ -32,7 +32,7 @@ def weights_of(tmp_path: Path, name: str, seed: int = 1, **arguments: Any) -> tu
 
 
 def build(teacher: lc.Teacher, **options: Any) -> FrozenNetwork:
-    defaults = {"num_classes": None, "taps": (), "images": None, "student": None, "cache": None}
+    defaults = {"num_classes": None, "layers": (), "images": None, "student": None, "cache": None}
     return build_teacher(teacher, **{**defaults, **options})
 
 
@@ -64,8 +64,7 @@ def test_a_name_with_weights(tmp_path: Path, suffix: str) -> None:
     assert same_weights(teacher.network, network)
     assert teacher.identity["name"] == "test_efficientnet"
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    with teacher.forward((images,), {}) as output:
-        torch.testing.assert_close(output, network(images))
+    torch.testing.assert_close(teacher.forward((images,), {}), network(images))
 
 
 def test_classes_and_arguments(tmp_path: Path) -> None:
@@ -73,7 +72,7 @@ def test_classes_and_arguments(tmp_path: Path) -> None:
     teacher = lc.Teacher("conv4", checkpoint=path, num_classes=7, model_kwargs=SMALL)
     assert same_weights(build(teacher, num_classes=5).network, network)
     assert teacher.model_kwargs == SMALL
-    with pytest.raises(ValueError, match=r"is of another network: .*in the file and .* in the model") as error:
+    with pytest.raises(ValueError, match=r"belongs to another network: .*in the file and .* in the model") as error:
         build(lc.Teacher("conv4", checkpoint=path, model_kwargs=SMALL), num_classes=5)
     assert "\n" not in str(error.value)
 
@@ -88,16 +87,16 @@ def test_a_checkpoint_of_a_module(tmp_path: Path) -> None:
 
 def test_a_network_of_ones_own_and_what_is_passed_on(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
-    teacher = build(lc.Teacher(network, precision="bf16"), taps=("1",), cache=tmp_path)
+    teacher = build(lc.Teacher(network, precision="bf16"), layers=("1",), cache=tmp_path)
     assert teacher.network is not network
     assert teacher.network[1].weight.dtype == torch.bfloat16
     assert teacher.identity["name"] == "Sequential"
     images = torch.randn(2, 3, 2, 2)
-    with teacher.forward((images,), {}, torch.arange(2)):
-        pass
+    teacher.forward((images,), {}, torch.arange(2))
     assert list(tmp_path.iterdir())
-    with teacher.forward((images,), {}):
-        assert "1" in teacher.taps
+    with teacher.features.record():
+        teacher.forward((images,), {})
+        assert "1" in teacher.features
     assert build(lc.Teacher(network, precision="fp16")).network[1].weight.dtype == torch.float16
     assert build(lc.Teacher(network)).network[1].weight.dtype == torch.float32
     assert build(lc.Teacher(network)).network._compiled_call_impl is None
@@ -114,7 +113,7 @@ def unreachable(name: str, **arguments: Any) -> nn.Module:
 
 def test_pretrained_weights_that_are_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm, "create_model", unreachable)
-    words = r"weights of teacher 'test_vit' are not to be had \(We couldn't .*co'\): give Teacher\(checkpoint=...\)"
+    words = r"weights of teacher 'test_vit' cannot be loaded \(We couldn't .*co'\): give Teacher\(checkpoint=...\)"
     with pytest.raises(ValueError, match=words) as error:
         build(lc.Teacher("test_vit"))
     assert "\n" not in str(error.value)
@@ -138,12 +137,18 @@ def test_a_pretrained_network_keeps_its_classes(
 @pytest.mark.parametrize(
     ("teacher", "words"),
     [
-        (lc.Teacher("resnet18x"), "teacher='resnet18x' is no network that timm knows; did you mean 'resnet18"),
-        (lc.Teacher("qqqqqqqq"), "timm.list_models.. has the names"),
+        (lc.Teacher("resnet18x"), "teacher='resnet18x' is not a timm network; did you mean 'resnet18"),
+        (lc.Teacher("qqqqqqqq"), "timm.list_models.. lists the names"),
         (lc.Teacher("test_vit", checkpoint="nowhere.pt"), "checkpoint='nowhere.pt' does not exist: give the path"),
         (lc.Teacher("conv4"), "conv4.*weights"),
-        (lc.Teacher("conv4", checkpoint="a.pt", model_kwargs={"width": 3}), r"model_kwargs=\{'width': 3\} do not fit"),
-        (lc.Teacher("nowhere.ckpt"), r"teacher='nowhere.ckpt' is no checkpoint of a .*: load the network yourself and"),
+        (
+            lc.Teacher("conv4", checkpoint="a.pt", model_kwargs={"width": 3}),
+            r"model_kwargs=\{'width': 3\} are not supported",
+        ),
+        (
+            lc.Teacher("nowhere.ckpt"),
+            r"teacher='nowhere.ckpt' is not a checkpoint of a .*: load the network yourself and",
+        ),
     ],
     ids=lambda value: value.model if isinstance(value, lc.Teacher) else "",
 )
@@ -158,7 +163,9 @@ def test_checkpoints_of_something_else(tmp_path: Path) -> None:
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "b.ckpt")
     (tmp_path / "c.ckpt").write_text("no checkpoint")
     for path in (own, str(tmp_path / "b.ckpt"), str(tmp_path / "c.ckpt")):
-        with pytest.raises(ValueError, match=r"teacher='.*ckpt' is no checkpoint of a ClassificationModule with") as e:
+        with pytest.raises(
+            ValueError, match=r"teacher='.*ckpt' is not a checkpoint of a ClassificationModule with"
+        ) as e:
             build(lc.Teacher(path))
         assert "\n" not in str(e.value)
         assert len(str(e.value)) < 600
@@ -185,8 +192,8 @@ def test_between_two_networks_of_timm(tmp_path: Path) -> None:
         mean, std = torch.tensor(normalization.mean), torch.tensor(normalization.std)
         return (images - mean[:, None, None]) / std[:, None, None]
 
-    with teacher.forward((normalized(HALVES),), {}) as output:
-        torch.testing.assert_close(output, network(normalized(IMAGENET)), rtol=1e-3, atol=1e-4)
+    output = teacher.forward((normalized(HALVES),), {})
+    torch.testing.assert_close(output, network(normalized(IMAGENET)), rtol=1e-3, atol=1e-4)
 
 
 def test_what_is_alike_or_unknown_is_left_alone() -> None:
@@ -210,7 +217,7 @@ def test_what_the_user_says_comes_first() -> None:
 
 
 def test_a_normalization_needs_to_know_from_what() -> None:
-    words = r"Teacher\(normalization=...\) needs to know how the student's images are normalised: set the"
+    words = r"Teacher\(normalization=...\) needs the normalization of the student's images: set the"
     with pytest.raises(ValueError, match=words):
         conversion(lc.Teacher(timm_net("test_resnet"), normalization=GREY), student=nn.Linear(2, 2))
 
@@ -246,5 +253,7 @@ def test_forms_of_teachers(tmp_path: Path) -> None:
     assert [each.model for each in found] == [network, "b", "a", "c"]
     assert found[2] is teacher
     for wrong in (3, [[teacher]], lc.KD()):
-        with pytest.raises(ValueError, match=r"is none: give a timm name, a network, an lc.Teacher, or a list of them"):
+        with pytest.raises(
+            ValueError, match=r"is not supported: give a timm name, a network, an lc.Teacher, or a list of them"
+        ):
             as_teachers(wrong)

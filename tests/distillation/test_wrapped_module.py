@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 import lightning_compress as lc
 from lightning_compress.distillation import module as distillation
-from lightning_compress.distillation.wrapped_module import Relay, adopt_hooks
+from lightning_compress.distillation.wrapped_module import DelegatedMethod, adopt_hooks
 from tests.cases import Net, dataset, trainer
 
 HOOKS = [name for kind in (ModelHooks, DataHooks, CheckpointHooks) for name in vars(kind) if name[0] != "_"]
@@ -114,8 +114,8 @@ def test_every_hook_is_called_as_ever(plain_calls: Calls, tmp_path: Path, monkey
         raise ValueError("no batch before the fit")
 
     # What the module itself asks of the data before it trains is not the student's fit.
-    monkeypatch.setattr(distillation, "training_batch", no_batch)
-    monkeypatch.setattr(distillation, "accuracy", lambda *args: None)
+    monkeypatch.setattr(distillation, "first_training_batch", no_batch)
+    monkeypatch.setattr(distillation, "teacher_accuracy", lambda *args: None)
     recorder = Recorder()
     found = whole_life(distilled(recorder), recorder, tmp_path)
     assert {name for name, _ in plain_calls} == set(RECORDED)
@@ -165,7 +165,7 @@ def test_copies_call_the_hooks_of_the_copied_student() -> None:
     assert [name for name, _ in module.student.calls] == ["on_train_end"]
 
 
-def test_a_relay_sees_what_is_put_in_place() -> None:
+def test_a_delegated_sees_what_is_put_in_place() -> None:
     class Owner:
         _trainer: object = None
 
@@ -176,12 +176,12 @@ def test_a_relay_sees_what_is_put_in_place() -> None:
         pass
 
     owner, inner = Owner(), Inner()
-    relay = Relay(inner, owner, "log")
-    assert relay("a", value=3) == "Owner: a=3"
+    delegated = DelegatedMethod(inner, owner, "log")
+    assert delegated("a", value=3) == "Owner: a=3"
     owner.log = lambda name, value=0: f"instead {name}"
-    assert relay("a") == "instead a"
+    assert delegated("a") == "instead a"
     inner._trainer = object()
-    assert relay("a", value=3) == "Inner: a=3", "the inner one is used by itself"
+    assert delegated("a", value=3) == "Inner: a=3", "the inner one is used by itself"
 
 
 class WithoutIndex(Net):

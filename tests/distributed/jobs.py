@@ -21,7 +21,7 @@ from torch.utils.data import TensorDataset
 import lightning_compress as lc
 from lightning_compress.channels.discovery import find_groups
 from lightning_compress.channels.groups import named_tensors
-from lightning_compress.trainer.masking import MaskCallback
+from lightning_compress.constraints.mask import MaskConstraint
 from tests.cases import RAMP, Case, Loader, Net, assert_zeros, case, dataset, is_positive_zero, save_every_step, trainer
 
 PATIENCE = timedelta(seconds=30)
@@ -74,7 +74,7 @@ def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def whole_masks(run: Trainer) -> dict[str, Tensor]:
-    constraints = [c.constraint for c in run.callbacks if isinstance(c, MaskCallback) and c.constraint is not None]
+    constraints = [c.constraint for c in run.callbacks if isinstance(getattr(c, "constraint", None), MaskConstraint)]
     return {la.name: la.full(mask).clone() for c in constraints for la, mask in zip(c.layers, c.masks, strict=True)}
 
 

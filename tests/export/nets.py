@@ -120,7 +120,7 @@ class Scaled(nn.Module):
         return x
 
 
-class LoweredQuantizer(nn.Module):
+class InPlace(nn.Module):
     """Functions in place whose results are not used, but the tensors that they were written into."""
 
     def __init__(self) -> None:
@@ -191,8 +191,8 @@ class Subject:
         make: Makes it.
         shapes: Shapes of one sample, by name where it is called with keywords.
         numbers: Arguments of ``calibrate``.
-        num_integer: QuantizationSpec of its convolutions and linear layers on integers.
-        others: QuantizationSpec of some of its other operators on integers and on floats.
+        num_integer: Number of its convolutions and linear layers with INT8 kernels.
+        others: Numbers of some of its other operators with INT8 and with FP32 kernels.
         constant: Whether it is calibrated with zeros only.
     """
 
@@ -247,7 +247,7 @@ SUBJECTS = {
     "transposed": Subject(Transposed, IMAGE, (1, 0), {"conv_transpose": (0, 4)}),  # of floats in ONNX Runtime
     # The biases of products of matrices are added as floats.
     "tokens": Subject(plain(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), (5, 6), (0, 2), {"add": (0, 2)}),
-    "written": Subject(LoweredQuantizer, IMAGE, (2, 0), {"add": (0, 1)}),
+    "written": Subject(InPlace, IMAGE, (2, 0), {"add": (0, 1)}),
     "named": Subject(Named, {"a": (6,), "b": (4,)}, (0, 3)),
 }
 

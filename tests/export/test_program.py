@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 import lightning_compress as lc
 import lightning_compress.models.networks
 from lightning_compress.export import program as programs
-from lightning_compress.export.capture import captured
+from lightning_compress.export.capture import capture
 from lightning_compress.export.program import ProgramBackend, ProgramFile
 from lightning_compress.quantization.lowering import lower
 from tests.cases import assert_same
@@ -38,7 +38,7 @@ def file(model: nn.Module, folder: Path) -> ProgramFile:
     with pytest.MonkeyPatch.context() as patch:
         # The process that runs the file also tells what it has loaded; to start one more takes seconds.
         tells = f"\nopen({str(folder / 'modules')!r}, 'w').write(' '.join(n for n, m in sys.modules.items() if m))"
-        patch.setattr(programs, "_ELSEWHERE", programs._ELSEWHERE + tells)
+        patch.setattr(programs, "_SCRIPT", programs._SCRIPT + tells)
         file = lc.export_program(model, folder / "model.pt2", SUBJECT.batch(1))
     assert_same({**model.state_dict()}, before)
     return file
@@ -124,11 +124,11 @@ def test_floats(tmp_path: Path) -> None:
 def test_weights_that_are_not_integers_are_noticed(model: nn.Module) -> None:
     inputs = ((SUBJECT.batch(2),), {})
     lowered = lower(model, inputs, ProgramBackend())
-    program = captured(lowered.model, inputs, dynamic_batch=True)
+    program = capture(lowered.model, inputs, dynamic_batch=True)
     programs._check_integers(program, lowered)
     name = next(name for name, value in program.constants.items() if value.dtype == torch.int8)
     program.constants[name] = program.constants[name] + 1
-    with pytest.raises(ValueError, match="The weights of 'conv1' are not integers in the file"):
+    with pytest.raises(ValueError, match="The weights of 'conv1' are not stored as INT8 in the file"):
         programs._check_integers(program, lowered)
 
 
@@ -136,7 +136,7 @@ def test_a_file_that_another_process_cannot_run_replaces_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "model.pt2").write_text("old")
-    monkeypatch.setattr(programs, "_ELSEWHERE", "raise SystemExit('no such operator')")
+    monkeypatch.setattr(programs, "_SCRIPT", "raise SystemExit('no such operator')")
     with pytest.raises(RuntimeError, match=r"cannot run the \.pt2 file: no such operator"):
         lc.export_program(nn.Linear(2, 2), tmp_path / "model.pt2", torch.ones(2, 2))
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]

@@ -1,4 +1,4 @@
-"""Rounding against PyTorch's own, and gradients against autograd through the same formula."""
+"""Fake quantization against that of PyTorch, and gradients against autograd through the same formula."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lightning_compress.functional.fake_quantize import (
     fake_quantize,
     fake_quantize_learned,
     qparams_from_range,
-    to_integers,
+    quantize,
 )
 
-GRIDS = [(0, 255, 128.0), (0, 255, 0.0), (0, 255, 255.0), (-127, 127, 0.0), (-7, 7, 0.0), (0, 3, 1.0), (-1, 1, 0.0)]
-every_grid = pytest.mark.parametrize(("quant_min", "quant_max", "zero"), GRIDS)
+QPARAMS = [(0, 255, 128.0), (0, 255, 0.0), (0, 255, 255.0), (-127, 127, 0.0), (-7, 7, 0.0), (0, 3, 1.0), (-1, 1, 0.0)]
+every_qparams = pytest.mark.parametrize(("quant_min", "quant_max", "zero"), QPARAMS)
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -32,7 +32,7 @@ def with_gradient(x: Tensor, rounded: Tensor) -> list[Tensor]:
     return [rounded.detach(), x.grad]
 
 
-@every_grid
+@every_qparams
 def test_per_tensor_is_as_in_pytorch(quant_min: int, quant_max: int, zero: float) -> None:
     scale, ours, theirs = torch.tensor(0.013), normal(500).requires_grad_(), normal(500).requires_grad_()
     expected = torch.fake_quantize_per_tensor_affine(theirs, float(scale), int(zero), quant_min, quant_max)
@@ -41,7 +41,7 @@ def test_per_tensor_is_as_in_pytorch(quant_min: int, quant_max: int, zero: float
         torch.testing.assert_close(mine, reference)
 
 
-@every_grid
+@every_qparams
 def test_per_channel_is_as_in_pytorch(quant_min: int, quant_max: int, zero: float) -> None:
     scales = torch.tensor([0.5, 0.01, 0.003])
     ours, theirs = normal(3, 8, 5).requires_grad_(), normal(3, 8, 5).requires_grad_()
@@ -59,7 +59,7 @@ def test_one_scale_in_python_numbers_is_one_scale_in_tensors() -> None:
     torch.testing.assert_close(one, many)
 
 
-def test_gradients_of_what_is_clipped_may_pass() -> None:
+def test_gradients_of_clipped_values_may_pass() -> None:
     for scale in (torch.tensor(0.1), torch.full((4,), 0.1)):
         x = torch.tensor([-5.0, -0.1, 0.2, 5.0], requires_grad=True)
         fake_quantize(
@@ -88,18 +88,18 @@ def by_composition(x: Tensor, scale: Tensor, zero: Tensor, quant_min: int, quant
     """The same in operations that autograd knows, with a straight-through estimator for rounding alone."""
     factor = (num_values * max(quant_max, 1)) ** -0.5
     scale, zero = (t * factor + (t - t * factor).detach() for t in (scale, zero))
-    whole = Rounded.apply(zero)
-    integers = Rounded.apply(x / scale) + whole
+    rounded_zero = Rounded.apply(zero)
+    integers = Rounded.apply(x / scale) + rounded_zero
     # Not torch.clamp, which lets no gradient through at the limits themselves.
     clamped = torch.where(
         (integers >= quant_min) & (integers <= quant_max), integers, integers.detach().clamp(quant_min, quant_max)
     )
-    return (clamped - whole) * scale
+    return (clamped - rounded_zero) * scale
 
 
-@every_grid
+@every_qparams
 @pytest.mark.parametrize("shape", [(), (3, 1)], ids=["tensor", "channel"])
-def test_learned_steps_have_the_gradients_of_the_formula(
+def test_learned_scales_have_the_gradients_of_the_formula(
     quant_min: int, quant_max: int, zero: float, shape: tuple[int, ...]
 ) -> None:
     def leaves() -> list[Tensor]:
@@ -121,7 +121,7 @@ def scale_count(shape: tuple[int, ...]) -> int:
     return torch.Size(shape).numel()
 
 
-def test_learned_gradients_do_not_hang_on_the_division_of_a_batch() -> None:
+def test_learned_gradients_do_not_depend_on_the_split_of_a_batch() -> None:
     x, target = normal(8, 6), normal(8, 6, seed=1)
 
     def gradient(parts: int) -> Tensor:
@@ -146,13 +146,13 @@ def test_arithmetic_is_wide_and_the_type_stays(dtype: torch.dtype) -> None:
         assert torch.equal(found, expected.to(dtype))
 
 
-def test_integers_are_what_is_rounded_to() -> None:
+def test_quantize_and_dequantize_is_fake_quantize() -> None:
     x, scale, zero = (
         normal(4, 50),
         torch.tensor([0.1, 0.02, 0.3, 0.007]).view(4, 1),
         torch.tensor([3.0, 0, 9, 15]).view(4, 1),
     )
-    integers = to_integers(x, scale, zero, quant_min=0, quant_max=15)
+    integers = quantize(x, scale, zero, quant_min=0, quant_max=15)
     assert integers.dtype is torch.int32
     assert integers.min() >= 0
     assert integers.max() <= 15
@@ -188,7 +188,7 @@ def test_equal_values_stay_equal(values: list[float], bits: int, symmetric: bool
     assert torch.equal(first, second)
     assert torch.equal(first, third)
     again = fake_quantize(first, scale, zero, quant_min=quant_min, quant_max=quant_max)
-    torch.testing.assert_close(again, first)  # what is on the grid stays there
+    torch.testing.assert_close(again, first)  # idempotent
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -212,6 +212,6 @@ def test_empty_and_tiny_channels_have_a_floor_beside_the_largest() -> None:
     torch.testing.assert_close(scale, torch.tensor([0.1, 1e-5, 1e-5, 0.001]), rtol=1e-4, atol=0.0)
 
 
-def test_no_channels_are_no_crash() -> None:
+def test_qparams_of_no_channels() -> None:
     scale, zero = qparams_from_range(torch.empty(0), torch.empty(0), quant_min=-7, quant_max=7, symmetric=True)
     assert scale.shape == zero.shape == (0,)

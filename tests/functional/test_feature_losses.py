@@ -1,4 +1,4 @@
-"""Losses of features against plain formulas in float64, what they do not see, and where features vanish."""
+"""Feature losses against plain formulas in float64: values, gradients, invariances and vanishing features."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lightning_compress.functional.feature_losses import (
     attention_transfer,
     contrastive,
     hint,
+    normalize_rows,
     relational,
     similarity_preserving,
-    unit,
 )
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -280,13 +280,13 @@ def test_the_temperature_divides_cosines() -> None:
     torch.testing.assert_close(contrastive(student, teacher, temperature=0.5), expected)
 
 
-def test_units() -> None:
+def test_normalize_rows() -> None:
     vectors = torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e-4, 4e-4]])
-    torch.testing.assert_close(unit(vectors), torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.3, 0.4]]))
+    torch.testing.assert_close(normalize_rows(vectors), torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.3, 0.4]]))
 
 
 def test_shapes_are_checked() -> None:
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="must have the same shape"):
         hint(torch.zeros(2, 3), torch.zeros(2, 4))
     for student, teacher in (((2, 3), (2, 3)), ((2, 3, 4), (2, 3, 4, 4)), ((2, 3, 4, 4, 4), (2, 3, 4, 4, 4))):
         with pytest.raises(ValueError, match="tokens"):

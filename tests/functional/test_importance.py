@@ -4,7 +4,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_compress.functional.importance import filled, gradient_flow, layer_adaptive, uniform_noise
+from lightning_compress.functional.importance import (
+    fill_missing_gradients,
+    hessian_gradient_product,
+    lamp_scores,
+    uniform_noise,
+)
 
 
 def test_noise_depends_on_the_seed_alone() -> None:
@@ -36,28 +41,28 @@ def test_noise_is_the_same_for_good() -> None:
     torch.testing.assert_close(noise, torch.tensor([0.3805, 0.1735, 0.8158]), rtol=0, atol=1e-4)
 
 
-def test_gradient_flow_of_a_quadratic() -> None:
+def test_hessian_gradient_product_of_a_quadratic() -> None:
     # loss = w A w / 2: g = A w, H = A, so H g = A A w.
     matrix = torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
     weight = torch.tensor([1.0, -1.0], dtype=torch.float64, requires_grad=True)
-    (product,) = gradient_flow(weight @ matrix @ weight / 2, [weight])
+    (product,) = hessian_gradient_product(weight @ matrix @ weight / 2, [weight])
     torch.testing.assert_close(product, matrix @ matrix @ weight.detach())
 
 
-def test_gradient_flow_is_zero_where_the_loss_does_not_look() -> None:
+def test_hessian_gradient_product_is_zero_of_a_weight_without_influence() -> None:
     used, unused = (torch.ones(2, requires_grad=True) for _ in range(2))
-    products = gradient_flow((used**2).sum(), [used, unused])
+    products = hessian_gradient_product((used**2).sum(), [used, unused])
     assert products[0].tolist() == [4.0, 4.0]
     assert products[1].tolist() == [0.0, 0.0]
 
 
-def test_gradient_flow_is_zero_where_the_loss_is_linear() -> None:
+def test_hessian_gradient_product_is_zero_where_the_loss_is_linear() -> None:
     curved, straight = (torch.ones(2, requires_grad=True) for _ in range(2))
-    products = gradient_flow((curved**2).sum() + 3 * straight.sum(), [curved, straight])
+    products = hessian_gradient_product((curved**2).sum() + 3 * straight.sum(), [curved, straight])
     assert products[1].tolist() == [0.0, 0.0]
 
 
-def test_gradient_flow_along_a_gradient_of_a_mean() -> None:
+def test_hessian_gradient_product_along_a_gradient_of_a_mean() -> None:
     # H g for the mean of two losses is the mean of each H_r g, with g the mean gradient, not of each H_r g_r.
     matrices = [torch.diag(torch.tensor([a, 3.0])) for a in (1.0, 5.0)]
     weight = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -66,23 +71,23 @@ def test_gradient_flow_along_a_gradient_of_a_mean() -> None:
         return weight @ matrix @ weight / 2
 
     mean = sum(matrices) / 2 @ weight.detach()
-    parts = [gradient_flow(loss(matrix), [weight], lambda gradients: [mean])[0] for matrix in matrices]
-    (whole,) = gradient_flow((loss(matrices[0]) + loss(matrices[1])) / 2, [weight])
+    parts = [hessian_gradient_product(loss(matrix), [weight], lambda gradients: [mean])[0] for matrix in matrices]
+    (whole,) = hessian_gradient_product((loss(matrices[0]) + loss(matrices[1])) / 2, [weight])
     torch.testing.assert_close(sum(parts) / 2, whole)
 
 
 @given(values=st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=12, unique_by=abs))
 @settings(max_examples=60, deadline=None)
-def test_layer_adaptive_is_a_square_over_the_sum_of_those_no_smaller(values: list[float]) -> None:
+def test_lamp_scores_is_a_square_over_the_sum_of_those_no_smaller(values: list[float]) -> None:
     expected = [v * v / sum(u * u for u in values if abs(u) >= abs(v)) if v * v > 1e-300 else 0.0 for v in values]
-    torch.testing.assert_close(layer_adaptive(torch.tensor(values)), torch.tensor(expected))
+    torch.testing.assert_close(lamp_scores(torch.tensor(values)), torch.tensor(expected))
 
 
-def test_layer_adaptive_of_zeros_and_of_equals() -> None:
-    assert layer_adaptive(torch.zeros(2, 2)).tolist() == [[0, 0], [0, 0]]
-    torch.testing.assert_close(layer_adaptive(torch.tensor([2.0, -2.0])), torch.tensor([1.0, 0.5]))
+def test_lamp_scores_of_zeros_and_of_equals() -> None:
+    assert lamp_scores(torch.zeros(2, 2)).tolist() == [[0, 0], [0, 0]]
+    torch.testing.assert_close(lamp_scores(torch.tensor([2.0, -2.0])), torch.tensor([1.0, 0.5]))
 
 
-def test_filled_puts_zeros_in_gaps() -> None:
+def test_missing_gradients_are_zeros() -> None:
     weights = [torch.ones(2), torch.ones(3)]
-    assert [g.tolist() for g in filled([None, torch.full((3,), 2.0)], weights)] == [[0, 0], [2, 2, 2]]
+    assert [g.tolist() for g in fill_missing_gradients([None, torch.full((3,), 2.0)], weights)] == [[0, 0], [2, 2, 2]]

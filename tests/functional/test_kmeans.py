@@ -1,4 +1,4 @@
-"""k-means of numbers against trying all partitions, and against exact dynamic programming."""
+"""1-D k-means against brute force over all partitions, and against dynamic programming over all points."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from lightning_compress.functional import kmeans
 from lightning_compress.functional.kmeans import cluster_rows, inertia
+from lightning_compress.functional.weighted_points import sort_values
 
 INITS = ["optimal", "kmeans++", "linear", "density"]
-LONG = 9000  # more numbers than are sorted
+LONG = 9000  # longer than the rows that are sorted
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -23,7 +24,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def brute_force(row: list[float], num_clusters: int, weights: list[float]) -> float:
-    """The smallest inertia of all partitions of the sorted numbers into at most so many contiguous parts."""
+    """The smallest inertia of all partitions of the sorted numbers into at most ``num_clusters`` contiguous parts."""
     pairs = sorted((x, w) for x, w in zip(row, weights, strict=True) if w > 0)
     points, masses = (np.array(column, dtype=np.float64) for column in zip(*pairs, strict=True))
 
@@ -104,7 +105,7 @@ def test_inertia_of_a_sorted_row(kind: str) -> None:
 def test_inertia_of_a_binned_row(kind: str) -> None:
     some = sample(kind, 2500)
     row = some.repeat_interleave(4)[None]
-    assert row.shape[1] > kmeans._SHORT
+    assert row.shape[1] > kmeans._MAX_SORTED
     for num_clusters, best in enumerate(4 * optima(some, 16), start=1):
         assert inertia(row, *cluster_rows(row, num_clusters)) <= best * 1.001
 
@@ -137,7 +138,7 @@ def test_many_clusters_are_near_the_asymptote_of_quantizers(columns: int) -> Non
     assert inertia(row, *cluster_rows(row, 128)) < asymptote * 1.05
 
 
-# What is found.
+# Properties of the result.
 
 
 @pytest.mark.parametrize("init", INITS)
@@ -195,7 +196,7 @@ def test_rows_do_not_see_each_other(columns: int, init: kmeans.Init, monkeypatch
 def test_numbers_without_weight_move_nothing_and_are_assigned(columns: int, init: kmeans.Init) -> None:
     rows, strangers = normal(1, columns), torch.tensor([[-0.5, 0.1, 0.9]])
     ones = torch.ones_like(rows)
-    if columns == LONG:  # inside, as the extremes are those of the bins
+    if columns == LONG:  # inside of the range, which is that of the bins
         assert rows.min() < strangers.min()
     alone, _ = cluster_rows(rows, 4, init=init, weights=ones)
     codebooks, assignments = cluster_rows(
@@ -228,7 +229,7 @@ def test_a_row_without_any_weight(columns: int, init: kmeans.Init) -> None:
 @pytest.mark.parametrize("columns", [1, 5, LONG])
 @pytest.mark.parametrize("value", [0.0, 0.1, -3.0, 1e-42, -3e38])
 @pytest.mark.parametrize("init", INITS)
-def test_a_constant_row_stays_as_it_is(columns: int, value: float, init: kmeans.Init) -> None:
+def test_a_constant_row_is_unchanged(columns: int, value: float, init: kmeans.Init) -> None:
     rows = torch.full((2, columns), value)
     codebooks, assignments = cluster_rows(rows, 4, init=init)
     assert torch.equal(codebooks.gather(1, assignments.long()), rows)
@@ -304,7 +305,7 @@ def test_rows_may_be_laid_out_otherwise(columns: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_arguments_stay_as_they_are() -> None:
+def test_arguments_are_not_modified() -> None:
     for columns in (100, LONG):
         rows, weights, start = normal(2, columns), normal(2, columns, seed=1).abs(), torch.tensor([[-1.0, 1.0]] * 2)
         copies = [t.clone() for t in (rows, weights, start)]
@@ -312,7 +313,7 @@ def test_arguments_stay_as_they_are() -> None:
         assert all(torch.equal(a, b) for a, b in zip((rows, weights, start), copies, strict=True))
 
 
-# Where clustering starts.
+# Initialization.
 
 
 @pytest.mark.parametrize("columns", [2000, LONG])
@@ -325,11 +326,11 @@ def test_no_start_is_better_than_the_optimum(columns: int, init: kmeans.Init) ->
 
 
 def starts(row: list[float], num_clusters: int, init: str, seed: int = 0) -> list[float]:
-    points = kmeans._sorted(torch.tensor([row]), None)
-    return kmeans._STARTS[init](points, num_clusters, seed).flatten().tolist()
+    points = sort_values(torch.tensor([row]), None)
+    return kmeans._INITS[init](points, num_clusters, seed).flatten().tolist()
 
 
-def test_linear_is_even_between_the_extremes() -> None:
+def test_linear_is_even_between_minimum_and_maximum() -> None:
     assert starts([0.0, 7.0, 1.0, 8.0], 3, "linear") == [0.0, 4.0, 8.0]
 
 
@@ -371,7 +372,7 @@ def test_a_start_is_of_each_row() -> None:
 
 
 @pytest.mark.parametrize("columns", [2000, LONG])
-def test_from_what_was_found_nothing_moves(columns: int) -> None:
+def test_found_codebooks_are_a_fixed_point(columns: int) -> None:
     rows = normal(2, columns)
     codebooks, assignments = cluster_rows(rows, 8)
     again, others = cluster_rows(rows, 8, start=codebooks)

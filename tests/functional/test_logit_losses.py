@@ -1,4 +1,4 @@
-"""Losses of logits against plain formulas in float64, in value and gradient, and where numbers end."""
+"""Logit losses against plain formulas in float64: values, gradients, and extreme logits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_compress.functional.logit_losses import common, dist, dkd, kd, standardize
+from lightning_compress.functional.logit_losses import dist, dkd, exclude_jointly, kd, standardize
 
 Loss = Callable[[Tensor, Tensor, float], Tensor]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -132,7 +132,7 @@ def correlations(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
 
 def standardized_kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    return kd(*(standardize(x) for x in common(student, teacher)), temperature)
+    return kd(*(standardize(x) for x in exclude_jointly(student, teacher)), temperature)
 
 
 def naive_standardized_kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -285,7 +285,7 @@ def test_autocast_changes_nothing(name: str) -> None:
 
 
 class OutsideOfAutocast(TorchFunctionMode):
-    """Counts sums, and fails for those under autocast, whose policies are each device's own."""
+    """Count reductions, and fail for those under autocast, as its policies differ between devices."""
 
     sums = 0
 
@@ -428,7 +428,7 @@ def test_a_student_that_does_not_vary_is_not_related_and_learns() -> None:
 
 
 def test_tiny_probabilities_correlate_as_well() -> None:
-    """Those of the last class are all zero in float32."""
+    """Probabilities of the last class are all zero in float32."""
     student, teacher = ([[0.0, 1.0, -200.0], [1.0, 0.0, -201.0], [0.5, 0.0, -204.0]] for _ in range(2))
     teacher[0][2], teacher[1][2] = -201.0, -200.0
     expected = naive_dist(*(torch.tensor(x, dtype=torch.float64) for x in (student, teacher)), 1.0)

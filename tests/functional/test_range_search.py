@@ -1,4 +1,4 @@
-"""Ranges that are as good as trying them all, and losses that are what they say."""
+"""Range search against exhaustive search, and its losses against sums bin by bin."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def centres_of(counts: Tensor, min_max: Tensor) -> Tensor:
-    edges = histograms.edges(counts, min_max)
+def centers_of(counts: Tensor, min_max: Tensor) -> Tensor:
+    edges = histograms.bin_edges(counts, min_max)
     return (edges[1:] + edges[:-1]) / 2
 
 
-def squared_error_by_bins(counts: Tensor, centres: Tensor, low: float, high: float, num_levels: int) -> float:
+def squared_error_by_bins(counts: Tensor, centers: Tensor, lower: float, upper: float, num_levels: int) -> float:
     """Of one row, bin by bin."""
-    step = (high - low) / (num_levels - 1)
-    zero = round(low / step)
-    levels = [min(max(round(centre / step), zero), zero + num_levels - 1) for centre in centres.tolist()]
-    errors = (torch.tensor(levels, dtype=torch.float64) * step - centres).square() - centres.double().square()
+    step = (upper - lower) / (num_levels - 1)
+    zero = round(lower / step)
+    levels = [min(max(round(center / step), zero), zero + num_levels - 1) for center in centers.tolist()]
+    errors = (torch.tensor(levels, dtype=torch.float64) * step - centers).square() - centers.double().square()
     return float((errors * counts).sum())
 
 
-def divergence_by_bins(counts: Tensor, centres: Tensor, low: float, high: float, num_levels: int) -> float:
-    """Of one row, as Migacz has it: clip, add what was clipped to the ends, and spread each level over its bins."""
-    step = (high - low) / (num_levels - 1)
-    inside = [bin_ for bin_, centre in enumerate(centres.tolist()) if low <= centre < high]
+def divergence_by_bins(counts: Tensor, centers: Tensor, lower: float, upper: float, num_levels: int) -> float:
+    """Of one row, as in Migacz 2017: clip, add clipped counts to the end bins, spread each level over its bins."""
+    step = (upper - lower) / (num_levels - 1)
+    inside = [bin_ for bin_, center in enumerate(centers.tolist()) if lower <= center < upper]
     p = counts[inside].double()
-    levels = [round((centre - low) / step) for centre in centres[inside].tolist()]
+    levels = [round((center - lower) / step) for center in centers[inside].tolist()]
     q = torch.zeros_like(p)
     for level in set(levels):
         held = [i for i, other in enumerate(levels) if other == level and p[i] > 0]
@@ -58,8 +58,8 @@ def divergence_by_bins(counts: Tensor, centres: Tensor, low: float, high: float,
 @given(
     seed=st.integers(0, 1000),
     scale=st.sampled_from([1e-3, 1.0, 30.0]),
-    low=st.floats(-0.9, -0.1),
-    high=st.floats(0.1, 0.9),
+    lower=st.floats(-0.9, -0.1),
+    upper=st.floats(0.1, 0.9),
     num_levels=st.sampled_from([4, 15, 16]),
 )
 @settings(max_examples=60, deadline=None)
@@ -67,32 +67,34 @@ def divergence_by_bins(counts: Tensor, centres: Tensor, low: float, high: float,
     ("loss", "by_bins"),
     [(range_search.squared_error, squared_error_by_bins), (range_search.divergence, divergence_by_bins)],
 )
-def test_a_loss_is_what_it_is_bin_by_bin(
+def test_losses_equal_sums_bin_by_bin(
     loss: Callable[[Tensor, Tensor, int], range_search.Loss],
     by_bins: Callable[[Tensor, Tensor, float, float, int], float],
     seed: int,
     scale: float,
-    low: float,
-    high: float,
+    lower: float,
+    upper: float,
     num_levels: int,
 ) -> None:
     rows = scale * normal(2, 300, seed=seed) * torch.tensor([[1.0], [0.3]])
     counts, min_max = histogram(rows, 128)
-    centres = centres_of(counts, min_max)
-    # No centre at an end, and none half-way between two levels.
-    width = float(centres[1] - centres[0])
-    lows = [float(centres[0]) + width * (int(128 * (0.5 + low / 2)) + 0.3), -4.2 * width]
-    highs = [float(centres[0]) + width * (int(128 * (0.5 + high / 2)) + 0.3717), 5.4391 * width]
-    ends = [torch.tensor(side).expand(2, 2) for side in (lows, highs)]
-    losses = loss(counts, centres, num_levels)(*ends)
-    expected = [[by_bins(row, centres, *pair, num_levels) for pair in zip(lows, highs, strict=True)] for row in counts]
+    centers = centers_of(counts, min_max)
+    # No center at an end, and none half-way between two levels.
+    width = float(centers[1] - centers[0])
+    lowers = [float(centers[0]) + width * (int(128 * (0.5 + lower / 2)) + 0.3), -4.2 * width]
+    uppers = [float(centers[0]) + width * (int(128 * (0.5 + upper / 2)) + 0.3717), 5.4391 * width]
+    ends = [torch.tensor(side).expand(2, 2) for side in (lowers, uppers)]
+    losses = loss(counts, centers, num_levels)(*ends)
+    expected = [
+        [by_bins(row, centers, *pair, num_levels) for pair in zip(lowers, uppers, strict=True)] for row in counts
+    ]
     torch.testing.assert_close(losses, torch.tensor(expected, dtype=losses.dtype), rtol=1e-4, atol=1e-6 * scale**2)
 
 
-def error(rows: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Tensor:
+def error(rows: Tensor, lower: Tensor, upper: Tensor, bits: int, symmetric: bool) -> Tensor:
     limits = (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1) if symmetric else (0, 2**bits - 1)
-    scale, zero = qparams_from_range(low, high, low=limits[0], high=limits[1], symmetric=symmetric)
-    rounded = fake_quantize(rows, scale[:, None], zero[:, None], low=limits[0], high=limits[1])
+    scale, zero = qparams_from_range(lower, upper, quant_min=limits[0], quant_max=limits[1], symmetric=symmetric)
+    rounded = fake_quantize(rows, scale[:, None], zero[:, None], quant_min=limits[0], quant_max=limits[1])
     return (rounded - rows).square().mean(dim=1)
 
 
@@ -127,7 +129,7 @@ def test_outliers_far_away_are_clipped(symmetric: bool, outlier: float) -> None:
     assert found < 1.3 * least
 
 
-def test_the_divergence_clips_outliers_and_keeps_what_has_none() -> None:
+def test_the_divergence_clips_outliers_only() -> None:
     plain = normal(1, 50_000).abs()
     flat = torch.linspace(0, 1, 50_000).unsqueeze(0)
     outliers = plain.clone()
@@ -135,12 +137,12 @@ def test_the_divergence_clips_outliers_and_keeps_what_has_none() -> None:
     ends = []
     for rows in (plain, flat, outliers):
         counts, min_max = histogram(rows)
-        low, high = range_search.best_range(
+        lower, upper = range_search.best_range(
             counts, min_max, num_levels=256, symmetric=False, loss=range_search.divergence
         )
-        assert low == 0
-        assert 0 < high <= min_max[0, 1]
-        ends.append(float(high / min_max[0, 1]))
+        assert lower == 0
+        assert 0 < upper <= min_max[0, 1]
+        ends.append(float(upper / min_max[0, 1]))
     assert ends[2] < 0.5
     assert ends[1] > 0.95
 
@@ -150,8 +152,8 @@ def test_the_divergence_clips_outliers_and_keeps_what_has_none() -> None:
 def test_constants_have_a_range(loss: Callable[[Tensor, Tensor, int], range_search.Loss], value: float) -> None:
     counts, min_max = histogram(torch.full((2, 10), value))
     for symmetric in (False, True):
-        low, high = range_search.best_range(counts, min_max, num_levels=255, symmetric=symmetric, loss=loss)
-        assert torch.isfinite(low).all()
-        assert torch.isfinite(high).all()
-        assert (low <= 0).all()
-        assert (high >= 0).all()
+        lower, upper = range_search.best_range(counts, min_max, num_levels=255, symmetric=symmetric, loss=loss)
+        assert torch.isfinite(lower).all()
+        assert torch.isfinite(upper).all()
+        assert (lower <= 0).all()
+        assert (upper >= 0).all()

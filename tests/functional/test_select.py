@@ -138,10 +138,10 @@ def _cases() -> list[tuple[list[Tensor], int, list[int]]]:
     generator = torch.Generator().manual_seed(0)
     rough = [torch.randint(-3, 4, (n,), generator=generator).float() for n in (11, 6, 1, 24)]
     smooth = [torch.randn(n, generator=generator) for n in (50, 3, 17)]
-    low = [torch.randn(8, generator=generator) - 100, torch.randn(30, generator=generator)]
+    negative = [torch.randn(8, generator=generator) - 100, torch.randn(30, generator=generator)]
     cases = [(rough, num, [1, 1, 1, 1]) for num in (0, 1, 7, 20, 30, 38)]
     cases += [(smooth, num, [1, 1, 1]) for num in (1, 35, 67)]
-    cases += [(low, 8, [1, 1]), (low, 36, [1, 1])]
+    cases += [(negative, 8, [1, 1]), (negative, 36, [1, 1])]
     cases += [([torch.ones(4), torch.ones(6)], num, [9, 4]) for num in (5, 9, 20, 40)]
     cases += [([t.double() for t in smooth], 35, [1, 1, 1])]
     return cases

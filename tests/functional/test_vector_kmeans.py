@@ -153,7 +153,7 @@ def test_draws_are_far_apart() -> None:
 
 
 def test_draws_among_some_of_many_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_NUM_DRAWN_FROM", 50)
+    monkeypatch.setattr(module, "_MAX_CANDIDATES", 50)
     centers = normal(5, 2) * 20
     vectors = centers.repeat(200, 1) + 0.01 * normal(1000, 2, seed=1)
     codebook, index = cluster_vectors(vectors, 5)

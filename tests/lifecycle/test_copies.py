@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._dynamo import lookup_backend
 
 import lightning_compress as lc
-from lightning_compress.trainer.base import techniques
+from lightning_compress.trainer.compression_callback import techniques
 from tests.cases import (
     CASES,
     RAMP,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 import lightning_compress as lc
-from lightning_compress.trainer.base import techniques
+from lightning_compress.trainer.compression_callback import techniques
 from tests.cases import (
     DYNAMIC,
     RAMP,

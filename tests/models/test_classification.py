@@ -121,7 +121,7 @@ def test_weights_that_do_not_fit(tmp_path):
         ({"1.bias": torch.zeros(3)}, r"'1.bias' is \[3\] in the file and \[2\] in the model"),
     ):
         torch.save({k: v for k, v in {**weights, **change}.items() if v is not None}, tmp_path / "a.pt")
-        with pytest.raises(ValueError, match=f"a.pt' is of another network: {words}"):
+        with pytest.raises(ValueError, match=f"a.pt' belongs to another network: {words}"):
             lc.ClassificationModule(network(), 2, checkpoint=str(tmp_path / "a.pt"))
 
 
@@ -136,7 +136,7 @@ def test_files_that_are_no_weights(tmp_path):
     for name, words in (
         ("object.pt", "cannot be read"),
         ("text.safetensors", "cannot be read"),
-        ("empty.pt", "holds no"),
+        ("empty.pt", "contains no"),
     ):
         with pytest.raises(ValueError, match=words) as error:
             lc.ClassificationModule(network(), 2, checkpoint=str(tmp_path / name))
@@ -146,7 +146,7 @@ def test_files_that_are_no_weights(tmp_path):
 def test_wrong_arguments():
     with pytest.raises(ValueError, match="did you mean 'resnet18'"):
         lc.ClassificationModule("resnet18x", 10)
-    with pytest.raises(ValueError, match=r"model_kwargs=\{'width': 3\} do not fit 'conv4'"):
+    with pytest.raises(ValueError, match=r"model_kwargs=\{'width': 3\} are not supported by 'conv4'"):
         lc.ClassificationModule("conv4", 10, model_kwargs={"width": 3})
     with pytest.raises(ValueError, match="label_smoothing=1"):
         lc.ClassificationModule("conv4", 10, label_smoothing=1.0)
@@ -308,6 +308,6 @@ def test_data_modules(tmp_path, loader, recwarn):
         assert module.seen[0][1].is_floating_point() == (mixup is not None)
         make_trainer(tmp_path).predict(module, datamodule=Images(loader))
     assert not [w for w in recwarn if "on_after_batch_transfer" in str(w.message)]
-    with pytest.raises(ValueError, match=r"mixup: Hooked\.on_after_batch_transfer takes the place"):
+    with pytest.raises(ValueError, match=r"mixup: Hooked\.on_after_batch_transfer replaces the hook"):
         make_trainer(tmp_path).fit(watched(), datamodule=Hooked(loader))
     make_trainer(tmp_path, max_epochs=1).fit(watched(None), datamodule=Hooked(loader))

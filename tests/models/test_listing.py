@@ -13,11 +13,17 @@ from timm.models import is_model_pretrained
 import lightning_compress as lc
 from lightning_compress.models.catalogue import latency, listing
 from lightning_compress.models.catalogue.counting import Sizes, macs, on_meta, sizes
-from lightning_compress.models.catalogue.listing import COUNTS, FAMILIES, names, own_input_size, stored
+from lightning_compress.models.catalogue.listing import (
+    COUNTS,
+    FAMILIES,
+    default_input_size,
+    families_by_name,
+    stored_counts,
+)
 from lightning_compress.models.catalogue.table import Backbone, Catalogue
 
 SAMPLE = ("mobilenetv3_small_050", "efficientvit_m0", "tinynet_e", "repvgg_a0", "squeezenet1_1")
-same_timm = pytest.mark.skipif(not stored(), reason="counts are of another version of timm")
+same_timm = pytest.mark.skipif(not stored_counts(), reason="counts are of another version of timm")
 
 
 @pytest.fixture
@@ -31,27 +37,27 @@ def nothing_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 @same_timm
 @pytest.mark.parametrize("name", SAMPLE)
 def test_counts_are_right(name: str) -> None:
-    model, size = on_meta(name), own_input_size(name)
+    model, size = on_meta(name), default_input_size(name)
     assert model.default_cfg["input_size"] == (3, size, size)
-    assert Sizes(**stored()[name]["sizes"]) == sizes(model)
+    assert Sizes(**stored_counts()[name]["sizes"]) == sizes(model)
     found = {str(side): macs(model, (3, side, side)) for side in (size, 32)}
-    assert stored()[name]["macs"] == found
+    assert stored_counts()[name]["macs"] == found
 
 
 @same_timm
 def test_every_network_has_its_counts() -> None:
     """If this fails: python tests/benchmarks/backbone_counts.py."""
-    assert stored().keys() == names().keys()
-    assert all(str(own_input_size(name)) in found["macs"] for name, found in stored().items())
-    assert all("32" in found["macs"] for found in stored().values())
+    assert stored_counts().keys() == families_by_name().keys()
+    assert all(str(default_input_size(name)) in found["macs"] for name, found in stored_counts().items())
+    assert all("32" in found["macs"] for found in stored_counts().values())
 
 
 def test_every_family_has_networks() -> None:
-    assert set(names().values()) == set(FAMILIES)
-    assert len(names()) > 150
+    assert set(families_by_name().values()) == set(FAMILIES)
+    assert len(families_by_name()) > 150
     # The first family that takes a name would hide one that should: none takes two.
     globs = [(family, name) for family, globs in FAMILIES.items() for g in globs for name in timm.list_models(g)]
-    assert len(globs) == len(set(globs)) == len(names())
+    assert len(globs) == len(set(globs)) == len(families_by_name())
 
 
 @same_timm
@@ -64,7 +70,7 @@ def test_a_row() -> None:
     assert row.latency is None
     assert row.pretrained is True
     flags = {r.name: r.pretrained for r in lc.backbones().rows}
-    assert flags == {name: is_model_pretrained(name) for name in names()}
+    assert flags == {name: is_model_pretrained(name) for name in families_by_name()}
 
 
 @same_timm
@@ -72,7 +78,9 @@ def test_a_row() -> None:
 @pytest.mark.parametrize("glob", ["mobilenetv3*", "MOBILENETV3*", "mobilenetv3", "MobileNetV3"])
 def test_globs_are_of_names_or_families(glob: str) -> None:
     found = lc.backbones(glob).rows
-    assert [row.name for row in found] == [name for name, family in names().items() if family == "MobileNetV3"]
+    assert [row.name for row in found] == [
+        name for name, family in families_by_name().items() if family == "MobileNetV3"
+    ]
     assert {row.family for row in found} == {"MobileNetV3"}
 
 
@@ -80,7 +88,7 @@ def test_globs_are_of_names_or_families(glob: str) -> None:
 @pytest.mark.usefixtures("nothing_is_counted")
 def test_limits() -> None:
     everything = lc.backbones().rows
-    assert len(everything) == len(names())
+    assert len(everything) == len(families_by_name())
     few = lc.backbones(max_params=3e6, max_macs=100e6).rows
     assert few == tuple(row for row in everything if row.params <= 3e6 and row.macs <= 100e6)
     assert few
@@ -95,7 +103,7 @@ def test_small_images_are_counted_beforehand() -> None:
     found = lc.backbones(input_size=32)
     assert {row.input_size for row in found.rows} == {32}
     assert {"vit_tiny_patch16_224", "efficientformer_l1"} < set(found.left_out)
-    assert len(found.rows) + len(found.left_out) == len(names())
+    assert len(found.rows) + len(found.left_out) == len(families_by_name())
     # Those that are too large anyway are not told of.
     assert lc.backbones("vit", input_size=32, max_params=1e6) == Catalogue(())
 
@@ -115,23 +123,23 @@ def test_another_timm_has_everything_counted(tmp_path: Path, monkeypatch: pytest
     counts["networks"]["lcnet_035"]["macs"]["224"] = 1
     (tmp_path / "counts.json").write_text(json.dumps(counts))
     monkeypatch.setattr(listing, "COUNTS", tmp_path / "counts.json")
-    stored.cache_clear()
+    stored_counts.cache_clear()
     try:
         assert lc.backbones("lcnet_035").rows == (before,)
     finally:
-        stored.cache_clear()
+        stored_counts.cache_clear()
 
 
 def test_a_network_that_cannot_be_counted_at_its_own_size_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "stored", dict)
-    monkeypatch.setattr(listing, "own_input_size", lambda name: 8)
+    monkeypatch.setattr(listing, "stored_counts", dict)
+    monkeypatch.setattr(listing, "default_input_size", lambda name: 8)
     with pytest.raises(RuntimeError):
         lc.backbones("squeezenet1_1")
 
 
 @same_timm
 def test_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "_TOGETHER", 2)
+    monkeypatch.setattr(latency, "_GROUP_SIZE", 2)
     seen: list[tuple[int, bool, tuple[int, ...]]] = []
     create = timm.create_model
 
@@ -155,7 +163,7 @@ def test_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         torch.set_num_threads(before)
     assert [row.name for row in found] == ["lcnet_035", "lcnet_050", "lcnet_075"]
-    assert all(0 < row.latency < 10 for row in found)
+    assert all(row.latency > 0 for row in found)
     assert seen == [(1, False, (1, 5))] * 3 * (1 + latency._ROUNDS)
     assert torch.equal(torch.get_rng_state(), rng)
 
@@ -180,8 +188,7 @@ def test_networks_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
             return x
 
     monkeypatch.setattr(latency.timm, "create_model", lambda name: Named(name))
-    monkeypatch.setattr(latency, "perf_counter", lambda: next(clock))
-    assert latency.latencies({"a": 4, "b": 8}) == {"a": 1, "b": 1}
+    assert latency.latencies({"a": 4, "b": 8}, timer=lambda: next(clock)) == {"a": 1, "b": 1}
     rounds = [sorted(calls[i : i + 2]) for i in range(0, len(calls), 2)]
     assert rounds == [["a", "b"]] * (1 + latency._ROUNDS)
     assert len({tuple(calls[i : i + 2]) for i in range(0, len(calls), 2)}) == 2  # in either order
@@ -220,7 +227,7 @@ def test_the_table() -> None:
     first, second = (line.split() for line in printed.splitlines() if "_and_" in line)
     assert first == ["slow_and_small", "1.23", "2,345.7", "4.9", "1.3", "224"]
     assert second == ["quick_and_large", "7.00", "5.0", "28.0", "7.1", "32", "12.3", "yes"]
-    assert printed.endswith("Left out, as they do not take images of this size: other.")
+    assert printed.endswith("Left out because they do not support this input size: other.")
     assert " ms" not in str(Catalogue(ROWS[:1]))
     assert str(Catalogue(())) == "No network is within these limits."
 
@@ -232,4 +239,4 @@ def test_eighty_columns_are_enough() -> None:
     console = Console(width=80, color_system=None)
     with console.capture() as capture:
         console.print(lc.backbones())
-    assert all(name in capture.get() for name in names())
+    assert all(name in capture.get() for name in families_by_name())

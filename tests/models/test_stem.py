@@ -57,10 +57,10 @@ def test_in_the_module(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("vit_tiny_patch16_224", "'vit_tiny_patch16_224' cuts images into patches of 16x16"),
+        ("vit_tiny_patch16_224", "'vit_tiny_patch16_224' embeds patches of 16x16"),
         ("convnext_atto", "patches of 4x4"),
         ("vgg11", "the first convolution of 'vgg11' has stride 1 already"),
-        ("resnet20_cifar", "'resnet20_cifar' does not say which its first convolution is"),
+        ("resnet20_cifar", "the first convolution of 'resnet20_cifar' is unknown"),
         ("mixer_s32_224", "patches of 32x32"),
     ],
 )
@@ -70,10 +70,10 @@ def test_what_it_cannot_be_done_with(model: str, words: str) -> None:
 
 
 def test_networks_of_ones_own_say_nothing() -> None:
-    with pytest.raises(ValueError, match="'Linear' does not say"):
+    with pytest.raises(ValueError, match="first convolution of 'Linear' is unknown"):
         lc.ClassificationModule(nn.Linear(2, 2), 2, small_input=True)
     model = nn.Sequential(nn.Linear(2, 2), nn.Conv2d(3, 3, 3, stride=2))
     for place in ("0", "2", ("0",), ("1", "2"), ("1", "0")):
         model.default_cfg = {"first_conv": place}
-        with pytest.raises(ValueError, match="'own' does not say"):
+        with pytest.raises(ValueError, match="first convolution of 'own' is unknown"):
             keep_resolution_(model, "own")

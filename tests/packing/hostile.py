@@ -9,6 +9,8 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
+from lightning_compress.packing.encodings import ENCODINGS
+
 Index = list[dict[str, Any]]
 
 
@@ -17,6 +19,13 @@ def opened(data: bytes) -> tuple[dict[str, Any], Index, bytes]:
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     return header, json.loads(zlib.decompress(base64.b85decode(header["__metadata__"]["index"]))), data[end:]
+
+
+def kinds_in(data: bytes) -> set[str]:
+    """Kinds of streams and of symbol coders in a file."""
+    _, index, _ = opened(data)
+    streams = [stream for entry in index for stream in entry.get("streams", [])]
+    return {word for stream in streams for word in stream if isinstance(word, str)}
 
 
 def closed(header: dict[str, Any], index: object, payload: bytes, *, text: bytes | None = None) -> bytes:
@@ -106,5 +115,4 @@ def _stream(index: Index, rng: random.Random) -> None:
     if not isinstance(stream, list) or not stream:
         return
     place = rng.randrange(len(stream))
-    kinds = ["raw", "split", "bitmask", "gaps", "columns", "codebook", "blocks", "range", "indices", "symbols"]
-    stream[place] = rng.choice(kinds) if place == 0 else _strange(rng, stream[place])
+    stream[place] = rng.choice([*ENCODINGS]) if place == 0 else _strange(rng, stream[place])

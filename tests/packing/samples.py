@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+Tensors = dict[str, Tensor]
 
 
 def bits(tensor: Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
@@ -12,32 +16,90 @@ def bits(tensor: Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
     return tensor.dtype, tensor.shape, raw.numpy().tobytes()
 
 
-def state() -> dict[str, Tensor]:
-    """Tensors such that all ways of packing occur."""
-    generator = torch.Generator().manual_seed(0)
+class Random:
+    """Random tensors, the same each time."""
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
 
-    def sparse(weight: Tensor, share: float) -> Tensor:
-        return weight.masked_fill(torch.rand(weight.shape, generator=generator) < share, 0.0)
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator)
 
-    few = torch.tensor([-1.5, -0.5, 0.5, 1.25])
-    index = torch.randint(4, (64, 64), generator=generator)
-    columns = sparse(few[index], 0.5) * (torch.arange(64) % 2)
-    scale = torch.rand(64, generator=generator) + 0.1
-    return {
-        "dense": normal(8, 8),
-        "split": normal(64, 64),
-        "sparse": sparse(normal(64, 64), 0.9),
-        "bits": sparse(normal(64, 64), 0.5),
-        "clustered": sparse(few[index], 0.8),
-        "columns": columns,
-        "channels": sparse(normal(64, 4).gather(1, index), 0.3),
-        "vectors": normal(8, 4)[torch.randint(8, (64, 16), generator=generator)].reshape(64, 64),
-        "q.weight": torch.round(20 * normal(64, 32)).clamp(-127, 127) * scale[:, None],
-        "q.quant_weight_scale": scale,
-        "count": torch.tensor(7),
-        "mask": torch.rand(40, generator=generator) < 0.5,
-        "few": few[torch.randint(4, (4096,), generator=generator)].reshape(1, 4096),
-    }
+    def index(self, num_values: int, *shape: int) -> Tensor:
+        return torch.randint(num_values, shape, generator=self.generator)
+
+    def sparse(self, weight: Tensor, sparsity: float) -> Tensor:
+        return weight.masked_fill(torch.rand(weight.shape, generator=self.generator) < sparsity, 0.0)
+
+
+FEW = torch.tensor([-1.5, -0.5, 0.5, 1.25])
+
+
+def dense(random: Random) -> Tensors:
+    return {"dense": random.normal(8, 8)}
+
+
+def exponents(random: Random) -> Tensors:
+    return {"split": random.normal(64, 64)}
+
+
+def sparse(random: Random) -> Tensors:
+    """In one dimension, which has no columns to learn."""
+    return {"sparse": random.sparse(random.normal(4096), 0.9)}
+
+
+def half_sparse(random: Random) -> Tensors:
+    return {"half sparse": random.sparse(random.normal(64, 64), 0.5)}
+
+
+def sparse_columns(random: Random) -> Tensors:
+    return {"columns": random.sparse(FEW[random.index(4, 64, 64)], 0.5) * (torch.arange(64) % 2)}
+
+
+def clustered(random: Random) -> Tensors:
+    return {"clustered": FEW[random.index(4, 64, 64)]}
+
+
+def sparse_clustered(random: Random) -> Tensors:
+    return {"sparse clustered": random.sparse(FEW[random.index(4, 64, 64)], 0.8)}
+
+
+def clustered_channels(random: Random) -> Tensors:
+    return {"channels": random.sparse(random.normal(64, 4).gather(1, random.index(4, 64, 64)), 0.3)}
+
+
+def clustered_vectors(random: Random) -> Tensors:
+    return {"vectors": random.normal(8, 4)[random.index(8, 64, 16)].reshape(64, 64)}
+
+
+def quantized(random: Random) -> Tensors:
+    scale = random.normal(64).abs() + 0.1
+    weight = torch.round(20 * random.normal(64, 32)).clamp(-127, 127) * scale[:, None]
+    return {"q.weight": weight, "q.quant_weight_scale": scale}
+
+
+def uniform(random: Random) -> Tensors:
+    """As frequent as each other: entropy coding has nothing to gain and a table to store."""
+    return {"uniform": torch.tensor([0.5, 2.0]).repeat(1, 32)}
+
+
+SAMPLES: dict[str, Callable[[Random], Tensors]] = {
+    "raw": dense,
+    "split": exponents,
+    "gaps": sparse,
+    "bitmask": half_sparse,
+    "columns": sparse_columns,
+    "codebook": clustered,
+    "range": quantized,
+    "indices": clustered_vectors,
+    "symbols": sparse_clustered,
+    "bits": uniform,
+    "ans": sparse_clustered,
+}
+"""For each registered encoding, by its kind, tensors of which it is used for at least one."""
+
+
+def state() -> Tensors:
+    """The samples of all encodings, and other dtypes."""
+    others = {"count": torch.tensor(7), "mask": torch.arange(40) % 3 == 0}
+    return {name: tensor for make in SAMPLES.values() for name, tensor in make(Random()).items()} | others

@@ -70,9 +70,10 @@ expected = torch.load({str(tmp_path / "expected.pt")!r}, weights_only=True)
 assert all(torch.equal(tensor, expected[name]) for name, tensor in net.state_dict().items())
 lc.save_packed(net, {str(path)!r})
 loaded = [name for name in sys.modules if name.startswith("lightning_compress.")]
-assert all(name.startswith(("lightning_compress.packing", "lightning_compress.atomic_files")) for name in loaded), loaded
+allowed = ("lightning_compress.packing", "lightning_compress.atomic_files")
+assert all(name.startswith(allowed) for name in loaded), loaded
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
 
 
@@ -92,7 +93,7 @@ import lightning_compress as lc
 for name, tensor in lc.load_packed({str(tmp_path / "net.packed")!r}).items():
     print(name, tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.numpy().tobytes()).hexdigest())
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     expected = [
         f"{name} {t.dtype} {tuple(t.shape)} {hashlib.sha256(t.numpy().tobytes()).hexdigest()}"
         for name, t in net.state_dict().items()
@@ -119,9 +120,12 @@ def test_gpu(file: tuple[nn.Module, Path]) -> None:
     ("model", "sentence"),
     [
         (make(4), r"'4.weight' has shape \(3, 8\) in the file and \(4, 8\) in the model"),
-        (nn.Sequential(make()), r"names of the model are those of the file with '0\.' before them; load into its part"),
-        (make()[0], "it lacks bias, weight, and has 0.bias, 0.weight, 1.bias and 6 more, which the model lacks"),
-        (make().append(nn.Linear(1, 1)), "it lacks 5.bias, 5.weight, and has nothing"),
+        (
+            nn.Sequential(make()),
+            r"names of the model are those of the file with the prefix '0\.'; load into the submodule '0' instead",
+        ),
+        (make()[0], "missing: bias, weight; unexpected: 0.bias, 0.weight, 1.bias and 6 more"),
+        (make().append(nn.Linear(1, 1)), "missing: 5.bias, 5.weight; unexpected: none"),
         (make().to("meta"), "on the meta device"),
     ],
 )
@@ -136,7 +140,9 @@ def test_another_model_stays_as_it_is(file: tuple[nn.Module, Path], model: nn.Mo
 def test_the_part_of_a_whole_that_was_saved(tmp_path: Path) -> None:
     net = make()
     path = lc.save_packed(nn.ModuleDict({"net": net}), tmp_path / "file").path
-    with pytest.raises(ValueError, match=r"names of the file are those of the model with 'net\.' before them"):
+    with pytest.raises(
+        ValueError, match=r"names of the file are those of the model with the prefix 'net\.'; save the submodule 'net'"
+    ):
         lc.load_packed(path, into=make())
 
 
@@ -147,7 +153,7 @@ def test_damage_in_the_last_tensor_leaves_the_first(file: tuple[nn.Module, Path]
     path.write_bytes(data)
     model = make()
     before = all_bits(model)
-    with pytest.raises(ValueError, match=r"tensor '4\.bias' is damaged: its checksum is another"):
+    with pytest.raises(ValueError, match=r"tensor '4\.bias' is damaged: its checksum does not match"):
         lc.load_packed(path, into=model)
     assert all_bits(model) == before
 

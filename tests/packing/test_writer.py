@@ -73,7 +73,7 @@ def test_the_table(tmp_path: Path) -> None:
     file = lc.save_packed(make(), tmp_path / "file")
     text = str(file)
     assert f"file: {file.num_bytes:,} bytes" in text
-    for word in ("0.weight", "other dense", "+ entropy coding", "bits each"):
+    for word in ("0.weight", "other dense", "+ entropy coding", "bits per element"):
         assert word in text
     assert "\x1b" not in text
 
@@ -161,7 +161,7 @@ def test_values_beyond_float16_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("half", ["weights", ("norms", "codebook")])
 def test_another_half(tmp_path: Path, half: Any) -> None:
-    with pytest.raises(ValueError, match=r"save_packed\(half=.* is none of 'codebooks', 'norms'\."):
+    with pytest.raises(ValueError, match=r"save_packed\(half=.* is not supported; use 'codebooks' or 'norms'\."):
         lc.save_packed(make(), tmp_path / "file", half=half)
     assert not list(tmp_path.iterdir())
 
@@ -188,8 +188,8 @@ class Extra(nn.Linear):
     ("model", "sentence"),
     [
         (Extra(1, 1), "'_extra_state' is a dict; only tensors can be packed"),
-        (nn.Linear(1, 1, device="meta"), "'weight' .* has no plain values in memory"),
-        ({"s": torch.eye(3).to_sparse()}, "'s' .* has no plain values in memory"),
+        (nn.Linear(1, 1, device="meta"), "'weight' .* cannot be packed; only dense tensors in memory"),
+        ({"s": torch.eye(3).to_sparse()}, "'s' .* cannot be packed; only dense tensors in memory"),
     ],
 )
 def test_what_cannot_be_packed(model: Any, sentence: str, tmp_path: Path) -> None:

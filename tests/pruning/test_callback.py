@@ -29,7 +29,7 @@ def test_what_is_no_sparsity(sparsity: Any) -> None:
         ({"scope": "model"}, "scope='model' is unknown: write 'global' or 'layer'"),
         ({"growth": lc.RigL(), "rewind": lc.RewindWeights(0)}, "growth and rewind exclude each other"),
         ({"recalibrate": 0}, "recalibrate=0"),
-        ({"pattern": lc.NM(1, 4)}, r"sparsity=0\.5\) cannot be had with NM\(1, 4\): its sparsity is 0\.75"),
+        ({"pattern": lc.NM(1, 4)}, r"sparsity=0\.5\) is not possible with NM\(1, 4\): its sparsity must be 0\.75"),
         ({"pattern": lc.NM(2, 4), "distribution": lc.ERK()}, "NM fixes the sparsity of every layer"),
         ({"pattern": lc.NM(2, 4), "growth": lc.SET()}, "NM fixes the sparsity of every layer"),
     ],

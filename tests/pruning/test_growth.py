@@ -8,7 +8,7 @@ from lightning_compress.constraints.layer import Layer
 from lightning_compress.pruning.growth import SET, RigL
 
 
-def test_the_exchange_falls_to_zero_with_a_cosine() -> None:
+def test_the_number_of_dropped_weights_falls_to_zero_with_a_cosine() -> None:
     growth = RigL(fraction=0.3)
     assert [growth.num_dropped_and_grown(1000, done) for done in (0.0, 0.5, 1.0, 1.2)] == [300, 150, 0, 0]
     assert growth.num_dropped_and_grown(1000, 1 / 3) == 225

@@ -122,7 +122,7 @@ def test_any_n_of_m_has_its_sparsity_exactly(n: int, m: int, seed: int) -> None:
 
 
 def test_a_sparsity_that_the_pattern_cannot_have_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"0\.85.*NM\(2, 4\).*0\.5"):
+    with pytest.raises(ValueError, match=r"0\.85.*NM\(2, 4\): its sparsity must be 0\.5"):
         NM(2, 4).check_sparsity(0.85)
 
 
@@ -139,7 +139,7 @@ def test_input_dimensions_that_are_no_multiple_are_named() -> None:
         random_layer(6, 8, 2, 2, input_dim=0, name="up.weight"),
     ]
     assert NM(2, 4).misfits(layers) == (
-        "'stem.weight', 'up.weight' has an input dimension that is no multiple of 4; "
+        "'stem.weight', 'up.weight' has an input dimension that is not a multiple of 4; "
         "leave it out: Targets(exclude=('stem', 'up',))."
     )
 

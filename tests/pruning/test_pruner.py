@@ -38,8 +38,8 @@ def make(
         Layer(f"{i}.weight", nn.Parameter(torch.randn(shape, generator=generator))) for i, shape in enumerate(shapes)
     ]
     constraint = MaskConstraint(layers)
-    pools = make_ranking_groups(layers, sparsity, distribution)
-    return constraint, WeightPruner(constraint, pools, score, pattern=pattern, growth=growth)
+    ranking_groups = make_ranking_groups(layers, sparsity, distribution)
+    return constraint, WeightPruner(constraint, ranking_groups, score, pattern=pattern, growth=growth)
 
 
 def num_zeros(constraint: MaskConstraint) -> int:
@@ -72,8 +72,8 @@ def test_masks_only_grow_and_every_sparsity_is_exact(
     for step, part in enumerate(sorted(steps)):
         pruner.update(lambda target, part=part: target * part, step=step)
         assert all((new & ~was).sum() == 0 for new, was in zip(constraint.masks, old, strict=True))
-        expected = [round(pool.num_weights * pool.sparsity * part) for pool in pruner.pools]
-        pruned = [sum(int((~constraint.masks[i]).sum()) for i in pool.layers) for pool in pruner.pools]
+        expected = [round(group.num_weights * group.sparsity * part) for group in pruner.ranking_groups]
+        pruned = [sum(int((~constraint.masks[i]).sum()) for i in group.layers) for group in pruner.ranking_groups]
         assert pruned == expected
         old = constraint.masks
         for layer in constraint.layers:
@@ -115,11 +115,11 @@ def set_gradients(constraint: MaskConstraint, scale: float = 1.0) -> list[Tensor
 def test_gradients_count_only_once_their_step_is_made() -> None:
     constraint, pruner = make(score=Taylor())
     set_gradients(constraint)
-    pruner.read_gradients(constraint.layers)
-    assert not pruner.has_accumulated_scores
-    pruner.read_gradients(constraint.layers)  # the first step was skipped
-    pruner.step_completed(constraint.layers)
-    pruner.step_completed(constraint.layers)
+    pruner.accumulator.read(constraint.layers)
+    assert not pruner.is_ready
+    pruner.accumulator.read(constraint.layers)  # the first step was skipped
+    pruner.accumulator.step_completed(constraint.layers)
+    pruner.accumulator.step_completed(constraint.layers)
     weight, gradient = constraint.layers[0].weight, constraint.layers[0].gradient
     assert torch.equal(pruner.accumulated_scores["0.weight"], (weight * gradient) ** 2)
 
@@ -128,10 +128,10 @@ def test_a_loss_scale_is_taken_out() -> None:
     (_, plain), (_, scaled) = make(score=Movement()), make(score=Movement())
     set_gradients(plain.constraint)
     set_gradients(scaled.constraint, scale=1024.0)
-    plain.read_gradients(plain.constraint.layers)
-    scaled.read_gradients(scaled.constraint.layers, 1024.0)
+    plain.accumulator.read(plain.constraint.layers)
+    scaled.accumulator.read(scaled.constraint.layers, 1024.0)
     for pruner in (plain, scaled):
-        pruner.step_completed(pruner.constraint.layers)
+        pruner.accumulator.step_completed(pruner.constraint.layers)
     assert all(
         torch.equal(plain.accumulated_scores[name], scaled.accumulated_scores[name])
         for name in plain.accumulated_scores
@@ -139,12 +139,12 @@ def test_a_loss_scale_is_taken_out() -> None:
 
 
 @pytest.mark.parametrize(("score", "kept"), [(Taylor(), False), (Movement(), True)])
-def test_evidence_after_an_update(score: Score, kept: bool) -> None:
+def test_accumulated_scores_after_an_update(score: Score, kept: bool) -> None:
     constraint, pruner = make(score=score)
     set_gradients(constraint)
     for _ in range(2):
-        pruner.read_gradients(constraint.layers)
-        pruner.step_completed(constraint.layers)
+        pruner.accumulator.read(constraint.layers)
+        pruner.accumulator.step_completed(constraint.layers)
     accumulated_scores = {name: value.clone() for name, value in pruner.accumulated_scores.items()}
     ranked = torch.cat([value.flatten() for value in accumulated_scores.values()])
     pruner.update(lambda target: target, step=2)
@@ -158,8 +158,8 @@ def test_evidence_after_an_update(score: Score, kept: bool) -> None:
 
 def test_layers_without_a_gradient_contribute_nothing() -> None:
     constraint, pruner = make(score=Taylor())
-    pruner.read_gradients(constraint.layers)
-    pruner.step_completed(constraint.layers)
+    pruner.accumulator.read(constraint.layers)
+    pruner.accumulator.step_completed(constraint.layers)
     assert all((accumulated_scores == 0).all() for accumulated_scores in pruner.accumulated_scores.values())
 
 
@@ -172,7 +172,7 @@ class Recorded(ProbeScore):
 
     rounds: int = 1
 
-    def accumulated_scores(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
+    def score_weights(self, probe: Probe, names: Sequence[str]) -> list[Tensor]:
         weights = [probe.model.get_parameter(name).detach() for name in names]
         probe.seen.append(sum(int((w == 0).sum()) for w in weights))
         return [w.abs() for w in weights]
@@ -213,15 +213,15 @@ def test_later_rounds_go_on_from_the_masks_there_are() -> None:
 def test_growth_keeps_the_sparsity_and_begins_at_zero(growth: Growth, distribution: Distribution | None) -> None:
     constraint, pruner = make(0.75, growth=growth, distribution=distribution)
     pruner.update(lambda target: target, step=0)
-    sizes = [sum(constraint.layers[i].shape.numel() for i in pool.layers) for pool in pruner.pools]
+    sizes = [sum(constraint.layers[i].shape.numel() for i in group.layers) for group in pruner.ranking_groups]
     for step, done in enumerate((0.0, 0.3, 0.6, 0.9)):
         before, weights = constraint.masks, [layer.weight.clone() for layer in constraint.layers]
         gradients = {layer.name: torch.randn(layer.shape) for layer in constraint.layers}
         pruner.update(lambda target: target, step=step, drop_and_grow=done, gradients=gradients)
         after = constraint.masks
-        for pool, size in zip(pruner.pools, sizes, strict=True):
-            live = sum(int(after[i].sum()) for i in pool.layers)
-            assert live == size - pool.num_pruned
+        for group, size in zip(pruner.ranking_groups, sizes, strict=True):
+            live = sum(int(after[i].sum()) for i in group.layers)
+            assert live == size - group.num_pruned
         assert num_zeros(constraint) >= constraint.num_pruned == 96
         for was, now, old, layer in zip(before, after, weights, constraint.layers, strict=True):
             grown, stayed = now & ~was, now & was
@@ -236,8 +236,8 @@ def test_growth_keeps_the_sparsity_and_begins_at_zero(growth: Growth, distributi
 def test_rigl_drops_the_smallest_and_grows_the_steepest() -> None:
     layer = Layer("0.weight", nn.Parameter(torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.5, 0.4, 0.3, 0.2]])))
     constraint = MaskConstraint([layer])
-    pools = make_ranking_groups([layer], 0.5)
-    pruner = WeightPruner(constraint, pools, Magnitude(), pattern=Unstructured(), growth=RigL(0.5))
+    ranking_groups = make_ranking_groups([layer], 0.5)
+    pruner = WeightPruner(constraint, ranking_groups, Magnitude(), pattern=Unstructured(), growth=RigL(0.5))
     pruner.update(lambda target: target, step=0)
     assert layer.weight.tolist() == [[4.0, 3.0, 2.0, 1.0, 0, 0, 0, 0]]
     steep = torch.tensor([[0.0, 0.0, 0.0, 0.1, 0.2, -9.0, 8.0, 0.3]])
@@ -249,8 +249,8 @@ def test_rigl_drops_the_smallest_and_grows_the_steepest() -> None:
 def test_a_dropped_weight_that_grows_again_begins_at_zero() -> None:
     layer = Layer("0.weight", nn.Parameter(torch.tensor([[4.0, 3.0, 0.2, 0.1]])))
     constraint = MaskConstraint([layer])
-    pools = make_ranking_groups([layer], 0.5)
-    pruner = WeightPruner(constraint, pools, Magnitude(), pattern=Unstructured(), growth=RigL(0.5))
+    ranking_groups = make_ranking_groups([layer], 0.5)
+    pruner = WeightPruner(constraint, ranking_groups, Magnitude(), pattern=Unstructured(), growth=RigL(0.5))
     pruner.update(lambda target: target, step=0)
     steep = torch.tensor([[0.0, 9.0, 0.1, 0.2]])
     pruner.update(lambda target: target, step=1, drop_and_grow=0.0, gradients={"0.weight": steep})

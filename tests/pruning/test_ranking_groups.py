@@ -21,14 +21,14 @@ def test_all_layers_together() -> None:
 
 
 def test_each_layer_by_itself() -> None:
-    pools = make_ranking_groups(layers(a=10, b=20), 0.9, Uniform())
-    assert pools == [RankingGroup((0,), 9, 10), RankingGroup((1,), 18, 20)]
-    assert [pool.sparsity for pool in pools] == [0.9, 0.9]
+    groups = make_ranking_groups(layers(a=10, b=20), 0.9, Uniform())
+    assert groups == [RankingGroup((0,), 9, 10), RankingGroup((1,), 18, 20)]
+    assert [group.sparsity for group in groups] == [0.9, 0.9]
 
 
-def test_globs_make_pools_and_the_first_match_counts() -> None:
-    pools = make_ranking_groups(layers(enc_0=10, enc_1=10, dec=10), {"enc.1": 0.5, "enc": 0.8}, None)
-    assert pools == [RankingGroup((1,), 5, 10), RankingGroup((0,), 8, 10)]
+def test_globs_make_ranking_groups_and_the_first_match_counts() -> None:
+    groups = make_ranking_groups(layers(enc_0=10, enc_1=10, dec=10), {"enc.1": 0.5, "enc": 0.8}, None)
+    assert groups == [RankingGroup((1,), 5, 10), RankingGroup((0,), 8, 10)]
 
 
 def test_layers_without_a_match_stay_dense() -> None:
@@ -36,12 +36,12 @@ def test_layers_without_a_match_stay_dense() -> None:
 
 
 def test_globs_with_a_distribution() -> None:
-    pools = make_ranking_groups(layers(enc_0=10, enc_1=20, dec=10), {"enc": 0.5, "dec": 0.1}, Uniform())
-    assert pools == [RankingGroup((0,), 5, 10), RankingGroup((1,), 10, 20), RankingGroup((2,), 1, 10)]
+    groups = make_ranking_groups(layers(enc_0=10, enc_1=20, dec=10), {"enc": 0.5, "dec": 0.1}, Uniform())
+    assert groups == [RankingGroup((0,), 5, 10), RankingGroup((1,), 10, 20), RankingGroup((2,), 1, 10)]
 
 
 def test_a_glob_that_matches_nothing_is_named() -> None:
-    with pytest.raises(ValueError, match=r"sparsity: 'decoder' matches no selected layer; they are 'a', 'b'"):
+    with pytest.raises(ValueError, match=r"sparsity: 'decoder' matches no selected layer; the names are 'a', 'b'"):
         make_ranking_groups(layers(a=10, b=10), {"a": 0.5, "decoder": 0.5}, None)
 
 
@@ -57,7 +57,7 @@ def test_a_glob_that_empties_its_layer() -> None:
         make_ranking_groups(layers(a=10, b=10), {"a": 0.96}, None)
 
 
-def test_a_pool_keeps_at_least_a_unit_of_each_layer() -> None:
+def test_a_ranking_group_keeps_at_least_a_unit_of_each_layer() -> None:
     both = layers(a=12, b=20)
     assert make_ranking_groups(both, 0.5, unit_size=lambda layer: 4) == [RankingGroup((0, 1), 16, 32)]
     assert make_ranking_groups(both, 0.75, unit_size=lambda layer: 4) == [RankingGroup((0, 1), 24, 32)]
@@ -80,12 +80,12 @@ def test_whatever_is_accepted_empties_no_layer(
     weights = [torch.randint(0, 3, (2 * rows, 3 * columns), generator=generator).float() for rows, columns in shapes]
     members = [Layer(f"{i}.weight", nn.Parameter(weight)) for i, weight in enumerate(weights)]
     try:
-        pools = make_ranking_groups(members, sparsity, distribution, unit_size=pattern.unit_size)
+        groups = make_ranking_groups(members, sparsity, distribution, unit_size=pattern.unit_size)
     except ValueError:
         return
-    for pool in pools:
-        chosen = [members[i] for i in pool.layers]
-        masks = pattern.choose(chosen, lambda layer: layer.weight.abs(), pool.num_pruned)
+    for group in groups:
+        chosen = [members[i] for i in group.layers]
+        masks = pattern.choose(chosen, lambda layer: layer.weight.abs(), group.num_pruned)
         assert all(mask.any() for mask in masks)
         pruned = sum(int((~mask).sum()) for mask in masks)
-        assert abs(pruned - pool.num_pruned) <= max(map(pattern.unit_size, chosen)) / 2
+        assert abs(pruned - group.num_pruned) <= max(map(pattern.unit_size, chosen)) / 2

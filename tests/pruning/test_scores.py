@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.constraints.layer import Layer
-from lightning_compress.pruning.probe_scores import SNIP, BNScale, GraSP, ProbeScore, SynFlow
+from lightning_compress.pruning.bn_scale import BNScale
+from lightning_compress.pruning.probe_scores import SNIP, GraSP, ProbeScore, SynFlow
 from lightning_compress.pruning.scores import LAMP, Magnitude, Movement, Random, Score, Taylor
 
 
@@ -126,20 +127,20 @@ def test_taylor_restarts_and_movement_goes_on() -> None:
 
 
 def test_scores_do_not_hand_out_what_they_were_given() -> None:
-    accumulated_scores = torch.tensor([[1.0, 2.0]])
+    scores = torch.tensor([[1.0, 2.0]])
     layer = Layer("weight", nn.Parameter(torch.ones(1, 2)))
     for score in (Taylor(), Movement(), SNIP(), SynFlow(), Magnitude(), Magnitude(2), LAMP()):
-        score.importance(layer, accumulated_scores, 1).fill_(-torch.inf)
-    assert accumulated_scores.tolist() == [[1.0, 2.0]]
+        score.importance(layer, scores, 1).fill_(-torch.inf)
+    assert scores.tolist() == [[1.0, 2.0]]
     assert layer.weight.tolist() == [[1.0, 1.0]]
 
 
 def test_snip_is_weight_times_gradient() -> None:
     net = small_net()
-    accumulated_scores = SNIP().accumulated_scores(Probe(net, *batch()), NAMES)
+    scores = SNIP().score_weights(Probe(net, *batch()), NAMES)
     loss, weights = one_loss(net, NAMES)
     gradient = torch.autograd.functional.jacobian(loss, weights)
-    torch.testing.assert_close(flat(accumulated_scores), (weights * gradient).abs(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(flat(scores), (weights * gradient).abs(), rtol=1e-6, atol=1e-9)
 
 
 def test_snip_is_the_derivative_with_respect_to_connections() -> None:
@@ -147,30 +148,30 @@ def test_snip_is_the_derivative_with_respect_to_connections() -> None:
     net = small_net()
     loss, weights = one_loss(net, NAMES)
     derivative = torch.autograd.functional.jacobian(lambda c: loss(c * weights), torch.ones_like(weights))
-    accumulated_scores = SNIP().accumulated_scores(Probe(net, *batch()), NAMES)
-    torch.testing.assert_close(flat(accumulated_scores), derivative.abs(), rtol=1e-6, atol=1e-9)
+    scores = SNIP().score_weights(Probe(net, *batch()), NAMES)
+    torch.testing.assert_close(flat(scores), derivative.abs(), rtol=1e-6, atol=1e-9)
 
 
 def test_grasp_is_weight_times_hessian_gradient() -> None:
     net = small_net()
-    accumulated_scores = GraSP().accumulated_scores(Probe(net, *batch()), NAMES)
+    scores = GraSP().score_weights(Probe(net, *batch()), NAMES)
     loss, weights = one_loss(net, NAMES)
     gradient = torch.autograd.functional.jacobian(loss, weights)
     hessian = torch.autograd.functional.hessian(loss, weights)
-    torch.testing.assert_close(flat(accumulated_scores), weights * (hessian @ gradient), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(flat(scores), weights * (hessian @ gradient), rtol=1e-5, atol=1e-8)
 
 
 def test_grasp_prunes_first_what_lets_the_gradient_grow() -> None:
     # Wang et al. 2020: weights whose removal raises the squared gradient norm the most are removed.
     net = small_net()
-    accumulated_scores = flat(GraSP().accumulated_scores(Probe(net, *batch()), NAMES))
+    scores = flat(GraSP().score_weights(Probe(net, *batch()), NAMES))
     loss, weights = one_loss(net, NAMES)
 
     def norm(at: Tensor) -> Tensor:
         return torch.autograd.functional.jacobian(loss, at).square().sum()
 
     epsilon = 1e-6
-    lowest, highest = int(accumulated_scores.argmin()), int(accumulated_scores.argmax())
+    lowest, highest = int(scores.argmin()), int(scores.argmax())
     slopes = []
     for index in (lowest, highest):
         smaller = weights.clone()
@@ -195,8 +196,8 @@ def test_synflow() -> None:
     net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 5))
     net(torch.randn(4, 2, 6, 6))  # running statistics of both signs
     names = ["0.weight", "4.weight"]
-    accumulated_scores = SynFlow(1).accumulated_scores(Probe(net, torch.randn(4, 2, 6, 6)), names)
-    for mine, theirs in zip(accumulated_scores, synflow(net, (2, 6, 6), names), strict=True):
+    scores = SynFlow(1).score_weights(Probe(net, torch.randn(4, 2, 6, 6)), names)
+    for mine, theirs in zip(scores, synflow(net, (2, 6, 6), names), strict=True):
         assert mine.dtype == torch.float64
         torch.testing.assert_close(mine, theirs)
 
@@ -205,7 +206,7 @@ def test_synflow_by_hand_and_its_conservation() -> None:
     net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)).double()
     net[0].weight.data = torch.tensor([[1.0, -2.0], [3.0, 4.0]], dtype=torch.float64)
     net[1].weight.data = torch.tensor([[-5.0, 6.0]], dtype=torch.float64)
-    first, second = SynFlow(1).accumulated_scores(Probe(net, torch.randn(3, 2)), ["0.weight", "1.weight"])
+    first, second = SynFlow(1).score_weights(Probe(net, torch.randn(3, 2)), ["0.weight", "1.weight"])
     assert first.tolist() == [[5.0, 10.0], [18.0, 24.0]]
     assert second.tolist() == [[15.0, 42.0]]
     assert first.sum() == second.sum() == 57
@@ -217,9 +218,9 @@ def test_synflow_stays_in_range_over_many_layers() -> None:
     for layer in net:
         layer.weight.data.mul_(20)
     assert not torch.isfinite(synflow_in_single(net)).all()
-    (accumulated_scores,) = SynFlow(1).accumulated_scores(Probe(net, torch.randn(1, 64)), ["0.weight"])
-    assert torch.isfinite(accumulated_scores).all()
-    assert (accumulated_scores > 0).all()
+    (scores,) = SynFlow(1).score_weights(Probe(net, torch.randn(1, 64)), ["0.weight"])
+    assert torch.isfinite(scores).all()
+    assert (scores > 0).all()
 
 
 def synflow_in_single(net: nn.Module) -> Tensor:
@@ -232,9 +233,9 @@ def synflow_in_single(net: nn.Module) -> Tensor:
 def test_synflow_keeps_token_inputs_as_they_are() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 3))
-    (accumulated_scores,) = SynFlow(1).accumulated_scores(Probe(net, torch.randint(0, 5, (2, 6))), ["1.weight"])
-    assert accumulated_scores.shape == (3, 4)
-    assert torch.isfinite(accumulated_scores).all()
+    (scores,) = SynFlow(1).score_weights(Probe(net, torch.randint(0, 5, (2, 6))), ["1.weight"])
+    assert scores.shape == (3, 4)
+    assert torch.isfinite(scores).all()
 
 
 def test_synflow_in_a_model_with_a_bool_buffer() -> None:
@@ -248,10 +249,10 @@ def test_synflow_in_a_model_with_a_bool_buffer() -> None:
             return self.fc(x).masked_fill(~self.mask, 0.0)
 
     net = Masked()
-    (accumulated_scores,) = SynFlow(1).accumulated_scores(Probe(net, torch.randn(2, 3)), ["fc.weight"])
+    (scores,) = SynFlow(1).score_weights(Probe(net, torch.randn(2, 3)), ["fc.weight"])
     expected = net.fc.weight.detach().double().abs()
     expected[1] = 0.0
-    torch.testing.assert_close(accumulated_scores, expected)
+    torch.testing.assert_close(scores, expected)
 
 
 def test_rounds_of_synflow() -> None:
@@ -287,7 +288,7 @@ def pairs() -> tuple[Pairs, Probe]:
 
 def test_bn_scale_finds_the_norm_that_follows() -> None:
     _, probe = pairs()
-    conv, up, head = BNScale().accumulated_scores(probe, ["conv.weight", "up.weight", "head.weight"])
+    conv, up, head = BNScale().score_weights(probe, ["conv.weight", "up.weight", "head.weight"])
     assert conv.shape == (4, 2, 3, 3)
     assert [channel.unique().tolist() for channel in conv] == [[0.5], [2.0], [1.0], [0.0]]
     # Output channels of a transposed convolution are its second dimension.
@@ -298,7 +299,9 @@ def test_bn_scale_finds_the_norm_that_follows() -> None:
 def test_bn_scale_names_a_layer_that_no_norm_follows() -> None:
     _, probe = pairs()
     BNScale().check(probe, ["conv.weight", "up.weight", "head.weight"])
-    with pytest.raises(ValueError, match=r"no batch norm follows 'last'; leave it out: exclude=\('last',\)"):
+    with pytest.raises(
+        ValueError, match=r"no batch norm follows 'last'; exclude such layers: Targets\(exclude=\('last',\)\)"
+    ):
         BNScale().check(probe, ["conv.weight", "last.weight"])
 
 
@@ -308,13 +311,13 @@ def test_bn_scale_takes_the_layer_and_not_the_container_or_identity_that_hands_i
     net[1].weight.data = torch.tensor([1.0, 2.0, 3.0, 4.0])
     probe = Probe(net, torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1]))
     BNScale().check(probe, ["0.0.weight"])
-    (scores,) = BNScale().accumulated_scores(probe, ["0.0.weight"])
+    (scores,) = BNScale().score_weights(probe, ["0.0.weight"])
     assert scores[:, 0].tolist() == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_bn_scale_leaves_no_hooks() -> None:
     _, probe = pairs()
-    BNScale().accumulated_scores(probe, ["conv.weight"])
+    BNScale().score_weights(probe, ["conv.weight"])
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in probe.model.modules())
 
 
@@ -325,9 +328,9 @@ def test_weights_that_take_no_part_score_zero(score: ProbeScore) -> None:
     net.forward = lambda x: net[2](net[1](net[0](x)))
     probe = Probe(net, *batch())
     probe.model.forward = lambda x: probe.model[2](probe.model[1](probe.model[0](x)))
-    accumulated_scores = score.accumulated_scores(probe, [*NAMES, "unused.weight"])
-    assert accumulated_scores[2].tolist() == [[0.0, 0.0], [0.0, 0.0]]
-    assert accumulated_scores[0].abs().sum() > 0
+    scores = score.score_weights(probe, [*NAMES, "unused.weight"])
+    assert scores[2].tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    assert scores[0].abs().sum() > 0
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_a_calibrated_model_is_trained_on(part: str) -> None:
 
 def test_synchronized_norms() -> None:
     run = trainer([quantization := lc.QuantizationAwareTraining()], strategy="ddp", sync_batchnorm=True)
-    with pytest.raises(ValueError, match="does not work with sync_batchnorm=True"):
+    with pytest.raises(ValueError, match="does not support sync_batchnorm=True"):
         quantization.setup(run, Net(), "fit")
 
 
@@ -164,7 +164,7 @@ def test_norms_that_were_synchronized_by_hand() -> None:
             super().__init__()
             self.norm2 = nn.SyncBatchNorm.convert_sync_batchnorm(self.norm2)
 
-    message = "does not work with synchronized batch norms such as 'norm2', .*: leave them plain"
+    message = "does not support synchronized batch norms such as 'norm2', .*: leave them plain"
     refused(message, lc.QuantizationAwareTraining(), model=Synchronized())
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lightning_compress as lc
-from lightning_compress.quantization.backend import Bias, QParams, QuantizedLayer, Weight
+from lightning_compress.quantization.backend import Backend, Bias, QParams, QuantizedLayer, Weight
 from lightning_compress.quantization.insertion import is_quantized, quantizers_of
 from lightning_compress.quantization.lowering import Lowered, lower
 from tests.cases import assert_same
@@ -20,10 +20,13 @@ from tests.export.nets import SUBJECTS, Subject, outputs
 SUBJECT = SUBJECTS["residual"]
 
 
-class Eager:
+class Eager(Backend):
     """Integers as floats that are whole."""
 
-    opaque: frozenset[str] = frozenset()
+    name = "PyTorch"
+
+    def __init__(self, *, unsigned: bool = True) -> None:
+        self.unsigned = unsigned
 
     def activation(self, x: Tensor, grid: QParams) -> Tensor:
         q = (torch.round(x * (1 / grid.scale)) + grid.zero_point).clamp(grid.quant_min, grid.quant_max)
@@ -50,7 +53,7 @@ def test_a_lowered_model_computes_what_the_simulation_does(name: str, unsigned: 
     subject = SUBJECTS[name]
     model = subject.quantized()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    lowered = lower(model, subject.batch(2), Eager(), unsigned=unsigned)
+    lowered = lower(model, subject.batch(2), Eager(unsigned=unsigned))
     assert_same({**model.state_dict()}, before)
     assert not is_quantized(lowered.model)
     for ours, theirs in zip(outputs(model, subject.batch(3)), outputs(lowered.model, subject.batch(3)), strict=True):
@@ -233,7 +236,7 @@ def test_what_is_opaque_to_a_target_is_quantized_again() -> None:
             return left * right
 
     model = lc.calibrate(Halves(), [torch.randn(8, 2, 4)])
-    plain, again = (lower(model, torch.randn(2, 2, 4), dialect) for dialect in (Eager(), Opaque()))
+    plain, again = (lower(model, torch.randn(2, 2, 4), backend) for backend in (Eager(), Opaque()))
     assert not any(grid.is_again for grid in plain.grids)
     assert [grid.name for grid in again.grids if grid.is_again] == ["fc.linear", "fc.linear"]
     x = torch.randn(3, 2, 4)

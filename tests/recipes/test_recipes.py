@@ -1,4 +1,4 @@
-"""Shipped recipes: they parse, survive a round trip, explain themselves, and ship."""
+"""Shipped recipes: they parse, survive a round trip, have comments, and are documented."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from lightning_compress.cli import main
 from lightning_compress.cli.compression import TECHNIQUES
-from lightning_compress.cli.runs import RunCLI, SideRun
+from lightning_compress.cli.runs import ChildRun, RunCLI
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
@@ -18,19 +18,19 @@ def names(paths: list[Path]) -> list[str]:
 
 
 @pytest.fixture
-def hasty_runs(monkeypatch):
-    """Recipes that a recipe needs are built as they are, but see a batch: whoever builds a recipe runs those first."""
+def short_runs(monkeypatch):
+    """Runs that a recipe depends on are limited to one batch: building a recipe executes them."""
     short = ["--trainer.max_epochs=1", "--trainer.logger=false", "--trainer.enable_progress_bar=false"]
     short += [f"--trainer.limit_{kind}_batches=1" for kind in ("train", "val", "test")]
-    init = SideRun.__init__
+    init = ChildRun.__init__
 
-    def hasty(self, main, name, args):
-        init(self, main, name, [*args, *short])
+    def init_short(self, parent, name, args):
+        init(self, parent, name, [*args, *short])
 
-    monkeypatch.setattr(SideRun, "__init__", hasty)
+    monkeypatch.setattr(ChildRun, "__init__", init_short)
 
 
-@pytest.mark.usefixtures("hasty_runs")
+@pytest.mark.usefixtures("short_runs")
 @pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
 def test_round_trip(path, workdir):
     def build(file: Path) -> RunCLI:
@@ -49,17 +49,17 @@ def test_round_trip(path, workdir):
 def test_header_and_comments(path):
     text = path.read_text()
     name = path.relative_to(ROOT).as_posix()
-    headline, _, rest = text.partition("\n")
-    assert re.match(r"# [A-Z].*\.$", headline)
+    first_line, _, rest = text.partition("\n")
+    assert re.match(r"# [A-Z].*\.$", first_line)
     assert f"#   lightning-compress run {name}" in rest.partition("\n\n")[0]
     assert "offline: true" in text
 
 
-@pytest.mark.usefixtures("hasty_runs")
+@pytest.mark.usefixtures("short_runs")
 @pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
-def test_an_agent_can_sweep_over_it(path, workdir):
+def test_every_recipe_can_be_swept(path, workdir):
     """``${args}`` of a W&B sweep are flags with dotted keys."""
-    # A student that is a module of its own has the optimizer.
+    # The optimizer is configured in the student if that is a module of its own.
     owner = "model.student" if "student:\n      class_path" in path.read_text() else "model"
     flags = [
         "--pruning.sparsity=0.75",
@@ -77,7 +77,7 @@ def test_an_agent_can_sweep_over_it(path, workdir):
 
 
 def test_digits_runs_as_it_is(workdir, capsys):
-    """All of the main job but its length."""
+    """The complete command, with a few batches."""
     main(["run", "recipes/digits/prune.yaml", "--trainer.max_epochs=2", "--trainer.limit_train_batches=4"])
     (run,) = (workdir / "runs/digits-prune").iterdir()
     assert "90.00%" in (run / "report.txt").read_text()

@@ -25,8 +25,8 @@ NAMES = ("net.0.weight", "net.3.weight")
 SIZES = (128, 48)
 
 
-class Watch(pl.Callback):
-    """What a monitor has to log: the sparsity after each change, and after each epoch, by the step."""
+class ExpectedMetrics(pl.Callback):
+    """Expected metrics: the sparsity after each change and after each epoch, by step."""
 
     def __init__(self, pruning: lc.Pruning) -> None:
         self.pruning = pruning
@@ -66,14 +66,14 @@ def monotone(values: list[int]) -> bool:
 
 def wandb_command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "wandb", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, env={**os.environ})
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, env={**os.environ})
 
 
 def test_an_offline_run_is_read_back(
     small: type, loader: DataLoader, trainer: Callable, wandb_logger: WandbLogger, wandb_run: Callable, tmp_path: Path
 ) -> None:
     pruning = lc.Pruning(0.8, schedule=lc.Schedule(begin=3, end=10, every=2))
-    watch = Watch(pruning)
+    watch = ExpectedMetrics(pruning)
     fit = trainer(pruning, watch, lc.CompressionMonitor(), logger=wandb_logger, max_epochs=3, log_every_n_steps=1)
 
     class Validated(small):
@@ -146,7 +146,7 @@ def test_wandb_itself_accepts_the_run(
 
 
 def spoken(capfd: pytest.CaptureFixture[str]) -> str:
-    """All that W&B has printed until the run was finished."""
+    """Everything that W&B has printed until the run was finished."""
     wandb.finish()
     return "".join(capfd.readouterr())
 
@@ -251,7 +251,7 @@ def test_only_the_total(small: type, loader: DataLoader, trainer: Callable, tmp_
 
 
 class Recorder(Logger):
-    """Remembers what it is given, on whichever rank."""
+    """Records all metrics, on any rank."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from lightning_compress.reporting.sparsity import ZEROS_ALONE, Count, report
+from lightning_compress.reporting.sparsity import SPARSITY_NOTE, Count, report
 
 
 def make() -> nn.Module:
@@ -48,7 +48,7 @@ def test_a_model_without_weights() -> None:
     assert "all parameters" in str(found)
 
 
-def test_nan_is_no_zero() -> None:
+def test_nan_is_not_a_zero() -> None:
     layer = nn.Linear(2, 1, bias=False)
     layer.weight.data = torch.tensor([[torch.nan, 0.0]])
     assert report(layer).weights.num_zeros == 1
@@ -89,9 +89,9 @@ def test_thousands_are_marked_and_no_colour_codes_are_in_the_text() -> None:
     assert "\x1b" not in text
 
 
-def test_zeros_alone_are_said_to_gain_nothing() -> None:
-    assert " ".join(str(report(make())).split()).endswith(ZEROS_ALONE)
-    assert ZEROS_ALONE not in " ".join(str(report(nn.Linear(2, 2))).split())
+def test_a_note_says_that_sparsity_alone_gains_nothing() -> None:
+    assert " ".join(str(report(make())).split()).endswith(SPARSITY_NOTE)
+    assert SPARSITY_NOTE not in " ".join(str(report(nn.Linear(2, 2))).split())
 
 
 @pytest.mark.parametrize("width", [60, 100, 200])

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader
 
 import lightning_compress as lc
-from lightning_compress.trainer.model_selection import Selection
+from lightning_compress.trainer.model_selection import ModelSelection
 
 
 def test_what_chooses_by_a_metric_is_held_and_let_go() -> None:
@@ -19,34 +19,34 @@ def test_what_chooses_by_a_metric_is_held_and_let_go() -> None:
     stopping = EarlyStopping("loss")
     callbacks = [best, last, stopping, plain]
     before = [dict(vars(callback)) for callback in callbacks]
-    selection = Selection()
-    selection.hold(SimpleNamespace(callbacks=callbacks))
+    selection = ModelSelection()
+    selection.suspend(SimpleNamespace(callbacks=callbacks))
     assert vars(best) != before[0]
     assert vars(last) == before[1]
     assert stopping._should_skip_check(None)
-    selection.release()
+    selection.resume()
     assert [dict(vars(callback)) for callback in callbacks] == before
-    selection.release()
+    selection.resume()
     assert [dict(vars(callback)) for callback in callbacks] == before
 
 
 def test_to_hold_twice_is_to_hold_once() -> None:
     best = ModelCheckpoint(monitor="loss")
     before = dict(vars(best))
-    selection = Selection()
+    selection = ModelSelection()
     for _ in range(2):
-        selection.hold(SimpleNamespace(callbacks=[best]))
-    selection.release()
+        selection.suspend(SimpleNamespace(callbacks=[best]))
+    selection.resume()
     assert vars(best) == before
 
 
 def test_what_stood_in_the_way_before_is_put_back() -> None:
     stopping = EarlyStopping("loss")
     stopping._should_skip_check = mine = lambda trainer: False
-    selection = Selection()
-    selection.hold(SimpleNamespace(callbacks=[stopping]))
+    selection = ModelSelection()
+    selection.suspend(SimpleNamespace(callbacks=[stopping]))
     assert stopping._should_skip_check(None)
-    selection.release()
+    selection.resume()
     assert stopping._should_skip_check is mine
 
 
@@ -54,11 +54,11 @@ def test_callbacks_of_the_other_namespace_are_held_too() -> None:
     best = pytorch_lightning.callbacks.ModelCheckpoint(monitor="loss")
     stopping = pytorch_lightning.callbacks.EarlyStopping("loss")
     before = dict(vars(best))
-    selection = Selection()
-    selection.hold(SimpleNamespace(callbacks=[best, stopping]))
+    selection = ModelSelection()
+    selection.suspend(SimpleNamespace(callbacks=[best, stopping]))
     assert vars(best) != before
     assert stopping._should_skip_check(None)
-    selection.release()
+    selection.resume()
     assert vars(best) == before
 
 

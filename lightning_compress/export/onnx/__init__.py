@@ -1,1 +1,1 @@
-"""ONNX files for ONNX Runtime."""
+"""Export to ONNX for ONNX Runtime, with INT8 kernels counted and compared layer by layer."""

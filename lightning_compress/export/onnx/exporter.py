@@ -1,4 +1,4 @@
-"""ONNX files for ONNX Runtime: weights, biases, activations as integers, with QuantizeLinear and DequantizeLinear."""
+"""Export to ONNX with INT8 weights and activations, as QuantizeLinear and DequantizeLinear nodes."""
 
 from __future__ import annotations
 
@@ -12,43 +12,42 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lightning_compress.arguments import Arguments, as_arguments
-from lightning_compress.atomic_files import written
-from lightning_compress.export.batch_inputs import batched
-from lightning_compress.export.capture import captured, exporting, lowered_or_float
-from lightning_compress.export.onnx.kernels import KernelCounts, check_integers, optimized, without_integers
-from lightning_compress.export.onnx.parity import Parity, check_layers
-from lightning_compress.export.onnx.runtime import latency, outputs_of
-from lightning_compress.export.output_comparison import difference, names_of_outputs, outputs_of_model
+from lightning_compress.atomic_files import atomic_write
+from lightning_compress.export.batch_inputs import with_two_samples
+from lightning_compress.export.capture import capture, exporting, lower_or_copy
+from lightning_compress.export.exported_file import ExportedFile
+from lightning_compress.export.onnx.kernels import (
+    KernelCounts,
+    check_integer_kernels,
+    optimized_graph,
+    quantized_calls_in_float,
+)
+from lightning_compress.export.onnx.parity import Parity, check_parity
+from lightning_compress.export.onnx.runtime import file_latency, run_file
+from lightning_compress.export.output_comparison import model_outputs, output_names, relative_difference
 from lightning_compress.export.requirements import require
-from lightning_compress.quantization.backend import Bias, QParams, Weight
+from lightning_compress.quantization.backend import Backend, Bias, QParams, Weight
 from lightning_compress.quantization.insertion import is_quantized, with_weight_bits
 from lightning_compress.quantization.lowering import Lowered
 from lightning_compress.quantization.recording import record
 from lightning_compress.targets import shorten
 
 
-@dataclass(frozen=True)
-class OnnxFile:
-    """What was written, and what was measured of it.
+@dataclass(frozen=True, kw_only=True)
+class OnnxFile(ExportedFile):
+    """An ``.onnx`` file and its measurements in ONNX Runtime.
+
+    Calls in ``left_in_float`` are first those that were not quantized, then those that were but have no INT8 kernels in
+    ONNX Runtime, such as transposed convolutions.
 
     Attributes:
-        path: The file.
-        num_bytes: Its size.
-        latency: Median seconds of a run on the example inputs, one thread, ONNX Runtime on this CPU.
-        integers: Operators that ONNX Runtime computes with integers, and with floats; ``None`` for a float file.
-        parity: How far each layer is from the model's, that of 7 bits if it is reduced; ``None`` for a float file.
-        difference: Largest difference of the outputs from the given model's, over their largest value.
-        left_in_float: Calls that compute with floats: those that were not to be quantized, then those for which ONNX
-            Runtime has no integer kernels, such as transposed convolutions, ``"<module>.<function>"``.
+        integers: Number of INT8 and of FP32 kernels; ``None`` for an FP32 file.
+        parity: Differences of the activations from those of the model (with 7-bit weights if their range is reduced);
+            ``None`` for an FP32 file.
     """
 
-    path: Path
-    num_bytes: int
-    latency: float
     integers: KernelCounts | None
     parity: Parity | None
-    difference: float
-    left_in_float: tuple[str, ...]
 
 
 def export_onnx(
@@ -61,75 +60,101 @@ def export_onnx(
     dynamic_batch: bool = True,
     opset: int = 21,
 ) -> OnnxFile:
-    """Writes a model as ONNX, runs the file and compares it with the model layer by layer.
+    """Export a model to ONNX, run the file and compare it with the model layer by layer.
 
-    A model without quantizers is written with floats; :func:`float_copy` makes one of a model that has them.
+    A model without quantizers is written in FP32; :func:`float_copy` removes the quantizers of a model.
 
     Args:
-        model: The model, which stays as it is.
-        path: Where to write; what is there is replaced when the new file is complete.
-        example_inputs: What it is called with: a tensor, a tuple, or a dict of keyword arguments.
-        unsigned: Activations are uint8, with which ONNX Runtime has its fast kernels on x86; else int8.
-        reduce_range: Weights in 7 bits, for x86 without VNNI, whose 16-bit sums of two products overflow with 8.
-        dynamic_batch: The first dimension of inputs may have any size.
+        model: The model; it is not modified.
+        path: Path of the file; an existing file is replaced once the new one is complete.
+        example_inputs: Inputs of the model: a tensor, a tuple, or a dict of keyword arguments.
+        unsigned: Quantize activations to uint8, for which ONNX Runtime has its fast kernels on x86; else to int8.
+        reduce_range: Quantize weights to 7 bits, for x86 without VNNI, where 16-bit sums of two products overflow with
+            8 bits.
+        dynamic_batch: Let the first dimension of inputs have any size.
         opset: Version of ONNX's operators.
 
+    Returns:
+        The file and its measurements.
+
     Raises:
-        ImportError: Without the extra ``export``.
-        ValueError: If a quantizer has never seen a batch, if the model cannot be exported, or if in the file a layer
-            or an addition that was to be quantized computes with floats or differs from the model by more than a step.
+        ImportError: If the packages of the extra ``export`` are not installed.
+        ValueError: If a quantizer has not observed a batch, if the model cannot be exported, or if a quantized layer or
+            addition of the file computes in FP32 or differs from the model by more than a step of its scale.
+
+    Example::
+
+        >>> import tempfile
+        >>> import lightning_compress as lc
+        >>> batch = torch.linspace(-1, 1, 32).reshape(8, 4)
+        >>> model = lc.calibrate(nn.Linear(4, 2), [batch])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = lc.export_onnx(model, f"{folder}/model.onnx", batch)
+        >>> file.integers.integer, file.left_in_float
+        ({'linear': 1}, ())
     """
     require("onnx", "onnxruntime", "onnxscript")
-    args, kwargs = as_arguments(batched(example_inputs) if dynamic_batch else example_inputs)
-    dialect = OnnxBackend(opset, unsigned=unsigned)
+    backend = OnnxBackend(opset, unsigned=unsigned)
+    inputs = as_arguments(with_two_samples(example_inputs) if dynamic_batch else example_inputs)
     simulated = with_weight_bits(model, 7) if reduce_range else model
-    lowered = lowered_or_float(simulated, (args, kwargs), dialect, unsigned=unsigned)
+    lowered = lower_or_copy(simulated, inputs, backend)
     parity, integers, left = None, None, tuple(lowered.left_in_float)
-    with written(path) as partial:
-        _write(lowered.model, (args, kwargs), partial, dynamic_batch=dynamic_batch, opset=opset)
+    with atomic_write(path) as partial:
+        _write(lowered.model, inputs, partial, backend, dynamic_batch=dynamic_batch)
         if is_quantized(model):
-            graph = optimized(partial)
-            integers, left = check_integers(graph, lowered), _left_in_float(graph, lowered)
-            _, recorded = record(simulated, (args, kwargs))
-            parity = check_layers(partial, lowered, recorded, (args, kwargs), unsigned=unsigned)
+            graph = optimized_graph(partial)
+            integers, left = check_integer_kernels(graph, lowered), _left_in_float(graph, lowered)
+            _, recorded = record(simulated, inputs)
+            parity = check_parity(partial, lowered, recorded, inputs)
             _warn_of_overflow(parity)
-        # From the model as it was given: what seven bits lose is part of it.
-        apart = difference(outputs_of_model(model, (args, kwargs)), outputs_of(partial, args, kwargs))
-        seconds = latency(partial, *as_arguments(example_inputs))
-    return OnnxFile(Path(path), Path(path).stat().st_size, seconds, integers, parity, apart, left)
+        # From the given model, not from the one with 7-bit weights: their error is part of the difference.
+        apart = relative_difference(model_outputs(model, inputs), run_file(partial, inputs))
+        seconds = file_latency(partial, as_arguments(example_inputs))
+    return OnnxFile(
+        path=Path(path),
+        num_bytes=Path(path).stat().st_size,
+        latency=seconds,
+        steps=parity.steps if parity is not None else None,
+        difference=apart,
+        left_in_float=left,
+        integers=integers,
+        parity=parity,
+    )
 
 
-class OnnxBackend:
-    """Writes integers as nodes of ONNX.
+class OnnxBackend(Backend):
+    """Quantization as QuantizeLinear and DequantizeLinear nodes.
 
     Args:
         opset: Version of the operators.
-        unsigned: Activations are uint8, else int8.
+        unsigned: Quantize activations to uint8, else to int8.
     """
 
+    name = "ONNX"
     opaque = frozenset({
         "pad", "chunk", "split", "tensor_split", "unbind", "getitem", "select", "index_select", "max_pool2d",
     })  # fmt: skip
 
     def __init__(self, opset: int, *, unsigned: bool) -> None:
         self.opset = opset
-        self.dtype = torch.uint8 if unsigned else torch.int8
+        self.unsigned = unsigned
+        self._dtype = torch.uint8 if unsigned else torch.int8
 
-    def activation(self, x: Tensor, grid: QParams) -> Tensor:
-        """QuantizeLinear and DequantizeLinear; fewer bits than the type has are clipped in between."""
-        scale, zero = torch.tensor(grid.scale), torch.tensor(grid.zero_point, dtype=self.dtype)
-        q = self._op("QuantizeLinear", (x, scale, zero), {}, dtype=self.dtype, shape=x.shape)
-        if grid.quant_max - grid.quant_min < 254:
-            ends = (torch.tensor(end, dtype=self.dtype) for end in (grid.quant_min, grid.quant_max))
-            q = self._op("Clip", (q, *ends), {}, dtype=self.dtype, shape=x.shape)
+    def activation(self, x: Tensor, qparams: QParams) -> Tensor:
+        """Quantize and dequantize; fewer bits than the type has are clipped in between."""
+        scale, zero = torch.tensor(qparams.scale), torch.tensor(qparams.zero_point, dtype=self._dtype)
+        q = self._op("QuantizeLinear", (x, scale, zero), {}, dtype=self._dtype, shape=x.shape)
+        if qparams.quant_max - qparams.quant_min < 254:
+            ends = (torch.tensor(end, dtype=self._dtype) for end in (qparams.quant_min, qparams.quant_max))
+            q = self._op("Clip", (q, *ends), {}, dtype=self._dtype, shape=x.shape)
         return self._op("DequantizeLinear", (q, scale, zero), {}, dtype=x.dtype, shape=x.shape)
 
     def weight(self, weight: Weight) -> Tensor:
-        """DequantizeLinear of an int8 constant, per channel."""
+        """Dequantize an int8 constant per channel."""
         return self._constant(weight.integers, weight.scale, weight.axis)
 
     def bias(self, bias: Bias) -> Tensor:
-        """DequantizeLinear of an int32 constant, per channel."""
+        """Dequantize an int32 constant per channel."""
         return self._constant(bias.integers, bias.scale, 0)
 
     def _constant(self, integers: Tensor, scale: Tensor, axis: int) -> Tensor:
@@ -141,29 +166,26 @@ class OnnxBackend:
         return torch.onnx.ops.symbolic(name, inputs, attributes, dtype=dtype, shape=shape, version=self.opset)
 
 
-def _write(model: nn.Module, inputs: Arguments, path: Path, *, dynamic_batch: bool, opset: int) -> None:
+def _write(model: nn.Module, inputs: Arguments, path: Path, backend: OnnxBackend, *, dynamic_batch: bool) -> None:
     def program() -> ExportedProgram:
-        return captured(model, inputs, dynamic_batch=dynamic_batch)
+        return capture(model, inputs, dynamic_batch=dynamic_batch)
 
-    with exporting(model, "ONNX", program):
-        # The program and not the module: handed a module, the exporter may trace around the integers.
+    with exporting(model, backend.name, program):
+        # The program and not the module: given a module, the exporter may trace it without the quantized operators.
         onnx_program = torch.onnx.export(
             program(),
             dynamo=True,
-            opset_version=opset,
-            output_names=names_of_outputs(model, inputs),
+            opset_version=backend.opset,
+            output_names=output_names(model, inputs),
             verbose=False,
         )
     assert onnx_program is not None
     onnx_program.save(str(path), external_data=False)
-    _tidy(path)
+    _clean(path)
 
 
-def _tidy(path: Path) -> None:
-    """Leaves out the exporter's notes, a third of a small file, and gives each constant a zero point of its own.
-
-    ONNX Runtime needs the latter to rewrite weights for its precise kernels.
-    """
+def _clean(path: Path) -> None:
+    """Remove the exporter's annotations, a third of a small file, and give each constant its own zero point."""
     import onnx
 
     model = onnx.load(path)
@@ -172,6 +194,7 @@ def _tidy(path: Path) -> None:
         part.ClearField("metadata_props")
     constants = {initializer.name: initializer for initializer in model.graph.initializer}
     used: set[str] = set()
+    # ONNX Runtime rewrites weights and zero points for its precise kernels, which fails for a shared zero point.
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in constants:
             if node.input[2] in used:
@@ -185,20 +208,21 @@ def _tidy(path: Path) -> None:
 
 
 def _left_in_float(graph: Any, lowered: Lowered) -> tuple[str, ...]:
-    layers, others = without_integers(graph, lowered)
+    layers, ops = quantized_calls_in_float(graph, lowered)
     if layers:
         warnings.warn(
-            f"ONNX Runtime has no integer kernels for {shorten(layers)}: the file has bytes for their weights and "
-            "computes with floats.",
+            f"ONNX Runtime has no INT8 kernels for {shorten(layers)}: their weights are stored as INT8, but they "
+            "compute in FP32.",
             stacklevel=3,
         )
-    return (*lowered.left_in_float, *(name for name in layers if name not in lowered.left_in_float), *others)
+    return (*lowered.left_in_float, *(name for name in layers if name not in lowered.left_in_float), *ops)
 
 
 def _warn_of_overflow(parity: Parity) -> None:
     if parity.overflowing:
         warnings.warn(
-            f"On this CPU, which has no VNNI, {len(parity.overflowing)} of {len(parity.steps)} layers overflow in ONNX "
-            "Runtime: export with reduce_range=True, or run with the session option session.x64quantprecision=1.",
+            f"On this CPU, which has no VNNI, {len(parity.overflowing)} of {len(parity.steps)} activations overflow in "
+            "ONNX Runtime: export with reduce_range=True, or run the file with the session option "
+            "session.x64quantprecision=1.",
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""Which operators of a file ONNX Runtime computes with integers, and which with floats."""
+"""Counts of the INT8 and FP32 kernels that ONNX Runtime chooses for a file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NO_WORK = {
     "Constant", "ReorderInput", "ReorderOutput", "Cast", "Gather", "Slice", "Split", "Identity", "Clip", "Pad",
     "Expand", "MaxPool", "NhwcMaxPool",
 }  # fmt: skip
-# Where operators that round their results have the result's scale among their inputs, and its zero point behind it.
+# Position of the output's scale among the inputs of operators with quantized outputs; its zero point follows.
 _SCALES = {
     "QLinearConv": 6, "QGemm": 7, "QLinearMatMul": 6, "QLinearAdd": 6, "QLinearMul": 6, "QLinearConcat": 0,
     "QLinearAveragePool": 3, "QLinearGlobalAveragePool": 3, "QLinearReduceMean": 3, "QLinearSigmoid": 3,
@@ -44,11 +44,11 @@ _LAYERS = {"conv": ("conv1d", "conv2d", "conv3d"), "linear": ("linear",)}
 
 @dataclass(frozen=True)
 class KernelCounts:
-    """Operators of a file as ONNX Runtime runs it.
+    """Kernels of a file, as ONNX Runtime runs it on this CPU.
 
     Attributes:
-        integer: Number of operators on integers, by kind.
-        float: Number of operators on floats, by kind.
+        integer: Number of INT8 kernels by kind.
+        float: Number of FP32 kernels by kind.
     """
 
     integer: dict[str, int]
@@ -61,58 +61,67 @@ class KernelCounts:
         return f"integer: {listed(self.integer)}; float: {listed(self.float)}"
 
 
-def optimized(path: Path) -> Any:
-    """The graph that ONNX Runtime makes of a file on this CPU, and runs."""
+def optimized_graph(path: Path) -> Any:
+    """Return the graph that ONNX Runtime runs on this CPU, after its fusions."""
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder) / "optimized.onnx"
-        session(path, optimized=written)
-        return onnx.load(written).graph
+        optimized = Path(folder) / "optimized.onnx"
+        session(path, optimized=optimized)
+        return onnx.load(optimized).graph
 
 
-def check_integers(graph: Any, lowered: Lowered) -> KernelCounts:
-    """Counts the operators of an optimized graph.
+def check_integer_kernels(graph: Any, lowered: Lowered) -> KernelCounts:
+    """Count the kernels of an optimized graph.
+
+    Args:
+        graph: The optimized graph.
+        lowered: The lowered model that was written to the file.
 
     Raises:
-        ValueError: If fewer convolutions, linear layers or additions compute with integers than were to.
+        ValueError: If a quantized convolution, linear layer or addition has no INT8 kernel.
     """
-    counted = _counted(graph)
+    counts = _count(graph)
     for kind, functions in _LAYERS.items():
         layers = [layer for layer in lowered.layers if layer.is_integer and layer.function in functions]
-        if (number := counted.integer.get(kind, 0)) < len(layers):
-            names = [layer.name for layer in _unread(graph, layers) or layers]
+        if (number := counts.integer.get(kind, 0)) < len(layers):
+            # All layers of the kind are named if every weight is read by some INT8 kernel, which need not be its own.
+            names = [layer.name for layer in _layers_in_float(graph, layers) or layers]
             which = f"{len(layers) - number} of {len(layers)} {kind} layers"
-            raise _stayed(which, names, counted, f"targets=Targets(exclude=({names[0]!r},))")
-    additions = [other for other in lowered.others if other.function == "add"]
-    if missing := _unmade(graph, additions):
-        which, names = f"{len(missing)} of {len(additions)} additions", [other.name for other in missing]
-        raise _stayed(which, names, counted, f"activations={{{missing[0].module!r}: None, '*': Int(8)}}")
-    return counted
+            raise _missing_kernels(which, names, counts, f"targets=Targets(exclude=({names[0]!r},))")
+    additions = [op for op in lowered.others if op.function == "add"]
+    if missing := _ops_in_float(graph, additions):
+        which, names = f"{len(missing)} of {len(additions)} additions", [op.name for op in missing]
+        raise _missing_kernels(which, names, counts, f"activations={{{missing[0].module!r}: None, '*': Int(8)}}")
+    return counts
 
 
-def without_integers(graph: Any, lowered: Lowered) -> tuple[list[str], list[str]]:
-    """Calls that ONNX Runtime computes with floats in spite of their quantizers, as it has no integer kernels for them.
+def quantized_calls_in_float(graph: Any, lowered: Lowered) -> tuple[list[str], list[str]]:
+    """Return quantized calls that compute in FP32, as ONNX Runtime has no INT8 kernels for them.
+
+    Args:
+        graph: The optimized graph.
+        lowered: The lowered model that was written to the file.
 
     Returns:
-        The names of those that read a weight, and of the others.
+        Names of the calls with a weight, and of the others.
     """
-    kernels = {function for functions in _LAYERS.values() for function in functions}
-    layers = _unread(graph, [layer for layer in lowered.layers if layer.function not in kernels])
+    checked = {function for functions in _LAYERS.values() for function in functions}
+    layers = _layers_in_float(graph, [layer for layer in lowered.layers if layer.function not in checked])
     names = [f"{layer.name}.{layer.function}".lstrip(".") for layer in layers]
-    return names, [other.name for other in _unmade(graph, lowered.others)]
+    return names, [op.name for op in _ops_in_float(graph, lowered.others)]
 
 
-def _stayed(which: str, names: list[str], counted: KernelCounts, without: str) -> ValueError:
+def _missing_kernels(which: str, names: list[str], counts: KernelCounts, exclusion: str) -> ValueError:
     return ValueError(
-        f"ONNX Runtime computes {which} with floats in spite of their quantizers: {shorten(names)} ({counted}); "
-        f"quantize without them, as {without} does."
+        f"ONNX Runtime computes {which} in FP32 although they are quantized: {shorten(names)} ({counts}); exclude them "
+        f"from quantization with {exclusion}."
     )
 
 
-def _counted(graph: Any) -> KernelCounts:
+def _count(graph: Any) -> KernelCounts:
     integer, floats = Counter[str](), Counter[str]()
-    for node in _computing(graph):
+    for node in _compute_nodes(graph):
         if node.op_type in _INTEGER:
             integer[_INTEGER[node.op_type]] += 1
         elif node.op_type not in _NO_WORK:
@@ -120,16 +129,17 @@ def _counted(graph: Any) -> KernelCounts:
     return KernelCounts(dict(integer), dict(floats))
 
 
-def _computing(graph: Any) -> list[Any]:
-    """All nodes but arithmetic on shapes."""
+def _compute_nodes(graph: Any) -> list[Any]:
+    """Return the nodes of a graph without the int64 arithmetic on shapes."""
     import onnx
 
     kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
     return [node for node in graph.node if kinds.get(node.output[0]) != onnx.TensorProto.INT64]
 
 
-def _unread(graph: Any, layers: Sequence[QuantizedLayer]) -> list[QuantizedLayer]:
-    """Layers whose weights no integer operator reads."""
+def _layers_in_float(graph: Any, layers: Sequence[QuantizedLayer]) -> list[QuantizedLayer]:
+    """Return the layers with a weight that no INT8 kernel reads."""
+    # Optimization renames nodes, so that layers are recognized by the values of their weights.
     constants = _constants(graph)
     names = {name for node in graph.node if node.op_type in _INTEGER for name in node.input}
     read = {_key(constants[name]) for name in names & set(constants)}
@@ -140,15 +150,15 @@ def _unread(graph: Any, layers: Sequence[QuantizedLayer]) -> list[QuantizedLayer
     return [layer for layer in layers if not is_read(layer.weight.integers.numpy())]
 
 
-def _unmade(graph: Any, others: Sequence[QuantizedOp]) -> list[QuantizedOp]:
-    """Calls whose results are on grids that no integer operator makes."""
+def _ops_in_float(graph: Any, ops: Sequence[QuantizedOp]) -> list[QuantizedOp]:
+    """Return the operators with output parameters that no INT8 kernel has."""
     constants = _constants(graph)
-    made = set()
+    outputs = set()
     for node in graph.node:
         at = _SCALES.get(node.op_type)
-        if at is not None and len(node.input) > at + 1 and node.input[at]:  # else the result is floats
-            made.add(tuple(constants[name].item() for name in node.input[at : at + 2]))
-    return [other for other in others if (float(np.float32(other.grid.scale)), other.grid.zero_point) not in made]
+        if at is not None and len(node.input) > at + 1 and node.input[at]:  # without a scale, the output is FP32
+            outputs.add(tuple(constants[name].item() for name in node.input[at : at + 2]))
+    return [op for op in ops if (float(np.float32(op.grid.scale)), op.grid.zero_point) not in outputs]
 
 
 def _constants(graph: Any) -> dict[str, np.ndarray]:

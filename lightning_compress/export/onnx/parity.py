@@ -1,4 +1,4 @@
-"""Whether a file is right: cut at each quantized tensor, ONNX Runtime computes it piece by piece."""
+"""Comparison of an ONNX file with the simulation, one quantized tensor at a time, on identical inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_compress.arguments import Arguments
-from lightning_compress.export.lowered_parity import checked, steps_apart
+from lightning_compress.export.lowered_parity import check_steps, largest_steps
 from lightning_compress.export.onnx.runtime import feeds_of, session
 from lightning_compress.quantization.backend import QParams
 from lightning_compress.quantization.lowering import Lowered
@@ -20,29 +20,26 @@ from lightning_compress.quantization.lowering import Lowered
 
 @dataclass(frozen=True)
 class Parity:
-    """How far a file is from the model it was made of.
+    """Differences of a file from the model.
 
     Attributes:
-        steps: Largest difference of each activation's integers on identical inputs, in steps of its scale, by place.
-        overflowing: Places that differ by more than a step in the kernels that ONNX Runtime uses on this CPU: without
-            VNNI, its 16-bit sums of two products overflow where weights have 8 bits.
+        steps: Largest difference of each activation's integers on identical inputs, in steps of its scale, by name.
+        overflowing: Activations that differ by more than a step in ONNX Runtime's default kernels on this CPU: without
+            VNNI, the 16-bit sums of two products overflow with 8-bit weights.
     """
 
     steps: dict[str, int]
     overflowing: tuple[str, ...]
 
 
-def check_layers(
-    path: Path, lowered: Lowered, simulated: Sequence[tuple[str, Tensor]], inputs: Arguments, *, unsigned: bool
-) -> Parity:
-    """Compares every activation's integers with the simulation's, each computed from the simulation's own inputs.
+def check_parity(path: Path, lowered: Lowered, simulated: Sequence[tuple[str, Tensor]], inputs: Arguments) -> Parity:
+    """Compare the integers of every activation with those of the simulation, computed from the simulation's inputs.
 
     Args:
         path: The file.
-        lowered: What it was made of.
-        simulated: Integers of every activation, in the order of the run.
-        inputs: What the simulation was run on.
-        unsigned: Whether the file's activations are uint8.
+        lowered: The lowered model that was written to the file.
+        simulated: Integers of every activation of the simulation, in the order of execution.
+        inputs: Inputs of the simulation.
 
     Raises:
         ValueError: If one differs by more than a step in ONNX Runtime's precise kernels, which do not overflow.
@@ -51,87 +48,102 @@ def check_layers(
 
     model = onnx.load(path)
     grids = [grid for grid in lowered.grids if not grid.is_again]
-    assert [name for name, _ in simulated] == [grid.name for grid in grids], "one run is like the other"
+    assert [name for name, _ in simulated] == [grid.name for grid in grids], "both runs quantize alike"
     feeds = feeds_of(model.graph.input, inputs)
-    places = _cut(model, lowered.grids)
+    points = _split(model, lowered.grids)
     expected = []
-    for (_, integers), grid, place in zip(simulated, grids, places, strict=True):
-        expected.append((integers + grid.offset).numpy().astype(np.uint8 if unsigned else np.int8))
-        feeds[place.fed] = expected[-1]
-    serialized, made, names = model.SerializeToString(), [place.made for place in places], [grid.name for grid in grids]
+    for (_, integers), grid, point in zip(simulated, grids, points, strict=True):
+        expected.append((integers + grid.offset).numpy().astype(point.dtype))
+        feeds[point.fed] = expected[-1]
+    serialized, names = model.SerializeToString(), [grid.name for grid in grids]
+    outputs = [point.computed for point in points]
 
     def steps(*, precise: bool) -> dict[str, int]:
-        if not made:  # to ONNX Runtime, no outputs are all outputs
+        if not outputs:  # ONNX Runtime takes an empty list for all outputs
             return {}
-        got = session(serialized, precise=precise).run(made, feeds)
-        return steps_apart(names, *([torch.from_numpy(array) for array in arrays] for arrays in (expected, got)))
+        actual = session(serialized, precise=precise).run(outputs, feeds)
+        return largest_steps(names, *([torch.from_numpy(array) for array in arrays] for arrays in (expected, actual)))
 
     overflowing = (name for name, number in steps(precise=False).items() if number > 1)
-    return Parity(checked(steps(precise=True)), tuple(overflowing))
+    return Parity(check_steps(steps(precise=True)), tuple(overflowing))
 
 
 @dataclass(frozen=True)
-class _CutPoint:
-    """A quantized tensor where the graph is cut."""
+class _SplitPoint:
+    """A quantized tensor at which the graph is split.
 
-    made: str
+    Attributes:
+        computed: Name of the tensor, an output of the split graph.
+        fed: Name of the input that its readers have instead.
+        dtype: Its type.
+    """
+
+    computed: str
     fed: str
+    dtype: np.dtype
 
 
-def _cut(model: Any, grids: Sequence[QParams]) -> list[_CutPoint]:
-    """Cuts a graph at each quantized tensor: what is made there is given out, and what is read there is fed in."""
+def _split(model: Any, grids: Sequence[QParams]) -> list[_SplitPoint]:
+    """Split a graph in place at each quantized tensor, which becomes an output, and an input of its readers."""
     import onnx
 
-    graph, places = model.graph, dict[str, _CutPoint]()
-    nodes = _nodes(graph, grids)
+    graph, points = model.graph, dict[str, _SplitPoint]()
+    nodes = _quantize_nodes(graph, grids)
     for node, grid in zip(nodes, grids, strict=True):
-        if grid.is_again or node.output[0] in places:
+        if grid.is_again or node.output[0] in points:
             continue
-        made = node.output[0]
-        clip = next((n for n in graph.node if n.op_type == "Clip" and n.input[0] == made), None)
-        made = clip.output[0] if clip is not None else made
-        place = _CutPoint(made, f"{made}_fed")
+        # With fewer than 8 bits, the simulated integers are those behind the clip.
+        clip = next((n for n in graph.node if n.op_type == "Clip" and n.input[0] == node.output[0]), None)
+        computed = clip.output[0] if clip is not None else node.output[0]
+        kind = next(i.data_type for i in graph.initializer if i.name == node.input[2])
+        point = _SplitPoint(computed, f"{computed}_fed", onnx.helper.tensor_dtype_to_np_dtype(kind))
         for reader in graph.node:
             for i, name in enumerate(reader.input):
-                if name == made:
-                    reader.input[i] = place.fed
-        kind = next(i.data_type for i in graph.initializer if i.name == node.input[2])
-        graph.input.append(onnx.helper.make_tensor_value_info(place.fed, kind, None))
-        graph.output.append(onnx.helper.make_tensor_value_info(place.made, kind, None))
-        places[node.output[0]] = place
+                if name == computed:
+                    reader.input[i] = point.fed
+        graph.input.append(onnx.helper.make_tensor_value_info(point.fed, kind, None))
+        graph.output.append(onnx.helper.make_tensor_value_info(point.computed, kind, None))
+        points[node.output[0]] = point
+    # The recorded shapes are those of the whole graph; ONNX Runtime infers those of the split one.
     del graph.value_info[:]
-    return [places[node.output[0]] for node, grid in zip(nodes, grids, strict=True) if not grid.is_again]
+    return [points[node.output[0]] for node, grid in zip(nodes, grids, strict=True) if not grid.is_again]
 
 
-def _nodes(graph: Any, grids: Sequence[QParams]) -> list[Any]:
-    """The node of each grid; where a tensor is quantized twice alike, the exporter has made one node of two."""
+def _quantize_nodes(graph: Any, grids: Sequence[QParams]) -> list[Any]:
+    """Return the QuantizeLinear node of each quantized activation.
+
+    Nodes stand in the order of the activations. Where a tensor is quantized twice with the same parameters, however,
+    the exporter may have merged both nodes, so that an activation shares the node of an earlier one. The assignment is
+    found by depth-first search: every activation takes an earlier node if it can and some are left to merge, else the
+    next node with its parameters, and a contradiction undoes the latest merge.
+    """
     import onnx
 
     constants = {constant.name: onnx.numpy_helper.to_array(constant) for constant in graph.initializer}
     nodes = [node for node in graph.node if node.op_type == "QuantizeLinear"]
-    written = [tuple(constants[name].item() for name in node.input[1:]) for node in nodes]
+    stored = [tuple(constants[name].item() for name in node.input[1:]) for node in nodes]
     wanted = [(float(np.float32(grid.scale)), grid.zero_point) for grid in grids]
     chosen: list[int] = []
-    again: list[bool] = []
-    may_be_again = True
+    merged: list[bool] = []
+    may_merge = True
     while len(chosen) < len(grids):
         i = len(chosen)
-        reads = [chosen[k] for k in range(i) if grids[k].is_read and wanted[k] == wanted[i]]
-        new = i - sum(again)
-        if may_be_again and grids[i].is_read and reads and sum(again) < len(grids) - len(nodes):
-            again.append(True)
-            chosen.append(reads[-1])
-        elif new < len(nodes) and wanted[i] == written[new]:
-            again.append(False)
-            chosen.append(new)
-        else:  # back to the last that was taken for the same as another, by the constants that they share
-            while again and not again[-1]:
-                again.pop()
+        candidates = [chosen[k] for k in range(i) if grids[k].is_read and wanted[k] == wanted[i]]
+        following = i - sum(merged)
+        if may_merge and grids[i].is_read and candidates and sum(merged) < len(grids) - len(nodes):
+            merged.append(True)
+            chosen.append(candidates[-1])
+        elif following < len(nodes) and wanted[i] == stored[following]:
+            merged.append(False)
+            chosen.append(following)
+        else:
+            while merged and not merged[-1]:
+                merged.pop()
                 chosen.pop()
-            assert again, f"the file does not quantize what the model does, such as {grids[i].name!r}"
-            again.pop()
+            assert merged, f"the file has no QuantizeLinear node for {grids[i].name!r}"
+            merged.pop()
             chosen.pop()
-            may_be_again = False
+            may_merge = False
             continue
-        may_be_again = True
+        may_merge = True
     return [nodes[k] for k in chosen]

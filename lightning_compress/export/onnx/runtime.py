@@ -1,4 +1,4 @@
-"""Running a file in ONNX Runtime: what it computes, and how fast."""
+"""Execution of a file in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from lightning_compress.arguments import Arguments
-from lightning_compress.export.output_comparison import median_seconds, tensors
+from lightning_compress.export.output_comparison import tensor_leaves
+from lightning_compress.profiling import measure_latency
 
 
 def session(model: Path | bytes, *, precise: bool = False, optimized: Path | None = None) -> Any:
-    """ONNX Runtime's session of a file or of its bytes, with one thread.
+    """Create a single-threaded CPU session of ONNX Runtime.
 
     Args:
-        model: The file.
-        precise: With kernels that do not overflow.
-        optimized: Where to write the graph that it makes of the file.
+        model: Path of the file, or its bytes.
+        precise: Use kernels without saturating 16-bit sums, on x86 processors without VNNI as well.
+        optimized: Path to which the optimized graph is written.
     """
     import onnxruntime
 
@@ -35,20 +36,20 @@ def session(model: Path | bytes, *, precise: bool = False, optimized: Path | Non
     return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
 
 
-def outputs_of(path: Path, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """What the file computes of the arguments."""
+def run_file(path: Path, inputs: Arguments) -> list[Tensor]:
+    """Run a file with the default kernels of this CPU and return its outputs."""
     runtime = session(path)
-    return [torch.from_numpy(array) for array in runtime.run(None, feeds_of(runtime.get_inputs(), (args, kwargs)))]
+    return [torch.from_numpy(array) for array in runtime.run(None, feeds_of(runtime.get_inputs(), inputs))]
 
 
-def latency(path: Path, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-    """Median seconds of a run with one thread, after a warm-up."""
+def file_latency(path: Path, inputs: Arguments) -> float:
+    """Return the median seconds of a run with the default kernels of this CPU, on one thread."""
     runtime = session(path)
-    feeds = feeds_of(runtime.get_inputs(), (args, kwargs))
-    return median_seconds(lambda: runtime.run(None, feeds))
+    feeds = feeds_of(runtime.get_inputs(), inputs)
+    return measure_latency(lambda: runtime.run(None, feeds))
 
 
 def feeds_of(values: Iterable[Any], inputs: Arguments) -> dict[str, np.ndarray]:
-    """Arrays by the names of a graph's or a session's inputs, in their order."""
-    arrays = [tensor.detach().cpu().numpy() for tensor in tensors(inputs)]
+    """Return arrays by the names of a graph's or a session's inputs, in their order."""
+    arrays = [tensor.detach().cpu().numpy() for tensor in tensor_leaves(inputs)]
     return dict(zip([value.name for value in values], arrays, strict=True))

@@ -1,4 +1,4 @@
-"""Parameters, multiply-accumulates and bytes of a network, from one that is built without memory."""
+"""Parameter, multiply-accumulate and byte counts of networks on the meta device."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import timm
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_compress.models import networks  # noqa: F401  (registers its networks with timm)
+from lightning_compress.profiling import count_macs
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a network takes, whatever it is run on.
+    """Number of parameters and sizes of a network.
 
     Attributes:
-        params: Parameters.
-        fp32_bytes: Bytes of the parameters and buffers of its state dict.
-        int8_bytes: Bytes in integers, as :func:`int8_bytes` has it.
+        params: Number of parameters.
+        fp32_bytes: Bytes of the parameters and buffers of the state dict.
+        int8_bytes: Bytes quantized to INT8, from :func:`int8_bytes`.
     """
 
     params: int
@@ -32,17 +32,18 @@ class Sizes:
 
 
 def on_meta(name: str, **kwargs: Any) -> nn.Module:
-    """A timm network in eval mode without memory for its tensors; arguments as of ``timm.create_model``."""
+    """Build a timm network in eval mode on the meta device; arguments as in ``timm.create_model``."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return timm.create_model(name, **kwargs).eval()
 
 
 def sizes(model: nn.Module) -> Sizes:
-    """What a network takes.
+    """Count the parameters and bytes of a network.
 
     >>> sizes(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)))
     Sizes(params=232, fp32_bytes=1000, int8_bytes=280)
     """
+    # Non-persistent buffers are not stored in a checkpoint.
     kept = model.state_dict().keys()
     parameters = list(model.parameters())
     tensors = [*parameters, *(buffer for name, buffer in model.named_buffers() if name in kept)]
@@ -50,26 +51,25 @@ def sizes(model: nn.Module) -> Sizes:
 
 
 def int8_bytes(model: nn.Module) -> int:
-    """Bytes of a network whose convolutions and linear layers are in integers, norms folded into them.
+    """Compute the bytes of a network with convolutions and linear layers quantized to INT8 and batch norms folded.
 
-    A byte for each of their weights, and for each of their output channels 4 for the scale and 4 for the int32 bias
-    that it has after folding. Batch norms take nothing, those included that no layer stands before; all other
-    parameters stay in float32. The headers of a file come on top.
+    Each of their weights takes 1 byte, each of their output channels 4 for the scale and 4 for the int32 bias. Batch
+    norms take nothing, also where no layer precedes them; all other parameters stay in FP32. File headers are not
+    included.
     """
+    # By identity, so that weights shared between layers are counted once.
     weights = {id(m.weight): m.weight for m in model.modules() if isinstance(m, _LAYERS)}
-    in_integers = sum(weight.numel() + 8 * weight.shape[0] for weight in weights.values())
-    gone = (*_LAYERS, _BatchNorm)
-    counted = {id(p) for m in model.modules() if isinstance(m, gone) for p in m.parameters(recurse=False)}
-    return in_integers + 4 * sum(p.numel() for p in model.parameters() if id(p) not in counted)
+    quantized = sum(weight.numel() + 8 * weight.shape[0] for weight in weights.values())
+    excluded = (*_LAYERS, _BatchNorm)
+    counted = {id(p) for m in model.modules() if isinstance(m, excluded) for p in m.parameters(recurse=False)}
+    return quantized + 4 * sum(p.numel() for p in model.parameters() if id(p) not in counted)
 
 
 def macs(model: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Multiply-accumulates of convolutions and matrix products, attention's included, for one image.
+    """Count the multiply-accumulates of convolutions and matrix products for one image, attention included.
 
     Args:
-        model: A network in eval mode on the meta device.
+        model: Network in eval mode on the meta device.
         shape: Channels, height and width of the image.
     """
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, *shape, device="meta"))
-    return int(counter.get_total_flops()) // 2
+    return count_macs(model, torch.zeros(1, *shape, device="meta")).total

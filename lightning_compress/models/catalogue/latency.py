@@ -1,11 +1,10 @@
-"""How long networks take on this machine."""
+"""Latency of timm networks on this machine."""
 
 from __future__ import annotations
 
-import random
-import statistics
+import time
 from collections.abc import Mapping, Sequence
-from time import perf_counter
+from functools import partial
 from typing import Any
 
 import timm
@@ -13,46 +12,41 @@ import torch
 from torch import nn
 
 from lightning_compress.models import networks  # noqa: F401  (registers its networks with timm)
+from lightning_compress.profiling import Timer, compare_latencies
 
-# Networks that are kept in memory at a time.
-_TOGETHER = 16
+# Networks that are in memory at the same time.
+_GROUP_SIZE = 16
 _ROUNDS = 7
 
 
-def latencies(input_sizes: Mapping[str, int], **kwargs: Any) -> dict[str, float]:
-    """Median seconds that PyTorch takes for one image on the CPU, in float32 with one thread and random weights.
+def latencies(input_sizes: Mapping[str, int], *, timer: Timer = time.perf_counter, **kwargs: Any) -> dict[str, float]:
+    """Measure the latency of timm networks for one image in PyTorch, on the CPU in FP32 with one thread.
 
-    Up to 16 networks at a time take turns in random order, so that what else the machine does hits all alike.
+    Up to 16 networks at a time are interleaved, so that other load on the machine affects all of them alike.
 
     Args:
         input_sizes: Height and width of the image, by timm name.
-        kwargs: What all networks are made with.
+        timer: Clock in seconds.
+        **kwargs: Further arguments of ``timm.create_model``, for all networks.
+
+    Returns:
+        Median latency in seconds, by timm name.
     """
-    names, found, num_threads = list(input_sizes), dict[str, float](), torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        for start in range(0, len(names), _TOGETHER):
-            group = names[start : start + _TOGETHER]
-            found |= _medians({name: _made(name, kwargs) for name in group}, [input_sizes[name] for name in group])
-    finally:
-        torch.set_num_threads(num_threads)
-    return found
+    names, result = list(input_sizes), dict[str, float]()
+    for start in range(0, len(names), _GROUP_SIZE):
+        group = names[start : start + _GROUP_SIZE]
+        models = {name: _create(name, kwargs) for name in group}
+        result |= _medians(models, [input_sizes[name] for name in group], timer)
+    return result
 
 
-def _made(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+def _create(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         return timm.create_model(name, **kwargs).eval()
 
 
-def _medians(models: Mapping[str, nn.Module], input_sizes: Sequence[int]) -> dict[str, float]:
+def _medians(models: Mapping[str, nn.Module], input_sizes: Sequence[int], timer: Timer) -> dict[str, float]:
     images = {name: torch.zeros(1, 3, size, size) for name, size in zip(models, input_sizes, strict=True)}
-    order = random.Random(0)
-    times: dict[str, list[float]] = {name: [] for name in models}
+    calls = {name: partial(model, images[name]) for name, model in models.items()}
     with torch.inference_mode():
-        for number in range(_ROUNDS + 1):
-            for name in order.sample(list(models), len(models)):
-                start = perf_counter()
-                models[name](images[name])
-                if number:  # the first round warms up
-                    times[name].append(perf_counter() - start)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
+        return compare_latencies(calls, repeats=_ROUNDS, warm_up=1, timer=timer)

@@ -1,4 +1,4 @@
-"""timm's compact networks, with counts that were made beforehand."""
+"""Selection of timm's compact networks by name, size and cost, with precomputed counts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning_compress.models.catalogue.counting import Sizes, macs, on_meta, s
 from lightning_compress.models.catalogue.latency import latencies
 from lightning_compress.models.catalogue.table import Backbone, Catalogue
 
-# Globs over timm's names; what an older timm lacks is not listed.
+# Globs of timm names; networks that the installed timm lacks are not listed.
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "SqueezeNet": ("squeezenet1_*",),
     "MobileNetV1": ("mobilenetv1_*",),
@@ -57,7 +57,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "TinyViT": ("tiny_vit_5m_224", "tiny_vit_11m_224"),
     "ViT": ("vit_tiny_patch16_224",),
 }
-# Made by tests/benchmarks/backbone_counts.py.
+# Written by tests/benchmarks/backbone_counts.py.
 COUNTS = Path(__file__).with_name("counts.json")
 
 
@@ -70,30 +70,33 @@ def backbones(
     num_classes: int | None = None,
     latency: bool = False,
 ) -> Catalogue:
-    """Compact networks that ``timm.create_model`` makes, with their parameters, multiply-accumulates and bytes.
+    """List timm's compact networks with their parameters, multiply-accumulates and bytes.
 
-    All are counted on the networks as timm builds them, in eval mode; those that merge branches for deployment
-    (RepVGG, MobileOne and their like) before that. Counts for the installed version of timm, each network's own input
-    size and 32x32, with 1000 classes, come with this package; others are made when asked for, in about a second a
-    network.
+    Counts are those of the networks as timm builds them, in eval mode; for networks that merge branches for deployment
+    (RepVGG, MobileOne) those before the merge. Counts with 1000 classes at 32x32 and at the default input size are
+    precomputed for one version of timm; others are computed on request, in about a second per network.
 
     Args:
-        glob: Of names or families, in any case: ``"mobilenetv3*"``, ``"EfficientNet-Lite"``.
-        max_params: Most parameters.
-        max_macs: Most multiply-accumulates for one image.
-        input_size: Height and width of the images in pixels; by default those that each network is meant for.
-        num_classes: Number of classes; by default ImageNet's 1000.
-        latency: Also measure how long each network takes here for one image, in PyTorch on the CPU, in float32 with
-            one thread: medians over 7 rounds in which up to 16 networks at a time take turns.
+        glob: Case-insensitive glob of names or families, such as ``"mobilenetv3*"`` or ``"EfficientNet-Lite"``.
+        max_params: Upper limit of the number of parameters.
+        max_macs: Upper limit of the multiply-accumulates for one image.
+        input_size: Height and width of the images in pixels; by default those of each network's configuration.
+        num_classes: Number of classes; by default the 1000 of ImageNet.
+        latency: If True, measures the latency for one image in PyTorch, on the CPU in FP32 with one thread: the median
+            of 7 rounds, with up to 16 networks interleaved.
+
+    Returns:
+        The networks within the limits, in the order of their families.
 
     Raises:
-        ValueError: If the glob matches nothing, or for sizes and limits that are not positive.
+        ValueError: If the glob matches no network, or a size or limit is not positive.
 
-    >>> [row.name for row in backbones("mobilenetv3*", max_params=3e6).rows]
+    >>> import lightning_compress as lc
+    >>> [row.name for row in lc.backbones("mobilenetv3*", max_params=3e6).rows]
     ['mobilenetv3_small_050', 'mobilenetv3_small_075', 'mobilenetv3_small_100']
     """
-    given = {"max_params": max_params, "max_macs": max_macs, "input_size": input_size, "num_classes": num_classes}
-    for key, value in given.items():
+    arguments = {"max_params": max_params, "max_macs": max_macs, "input_size": input_size, "num_classes": num_classes}
+    for key, value in arguments.items():
         if value is not None and value <= 0:
             raise ValueError(f"{key}={value} must be more than 0.")
     rows, left_out = list[Backbone](), list[str]()
@@ -108,26 +111,33 @@ def backbones(
     return Catalogue(_timed(rows, num_classes) if latency else tuple(rows), tuple(left_out))
 
 
-class _Network:
-    """A network whose counts are looked up, or made where there are none."""
+class _CountedNetwork:
+    """A network with precomputed counts where they exist, and computed ones otherwise."""
 
     def __init__(self, name: str, family: str, num_classes: int | None) -> None:
         self.name, self.family, self._kwargs = name, family, _classes(num_classes)
-        self._stored: Mapping[str, Any] = {} if num_classes else stored().get(name, {})
+        self._stored: Mapping[str, Any] = {} if num_classes else stored_counts().get(name, {})
 
     @cached_property
     def sizes(self) -> Sizes:
         return Sizes(**self._stored["sizes"]) if self._stored else sizes(self._model)
 
     def row(self, input_size: int | None) -> Backbone | None:
-        """What it costs with images of a size, or nothing if it does not take them."""
-        size = input_size or own_input_size(self.name)
-        found = self._stored["macs"][str(size)] if str(size) in self._stored.get("macs", ()) else self._count(size)
-        if found is None:
+        """Return the costs at an input size, or None if the network does not support it."""
+        size = input_size or default_input_size(self.name)
+        num_macs = self._stored["macs"][str(size)] if str(size) in self._stored.get("macs", ()) else self._count(size)
+        if num_macs is None:
             return None
-        taken = self.sizes
-        trained = is_model_pretrained(self.name)
-        return Backbone(self.name, self.family, taken.params, found, taken.fp32_bytes, taken.int8_bytes, size, trained)
+        return Backbone(
+            self.name,
+            self.family,
+            self.sizes.params,
+            num_macs,
+            self.sizes.fp32_bytes,
+            self.sizes.int8_bytes,
+            size,
+            is_model_pretrained(self.name),
+        )
 
     @cached_property
     def _model(self) -> nn.Module:
@@ -136,45 +146,47 @@ class _Network:
     def _count(self, size: int) -> int | None:
         try:
             return macs(self._model, (3, size, size))
-        except Exception:  # timm's networks refuse sizes with whatever fails first
-            if size == own_input_size(self.name):
+        except Exception:  # networks of timm fail on unsupported sizes with various exceptions
+            if size == default_input_size(self.name):
                 raise
             return None
 
 
 @cache
-def stored() -> Mapping[str, Any]:
-    """Counts by name; none if they are of another version of timm, whose networks may be others."""
+def stored_counts() -> Mapping[str, Any]:
+    """Return the precomputed counts by name; empty for another version of timm, as its networks may differ."""
     counts = json.loads(COUNTS.read_text())
     return counts["networks"] if counts["timm"] == timm.__version__ else {}
 
 
-def names() -> dict[str, str]:
-    """The family of each network that the installed timm has, by name."""
+def families_by_name() -> dict[str, str]:
+    """Return the family of each compact network of the installed timm, by its name."""
     return {name: family for family, globs in FAMILIES.items() for glob in globs for name in timm.list_models(glob)}
 
 
-def own_input_size(name: str) -> int:
-    """Height and width of the images that a network is meant for."""
+def default_input_size(name: str) -> int:
+    """Return the height and width of the images in a network's timm configuration."""
     cfg = get_pretrained_cfg(name)
     assert cfg is not None
     return int(cfg.input_size[-1])
 
 
-def _matching(glob: str, num_classes: int | None) -> Iterator[_Network]:
-    known, wanted = names(), glob.lower()
-    found = [name for name, family in known.items() if fnmatchcase(name, wanted) or fnmatchcase(family.lower(), wanted)]
-    if not found:
-        near = difflib.get_close_matches(wanted.strip("*"), [*known, *map(str.lower, FAMILIES)], n=1)
+def _matching(glob: str, num_classes: int | None) -> Iterator[_CountedNetwork]:
+    families, pattern = families_by_name(), glob.lower()
+    matches = [
+        name for name, family in families.items() if fnmatchcase(name, pattern) or fnmatchcase(family.lower(), pattern)
+    ]
+    if not matches:
+        near = difflib.get_close_matches(pattern.strip("*"), [*families, *map(str.lower, FAMILIES)], n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ValueError(f"{glob!r} matches no backbone{hint}; the families are {', '.join(FAMILIES)}.")
-    return (_Network(name, known[name], num_classes) for name in found)
+    return (_CountedNetwork(name, families[name], num_classes) for name in matches)
 
 
-def _classes(num_classes: int | None) -> dict[str, int]:
+def _classes(num_classes: int | None) -> dict[str, Any]:
     return {"num_classes": num_classes} if num_classes else {}
 
 
 def _timed(rows: Sequence[Backbone], num_classes: int | None) -> tuple[Backbone, ...]:
-    found = latencies({row.name: row.input_size for row in rows}, **_classes(num_classes))
-    return tuple(replace(row, latency=found[row.name]) for row in rows)
+    seconds = latencies({row.name: row.input_size for row in rows}, **_classes(num_classes))
+    return tuple(replace(row, latency=seconds[row.name]) for row in rows)

@@ -1,4 +1,4 @@
-"""Networks with what they cost, as a table."""
+"""The table of networks and their costs."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from lightning_compress.reporting.printed import Printed
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network of timm and what it costs.
+    """Costs of one timm network.
 
     Attributes:
-        name: What ``timm.create_model`` and ``ClassificationModule`` call it.
-        family: Whose it is.
-        params: Parameters, the classifier's included.
+        name: Name in ``timm.create_model`` and :class:`ClassificationModule`.
+        family: Family of architectures.
+        params: Number of parameters, including the classifier.
         macs: Multiply-accumulates of convolutions and matrix products for one image.
-        fp32_bytes: Bytes of its parameters and buffers.
-        int8_bytes: Bytes with convolutions and linear layers in integers, batch norms folded: one for each weight, 4
-            for the scale and 4 for the int32 bias of each output channel, and 4 for each parameter of anything else.
+        fp32_bytes: Bytes of parameters and buffers in FP32.
+        int8_bytes: Bytes with convolutions and linear layers quantized to INT8 and batch norms folded: 1 for each
+            weight, 8 for the scale and int32 bias of each output channel, and 4 for each other parameter.
         input_size: Height and width of the image in pixels.
-        pretrained: Whether timm knows where pretrained weights are.
-        latency: Median seconds for one image on this machine, if that was asked for.
+        pretrained: True if timm has pretrained weights.
+        latency: Median latency for one image on this machine in seconds, or ``None`` if it was not measured.
     """
 
     name: str
@@ -43,22 +43,35 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Catalogue(Printed):
-    """Networks with what they cost; prints as a table.
+    """Networks and their costs, as returned by :func:`backbones`; ``str`` and rich render it as a table.
 
     Attributes:
-        rows: One for each.
-        left_out: Names of those that do not take images of the size that was asked for.
+        rows: One row per network.
+        left_out: Names of the networks that do not support the requested input size.
+
+    >>> import lightning_compress as lc
+    >>> catalogue = lc.backbones("mobilenetv3*").filter(lambda row: row.int8_bytes < 3e6).sort(lambda row: row.macs)
+    >>> [row.name for row in catalogue.rows]
+    ['mobilenetv3_small_050', 'mobilenetv3_small_075', 'mobilenetv3_small_100']
     """
 
     rows: tuple[Backbone, ...]
     left_out: tuple[str, ...] = ()
 
     def sort(self, key: Callable[[Backbone], Any]) -> Catalogue:
-        """The same with the smallest first, as in ``catalogue.sort(lambda row: row.macs)``."""
+        """Return the catalogue with rows in ascending order of a key.
+
+        Args:
+            key: Function from a row to its sort key.
+        """
         return Catalogue(tuple(sorted(self.rows, key=key)), self.left_out)
 
     def filter(self, takes: Callable[[Backbone], bool]) -> Catalogue:
-        """Those that it takes, as in ``catalogue.filter(lambda row: row.int8_bytes < 2**20)``."""
+        """Return the catalogue with only the rows that satisfy a predicate.
+
+        Args:
+            takes: Predicate; returns True for the rows to keep.
+        """
         return Catalogue(tuple(filter(takes, self.rows)), self.left_out)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -67,11 +80,11 @@ class Catalogue(Printed):
         else:
             yield "No network is within these limits."
         if self.left_out:
-            yield f"Left out, as they do not take images of this size: {', '.join(self.left_out)}."
+            yield f"Left out because they do not support this input size: {', '.join(self.left_out)}."
 
     def _table(self) -> Table:
         timed = any(row.latency is not None for row in self.rows)
-        # As narrow as can be: the longest name and all figures fit into 80 columns.
+        # As narrow as possible: the longest name and all columns fit into a terminal of 80 columns.
         table = Table(title="Compact networks", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         table.add_column("network", overflow="fold")
         for column in ("params\nM", "MACs\nM", "fp32\nMB", "int8\nMB", "size\npx", *(["\nms"] if timed else [])):

@@ -1,4 +1,8 @@
-"""Small networks of the compression literature that timm lacks; importing this package registers them there."""
+"""Network architectures that timm lacks: LeNet-300-100, LeNet-5, Conv-4, CIFAR ResNets and SqueezeNet.
+
+Importing this package registers them with timm, so that ``timm.create_model`` and :class:`ClassificationModule` build
+them by name. One file per family; ``building.py`` has the code that they share.
+"""
 
 from lightning_compress.models.networks.cifar_resnet import CifarBlock, CifarResNet
 from lightning_compress.models.networks.conv4 import Conv4

@@ -1,4 +1,4 @@
-"""What the networks without pretrained weights are built with."""
+"""Initialization and argument handling shared by the networks without pretrained weights."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import nn
 
-# Arguments that timm hands to every factory and that mean nothing to these networks.
+# Arguments that timm passes to every model function and that these networks do not use.
 _TIMM_EXTRAS = ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 
 
 def init_he_(model: nn.Module) -> None:
-    """He's normal initialisation of all convolutions and linear layers; biases become zero."""
+    """Initialize all convolutions and linear layers in place with He's normal distribution, and biases with zero."""
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight)
@@ -20,10 +20,15 @@ def init_he_(model: nn.Module) -> None:
 
 
 def own_arguments(name: str, pretrained: bool, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What of the arguments that timm hands to a factory the network ``name`` takes.
+    """Return the arguments of a timm model function without those that only timm's networks use.
+
+    Args:
+        name: Name of the network, for the error message.
+        pretrained: True if pretrained weights are requested.
+        kwargs: Keyword arguments of the model function.
 
     Raises:
-        ValueError: If pretrained weights are asked for, which there are none of.
+        ValueError: If pretrained weights are requested.
     """
     if pretrained:
         raise ValueError(f"{name} has no pretrained weights: load a file with checkpoint=... instead.")

@@ -1,4 +1,4 @@
-"""Residual networks for CIFAR."""
+"""ResNets for CIFAR (He et al. 2015), with parameter-free shortcuts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from lightning_compress.models.networks.building import init_he_, own_arguments
 
 
 class CifarBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut without parameters (He et al. 2015, option A).
+    """Residual block of two 3x3 convolutions with a shortcut without parameters (He et al. 2015, option A).
 
-    Where the block changes the width, the shortcut takes every second pixel and pads zero channels, a quarter of the
-    new width on each side.
+    Where the width changes, the shortcut takes every second pixel and pads ``width // 4`` zero channels on each side.
 
     Args:
-        in_chans: Channels of the input.
-        width: Channels of the output; twice the input's where the block halves the resolution.
+        in_chans: Number of input channels.
+        width: Number of output channels; if it is twice ``in_chans``, the block halves the resolution.
     """
 
     def __init__(self, in_chans: int, width: int) -> None:
@@ -34,8 +33,9 @@ class CifarBlock(nn.Module):
         self.act2 = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``(N, in_chans, H, W)`` to ``(N, width, H', W')``."""
+        """Map ``(N, in_chans, H, W)`` to ``(N, width, H', W')``."""
         shortcut = x
+        # Option A: zero channels instead of a 1x1 convolution, so that the shortcut has no parameters.
         if self.widens:
             shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
         x = self.act1(self.bn1(self.conv1(x)))
@@ -44,15 +44,18 @@ class CifarBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """The 6n+2 layer residual network for 32x32 images (He et al. 2015, arXiv:1512.03385, section 4.2).
+    """Residual network of 6n+2 layers for 32x32 images (He et al. 2015, arXiv:1512.03385, section 4.2).
 
     Args:
         depth: Number of weight layers, ``6n + 2``.
-        num_classes: Width of the last layer.
-        in_chans: Channels of the images.
+        num_classes: Number of classes.
+        in_chans: Number of channels of the images.
 
     Raises:
         ValueError: If ``depth`` is not of the form ``6n + 2``.
+
+    >>> sum(p.numel() for p in CifarResNet(20).parameters())
+    269722
     """
 
     def __init__(self, depth: int, *, num_classes: int = 10, in_chans: int = 3) -> None:
@@ -71,7 +74,7 @@ class CifarResNet(nn.Module):
         init_he_(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps images ``(N, in_chans, H, W)`` to logits ``(N, num_classes)``."""
+        """Map images ``(N, in_chans, H, W)`` to logits ``(N, num_classes)``."""
         x = self.act1(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(self.pool(x).flatten(1))
@@ -79,13 +82,13 @@ class CifarResNet(nn.Module):
 
 @register_model
 def resnet20_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-20 for CIFAR, 0.27 M parameters; takes ``num_classes`` and ``in_chans``."""
+    """Build ResNet-20 for CIFAR, 0.27 M parameters; takes ``num_classes`` and ``in_chans``."""
     return CifarResNet(20, **own_arguments("resnet20_cifar", pretrained, kwargs))
 
 
 @register_model
 def resnet56_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-56 for CIFAR, 0.85 M parameters; takes ``num_classes`` and ``in_chans``."""
+    """Build ResNet-56 for CIFAR, 0.85 M parameters; takes ``num_classes`` and ``in_chans``."""
     return CifarResNet(56, **own_arguments("resnet56_cifar", pretrained, kwargs))
 
 

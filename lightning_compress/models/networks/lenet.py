@@ -1,4 +1,4 @@
-"""The LeNets of pruning papers."""
+"""LeNet-300-100 and LeNet-5, as used in the pruning literature."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lightning_compress.models.networks.building import own_arguments
 
 
 class LeNet300(nn.Module):
-    """LeNet-300-100, a multilayer perceptron (LeCun et al. 1998) of 266,610 parameters on 28x28 images.
+    """LeNet-300-100, a multilayer perceptron with 266,610 parameters on 28x28 images. LeCun et al. 1998.
 
     Args:
-        num_classes: Width of the last layer.
-        in_chans: Channels of the images.
+        num_classes: Number of classes.
+        in_chans: Number of channels of the images.
         img_size: Height and width of the images.
     """
 
@@ -28,19 +28,19 @@ class LeNet300(nn.Module):
         self.fc3 = nn.Linear(100, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps images ``(N, in_chans, img_size, img_size)`` to logits ``(N, num_classes)``."""
+        """Map images ``(N, in_chans, img_size, img_size)`` to logits ``(N, num_classes)``."""
         x = self.act1(self.fc1(x.flatten(1)))
         return self.fc3(self.act2(self.fc2(x)))
 
 
 class LeNet5(nn.Module):
-    """LeNet-5 as pruning papers have it since Caffe: 20 and 50 maps, 500 units; 431,080 parameters on 28x28 images.
+    """LeNet-5 in Caffe's version: 20 and 50 feature maps, 500 hidden units, 431,080 parameters.
 
-    Han et al. 2015 (arXiv:1506.02626), table 4.
+    The version of the pruning literature, such as Han et al. 2015 (arXiv:1506.02626), table 4.
 
     Args:
-        num_classes: Width of the last layer.
-        in_chans: Channels of the images, which are 28x28.
+        num_classes: Number of classes.
+        in_chans: Number of channels of the 28x28 images.
     """
 
     def __init__(self, *, num_classes: int = 10, in_chans: int = 1) -> None:
@@ -54,18 +54,18 @@ class LeNet5(nn.Module):
         self.fc2 = nn.Linear(500, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps images ``(N, in_chans, 28, 28)`` to logits ``(N, num_classes)``."""
+        """Map images ``(N, in_chans, 28, 28)`` to logits ``(N, num_classes)``."""
         x = self.pool2(self.conv2(self.pool1(self.conv1(x))))
         return self.fc2(self.act1(self.fc1(x.flatten(1))))
 
 
 @register_model
 def lenet300_100(pretrained: bool = False, **kwargs: Any) -> LeNet300:
-    """LeNet-300-100; takes ``num_classes``, ``in_chans`` and ``img_size``."""
+    """Build :class:`LeNet300`; takes ``num_classes``, ``in_chans`` and ``img_size``."""
     return LeNet300(**own_arguments("lenet300_100", pretrained, kwargs))
 
 
 @register_model
 def lenet5(pretrained: bool = False, **kwargs: Any) -> LeNet5:
-    """LeNet-5; takes ``num_classes`` and ``in_chans``."""
+    """Build :class:`LeNet5`; takes ``num_classes`` and ``in_chans``."""
     return LeNet5(**own_arguments("lenet5", pretrained, kwargs))

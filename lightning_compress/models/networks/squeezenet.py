@@ -1,4 +1,4 @@
-"""SqueezeNet."""
+"""SqueezeNet 1.0 and 1.1 in timm's interface, with torchvision's pretrained weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torchvision.models import SqueezeNet1_0_Weights, SqueezeNet1_1_Weights
 
-# Widths that a fire module squeezes to, and of each of its two expansions; None is a pool that halves the resolution.
+# Widths (squeezed, expanded) of the fire modules; None is a max-pool that halves the resolution.
 _FIRES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256))
 _Stages = Sequence[Sequence["tuple[int, int] | None"]]
 _STAGES_1_0: _Stages = (_FIRES[:3], (None, *_FIRES[3:7]), (None, *_FIRES[7:]))
@@ -21,12 +21,12 @@ _STAGES_1_1: _Stages = (_FIRES[:2], (None, *_FIRES[2:4]), (None, *_FIRES[4:]))
 
 
 class Fire(nn.Module):
-    """Squeezes channels with 1x1 convolutions and expands them with 1x1 and 3x3 ones, side by side.
+    """Fire module: a 1x1 convolution that squeezes the channels, then parallel 1x1 and 3x3 expansions.
 
     Args:
-        in_chans: Channels of the input.
-        squeezed: Channels between the two.
-        expanded: Channels of each expansion; the output has twice as many.
+        in_chans: Number of input channels.
+        squeezed: Number of channels after the squeeze convolution.
+        expanded: Number of channels of each expansion; their concatenation is the output.
     """
 
     def __init__(self, in_chans: int, squeezed: int, expanded: int) -> None:
@@ -39,21 +39,21 @@ class Fire(nn.Module):
         self.act3 = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``(N, in_chans, H, W)`` to ``(N, 2 * expanded, H, W)``."""
+        """Map ``(N, in_chans, H, W)`` to ``(N, 2 * expanded, H, W)``."""
         x = self.act(self.squeeze(x))
         return torch.cat([self.act1(self.expand1(x)), self.act3(self.expand3(x))], 1)
 
 
 class SqueezeNet(nn.Module):
-    """A network of fire modules with a convolution for a classifier (Iandola et al. 2016, arXiv:1602.07360).
+    """Network of fire modules with a convolutional classifier (Iandola et al. 2016, arXiv:1602.07360).
 
     Args:
         stem: Width and kernel size of the first convolution.
-        stages: Fire modules of each stage as widths that they squeeze and expand to; ``None`` is a pool.
-        num_classes: Channels of the classifier; 0: none, so that the pooled features come out.
-        in_chans: Channels of the images.
-        global_pool: timm's name of the pool over the whole image, such as ``"avg"``; ``""``: none.
-        drop_rate: Probability with which features are dropped before the classifier.
+        stages: Widths ``(squeezed, expanded)`` of the fire modules of each stage; ``None`` is a max-pool.
+        num_classes: Number of classes; 0 for no classifier, with pooled features as output.
+        in_chans: Number of channels of the images.
+        global_pool: timm's name of the global pool, such as ``"avg"``; ``""`` for none.
+        drop_rate: Probability of dropout before the classifier.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class SqueezeNet(nn.Module):
         _init_classifier(self.classifier)
 
     def get_classifier(self) -> nn.Module:
-        """The 1x1 convolution to the classes, or an identity."""
+        """Return the classifier, a 1x1 convolution or an identity."""
         return self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Puts a new classifier in the place of the old one; arguments as in the constructor."""
+        """Replace the classifier; arguments as in the constructor."""
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
@@ -101,31 +101,31 @@ class SqueezeNet(nn.Module):
         _init_classifier(self.classifier)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns of parameter names by which timm gives layers learning rates of their own."""
+        """Return patterns of parameter names, by which timm groups layers for layer-wise learning rates."""
         return {"stem": r"^conv1", "blocks": r"^stage(\d+)" if coarse else r"^stage(\d+)\.(\d+)"}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Refuses what timm's networks may be asked for.
+        """Disable gradient checkpointing, which is not supported.
 
         Raises:
-            ValueError: If it is to be enabled.
+            ValueError: If ``enable`` is True.
         """
         if enable:
-            raise ValueError("SqueezeNet has no gradient checkpointing.")
+            raise ValueError("SqueezeNet does not support gradient checkpointing: leave it disabled.")
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Maps images ``(N, in_chans, H, W)``, at least 17x17, to features ``(N, num_features, H / 16, W / 16)``."""
+        """Map images ``(N, in_chans, H, W)``, at least 17x17, to features ``(N, num_features, H / 16, W / 16)``."""
         for module in self._feature_modules().values():
             x = module(x)
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Maps features to logits ``(N, num_classes)``, or to themselves, pooled, if ``pre_logits``."""
+        """Map features to logits ``(N, num_classes)``, or to pooled features if ``pre_logits``."""
         x = self.drop(x)
         return self.global_pool(x if pre_logits else self.act(self.classifier(x)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps images ``(N, in_chans, H, W)`` to logits ``(N, num_classes)``."""
+        """Map images ``(N, in_chans, H, W)`` to logits ``(N, num_classes)``."""
         return self.forward_head(self.forward_features(x))
 
     def forward_intermediates(
@@ -137,18 +137,21 @@ class SqueezeNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Features of several resolutions on the way.
+        """Compute intermediate features, as timm's networks do.
 
         Args:
             x: Images ``(N, in_chans, H, W)``.
-            indices: Which of ``feature_info``; an int: so many last ones; ``None``: all.
-            norm: Without meaning, as there is no norm.
-            stop_early: Leave out what comes after the last that is wanted.
-            output_fmt: ``"NCHW"``.
-            intermediates_only: Return nothing but the list.
+            indices: Indices into ``feature_info``; an int for that number of last ones, ``None`` for all.
+            norm: Ignored, as the network has no norm.
+            stop_early: If True, skips the layers after the last requested feature.
+            output_fmt: Must be ``"NCHW"``.
+            intermediates_only: If True, returns only the list of features.
+
+        Returns:
+            List of the requested features, after the last computed feature unless ``intermediates_only``.
 
         Raises:
-            ValueError: For another ``output_fmt``, and for indices that there are not.
+            ValueError: For another ``output_fmt``, or an index out of range.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt!r} must be 'NCHW'.")
@@ -166,10 +169,15 @@ class SqueezeNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drops stages that the features at ``indices`` do not need, and the classifier.
+        """Remove the stages after the features at ``indices``, and the classifier.
+
+        Args:
+            indices: As in :meth:`forward_intermediates`.
+            prune_norm: Ignored, as the network has no norm.
+            prune_head: If False, keeps the classifier unless a stage is removed.
 
         Returns:
-            The indices that are kept.
+            The indices as non-negative integers.
         """
         wanted = _indices(indices, len(self.feature_info))
         last = max(wanted)
@@ -177,7 +185,7 @@ class SqueezeNet(nn.Module):
         for name in [*unneeded, *(["maxpool"] if last == 0 else [])]:
             setattr(self, name, nn.Identity())
         self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
-        # Without the last stage the classifier fits nothing.
+        # Without the last stage the width no longer matches the classifier.
         if prune_head or unneeded:
             self.reset_classifier(0, "")
         return wanted
@@ -188,11 +196,11 @@ class SqueezeNet(nn.Module):
 
 
 def from_torchvision(state_dict: Mapping[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
-    """Gives the tensors of torchvision's SqueezeNet the names they have here.
+    """Rename the tensors of a torchvision SqueezeNet to the names used here.
 
     Args:
-        state_dict: Torchvision's, of either version; one of ours comes back as it is.
-        model: Whom it is for, as timm says it; both versions can be told apart without.
+        state_dict: State dict of torchvision's version 1.0 or 1.1; one with the names used here is returned unchanged.
+        model: Not used; timm passes the network that the weights are for.
     """
     if "features.0.weight" not in state_dict:
         return dict(state_dict)
@@ -200,7 +208,7 @@ def from_torchvision(state_dict: Mapping[str, Tensor], model: nn.Module | None =
     names = {0: "conv1"}
     stage, index = 0, 0
     for before, number in zip([-1, *fires], fires, strict=False):
-        # A number that is left out is a pool, which opens a stage.
+        # A gap in torchvision's numbering is a max-pool, which begins a stage.
         opens = number != before + 1
         stage, index = (stage + 1, 1 if stage else 0) if opens else (stage, index + 1)
         names[number] = f"stage{stage}.{index}"
@@ -213,7 +221,7 @@ def from_torchvision(state_dict: Mapping[str, Tensor], model: nn.Module | None =
 
 
 def _indices(indices: int | Sequence[int] | None, total: int) -> list[int]:
-    """Which of ``total`` features are meant, as timm's networks understand it."""
+    """Convert indices in timm's forms to non-negative integers below ``total``."""
     if indices is None or isinstance(indices, int):
         return list(range(total))[-indices if indices else None :]
     if not all(-total <= index < total for index in indices):
@@ -266,7 +274,7 @@ def _cfg(weights: Any) -> dict[str, Any]:
     }
 
 
-# The name that timm looks for.
+# timm finds the configurations under this name.
 default_cfgs = generate_default_cfgs(
     {"squeezenet1_0.tv_in1k": _cfg(SqueezeNet1_0_Weights), "squeezenet1_1.tv_in1k": _cfg(SqueezeNet1_1_Weights)}
 )
@@ -274,13 +282,13 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def squeezenet1_0(pretrained: bool = False, **kwargs: Any) -> SqueezeNet:
-    """SqueezeNet 1.0, 1.25 M parameters."""
+    """Build SqueezeNet 1.0, 1.25 M parameters."""
     return _create("squeezenet1_0", pretrained, stem=(96, 7), stages=_STAGES_1_0, **kwargs)
 
 
 @register_model
 def squeezenet1_1(pretrained: bool = False, **kwargs: Any) -> SqueezeNet:
-    """SqueezeNet 1.1, as good as 1.0 at less than half its computation; 1.24 M parameters."""
+    """Build SqueezeNet 1.1, 1.24 M parameters: the accuracy of 1.0 at less than half its computation."""
     return _create("squeezenet1_1", pretrained, stem=(64, 3), stages=_STAGES_1_1, **kwargs)
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_compress as lc
+from lightning_compress.channels.costs import Latency
 from lightning_compress.channels.discovery import find_groups
 from lightning_compress.channels.groups import named_tensors
+from lightning_compress.profiling import count_macs
+from lightning_compress.pruning import model_channel_groups
 from tests.cases import RAMP, Loader, Net, assert_same, load, save_every_step, trainer
 from tests.channels.nets import SOUND, images
 
@@ -63,38 +66,58 @@ def wide() -> nn.Module:
     return nn.Sequential(*layers)
 
 
-class Slow(nn.Module):
-    """Takes so many seconds in eval mode, and so many for each channel of its first layer."""
+class Timed(nn.Module):
+    """Advances a simulated clock by a constant, and by one for each channel of its first layer."""
 
-    def __init__(self, seconds: float, each: float) -> None:
+    now = 0.0
+
+    def __init__(self, constant: float = 0.0) -> None:
         super().__init__()
-        self.inner, self.seconds, self.each = wide(), seconds, each
+        self.inner, self.constant = wide(), constant
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            time.sleep(self.seconds + self.each * len(self.inner[0].weight))
+        Timed.now += self.constant + len(self.inner[0].weight)
         return self.inner(x)
 
 
-@pytest.mark.parametrize("of", ["parameters", "macs", "latency"])
-def test_a_part_of_something_else(of: str) -> None:
-    model = Task(Slow(0, 2e-4) if of == "latency" else wide())
+@pytest.fixture(autouse=True)
+def simulated_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measures latency by the simulated clock instead of that of the machine."""
+    monkeypatch.setattr(model_channel_groups, "Latency", partial(Latency, timer=lambda: Timed.now))
+
+
+@pytest.mark.parametrize("of", ["parameters", "macs"])
+def test_sparsity_as_a_fraction_of_parameters_or_macs(of: str) -> None:
+    model = Task(wide())
     fit(model, lc.Pruning(0.5, pattern=lc.Channels(of=of), schedule=lc.Schedule(begin=0, curve="one_shot")))
     small, log = lc.shrink(model.net, images())
-    if of == "latency":
-        assert 16 < len(log.layers["inner.0"]) < 56, "most of the time is in these channels"
-        return
-    ratio = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.net.parameters())
-    if of == "parameters":
-        assert 0.47 < ratio <= 0.5
+    remaining = {
+        "parameters": lambda net: sum(p.numel() for p in net.parameters()),
+        "macs": lambda net: count_macs(net, images()).total,
+    }[of]
+    assert 0.47 < remaining(small) / remaining(model.net) <= 0.5
     assert log.layers
 
 
+def test_sparsity_as_a_fraction_of_latency() -> None:
+    model = Task(Timed())
+    pattern = lc.Channels(of="latency")
+    fit(model, lc.Pruning(0.5, pattern=pattern, schedule=lc.Schedule(begin=0, curve="one_shot")))
+    _, log = lc.shrink(model.net, images())
+    assert len(log.layers["inner.0"]) == 32, "all of the latency is in these channels"
+    assert "inner.2" not in log.layers
+
+
 def test_more_latency_than_the_channels_have_is_refused() -> None:
-    model = Task(Slow(0.02, 0))
-    with pytest.raises(ValueError, match=r"A sparsity of 0\.9 cannot be had from .* of the latency can go"):
-        fit(model, lc.Pruning(0.9, pattern=lc.Channels(of="latency")))
+    model = Task(Timed(constant=62.0))  # 126 with all 64 channels of the first layer, 63 with one
+    advice = "lower the sparsity or round_to"
+    words = rf"A sparsity of 0\.6 is not possible for .*: at most 0\.500 of the latency can be removed; {advice}"
+    with pytest.raises(ValueError, match=words):
+        fit(model, lc.Pruning(0.6, pattern=lc.Channels(of="latency")))
     assert bool((model.net.inner[0].weight != 0).all())
+    with pytest.raises(ValueError, match="is not possible"):
+        fit(model, lc.Pruning(0.501, pattern=lc.Channels(of="latency")))
+    fit(model, lc.Pruning(0.5, pattern=lc.Channels(of="latency")))
 
 
 def test_a_few_samples_are_enough_to_look_at_the_network() -> None:
@@ -124,7 +147,7 @@ def test_in_setup_the_model_is_not_yet_where_it_is_trained(of: str) -> None:
 
     pruning = lc.Pruning(0.01, pattern=lc.Channels(of=of), example_inputs=images(), targets=lc.Targets(module="net"))
     with pytest.raises(Reached):
-        trainer([Away(), pruning, Last()]).fit(Task(Slow(0, 2e-4)), loader())
+        trainer([Away(), pruning, Last()]).fit(Task(Timed()), loader())
 
 
 def test_only_groups_of_targets_go() -> None:
@@ -151,7 +174,7 @@ def test_sparsities_by_globs() -> None:
     assert int((model.net.blocks[0].norm1.weight == 0).sum()) == 3
     assert int((model.net.blocks[1].norm1.weight == 0).sum()) == 2
     assert bool((model.net.stem.weight != 0).all())
-    with pytest.raises(ValueError, match="'nothing' matches no layer whose channels can be removed; they are"):
+    with pytest.raises(ValueError, match="'nothing' matches no layer whose channels can be removed; the names are"):
         fit(Task(SOUND["residual"]()), lc.Pruning({"nothing": 0.5}, pattern=lc.Channels()))
 
 
@@ -177,23 +200,23 @@ def test_example_inputs_instead_of_a_training_step() -> None:
     assert lc.shrink(model.net, images())[1].layers
 
 
-def test_of_a_taught_model_the_student_alone() -> None:
+def test_of_a_distilled_model_only_the_student_is_pruned() -> None:
     teacher = SOUND["residual"]()
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    taught = lc.DistillationModule(Task(SOUND["residual"]()), teacher)
-    fit(taught, lc.Pruning(0.5, pattern=lc.Channels()))
+    distilled = lc.DistillationModule(Task(SOUND["residual"]()), teacher)
+    fit(distilled, lc.Pruning(0.5, pattern=lc.Channels()))
     assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.state_dict().items())
-    assert len(lc.shrink(taught.student.net, images())[1].layers) > 2
+    assert len(lc.shrink(distilled.student.net, images())[1].layers) > 2
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_beside_integers_every_channel_stays_zero(order: int) -> None:
+def test_with_quantization_every_channel_stays_zero(order: int) -> None:
     model = Task(SOUND["residual"]())
     callbacks = [lc.Pruning(0.5, pattern=lc.Channels(), schedule=RAMP), lc.QuantizationAwareTraining()]
     trainer(callbacks[::order]).fit(model, loader())
     groups, _ = find_groups(model.net, (images(),), {})
     assert sum(int(group.dead(named_tensors(model.net)).sum()) for group in groups) == 12
-    with pytest.raises(ValueError, match="is of a quantizer: shrink first"):
+    with pytest.raises(ValueError, match="belongs to a quantizer: shrink first"):
         lc.shrink(model.net, images())
 
 
@@ -208,7 +231,7 @@ def test_resumed_after_the_channels_are_gone(tmp_path: Path) -> None:
     fresh = Net()
     rest = save_every_step(tmp_path / "rest")
     trainer([lc.Shrunk(log), rest]).fit(fresh, Loader(), ckpt_path=tmp_path / "whole" / "step=4.ckpt")
-    ends = [load(tmp_path / part / "step=10.ckpt")["state_dict"] for part in ("whole", "rest")]
+    ends = [load(tmp_path / run / "step=10.ckpt")["state_dict"] for run in ("whole", "rest")]
     assert_same(*ends)
 
 
@@ -229,7 +252,11 @@ def test_refused_at_once(options: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize(
     ("net", "pruning", "words"),
     [
-        (SOUND["residual"](), lc.Pruning(0.95, pattern=lc.Channels()), r"at most 0\.875 of the channels can go"),
+        (
+            SOUND["residual"](),
+            lc.Pruning(0.95, pattern=lc.Channels()),
+            r"at most 0\.875 of the channels can be removed",
+        ),
         (SOUND["residual"](), lc.Pruning(0.5, pattern=lc.Channels(round_to=8)), r"at most 0\.083 of the channels"),
         (nn.Sequential(nn.Flatten(), nn.Linear(108, 3)), lc.Pruning(0.5, pattern=lc.Channels()), "can be removed"),
         (

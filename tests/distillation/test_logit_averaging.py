@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import lightning_compress as lc
-from lightning_compress.distillation import teacher_averaging
+from lightning_compress.distillation.logit_averaging import average_by_confidence, average_uniformly
 
 NUM, CLASSES = 5, 4
-both = pytest.mark.parametrize("combine", [teacher_averaging.mean, teacher_averaging.confidence])
+both = pytest.mark.parametrize("combine", [average_uniformly, average_by_confidence])
 
 
 def said(num_teachers: int, *, scale: float = 2.0, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -50,21 +50,21 @@ def naive_confidence(logits: Sequence[Tensor], truth: Tensor) -> Tensor:
 @pytest.mark.parametrize("num_teachers", [2, 3, 5])
 def test_mean(num_teachers: int) -> None:
     logits = said(num_teachers)
-    torch.testing.assert_close(teacher_averaging.mean(logits, None).exp(), naive_mean(logits), rtol=1e-12, atol=0)
+    torch.testing.assert_close(average_uniformly(logits, None).exp(), naive_mean(logits), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["classes", "probabilities"])
 @pytest.mark.parametrize("num_teachers", [2, 3, 5])
 def test_confidence(num_teachers: int, soft: bool) -> None:
     logits, truth = said(num_teachers), labels(soft)
-    found = teacher_averaging.confidence(logits, truth)
+    found = average_by_confidence(logits, truth)
     torch.testing.assert_close(found.exp(), naive_confidence(logits, truth), rtol=1e-11, atol=0)
 
 
 def test_classes_are_probabilities_that_are_sure() -> None:
     logits, truth = said(3), labels(False)
     sure = F.one_hot(truth, CLASSES).double()
-    torch.testing.assert_close(teacher_averaging.confidence(logits, sure), teacher_averaging.confidence(logits, truth))
+    torch.testing.assert_close(average_by_confidence(logits, sure), average_by_confidence(logits, truth))
 
 
 @given(
@@ -74,7 +74,7 @@ def test_classes_are_probabilities_that_are_sure() -> None:
 @settings(max_examples=50, deadline=None)
 def test_probabilities_sum_to_one(logits: list[list[float]], label: int) -> None:
     given_logits = [torch.tensor([each], dtype=torch.float64) for each in logits]
-    for combine in (teacher_averaging.mean, teacher_averaging.confidence):
+    for combine in (average_uniformly, average_by_confidence):
         found = combine(given_logits, torch.tensor([label]))
         torch.testing.assert_close(found.exp().sum(1), torch.ones(1, dtype=torch.float64))
         shifted = combine([each + 3.0 for each in given_logits], torch.tensor([label]))
@@ -83,7 +83,7 @@ def test_probabilities_sum_to_one(logits: list[list[float]], label: int) -> None
 
 def test_trusts_the_teacher_that_knows() -> None:
     knows, errs = torch.tensor([[9.0, 0.0, 0.0, 0.0]]), torch.tensor([[0.0, 9.0, 0.0, 0.0]])
-    found = teacher_averaging.confidence([knows, errs], torch.tensor([0]))
+    found = average_by_confidence([knows, errs], torch.tensor([0]))
     torch.testing.assert_close(found.exp(), knows.softmax(1), rtol=0, atol=2e-3)
 
 
@@ -95,7 +95,7 @@ def test_one_teacher_passes_through(combine: Callable[..., Tensor]) -> None:
 
 def test_confidence_needs_labels() -> None:
     with pytest.raises(ValueError, match="combine='confidence' compares teachers with labels, which the batches do"):
-        teacher_averaging.confidence(said(2), None)
+        average_by_confidence(said(2), None)
 
 
 @both
@@ -148,14 +148,14 @@ def test_a_teacher_that_finds_the_label_impossible_has_no_weight() -> None:
     impossible = torch.tensor([[-math.inf, 0.0, 0.0]])
     knows = torch.tensor([[1.0, 0.0, 2.0]])
     for truth in (torch.tensor([0]), torch.tensor([[1.0, 0.0, 0.0]])):
-        found = teacher_averaging.confidence([impossible, knows], truth)
+        found = average_by_confidence([impossible, knows], truth)
         torch.testing.assert_close(found, knows.log_softmax(1))
-        both_err = teacher_averaging.confidence([impossible, knows, impossible], truth).exp()
+        both_err = average_by_confidence([impossible, knows, impossible], truth).exp()
         expected = 0.5 * knows.softmax(1) + 0.5 * impossible.softmax(1)
         torch.testing.assert_close(both_err, expected)
 
 
 def test_gradients_are_numbers() -> None:
     logits = [each.requires_grad_() for each in hostile((0,))]
-    teacher_averaging.mean(logits, None).exp().square().sum().backward()
+    average_uniformly(logits, None).exp().square().sum().backward()
     assert all(each.grad.isfinite().all() for each in logits)

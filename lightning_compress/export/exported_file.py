@@ -1,0 +1,28 @@
+"""Measurements that every export target reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedFile:
+    """An exported file and its measurements.
+
+    Attributes:
+        path: The file.
+        num_bytes: Size of the file.
+        latency: Median seconds of a run on the example inputs in the target's runtime, one thread of this CPU.
+        steps: Largest difference of each quantized activation from the model's on identical inputs, in steps of its
+            scale; ``None`` for an FP32 file.
+        difference: Largest difference of the outputs from the model's, relative to their largest absolute value.
+        left_in_float: Calls that compute in FP32, ``"<module>.<function>"``.
+    """
+
+    path: Path
+    num_bytes: int
+    latency: float
+    steps: dict[str, int] | None
+    difference: float
+    left_in_float: tuple[str, ...]

@@ -1,0 +1,85 @@
+"""Decoding of one packed tensor, in memory and time bounded by its declared size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_compress.packing.bit_patterns import (
+    DTYPES,
+    BitPatterns,
+    Mask,
+    num_columns_of,
+    tensor_from_patterns,
+    zero_pattern,
+)
+from lightning_compress.packing.encoding_types import PositionEncoding, ReadContext, ValueEncoding
+from lightning_compress.packing.encodings import ENCODINGS
+from lightning_compress.packing.entry import Entry
+from lightning_compress.packing.indexed_values import CodebookEncoding
+from lightning_compress.packing.quantized_tensors import IntegerTensor, from_integers
+from lightning_compress.packing.streams import Stream, next_stream
+
+
+def decode(entry: Entry, streams: Sequence[Stream], get_scale: Callable[[str], Tensor]) -> Tensor:
+    """Return the tensor that an entry of a file and its streams describe.
+
+    Args:
+        entry: Description of the tensor in the header.
+        streams: Streams of the tensor.
+        get_scale: Takes the name of another tensor of the file and returns it.
+
+    Raises:
+        ValueError: If streams are damaged or do not fit the entry.
+    """
+    dtype = DTYPES[entry.dtype]
+    if entry.scale is not None:
+        elements = _read_elements(streams, np.zeros(1, "<i2"), entry.shape)
+        integers = IntegerTensor(elements, entry.axis, entry.negative_zero)
+        return from_integers(integers, get_scale(entry.scale), dtype, torch.Size(entry.shape))
+    stored = torch.float16 if entry.half else dtype
+    elements = _read_elements(streams, zero_pattern(stored.itemsize * entry.width), entry.shape, entry.width)
+    return tensor_from_patterns(elements, stored, entry.shape).to(dtype)
+
+
+def _read_elements(streams: Sequence[Stream], like: BitPatterns, shape: tuple[int, ...], width: int = 1) -> BitPatterns:
+    count, num_columns = math.prod(shape), num_columns_of(shape)
+    if not count:
+        return np.zeros(0, like.dtype)
+    if num_columns % width:
+        raise ValueError(f"rows of {num_columns} elements cannot be divided into vectors of {width}")
+    rest = iter(streams)
+    elements = _read_streams(rest, like, count // width, num_columns // width)
+    if next(rest, None) is not None:
+        raise ValueError("there are more streams than the tensor needs")
+    # Arrays of raw values are views of immutable bytes, which a tensor must not share.
+    return elements if elements.flags.writeable else elements.copy()
+
+
+def _read_streams(streams: Iterator[Stream], like: BitPatterns, count: int, num_columns: int) -> BitPatterns:
+    first = next_stream(streams)
+    encoding = ENCODINGS.get(first.kind)
+    if not isinstance(encoding, PositionEncoding):
+        return _read_values(first, streams, ReadContext(like, count, None))
+    nonzero = encoding.read(first, count, num_columns)
+    values = _read_values(next_stream(streams), streams, ReadContext(like, int(nonzero.sum()), nonzero))
+    return _scatter(nonzero, values)
+
+
+def _read_values(stream: Stream, streams: Iterator[Stream], context: ReadContext) -> BitPatterns:
+    encoding = ENCODINGS.get(stream.kind)
+    if not isinstance(encoding, ValueEncoding | CodebookEncoding):
+        raise ValueError(f"{stream.kind[:40]!r} is not an encoding of values")
+    return encoding.read(stream, streams, context)
+
+
+def _scatter(nonzero: Mask, values: BitPatterns) -> BitPatterns:
+    elements: NDArray[Any] = np.zeros((len(nonzero), *values.shape[1:]), values.dtype)
+    elements[nonzero] = values
+    return elements

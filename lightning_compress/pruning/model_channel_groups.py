@@ -1,0 +1,177 @@
+"""Prunable channel groups of a LightningModule, found before the fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+
+from lightning_compress.channels.costs import (
+    Cost,
+    Latency,
+    NumChannels,
+    TensorSizes,
+    mac_factors,
+    parameter_factors,
+)
+from lightning_compress.channels.discovery import find_groups
+from lightning_compress.channels.groups import ChannelGroup
+from lightning_compress.constraints.layer import Layer
+from lightning_compress.pruning.channel_pruner import ChannelRankingGroup, minimum_cost
+from lightning_compress.pruning.patterns import Channels
+from lightning_compress.pruning.ranked_channel_group import RankedChannelGroup, attach_weights
+from lightning_compress.pruning.ranking_groups import group_by_sparsity
+from lightning_compress.targets import Targets, shorten
+from lightning_compress.trainer.example_inputs import common_ancestors, probe_before_fit
+from lightning_compress.trainer.lightning import is_a, is_built_late
+from lightning_compress.trainer.probe import TrainingProbe
+
+# Removals are verified in float64 and traced with autograd; two samples are enough, and batch norms need more than one.
+_NUM_SAMPLES = 2
+
+
+class ModelChannelGroups:
+    """Channel groups of a model, found in ``Callback.setup``.
+
+    Args:
+        trainer: The Trainer of the fit.
+        pl_module: The model.
+        pattern: Cost that the sparsity refers to, and the multiple of channels to keep.
+        targets: Selection of layers; a group is pruned only if all layers that produce its channels are selected.
+        example_inputs: Arguments of ``targets.module``; by default the module's ``example_input_array``, or the
+            arguments that it receives in a training step.
+
+    Raises:
+        ValueError: If the strategy is not supported, the model cannot be run, or no channel can be removed.
+    """
+
+    def __init__(
+        self, trainer: Trainer, pl_module: LightningModule, pattern: Channels, targets: Targets, example_inputs: Any
+    ) -> None:
+        self.pattern = pattern
+        if is_a(trainer.strategy, "ModelParallelStrategy"):
+            raise ValueError("Channels does not support ModelParallelStrategy, which shards channels: use 'ddp'.")
+        if is_built_late(pl_module):
+            raise ValueError(
+                "Channels traces the model in Callback.setup, before the LightningModule's setup and "
+                "configure_model: build the model in __init__."
+            )
+        selected = [target.name for target in targets.select(pl_module)]
+        probe, has_inputs = probe_before_fit(
+            trainer, pl_module, module=targets.module, example_inputs=example_inputs, max_samples=_NUM_SAMPLES
+        )
+        with isolate_rng():
+            name, self._args, self._kwargs = _traceable_call(probe, has_inputs, targets.module, selected)
+            self._traced: nn.Module = probe.model.get_submodule(name)
+            groups, reasons = find_groups(self._traced, self._args, self._kwargs)
+        self._prefix = f"{name}." if name else ""
+        parameters = dict(pl_module.named_parameters(remove_duplicate=False))
+        self.groups = [group for group in groups if self._is_prunable(group, parameters, selected)]
+        if not self.groups:
+            examples = "; ".join(f"{layer!r}: {reason}" for layer, reason in list(reasons.items())[:3])
+            raise ValueError(
+                f"Channels: no channels of {shorten(sorted(selected))} can be removed"
+                + (f" ({examples})." if examples else ": all layers of their channel groups must be targets, too.")
+            )
+
+    def layers(self, model: nn.Module) -> list[Layer]:
+        """Return all tensors that produce channels of the groups."""
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        names = dict.fromkeys(self._prefix + item.tensor for group in self.groups for item in group.output_slices)
+        return [Layer(name, parameters[name]) for name in names]
+
+    def ranking_groups(
+        self, model: nn.Module, sparsity: float | Mapping[str, float], *, per_group: bool
+    ) -> list[ChannelRankingGroup]:
+        """Return the channel groups that are ranked together.
+
+        Args:
+            model: The LightningModule.
+            sparsity: Final sparsity, or sparsities by globs over layer names.
+            per_group: Rank each channel group by itself.
+
+        Raises:
+            ValueError: If a glob matches no layer.
+        """
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        traced = {name.removeprefix(self._prefix): p for name, p in parameters.items() if name.startswith(self._prefix)}
+        ranked = attach_weights(self.groups, traced, self.layers(model), self._prefix)
+        grouped = group_by_sparsity(ranked, sparsity, _layer_names, kind="layer whose channels can be removed")
+        if per_group:
+            grouped = [([member], target) for members, target in grouped for member in members]
+        return [
+            ChannelRankingGroup(tuple(members), target, self._cost([member.group for member in members]))
+            for members, target in grouped
+        ]
+
+    def check(self, ranking_groups: Sequence[ChannelRankingGroup]) -> None:
+        """Check that the final sparsities are possible.
+
+        Only ``setup`` calls this: a latency varies from run to run, and a second measurement could fail in mid-fit.
+
+        Raises:
+            ValueError: If the cost of the fewest channels that can be kept is above the target.
+        """
+        for ranking_group in ranking_groups:
+            groups = [ranked.group for ranked in ranking_group.channel_groups]
+            fewest = minimum_cost(groups, ranking_group.cost, self.pattern.round_to)
+            if fewest > ranking_group.dense_cost * (1 - ranking_group.sparsity):
+                names = shorten([ranked.name for ranked in ranking_group.channel_groups])
+                raise ValueError(
+                    f"A sparsity of {ranking_group.sparsity:g} is not possible for {names}: at most "
+                    f"{1 - fewest / ranking_group.dense_cost:.3f} of the {self.pattern.of} can be removed; lower the "
+                    "sparsity or round_to."
+                )
+
+    def _cost(self, groups: Sequence[ChannelGroup]) -> Cost:
+        traced, args, kwargs = self._traced, self._args, self._kwargs
+        costs: dict[str, Callable[[], Cost]] = {
+            "channels": lambda: NumChannels(groups),
+            "parameters": lambda: TensorSizes(traced, groups, parameter_factors(traced)),
+            "macs": lambda: TensorSizes(traced, groups, mac_factors(traced, args, kwargs)),
+            "latency": lambda: Latency(traced, args, kwargs),
+        }
+        return costs[self.pattern.of]()
+
+    def _is_prunable(
+        self, group: ChannelGroup, parameters: Mapping[str, nn.Parameter], selected: Sequence[str]
+    ) -> bool:
+        """Return True if all layers that produce the channels are selected, and no tensor to be masked is frozen."""
+        names = {self._prefix + item.tensor for item in group.output_slices}
+        weights = {name for name in names if parameters[name].ndim > 1}
+        return weights <= set(selected) and all(parameters[name].requires_grad for name in names)
+
+
+def _traceable_call(
+    probe: TrainingProbe, has_inputs: bool, module: str, targets: Sequence[str]
+) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    """Return the name and the arguments of the outermost module that is called and contains all targets."""
+    if has_inputs:
+        return (module, *probe.inputs())
+    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def record(name: str) -> Callable[..., None]:
+        return lambda module, args, kwargs: calls.setdefault(name, (args, kwargs)) and None
+
+    handles = [m.register_forward_pre_hook(record(name), with_kwargs=True) for name, m in probe.model.named_modules()]
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        probe.loss()
+    for handle in handles:
+        handle.remove()
+    candidates = [module] if module else common_ancestors([target.rpartition(".")[0] for target in targets])
+    name = next((name for name in candidates if name in calls), None)
+    if name is None:
+        raise ValueError(
+            "training_step does not call the deployable module as a whole: name the network with "
+            "Targets(module='...'), or give example_inputs."
+        )
+    return (name, *calls[name])
+
+
+def _layer_names(ranked: RankedChannelGroup) -> list[str]:
+    """Return the name of the group, and the names of the layers that produce its channels."""
+    return [ranked.name, *(layer.layer for layer, _ in ranked.layer_weights)]

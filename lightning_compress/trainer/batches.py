@@ -1,0 +1,57 @@
+"""Batches as ``training_step`` gets them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.connectors.data_connector import _request_dataloader
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils.data import DataLoader, IterableDataset, Subset
+
+ADVICE = "give example_inputs, or set the LightningModule's example_input_array."
+
+
+def prepare_batch(trainer: Trainer, pl_module: LightningModule, batch: Any, device: torch.device | None = None) -> Any:
+    """Convert, hook and move a batch of a loader as Lightning does before it calls a step.
+
+    Args:
+        trainer: The Trainer of the fit.
+        pl_module: The module with the ``on_before_batch_transfer``, ``transfer_batch_to_device`` and
+            ``on_after_batch_transfer`` hooks.
+        batch: A batch as the loader yields it.
+        device: Target device; by default the strategy's.
+    """
+    batch = pl_module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
+    return pl_module._apply_batch_transfer_handler(batch, device=device or trainer.strategy.root_device)
+
+
+def first_training_batch(trainer: Trainer, pl_module: LightningModule, max_samples: int | None = None) -> Any:
+    """Return the first samples of the training data on the CPU, without advancing its loader or any RNG.
+
+    Args:
+        trainer: The Trainer of the fit, before the fit.
+        pl_module: The module to be fitted.
+        max_samples: Largest number of samples; by default the loader's batch size.
+
+    Raises:
+        ValueError: If there is no such data yet, or if reading it would advance it.
+    """
+    with isolate_rng():
+        try:
+            loader = _request_dataloader(trainer.fit_loop._data_source)
+        except Exception as error:
+            raise ValueError(f"The training data is not available before the fit ({error}): {ADVICE}") from error
+        if isinstance(loader, (list, tuple)) and loader:
+            batch = loader[0]
+        elif isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+            size = loader.batch_size or 2
+            num_samples = min(size, max_samples or size, len(loader.dataset))  # type: ignore[arg-type]
+            # A loader of its own: the iterator of the user's may be stateful, and its workers are not started twice.
+            subset = Subset(loader.dataset, range(num_samples))
+            batch = next(iter(DataLoader(subset, num_samples, collate_fn=loader.collate_fn)))
+        else:
+            raise ValueError(f"Reading a batch before the fit would advance this training data: {ADVICE}")
+        # The model is still on the CPU in Callback.setup.
+        return prepare_batch(trainer, pl_module, batch, device=torch.device("cpu"))

@@ -1,0 +1,159 @@
+"""Base class of the compression callbacks.
+
+One training step of Lightning, and the work of a constraint in it::
+
+    on_train_batch_start                   the batch is kept at hand; a constraint due at step 0 is set up
+    training_step, backward  (x accumulation)
+        on_after_backward                  manual optimization only: gradients are projected
+    on_before_optimizer_step               dense gradients are read, then gradients are projected
+    gradient clipping
+    optimizer.step
+        step post-hook                     if the step was made: weights are projected, the step is counted,
+                                           and where an update is due the constraint is replaced
+                                           (optimizer state and averages of the weights are projected then, too)
+    on_train_batch_end                     selection of a best model may begin
+    validation, checkpoints                see all of this
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_compress.constraints.layer import Layer
+from lightning_compress.targets import Target, Targets
+from lightning_compress.trainer.fit_state import FitState
+from lightning_compress.trainer.lightning import (
+    callbacks_of,
+    check_strategy,
+    guard_weight_loading,
+    is_built_late,
+)
+from lightning_compress.trainer.model_selection import ModelSelection
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class CompressionCallback(Callback):
+    """Base of a technique that brings a model to a target during a fit.
+
+    Args:
+        targets: The tensors to compress.
+
+    Attributes:
+        num_changes: Number of changes to the model's compression so far, which monitors watch.
+    """
+
+    def __init__(self, targets: Targets) -> None:
+        self.targets = targets
+        self.num_changes = 0
+        self._fit_state = FitState()
+        self._selection = ModelSelection()
+        self._guard: RemovableHandle | None = None
+
+    @property
+    @abstractmethod
+    def reached(self) -> bool:
+        """True once the target is reached, so that a best model may be selected."""
+
+    @property
+    @abstractmethod
+    def is_fitting(self) -> bool:
+        """True between the start and the teardown of a fit."""
+
+    @abstractmethod
+    def current_state(self) -> dict[str, Any]:
+        """Return the state during a fit: tensors, numbers, strings, lists and dicts only."""
+
+    def outside_fit(self) -> dict[str, Any]:
+        """Return the attributes that refer to a fit, with the values that they have outside of one."""
+        return {"_guard": None}
+
+    @property
+    def state_key(self) -> str:
+        """Key of the callback in checkpoints; it depends on the targets, so that two of one class can coexist."""
+        targets = self.targets
+        return self._generate_state_key(include=targets.include, exclude=targets.exclude, module=targets.module)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the strategy and the targets before the fit."""
+        if stage != "fit":
+            return
+        check_strategy(trainer, type(self).__name__)
+        self._guard = guard_weight_loading(pl_module)
+        try:
+            self.check(self.layers(pl_module))
+        except ValueError:
+            # Layers that are made in setup or configure_model are checked in on_train_start.
+            if not is_built_late(pl_module):
+                raise
+
+    def check(self, layers: Sequence[Layer]) -> None:
+        """Raise a ``ValueError`` that names layers on which the technique cannot work."""
+
+    def layers(self, model: nn.Module) -> list[Layer]:
+        """Return the selected weights of a model."""
+        return [Layer(t.name, t.parameter, input_dim=_input_dim(t)) for t in self.targets.select(model)]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Suspend the selection of a best model until all techniques have reached their targets."""
+        self._remove_guard()
+        # The first technique does so for all, since each would release what another one holds.
+        if techniques(trainer)[0] is self and not _all_reached(trainer):
+            self._selection.suspend(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Resume the selection of a best model once all techniques have reached their targets."""
+        if _all_reached(trainer):
+            self._selection.resume()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Restore the other callbacks, keep the state for a next fit and let go of the model."""
+        self._selection.resume()
+        self._remove_guard()
+        if self.is_fitting:
+            self._fit_state.keep(self.state_dict())
+        vars(self).update(self.outside_fit())
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Clean up as after a fit, since Lightning calls no ``teardown`` then."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint; a collective under a sharding strategy."""
+        return self.current_state() if self.is_fitting else self._fit_state.saved()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Store a state until the fit begins, since sharded weights do not exist before."""
+        self._fit_state.load(state_dict)
+
+    def _remove_guard(self) -> None:
+        if self._guard is not None:
+            self._guard.remove()
+            self._guard = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the attributes of a copy: without hooks, weights, and methods that Lightning attached."""
+        state = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
+        fit_state = FitState(self.state_dict() or None)
+        return {**state, "_fit_state": fit_state, "_selection": ModelSelection(), **self.outside_fit()}
+
+
+def _input_dim(target: Target) -> int:
+    return 0 if isinstance(target.module, _TRANSPOSED) else 1
+
+
+def techniques(trainer: Trainer) -> list[CompressionCallback]:
+    """Return the compression callbacks of a Trainer in the order in which they are called."""
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, CompressionCallback)]
+
+
+def _all_reached(trainer: Trainer) -> bool:
+    return all(technique.reached for technique in techniques(trainer))

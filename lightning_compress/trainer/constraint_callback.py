@@ -1,0 +1,200 @@
+"""Base class of callbacks that hold weights in a constraint and replace it on a schedule."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import Optimizer
+
+from lightning_compress.constraints.completed_steps import CompletedSteps, held_layers, owners
+from lightning_compress.constraints.constraint import Constraint
+from lightning_compress.constraints.layer import Layer
+from lightning_compress.schedules import Progress, Schedule
+from lightning_compress.targets import Targets
+from lightning_compress.trainer.compression_callback import CompressionCallback, techniques
+from lightning_compress.trainer.lightning import averaged_models
+from lightning_compress.trainer.progress import check_time_fits, check_times_come, progress
+from lightning_compress.trainer.ranks import check_ranks_agree
+
+C = TypeVar("C", bound=Constraint)
+
+
+class ConstraintCallback(CompressionCallback, Generic[C]):
+    """Project weights, gradients, optimizer state and averages of the weights onto a constraint.
+
+    The constraint is replaced at the times of a schedule, the last of which always comes.
+
+    Args:
+        targets: The constrained tensors.
+        schedule: Times of the updates, and the progress towards the target at each.
+    """
+
+    constraint_class: type[C]
+    noun = "constraints"
+    verb = "constrained"
+
+    def __init__(self, targets: Targets, schedule: Schedule) -> None:
+        super().__init__(targets)
+        self.schedule = schedule
+        self.steps = 0
+        self.constraint: C | None = None
+        self._tick = -1
+        self._landed = False
+        self._starting = False
+        self._optimizers: list[Optimizer] = []
+        self._held: dict[int, list[Layer]] = {}
+        self._hooks: list[CompletedSteps] = []
+
+    @abstractmethod
+    def update(self, trainer: Trainer, now: Progress) -> None:
+        """Replace the constraint if the schedule has an update due now."""
+
+    @property
+    def reached(self) -> bool:
+        """True once the last update of the schedule has been made."""
+        return self._landed
+
+    @property
+    def is_fitting(self) -> bool:
+        """True between the start and the teardown of a fit."""
+        return self.constraint is not None
+
+    @property
+    def times(self) -> dict[str, int | float | str]:
+        """Times of the schedule by name; a one-shot schedule has only a beginning."""
+        names = ("begin",) if self.schedule.curve == "one_shot" else ("begin", "end", "every")
+        return {name: getattr(self.schedule, name) for name in names}
+
+    @property
+    def counted_optimizer(self) -> Optimizer:
+        """The optimizer that holds most of the constrained weights, and counts the completed steps."""
+        return self._optimizers[0]
+
+    def outside_fit(self) -> dict[str, Any]:
+        """Return the attributes that refer to a fit, with the values that they have outside of one."""
+        return {**super().outside_fit(), "constraint": None, "_optimizers": [], "_held": {}, "_hooks": []}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check strategy, targets and schedule before the fit."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            for name, time in self.times.items():
+                check_time_fits(trainer, name, time)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the weights as the optimizers hold them, and restore the constraint."""
+        state = self._fit_state.start_from(pl_module)
+        layers = self.layers(pl_module)
+        self.check(layers)
+        _check_overlap(trainer, self, layers)
+        self._optimizers = owners(trainer.optimizers, layers)
+        self._held = {id(optimizer): held_layers(optimizer, layers) for optimizer in self._optimizers}
+        self.constraint = self.constraint_class(layers)
+        self.prepare(trainer, state)
+        self._fit_state.begin(pl_module)
+        self._hooks = [CompletedSteps(o, partial(self._step_completed, trainer)) for o in self._optimizers]
+        super().on_train_start(trainer, pl_module)
+
+    def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
+        """Start with free weights, or restore the state of an earlier fit."""
+        assert self.constraint is not None
+        state = state or {}
+        self.steps, self._tick, self._landed = state.get("steps", 0), state.get("tick", -1), state.get("landed", False)
+        if "constraint" in state:
+            self.constraint.load_state_dict(state["constraint"])
+        self._starting = True
+        check_times_come(trainer, self.times)
+
+    def held_by(self, optimizer: Optimizer) -> list[Layer]:
+        """Return the constrained weights that an optimizer holds."""
+        return self._held.get(id(optimizer), [])
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Make an update that is due before the first step."""
+        for hook in self._hooks:
+            hook.begin()  # forget a step that raised, which manual optimization may have caught
+        if self._starting and self._tick < 0:
+            self.update(trainer, progress(trainer, self.steps, in_step=False, in_batch=False))
+        self._starting = False
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Project gradients in manual optimization, where users clip and step by themselves."""
+        if not pl_module.automatic_optimization and self.constraint is not None:
+            self.constraint.project_gradients_()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Project gradients before they are clipped."""
+        if self.constraint is not None:
+            self.constraint.project_gradients_()
+
+    def after_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
+        """Make an update that is due after a completed step."""
+        if optimizer is self.counted_optimizer:
+            self.update(trainer, progress(trainer, self.steps, in_step=True))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Make the last update if the run ends without a step that could have done so."""
+        now = progress(trainer, self.steps, in_step=False)
+        if not self._landed and now.fraction == 1.0:
+            self.update(trainer, now)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn if the run was too short."""
+        if not self.reached and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_warn(f"{type(self).__name__}: the run ended before the target was reached.")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remove the optimizer hooks and keep the state of the constraint."""
+        for hook in self._hooks:
+            hook.remove()
+        super().teardown(trainer, pl_module, stage)
+
+    def current_state(self) -> dict[str, Any]:
+        """Return the constraint, the number of steps and the position in the schedule."""
+        assert self.constraint is not None
+        constraint = self.constraint.state_dict()
+        return {"steps": self.steps, "constraint": constraint, "tick": self._tick, "landed": self._landed}
+
+    def constraint_replaced(self, trainer: Trainer) -> None:
+        """Project all that goes with the weights after the constraint has changed, and compare ranks."""
+        assert self.constraint is not None
+        for optimizer in self._optimizers:
+            self.constraint.project_state_(optimizer)
+        # Later averages need no projection: they are means of weights inside the constraint, a linear subspace.
+        for average in averaged_models(trainer):
+            self.constraint.project_copy_(average)
+        self.num_changes += 1
+        if self.constraint.layers[0].group is None:
+            check_ranks_agree(trainer, self.constraint.digest(), f"{type(self).__name__}: {self.noun}")
+
+    def _step_completed(self, trainer: Trainer, optimizer: Optimizer) -> None:
+        assert self.constraint is not None
+        self.constraint.project_weights_()
+        self.steps += optimizer is self.counted_optimizer
+        self.after_step(trainer, optimizer)
+
+
+def constraints_on(trainer: Trainer, kind: type[C], layer: Layer) -> Iterator[ConstraintCallback[C]]:
+    """Yield the callbacks of a fit that hold a layer's weight in a constraint of the given class."""
+    for other in techniques(trainer):
+        if not isinstance(other, ConstraintCallback) or not isinstance(other.constraint, kind) or not other._hooks:
+            continue
+        if any(held.parameter is layer.parameter for held in other.constraint.layers):
+            yield other
+
+
+def _check_overlap(trainer: Trainer, callback: ConstraintCallback[Any], layers: Sequence[Layer]) -> None:
+    for layer in layers:
+        if any(other is not callback for other in constraints_on(trainer, callback.constraint_class, layer)):
+            raise ValueError(
+                f"{layer.name!r} is {callback.verb} by two callbacks: separate them with Targets(include=...) and "
+                "exclude."
+            )

@@ -1,0 +1,75 @@
+"""Every registered encoding packs its sample, and comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_compress.packing import tensor_encoder
+from lightning_compress.packing.bit_patterns import Mask
+from lightning_compress.packing.encoding_types import PositionEncoding
+from lightning_compress.packing.encodings import CODEBOOKS, ENCODINGS, INTEGER_CODEBOOKS, POSITIONS, VALUES
+from lightning_compress.packing.index_streams import INDEX_ENCODINGS
+from lightning_compress.packing.packed_file import PackedFile
+from lightning_compress.packing.reader import load_packed
+from lightning_compress.packing.streams import EncodingPlan, Stream
+from lightning_compress.packing.symbol_coders import SYMBOL_CODERS
+from tests.packing.hostile import kinds_in
+from tests.packing.samples import SAMPLES, Random
+
+Pack = Callable[..., PackedFile]
+
+OLD_FILE = Path(__file__).with_name("format_version_1.bin")
+
+
+def test_every_encoding_has_a_sample() -> None:
+    assert set(SAMPLES) == set(ENCODINGS)
+
+
+@pytest.mark.parametrize("kind", ENCODINGS)
+def test_round_trip_of_the_sample(kind: str, packed: Pack) -> None:
+    file = packed(**SAMPLES[kind](Random()))
+    assert kind in kinds_in(file.path.read_bytes())
+    assert ENCODINGS[kind].label in " ".join(tensor.encoding for tensor in file.tensors)
+
+
+def test_every_kind_and_every_label_is_that_of_one_encoding() -> None:
+    families = (POSITIONS, VALUES, CODEBOOKS, INTEGER_CODEBOOKS, INDEX_ENCODINGS, SYMBOL_CODERS)
+    encodings = {id(encoding): encoding for family in families for encoding in family}.values()
+    assert len({encoding.kind for encoding in encodings}) == len(encodings) == len(ENCODINGS)
+    labels = [encoding.label for encoding in encodings if encoding.label]
+    assert len(set(labels)) == len(labels)
+
+
+def test_a_file_of_the_first_version_can_be_read() -> None:
+    """The reader verifies every bit; kinds in files must keep their names and meaning."""
+    assert kinds_in(OLD_FILE.read_bytes()) == {
+        *("raw", "split", "bitmask", "gaps", "columns", "codebook", "blocks", "range", "indices", "symbols"),
+        *("ans", "bits"),
+    }
+    tensors = load_packed(OLD_FILE)
+    assert {"sparse", "clustered", "vectors", "q.weight"} <= set(tensors)
+
+
+def test_an_encoding_is_used_once_it_is_registered(packed: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A toy with the size of nothing: the first half of the elements is not zero."""
+
+    def plan(nonzero: Mask, num_columns: int) -> EncodingPlan | None:
+        half = np.arange(len(nonzero)) < len(nonzero) // 2
+        return EncodingPlan(-100.0, lambda: [Stream("toy", b"")]) if (half == nonzero).all() else None
+
+    def read(stream: Stream, size: int, num_columns: int) -> Mask:
+        return np.arange(size) < size // 2
+
+    toy = PositionEncoding(kind="toy", label="first half", plan=plan, read=read)
+    monkeypatch.setitem(ENCODINGS, "toy", toy)
+    monkeypatch.setattr(tensor_encoder, "POSITIONS", (*POSITIONS, toy))
+    weight = torch.randn(64, 64)
+    weight[32:] = 0.0
+    file = packed(weight, torch.eye(8))
+    assert ["first half" in tensor.encoding for tensor in file.tensors] == [True, False]
+    assert "toy" in kinds_in(file.path.read_bytes())
