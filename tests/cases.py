@@ -285,6 +285,18 @@ def case(name: str) -> Case:
     return next(case for case in CASES if case.name == name)
 
 
+# Distillation losses between ``Net`` and a teacher with the layers "1", "2" and "4".
+LOSSES: dict[str, dict[str, Any]] = {
+    "kd": {"kd": lc.KD()},
+    "hints": {"hints": lc.FitNet((("conv2", "1"), ("norm1", "2"))), "dist": lc.DIST()},
+    "contrast": {"crd": lc.CRD((("norm2", "4"),), dim=8), "dkd": lc.DKD(weight=lc.Ramp(0.0, 1.0))},
+    "relations": {
+        "rkd": lc.RKD((("norm2", "4"),)),
+        "sp": lc.SimilarityPreserving((("conv2", "1"),)),
+        "at": lc.AttentionTransfer((("conv2", "1"),)),
+    },
+}
+
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
     "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01, weight_decay=0.01),
@@ -457,7 +469,9 @@ def run(case: Case, model: LightningModule | None = None, *watchers: Callback, *
 
 def masks_of(trainer: Trainer) -> dict[str, Tensor]:
     """The masks in force, by the names of the weights."""
-    constraints = [c.constraint for c in trainer.callbacks if isinstance(getattr(c, "constraint", None), MaskConstraint)]
+    constraints = [
+        c.constraint for c in trainer.callbacks if isinstance(getattr(c, "constraint", None), MaskConstraint)
+    ]
     return {la.name: mask for c in constraints for la, mask in zip(c.layers, c.masks, strict=True)}
 
 

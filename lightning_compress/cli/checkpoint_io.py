@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+
+from lightning_compress.atomic_files import atomic_write
 
 
 class DiskFullError(OSError):
@@ -38,22 +38,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
         try:
-            with partial.open("xb") as file:
+            with atomic_write(path) as partial, partial.open("xb") as file:
                 torch.save(checkpoint, file)
                 # Some file systems report a full disk only when buffers are flushed.
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, target)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
+        except Exception as error:
             if _is_disk_full(error):
                 raise DiskFullError(
-                    f"No space left to write {target}: it was not written, and an existing file is unchanged; free "
+                    f"No space left to write {path}: it was not written, and an existing file is unchanged; free "
                     "disk space or choose another directory with --trainer.default_root_dir."
                 ) from error
             raise

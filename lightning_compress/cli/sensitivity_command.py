@@ -18,7 +18,7 @@ import lightning_compress as lc
 from lightning_compress.cli.compression import CompressionCLI
 from lightning_compress.cli.run_directory import write_new
 from lightning_compress.models.weights import load_weights_
-from lightning_compress.quantization.mixed_precision import Effect, as_numbers, choose
+from lightning_compress.quantization.mixed_precision import Effect, as_quantization_spec, choose
 from lightning_compress.trainer.batches import prepare_batch
 from lightning_compress.trainer.probe import TrainingProbe
 
@@ -139,7 +139,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _write_choice(cli: SensitivityCLI, chosen: Sequence[Effect]) -> str:
     """Write the chosen bits as a configuration and return a summary."""
-    weights = {layer: {"bits": integers.bits} for layer, integers in as_numbers(chosen).items() if integers}
+    weights = {layer: {"bits": integers.bits} for layer, integers in as_quantization_spec(chosen).items() if integers}
     num_bits, num_weights = sum(e.bits * e.num_weights for e in chosen), sum(e.num_weights for e in chosen)
     summary = (
         f"{sum(e.num_bytes for e in chosen):,} bytes of weights, {num_bits / num_weights:.3g} bits per weight on "

@@ -123,7 +123,7 @@ class FrozenNetwork:
         if self._directory is None or keys is None:
             return self._run(*args, **kwargs)
         if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
-            raise ValueError("A cache needs a student that takes one tensor.")
+            raise ValueError("cache=... supports only a student that is called with one tensor: leave cache out.")
         if len(args[0]) != len(keys):
             raise ValueError(
                 f"The student is called with {len(args[0])} samples of a batch that has {len(keys)} keys: a cache "

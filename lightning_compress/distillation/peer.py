@@ -64,7 +64,7 @@ class PeerNetwork(FrozenNetwork):
     @override
     def accumulate(self, student: Tensor, labels: Tensor | None, losses: Sequence[tuple[float, LogitLoss]]) -> None:
         if labels is None:
-            raise ValueError("A Peer is trained on labels, which the batches do not have.")
+            raise ValueError("A Peer needs labels, which the batches do not have: use a Teacher or a MeanTeacher.")
         assert self._logits is not None
         # The loss of a batch after which the optimizer took no step (gradient accumulation).
         if self._loss is not None:

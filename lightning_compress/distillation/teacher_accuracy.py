@@ -77,5 +77,5 @@ def _evaluate(
 
 
 def _metric(num_classes: int, device: torch.device) -> MulticlassAccuracy:
-    # Unvalidated: a label that the teacher does not have counts as an error instead of ending the fit.
+    # Unvalidated: labels need not be among the classes of the teacher, and count as errors then.
     return MulticlassAccuracy(num_classes, average="micro", validate_args=False).to(device)

@@ -39,13 +39,17 @@ class SplitModel(nn.Module):
         self._backend = _SplitBackend(backend)
         lowered = lower(model, inputs, self._backend)
         self.model = lowered.model
-        self._grids = [grid for grid in lowered.grids if not grid.is_again]
+        self._qparams = [qparams for qparams in lowered.activations if not qparams.is_requantized]
         _, simulated = record(model, inputs)
-        assert [name for name, _ in simulated] == [grid.name for grid in self._grids], "both runs quantize alike"
-        self._expected = [integers + grid.offset for (_, integers), grid in zip(simulated, self._grids, strict=True)]
+        assert [name for name, _ in simulated] == [qparams.name for qparams in self._qparams], (
+            "both runs quantize alike"
+        )
+        self._expected = [
+            integers + qparams.offset for (_, integers), qparams in zip(simulated, self._qparams, strict=True)
+        ]
         self.feeds = [
-            (integers - grid.zero_point) * grid.scale
-            for integers, grid in zip(self._expected, self._grids, strict=True)
+            (integers - qparams.zero_point) * qparams.scale
+            for integers, qparams in zip(self._expected, self._qparams, strict=True)
         ]
 
     def forward(self, args: Sequence[Any], kwargs: Mapping[str, Any], feeds: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -61,10 +65,10 @@ class SplitModel(nn.Module):
             ValueError: If one differs by more than a step.
         """
         integers = [
-            torch.round(tensor / grid.scale) + grid.zero_point
-            for tensor, grid in zip(computed, self._grids, strict=True)
+            torch.round(tensor / qparams.scale) + qparams.zero_point
+            for tensor, qparams in zip(computed, self._qparams, strict=True)
         ]
-        return check_steps(largest_steps([grid.name for grid in self._grids], self._expected, integers))
+        return check_steps(largest_steps([qparams.name for qparams in self._qparams], self._expected, integers))
 
 
 def split_steps(
@@ -100,7 +104,7 @@ class _SplitBackend(Backend):
         self.computed: list[Tensor] = []
 
     def activation(self, x: Tensor, qparams: QParams) -> Tensor:
-        if qparams.is_again:
+        if qparams.is_requantized:
             return self.backend.activation(x, qparams)
         self.computed.append(self.backend.activation(x, qparams))
         return self.backend.activation(next(self.feeds), qparams)

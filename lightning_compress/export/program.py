@@ -113,7 +113,7 @@ class ProgramBackend(Backend):
 
     def weight(self, weight: Weight) -> Tensor:
         """Multiply the INT8 constant by the scale of each channel."""
-        return weight.value()
+        return weight.dequantize()
 
     def bias(self, bias: Bias) -> Tensor:
         """Return the FP32 value."""

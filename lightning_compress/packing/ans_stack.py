@@ -17,6 +17,7 @@ _CHUNK = 2**20  # symbols that are widened to the 32 bits of the library at a ti
 def push(stack: Any, symbols: NDArray[Any], model: Any) -> None:
     """Push symbols in reverse, so that the first one is popped first."""
     for end in range(len(symbols), 0, -_CHUNK):
+        # The last chunk first, because a stack returns symbols in reverse.
         stack.encode_reverse(symbols[max(end - _CHUNK, 0) : end].astype(np.int32), model)
 
 

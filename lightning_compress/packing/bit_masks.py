@@ -19,6 +19,7 @@ def _plan(nonzero: Mask, num_columns: int) -> EncodingPlan:
 
 
 def _read(stream: Stream, size: int, num_columns: int) -> Mask:
+    # The checksum covers the tensor, not the stream, so a damaged padding bit would go unnoticed without a check.
     if len(stream.data) != -(-size // 8):
         raise ValueError(f"{len(stream.data)} bytes cannot hold a bit mask of {size} elements")
     check_padding(stream.data, size)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lightning_compress.packing.entry import Entry
+from lightning_compress.packing.entry_parsing import parse_entry
 
 VERSION = "1"
 FORMAT = "lightning_compress.packed"
@@ -54,7 +55,7 @@ def read_index(file: IO[bytes], size: int) -> tuple[list[Entry], int]:
         raise ValueError("not a safetensors file, or truncated within its header")
     header = _parse(file.read(length), "header")
     num_bytes = size - _LENGTH_BYTES - length
-    entries = [Entry.from_json(entry) for entry in _index(header)]
+    entries = [parse_entry(entry) for entry in _index(header)]
     if header.get("packed") != _description(num_bytes) or set(header) != {"__metadata__", "packed"}:
         raise ValueError(f"the header does not describe the {num_bytes} bytes after it; the file may be truncated")
     if sum(entry.num_bytes for entry in entries) != num_bytes:

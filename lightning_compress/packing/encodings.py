@@ -40,6 +40,7 @@ CODEBOOKS = (CODEBOOK, GROUP_CODEBOOKS)
 INTEGER_CODEBOOKS = (INTEGER_RANGE, CODEBOOK)
 """Encodings with a codebook, of the integers of quantized tensors."""
 
+# A kind can be in several families, for example codebooks of integers and of other values.
 ENCODINGS: dict[str, Encoding] = {
     encoding.kind: encoding
     for family in (POSITIONS, VALUES, CODEBOOKS, INTEGER_CODEBOOKS, INDEX_ENCODINGS, SYMBOL_CODERS)

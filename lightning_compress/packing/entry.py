@@ -7,15 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_compress.packing.bit_patterns import DTYPES
-from lightning_compress.packing.streams import Parameter, checked_int
+from lightning_compress.packing.streams import Parameter
 
-# Bounds of a header that may come from anyone; no model that fits into memory reaches them.
-_MAX_ELEMENTS = 2**48
-_MAX_DIMENSIONS = 64
-_MAX_STREAMS = 8
-
-_REQUIRED = ("name", "dtype", "shape", "crc32", "streams")
-_DEFAULTS = {"width": 1, "half": False, "scale": None, "axis": 0, "minus": None}
+# Keys of an entry in the header, in their order, with the defaults of those that may be missing.
+REQUIRED_KEYS = ("name", "dtype", "shape", "crc32", "streams")
+OPTIONAL_KEYS: dict[str, Any] = {"width": 1, "half": False, "scale": None, "axis": 0, "minus": None}
 
 
 @dataclass(frozen=True)
@@ -74,105 +70,11 @@ class Entry:
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
     def to_json(self) -> dict[str, Any]:
-        """Return the data that :meth:`from_json` reads, without defaults."""
+        """Return the data that :func:`parse_entry` reads, without defaults."""
         if self.shared_with is not None:
             return {"name": self.name, "same": self.shared_with}
         streams = [[stream.kind, stream.num_bytes, *stream.parameters] for stream in self.streams]
         required = (self.name, self.dtype, list(self.shape), self.crc32, streams)
         optional = (self.width, self.half, self.scale, self.axis, self.negative_zero)
-        given = {key: value for key, value in zip(_DEFAULTS, optional, strict=True) if value != _DEFAULTS[key]}
-        return dict(zip(_REQUIRED, required, strict=True)) | given
-
-    @classmethod
-    def from_json(cls, data: Any) -> Entry:
-        """Return the entry that a header describes.
-
-        Raises:
-            ValueError: If the data do not describe a tensor.
-        """
-        if not isinstance(data, dict) or not isinstance(data.get("name"), str):
-            raise ValueError("an entry has no name")
-        name: str = data["name"]
-        try:
-            if set(data) == {"name", "same"}:
-                return cls(name, shared_with=_text(data["same"]))
-            return cls(name, **_fields(data))
-        except KeyError as error:
-            raise ValueError(f"the entry of {name[:200]!r} has no key {error}") from None
-        except ValueError as error:
-            raise ValueError(f"the entry of {name[:200]!r} is invalid: {error}") from None
-
-
-def _fields(data: dict[str, Any]) -> dict[str, Any]:
-    unknown = set(data) - {*_REQUIRED, *_DEFAULTS}
-    if unknown:
-        raise ValueError(f"unknown key {sorted(unknown)[0][:40]!r}")
-    optional = _DEFAULTS | data
-    scale, negative_zero = optional["scale"], optional["minus"]
-    return {
-        "dtype": _dtype(data["dtype"]),
-        "shape": _shape(data["shape"]),
-        "crc32": checked_int(data["crc32"], at_most=2**32 - 1),
-        "streams": _streams(data["streams"]),
-        "width": _width(optional["width"]),
-        "half": _flag(optional["half"]),
-        "scale": None if scale is None else _text(scale),
-        "axis": checked_int(optional["axis"], at_least=-1, at_most=2),
-        "negative_zero": None if negative_zero is None else _int16(negative_zero),
-    }
-
-
-def _dtype(data: Any) -> str:
-    if _text(data) not in DTYPES:
-        raise ValueError(f"the dtype {data[:40]!r} is not supported")
-    return str(data)
-
-
-def _flag(data: Any) -> bool:
-    if not isinstance(data, bool):
-        raise ValueError(f"half must be true or false, not {str(data)[:40]!r}")
-    return data
-
-
-def _int16(data: Any) -> int:
-    return checked_int(data, at_least=-(2**15), at_most=2**15 - 1)
-
-
-def _width(data: Any) -> int:
-    width = checked_int(data, at_least=1, at_most=4)
-    if width == 3:
-        raise ValueError("vectors of 3 elements are not supported")
-    return width
-
-
-def _shape(data: Any) -> tuple[int, ...]:
-    if not isinstance(data, list) or len(data) > _MAX_DIMENSIONS:
-        raise ValueError(f"its shape must be a list of at most {_MAX_DIMENSIONS} integers")
-    shape = tuple(checked_int(size, at_most=_MAX_ELEMENTS) for size in data)
-    # Without the zeros: a tensor with a size of zero takes no memory, but PyTorch multiplies the other sizes for its
-    # strides, and the product must not overflow.
-    if math.prod(size for size in shape if size) > _MAX_ELEMENTS:
-        raise ValueError(f"a tensor of this shape, with {len(shape)} dimensions, exceeds the largest supported size")
-    return shape
-
-
-def _streams(data: Any) -> tuple[StreamEntry, ...]:
-    if not isinstance(data, list) or len(data) > _MAX_STREAMS:
-        raise ValueError(f"its streams must be a list of at most {_MAX_STREAMS}")
-    return tuple(map(_stream, data))
-
-
-def _stream(data: Any) -> StreamEntry:
-    if not isinstance(data, list) or len(data) < 2:
-        raise ValueError("a stream has no kind or no length")
-    kind, num_bytes, *parameters = data
-    for parameter in parameters:
-        if isinstance(parameter, bool) or not isinstance(parameter, (int, str)):
-            raise ValueError(f"the parameter {str(parameter)[:40]!r} of a stream must be an integer or a string")
-    return StreamEntry(_text(kind), checked_int(num_bytes, at_most=_MAX_ELEMENTS), tuple(parameters))
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{str(value)[:40]!r} must be a string")
-    return value
+        given = {key: value for key, value in zip(OPTIONAL_KEYS, optional, strict=True) if value != OPTIONAL_KEYS[key]}
+        return dict(zip(REQUIRED_KEYS, required, strict=True)) | given

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_compress.packing.bit_patterns import BitPatterns, Mask
-from lightning_compress.packing.encoding_types import ReadContext
+from lightning_compress.packing.group_entries import read_group_entries
 from lightning_compress.packing.indexed_values import CodebookEncoding, IndexedValues, NonzeroValues
-from lightning_compress.packing.streams import EncodingPlan, Stream, checked_int, checked_parameters
+from lightning_compress.packing.streams import EncodingPlan, Stream
 
 _FEW_ENTRIES = 64  # entries of a codebook for all values, up to which groups are not searched
 _MIN_ELEMENTS = 64
@@ -114,61 +113,6 @@ def _ranks(elements: BitPatterns, codebooks: BitPatterns, sizes: NDArray[np.int6
     return ranks
 
 
-@dataclass(frozen=True)
-class GroupEntries:
-    """Entries of the codebooks of all groups, one codebook after another.
-
-    Attributes:
-        table: Entries.
-        starts: First entry of the codebook of each value.
-        sizes: Number of entries of the codebook of each value.
-    """
-
-    table: BitPatterns
-    starts: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-
-    @property
-    def num_values(self) -> int:
-        """Number of entries of the largest codebook."""
-        return int(self.sizes.max(initial=0))
-
-    def look_up(self, indices: NDArray[Any]) -> BitPatterns:
-        """Return the entry of each value.
-
-        Raises:
-            ValueError: If an index is beyond the codebook of its group, which may be smaller than the largest one.
-        """
-        if (indices >= self.sizes).any():
-            raise ValueError("an index is beyond the codebook of its group")
-        return self.table[self.starts + indices]
-
-    def with_zero(self) -> GroupEntries:
-        """Raise a ``ValueError``."""
-        raise ValueError("codebooks of groups cannot have an entry for zero")
-
-
-def _read_entries(stream: Stream, context: ReadContext) -> GroupEntries:
-    # Without positions every element has a value; a broadcast mask takes no memory.
-    nonzero = np.broadcast_to(np.True_, context.count) if context.nonzero is None else context.nonzero
-    (claimed,) = checked_parameters(1, stream.parameters)
-    group_size = checked_int(claimed, at_least=1, at_most=len(nonzero))
-    if len(nonzero) % group_size:
-        raise ValueError(f"{len(nonzero)} elements cannot be divided into groups of {group_size}")
-    num_values = nonzero.reshape(-1, group_size).sum(axis=1)
-    table, sizes = _split_codebooks(stream.data, len(num_values), context.like)
-    return GroupEntries(table, np.repeat(np.cumsum(sizes) - sizes, num_values), np.repeat(sizes, num_values))
-
-
-def _split_codebooks(data: bytes, num_groups: int, like: BitPatterns) -> tuple[BitPatterns, NDArray[np.int64]]:
-    num_table_bytes = len(data) - 2 * num_groups
-    if num_table_bytes < 0 or num_table_bytes % like.itemsize:
-        raise ValueError(f"{len(data)} bytes cannot hold the codebooks of {num_groups} groups")
-    sizes = np.frombuffer(data, "<u2", num_groups).astype(np.int64)
-    table = np.frombuffer(data, like.dtype, offset=2 * num_groups)
-    if sizes.sum() != len(table):
-        raise ValueError(f"the codebooks must have {sizes.sum()} entries in total, but have {len(table)}")
-    return table, sizes
-
-
-GROUP_CODEBOOKS = CodebookEncoding(kind="blocks", label="codebook per group", index=_index, read_entries=_read_entries)
+GROUP_CODEBOOKS = CodebookEncoding(
+    kind="blocks", label="codebook per group", index=_index, read_entries=read_group_entries
+)

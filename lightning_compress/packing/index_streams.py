@@ -63,6 +63,7 @@ class IndexEncoding:
             ValueError: If the stream is damaged or the codebook is empty.
         """
         (coder,) = checked_parameters(1, stream.parameters)
+        # Entries first: their number bounds the symbols.
         entries = self.select_entries(codebook, context)
         if context.count and not entries.num_values:
             raise ValueError("the codebook is empty")

@@ -45,6 +45,7 @@ class NonzeroIntegers(NonzeroValues):
 
     def unique(self) -> tuple[BitPatterns, NDArray[Any]] | None:
         """Return the distinct integers as bit patterns, or ``None`` if a sample has more than a few."""
+        # A wide range has few unused integers, so a stored codebook would only add bytes to it.
         if not len(self.values) or len(sorted_unique(strided_sample(self.values))) > _MAX_INTEGERS:
             return None
         return unique_patterns(self.values.view("<u2"))
@@ -75,6 +76,7 @@ class IndexedValues:
 
         Entropy coding of zeros among the values is shorter than separate positions if zeros are spread at random.
         """
+        # Symbol 0 is zero, so the index k of a value becomes the symbol k + 1.
         counts = np.append(len(nonzero) - len(self.indices), self.counts)
         return self._plan_codebook() + SYMBOLS.plan(lambda: self._symbols(nonzero), counts)
 

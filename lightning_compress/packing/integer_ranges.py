@@ -15,6 +15,7 @@ from lightning_compress.packing.streams import Stream, checked_int, checked_para
 def _index(values: NonzeroValues, previous: Sequence[IndexedValues]) -> IndexedValues:
     integers = values.values
     smallest, largest = int(integers.min(initial=0)), int(integers.max(initial=0))
+    # At most 2**11 integers lie in the range, so the difference cannot overflow 16 bits.
     indices = (integers - np.int16(smallest)).astype(np.min_scalar_type(largest - smallest))
     counts = np.bincount(indices, minlength=1)
     return IndexedValues(Stream(INTEGER_RANGE.kind, b"", (smallest, len(counts))), indices, counts)

@@ -16,6 +16,7 @@ def _plan(values: BitPatterns) -> EncodingPlan:
 
 
 def _read(stream: Stream, streams: Iterator[Stream], context: ReadContext) -> BitPatterns:
+    # A view of the bytes of the file, so that scattering sparse values copies them only once.
     like = context.like
     if len(stream.data) != context.count * like.nbytes:
         raise ValueError(f"{len(stream.data)} bytes cannot hold {context.count} values of {like.nbytes} bytes")

@@ -28,6 +28,7 @@ def _plan(values: BitPatterns) -> EncodingPlan | None:
     found = unique_patterns(np.ascontiguousarray(value_bytes[:, -1]))
     if found is None:
         return None
+    # The last byte in memory, because bit patterns are little-endian.
     upper = with_codebook(*found)
     lower = EncodingPlan(value_bytes[:, :-1].size, lambda: [Stream(RAW.kind, value_bytes[:, :-1].tobytes())])
     return EncodingPlan(_HEADER_BYTES, lambda: [Stream(SPLIT.kind, b"")]) + upper.plan() + lower
@@ -49,6 +50,7 @@ def _read(stream: Stream, streams: Iterator[Stream], context: ReadContext) -> Bi
 
 
 def _read_upper(codebook: Stream, indices: Stream, context: ReadContext) -> BitPatterns:
+    # Nothing else is ever written here, and fewer combinations are fewer to defend against damaged files.
     if (codebook.kind, indices.kind) != (CODEBOOK.kind, INDICES.kind):
         raise ValueError("a codebook and indices must follow split values")
     return INDICES.read(indices, CODEBOOK.read_entries(codebook, context), context)

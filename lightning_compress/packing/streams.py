@@ -51,6 +51,7 @@ class EncodingPlan:
 
 def cheapest(*plans: EncodingPlan | None) -> EncodingPlan:
     """Return the plan with the fewest bytes, and the first one of several with the same size."""
+    # The choice must be reproducible, so that the same tensors give the same file: `min` keeps the first of equals.
     return min((plan for plan in plans if plan is not None), key=lambda plan: plan.num_bytes)
 
 

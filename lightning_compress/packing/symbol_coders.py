@@ -28,6 +28,7 @@ def plan_symbols(
         counts: Number of occurrences of each symbol.
         parameters: Parameters of the stream; the kind of the coder is appended.
     """
+    # Entropy coding loses for few symbols, because its table and final state take bytes of their own.
     num_bytes, coder = min(((c.num_bytes(counts), c) for c in SYMBOL_CODERS), key=lambda pair: pair[0])
     return EncodingPlan(num_bytes, lambda: [Stream(kind, coder.encode(symbols(), counts), (*parameters, coder.kind))])
 

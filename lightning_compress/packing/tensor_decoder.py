@@ -63,6 +63,7 @@ def _read_elements(streams: Sequence[Stream], like: BitPatterns, shape: tuple[in
 
 
 def _read_streams(streams: Iterator[Stream], like: BitPatterns, count: int, num_columns: int) -> BitPatterns:
+    # The kind of the first stream tells if zeros were left out.
     first = next_stream(streams)
     encoding = ENCODINGS.get(first.kind)
     if not isinstance(encoding, PositionEncoding):

@@ -66,6 +66,7 @@ def encode(tensor: Tensor, scale: Tensor | None = None) -> EncodedTensor:
 
 def _plan_elements(tensor: Tensor) -> _Candidate:
     num_columns = num_columns_of(tensor.shape)
+    # Vectors are an addition to single elements: the sample that proposes them may be wrong.
     candidates = [_plan_width(tensor, num_columns, width) for width in (1, *candidate_widths(tensor, num_columns))]
     best = min(candidates, key=lambda candidate: candidate.plan.num_bytes)
     # The size without codebooks is that of single elements, also if vectors are packed in the end.
@@ -97,6 +98,7 @@ def _plan_integers(integers: IntegerTensor, tensor: Tensor) -> _Candidate:
 
 
 def _index(values: NonzeroValues, encodings: Sequence[CodebookEncoding]) -> list[IndexedValues]:
+    # In order: expensive searches stop early if an encoding before them did well.
     found: list[IndexedValues] = []
     for encoding in encodings:
         indexed = encoding.index(values, found)
@@ -117,6 +119,7 @@ def _plan_values(
     best = cheapest(*unindexed, *plans)
     if values.nonzero.all():
         return best, 0, num_fixed_bytes
+    # Either positions and values apart, or zero as one more symbol of a codebook.
     positions = [encoding.plan(values.nonzero, values.num_columns) for encoding in POSITIONS]
     num_mask_bytes = min(plan.num_fixed_bytes for plan in positions if plan is not None)
     with_zeros = [each.plan_with_zeros(values.nonzero) for each in indexed]

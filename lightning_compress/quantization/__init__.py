@@ -1,1 +1,1 @@
-"""FakeQuantizedCall integers: numbers, observers, places, and the lowering to real ones; torch only."""
+"""Quantization: observers, fake-quantization, calibration, quantization-aware training, and lowering to INT8."""

@@ -1,4 +1,4 @@
-"""What lowering makes, and how a target writes it."""
+"""Data of a lowered model, and the interface that an export target implements."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class QParams:
-    """Integers of an activation.
+    """Quantization parameters of an activation.
 
     Attributes:
-        name: Of the place in the model.
-        scale: Step.
-        zero_point: Integer that stands for 0.0.
+        name: Name of the quantization point in the model.
+        scale: Scale.
+        zero_point: Zero point.
         quant_min: Smallest integer.
         quant_max: Largest integer.
-        offset: What was added to the integers of the simulation.
-        is_again: Whether the same numbers were on this grid before, and have only been moved.
-        is_read: Whether it is of what a call reads, not of what one makes.
+        offset: Difference of the integers from those of the fake-quantized model.
+        is_requantized: The values have these parameters already and were only moved.
+        is_input: The point is an input of a call, not its output.
     """
 
     name: str
@@ -30,25 +30,25 @@ class QParams:
     quant_min: int
     quant_max: int
     offset: int = 0
-    is_again: bool = False
-    is_read: bool = False
+    is_requantized: bool = False
+    is_input: bool = False
 
     def shifted(self, by: int) -> QParams:
-        """The same numbers, with integers that are larger by ``by``."""
+        """Return parameters of the same values with integers that are larger by ``by``."""
         moved = {name: getattr(self, name) + by for name in ("zero_point", "quant_min", "quant_max", "offset")}
         return replace(self, **moved)
 
 
 @dataclass(frozen=True)
 class Weight:
-    """Integers of a layer's weight, after folding.
+    """INT8 weight of a layer, with a folded batch norm.
 
     Attributes:
-        name: Of the layer.
+        name: Layer name.
         integers: int8, of the weight's shape.
         scale: Positive, ``(channels,)``.
-        axis: Dimension of the channels.
-        zero_point: Zeros, int64, ``(channels,)``: made here, so that exporters find a constant.
+        axis: Channel dimension.
+        zero_point: Zeros, int64, ``(channels,)``; stored here, so that exporters find a constant.
     """
 
     name: str
@@ -57,21 +57,21 @@ class Weight:
     axis: int
     zero_point: Tensor
 
-    def value(self) -> Tensor:
-        """The weight as floats."""
-        sides = [-1 if dim == self.axis else 1 for dim in range(self.integers.ndim)]
-        return self.integers * self.scale.view(sides)
+    def dequantize(self) -> Tensor:
+        """Return the weight in FP32."""
+        shape = [-1 if dim == self.axis else 1 for dim in range(self.integers.ndim)]
+        return self.integers * self.scale.view(shape)
 
 
 @dataclass(frozen=True)
 class Bias:
-    """Integers of a layer's bias.
+    """INT32 bias of a layer.
 
     Attributes:
-        name: Of the layer.
+        name: Layer name.
         integers: int32, ``(channels,)``.
-        scale: Products of the input's and the weight's scales, ``(channels,)``.
-        value: The bias as floats, rounded to the integers: float32, ``(channels,)``.
+        scale: Product of the scales of input and weight, ``(channels,)``.
+        value: Dequantized bias, float32, ``(channels,)``.
     """
 
     name: str
@@ -82,17 +82,17 @@ class Bias:
 
 @dataclass
 class QuantizedLayer:
-    """A call whose weight is integers now.
+    """Call with a quantized weight.
 
     Attributes:
-        name: Name of the module.
-        function: Name of the function.
-        weight: The weight.
-        bias: The bias, if there is one: float32 where the input is float, or where channels share scales.
-        input: QParams of the input, unless that is float.
-        biased: Name of the module whose bias it is: the layer, or the batch norm that is folded into it.
-        rounding: What rounding added to the bias, float64; ``None`` without a bias of integers.
-        is_integer: Whether it can compute with integers, as what it reads and what it makes are on grids.
+        name: Module name.
+        function: Function name.
+        weight: Weight.
+        bias: Bias, if there is one; in FP32 if the input is FP32, or if groups of channels share scales.
+        input: Quantization parameters of the input; ``None`` if it is FP32.
+        bias_module: Name of the module that owns the bias: the layer, or the batch norm that is folded into it.
+        rounding: Rounding error of the bias, float64; ``None`` without an INT32 bias.
+        is_integer: True if both input and output are quantized, so that an INT8 kernel can compute it.
     """
 
     name: str
@@ -100,24 +100,24 @@ class QuantizedLayer:
     weight: Weight
     bias: Bias | Tensor | None
     input: QParams | None
-    biased: str
+    bias_module: str
     rounding: Tensor | None
     is_integer: bool
 
 
 @dataclass(frozen=True)
 class QuantizedOp:
-    """What a call that reads no weight makes of integers.
+    """Quantized call without a weight.
 
     Attributes:
-        module: Name of the module.
-        function: Name of the function.
-        grid: QParams of the result, clipped where nothing else reads it.
+        module: Module name.
+        function: Function name.
+        qparams: Quantization parameters of the output, after a clipping activation that alone reads it.
     """
 
     module: str
     function: str
-    grid: QParams
+    qparams: QParams
 
     @property
     def name(self) -> str:
@@ -151,7 +151,7 @@ class Backend(ABC):
     def bias(self, bias: Bias) -> Tensor:
         """Dequantize a constant bias, or return its FP32 value."""
 
-    def check(self, layers: Sequence[QuantizedLayer]) -> None:
+    def check(self, layers: Sequence[QuantizedLayer]) -> None:  # noqa: B027 (optional)
         """Check that the target supports the quantized layers.
 
         Raises:

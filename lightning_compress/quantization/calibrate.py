@@ -1,4 +1,4 @@
-"""What quantizers learn from looking: reduced over ranks, and post-training quantization, which is nothing else."""
+"""Post-training quantization, and the update of scales from observed statistics."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lightning_compress.functional.histograms import rebin
 from lightning_compress.quantization.insertion import QuantizerRef, is_quantized, quantizers_of
 from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.observers import RangeStatistics
-from lightning_compress.quantization.quantizer import update_together
+from lightning_compress.quantization.quantizer import update_all
 from lightning_compress.quantization.quantizer_plan import QuantizationSpec, QuantizerPlan, owners_of
-from lightning_compress.quantization.tracing import Graph, recording
+from lightning_compress.quantization.tracing import Graph, record_graph
 from lightning_compress.targets import Targets
 
 Reduce = Callable[[Tensor], Tensor]
@@ -32,20 +32,25 @@ def calibrate(
     activations: QuantizationSpec = Int(8),
     targets: Targets = Targets(),
 ) -> nn.Module:
-    """Post-training quantization: a copy of a model that simulates integers, with ranges from a few batches.
+    """Quantize a trained model without further training (post-training quantization).
 
     Args:
-        model: The float model, which stays as it is. It is run in eval mode.
-        batches: What it is called with: tensors, tuples of positional or dicts of keyword arguments.
-        weights: Of the targets' weights.
-        activations: Of what the targets read and make.
-        targets: Which layers.
+        model: FP32 model. It is not modified; a copy is run in eval mode.
+        batches: Calibration batches, each a tensor, a tuple of positional or a dict of keyword arguments.
+        weights: Specification of the weights: one for all, or by globs over module names; ``None`` keeps FP32.
+        activations: Specification of the inputs and outputs of the layers, in the same form.
+        targets: Layers to quantize.
 
     Returns:
-        The copy, in eval mode.
+        A fake-quantized copy in eval mode.
 
     Raises:
-        ValueError: If there is no batch, if no target is called in the first one, or if NaN is observed.
+        ValueError: If ``batches`` is empty, if the first batch calls no target, if NaN or infinity is observed, or if
+            the model has quantizers already.
+
+    >>> model = calibrate(nn.Linear(2, 1), [torch.tensor([[0.0, 2.55]])])
+    >>> model.quant_linear_input_0_scale
+    tensor(0.0100)
     """
     if is_quantized(model):
         raise ValueError("calibrate: the model has quantizers already; start from float_copy(model).")
@@ -53,30 +58,31 @@ def calibrate(
     try:
         first = next(remaining)
     except StopIteration:
-        raise ValueError("calibrate: there is no batch; ranges of activations come from at least one.") from None
+        raise ValueError("calibrate: there is no batch; ranges of activations need at least one.") from None
     prepared = copy.deepcopy(model).eval()
     with thawed(prepared.parameters()):  # nothing is trained: a frozen model is quantized like any other
         is_target = owners_of(targets.select(prepared))
     graph = trace(prepared, first)
     QuantizerPlan(weights, activations, is_target).insert_traced(prepared, graph)
-    found = list(quantizers_of(prepared))
-    if not found:
-        raise ValueError("calibrate: the first batch calls none of the targets; is it what the model is called with?")
-    for attached in found:
-        attached.quantizer.observing, attached.quantizer.quantizing = 1, False
+    refs = list(quantizers_of(prepared))
+    if not refs:
+        raise ValueError("calibrate: the first batch calls none of the targets; is it an input of the model?")
+    for ref in refs:
+        ref.quantizer.observing, ref.quantizer.quantizing = 1, False
     with torch.no_grad():
         for batch in chain([first], remaining):
             call(prepared, batch)
-            update([attached for attached in found if attached.quantizer.counts_batches])
-    update(found)
-    for attached in found:
-        attached.quantizer.observing, attached.quantizer.quantizing = 0, True
+            # Moving averages take one step per batch; all other statistics are merged and searched once.
+            update([ref for ref in refs if ref.quantizer.updates_per_batch])
+    update(refs)
+    for ref in refs:
+        ref.quantizer.observing, ref.quantizer.quantizing = 0, True
     return prepared
 
 
 @contextmanager
 def thawed(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """While it lasts, frozen parameters are none, so that targets may be chosen among them."""
+    """Set ``requires_grad`` of frozen parameters inside the context, so that they can be selected as targets."""
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(True)
@@ -88,61 +94,64 @@ def thawed(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 def trace(model: nn.Module, inputs: Any) -> Graph:
-    """The calls that a model without quantizers makes in eval mode; the model stays as it is."""
-    probe = copy.deepcopy(model).eval()
-    with recording(probe) as graph, torch.no_grad():
-        call(probe, inputs)
+    """Record the calls of a model without quantizers in eval mode; a copy of the model is run."""
+    traced = copy.deepcopy(model).eval()
+    with record_graph(traced) as graph, torch.no_grad():
+        call(traced, inputs)
     return graph
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """Calls a model with a tensor, a tuple of positional or a dict of keyword arguments."""
+    """Call a model with a tensor, a tuple of positional or a dict of keyword arguments."""
     args, kwargs = as_arguments(inputs)
     return model(*args, **kwargs)
 
 
-def update(found: Sequence[QuantizerRef], largest: Reduce | None = None, total: Reduce | None = None) -> None:
-    """Turns what quantizers have observed into their scales.
+def update(
+    refs: Sequence[QuantizerRef], all_reduce_max: Reduce | None = None, all_reduce_sum: Reduce | None = None
+) -> None:
+    """Update the scales of quantizers from the statistics that they have observed since the last update.
 
     Args:
-        found: The quantizers.
-        largest: Reduces a tensor to its maximum over ranks; ``None`` for one process.
-        total: Reduces a tensor to its sum over ranks.
+        refs: Quantizers.
+        all_reduce_max: Reduces a tensor to its maximum over ranks; ``None`` for one process.
+        all_reduce_sum: Reduces a tensor to its sum over ranks.
 
     Raises:
         ValueError: If NaN or infinity was observed.
     """
-    fresh = [(attached, attached.quantizer.observed) for attached in found if attached.quantizer.observed is not None]
-    if largest is not None and total is not None:
-        _reduce([observed for _, observed in fresh], largest, total)
-    _check_finite(fresh)
-    alike: dict[Int, list[QuantizerRef]] = {}
-    for attached, _ in fresh:
-        alike.setdefault(attached.quantizer.integers, []).append(attached)
-    for integers, group in alike.items():
-        update_together(integers, group)
+    observed = [(ref, ref.quantizer.observed) for ref in refs if ref.quantizer.observed is not None]
+    if all_reduce_max is not None and all_reduce_sum is not None:
+        _reduce([statistics for _, statistics in observed], all_reduce_max, all_reduce_sum)
+    _check_finite(observed)
+    by_spec: dict[Int, list[QuantizerRef]] = {}
+    for ref, _ in observed:
+        by_spec.setdefault(ref.quantizer.spec, []).append(ref)
+    for spec, group in by_spec.items():
+        update_all(spec, group)
 
 
-def _check_finite(fresh: Sequence[tuple[QuantizerRef, RangeStatistics]]) -> None:
-    # One question for all: on a GPU each waits for what is under way.
-    if fresh and not bool(torch.isfinite(torch.cat([observed.min_max for _, observed in fresh])).all()):
-        name = next(attached.name for attached, observed in fresh if not bool(torch.isfinite(observed.min_max).all()))
+def _check_finite(observed: Sequence[tuple[QuantizerRef, RangeStatistics]]) -> None:
+    # One synchronization with the GPU for all quantizers; the culprit is looked up in the error case only.
+    if observed and not bool(torch.isfinite(torch.cat([statistics.min_max for _, statistics in observed])).all()):
+        name = next(ref.name for ref, statistics in observed if not bool(torch.isfinite(statistics.min_max).all()))
         raise ValueError(f"NaN or infinity at {name!r}: training has diverged there before it was quantized.")
 
 
-def _reduce(observed: Sequence[RangeStatistics], largest: Reduce, total: Reduce) -> None:
-    """In place, with two collectives for all."""
+def _reduce(observed: Sequence[RangeStatistics], all_reduce_max: Reduce, all_reduce_sum: Reduce) -> None:
+    """Reduce all statistics over ranks in place, with two collectives."""
     if not observed:
         return
-    # Maxima of NaN are not the same everywhere; infinity stays what it is.
-    min_max = largest(torch.cat([s.min_max.nan_to_num(torch.inf, torch.inf, -torch.inf) for s in observed]))
+    # The maximum with NaN differs between backends; as infinity it reaches all ranks, and all raise the same error.
+    min_max = all_reduce_max(torch.cat([s.min_max.nan_to_num(torch.inf, torch.inf, -torch.inf) for s in observed]))
     counts = []
-    for s, everywhere in zip(observed, min_max.split([len(s.min_max) for s in observed]), strict=True):
-        if s.counts.numel() and bool(torch.isfinite(everywhere).all()):
-            s.counts = rebin(s.counts, s.min_max, everywhere)
-        s.min_max = everywhere
+    for s, reduced in zip(observed, min_max.split([len(s.min_max) for s in observed]), strict=True):
+        # Counts can be added once all ranks have the same bins: those of the largest range.
+        if s.counts.numel() and bool(torch.isfinite(reduced).all()):
+            s.counts = rebin(s.counts, s.min_max, reduced)
+        s.min_max = reduced
         counts.append(s.counts)
     if any(c.numel() for c in counts):
-        flat = total(torch.cat([c.flatten() for c in counts]))
+        flat = all_reduce_sum(torch.cat([c.flatten() for c in counts]))
         for s, part in zip(observed, flat.split([c.numel() for c in counts]), strict=True):
             s.counts = part.view_as(s.counts)

@@ -1,8 +1,8 @@
-"""Acting on the function calls that a module makes, without touching its class: plain hooks and a function mode.
+"""Patching of the function calls that a module makes, without touching its class: hooks and a function mode.
 
-A call is told by the name of the function, how many of that name the module has made before in the same call of its
-own, and, for a module that its parent calls more than once, in which of these calls. What is to be done is kept in the
-module, so that deep copies and pickles go on doing it.
+A call is identified by the name of the function, the number of calls of that name before it in the same forward pass of
+the module, and, for a module that its parent calls more than once, the number of the pass. The actions are stored in
+the module, so that deep copies and pickles keep them.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class CallSite(NamedTuple):
     """One function call inside a module.
 
     Attributes:
-        function: Canonical name, such as ``"relu"`` for ``F.relu``, ``Tensor.relu`` and ``Tensor.relu_``.
-        occurrence: Number of calls of that name before, in the same call of the module.
-        repeat: Number of calls of the module before, in the same call of its parent.
+        function: Canonical name, for example ``"relu"`` for ``F.relu``, ``Tensor.relu`` and ``Tensor.relu_``.
+        occurrence: Number of calls of that name before, in the same forward pass of the module.
+        repeat: Number of forward passes of the module before, in the same forward pass of its parent.
     """
 
     function: str
@@ -32,18 +32,18 @@ class CallSite(NamedTuple):
 
 
 class Action(Protocol):
-    """What is done instead of a function call."""
+    """Replacement of a function call."""
 
     def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """The result of the call."""
+        """Return the result of the call."""
 
 
 class CallPatcher:
-    """The calls in one module that something is done at.
+    """Table of the patched calls of one module, with the counters that identify calls.
 
     Args:
-        actions: What is done, by call.
-        defaults: What is done at other calls, by function.
+        actions: Actions by call.
+        defaults: Actions at all other calls of a function, by function name.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class CallPatcher:
         self.names = frozenset(call.function for call in self.actions) | frozenset(self.defaults)
         self.counts: dict[str, int] = {}
         self.repeat = -1
-        self.modes: list[_Mode] = []
+        self.modes: list[_PatchMode] = []
 
     def begin(self, module: nn.Module) -> None:
-        """Starts counting, when the module is called."""
+        """Reset the counters at the start of a forward pass."""
         self.counts = {}
         if self.is_repeated:
             self.repeat += 1
@@ -67,7 +67,7 @@ class CallPatcher:
             vars(getattr(module, name))[_KEY].repeat = -1
 
     def handle(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Makes a call, or does what is to be done instead."""
+        """Call the function, or the action of this call instead."""
         name = canonical(function)
         if name not in self.names:
             return function(*args, **kwargs)
@@ -80,48 +80,57 @@ class CallPatcher:
         return function(*args, **kwargs) if action is None else action(module, function, args, kwargs)
 
 
-class _Mode(TorchFunctionMode):
-    """Shows a module's sites the functions that it calls; those of its child modules are theirs."""
+class _PatchMode(TorchFunctionMode):
+    """Passes the function calls of a module to its patcher; those of child modules go to their own."""
 
-    def __init__(self, module: nn.Module, sites: CallPatcher) -> None:
+    def __init__(self, module: nn.Module, patcher: CallPatcher) -> None:
         super().__init__()
         self.module = module
-        self.sites = sites
+        self.patcher = patcher
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # The functions that an action calls itself must not be patched again.
         with torch._C.DisableTorchFunction():
-            return self.sites.handle(self.module, func, args, kwargs or {})
+            return self.patcher.handle(self.module, func, args, kwargs or {})
 
 
 def install_all(model: nn.Module, table: Mapping[str, CallPatcher]) -> None:
-    """Puts sites into modules by their names, and empty ones where functions must not be taken for their parent's."""
+    """Install patchers in the modules of a model.
+
+    Args:
+        model: Model without patchers.
+        table: Patchers by module name.
+    """
     modules = dict(model.named_modules())
-    everywhere = dict(table)
+    patchers = dict(table)
+    # A mode is active during the calls of child modules too: without an own one, a child's functions would be counted
+    # as the parent's.
     for name in table:
         for child, module in modules[name].named_children():
             if not isinstance(module, nn.Identity):
-                everywhere.setdefault(f"{name}.{child}".lstrip("."), CallPatcher())
+                patchers.setdefault(f"{name}.{child}".lstrip("."), CallPatcher())
+    # The parent of a repeated module resets its pass number.
     for name in table:
         if any(call.repeat for call in table[name].actions):
             parent, _, child = name.rpartition(".")
-            holder = everywhere.setdefault(parent, CallPatcher())
+            holder = patchers.setdefault(parent, CallPatcher())
             holder.repeated = (*holder.repeated, child)
-            everywhere[name].is_repeated = True
-    for name, sites in everywhere.items():
-        install(modules[name], sites)
+            patchers[name].is_repeated = True
+    for name, patcher in patchers.items():
+        install(modules[name], patcher)
 
 
-def install(module: nn.Module, sites: CallPatcher) -> None:
-    """Puts sites into a module that has none, and the hooks that enter them."""
-    assert _KEY not in vars(module), "one table of sites per module"
-    vars(module)[_KEY] = sites
-    # Outermost, so that a user's hooks see what the module's own functions see.
+def install(module: nn.Module, patcher: CallPatcher) -> None:
+    """Install a patcher in a module that has none, and the hooks that enter its mode."""
+    assert _KEY not in vars(module), "one patcher per module"
+    vars(module)[_KEY] = patcher
+    # Outermost, so that functions called in hooks of the user are counted no matter when these are registered.
     module.register_forward_pre_hook(_enter, prepend=True)
     module.register_forward_hook(_leave, always_call=True)
 
 
 def uninstall(module: nn.Module) -> None:
-    """Takes sites and hooks out of a module, if there are any."""
+    """Remove the patcher and its hooks from a module, if there is one."""
     if vars(module).pop(_KEY, None) is None:
         return
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
@@ -131,14 +140,14 @@ def uninstall(module: nn.Module) -> None:
 
 
 def patcher_of(module: nn.Module) -> CallPatcher | None:
-    """The sites that a module has."""
+    """Return the patcher of a module, if there is one."""
     return vars(module).get(_KEY)
 
 
-# Dynamo of torch 2.14 cannot follow what is done with the name.
+# Dynamo of torch 2.14 cannot trace the string operations on the name.
 @torch.compiler.assume_constant_result
 def canonical(function: Any) -> str:
-    """One name for a function, its method and its in-place form.
+    """Return the common name of a function, its method and its in-place form.
 
     >>> canonical(torch.Tensor.relu_), canonical(torch.nn.functional.relu), canonical(torch.Tensor.__iadd__)
     ('relu', 'relu', 'add')
@@ -154,7 +163,7 @@ _PROPERTIES = {"T": "transpose", "mT": "transpose", "H": "transpose", "mH": "tra
 
 
 def positional(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Arguments of a function with the tensors that it computes with in front, however they were given.
+    """Move the tensor operands of a call from keyword to positional arguments.
 
     >>> positional((), {"other": 2, "input": 1, "alpha": 3})
     ((1, 2), {'alpha': 3})
@@ -168,31 +177,31 @@ def positional(args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 
 def is_floating(args: Any) -> bool:
-    """Whether the first argument is a floating tensor, or a list of them."""
+    """Return True if the first argument is a floating-point tensor, or a list of them."""
     first = args[0] if args else None
     if isinstance(first, (list, tuple)) and first:
         first = first[0]
-    # Batch norm counts its batches with an integer addition.
+    # Batch norm counts its batches with an int64 addition, in training only: it must not shift the counters.
     return isinstance(first, Tensor) and first.is_floating_point()
 
 
 def _enter(module: nn.Module, args: Any) -> None:
     if _is_redirected(module):
         return
-    sites = vars(module)[_KEY]
-    sites.begin(module)
-    mode = _Mode(module, sites)
-    sites.modes.append(mode)
+    patcher = vars(module)[_KEY]
+    patcher.begin(module)
+    mode = _PatchMode(module, patcher)
+    patcher.modes.append(mode)
     mode.__enter__()
 
 
 def _leave(module: nn.Module, args: Any, output: Any) -> None:
-    sites = vars(module)[_KEY]
-    if sites.modes and not _is_redirected(module):
-        sites.modes.pop().__exit__(None, None, None)
+    patcher = vars(module)[_KEY]
+    if patcher.modes and not _is_redirected(module):
+        patcher.modes.pop().__exit__(None, None, None)
 
 
 def _is_redirected(module: nn.Module) -> bool:
-    """Whether a call of a LightningModule is a wrapper's (DDP), on its way to ``training_step``."""
+    """Return True in a call of a LightningModule that its strategy (DDP) redirects to ``training_step``."""
     forward = vars(module).get("forward")
     return forward is not None and getattr(forward, "__qualname__", "").startswith("_ForwardRedirection")

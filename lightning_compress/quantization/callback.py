@@ -150,7 +150,7 @@ class QuantizationAwareTraining(CompressionCallback):
         stage = self._stage_at(now)
         found = list(quantizers_of(pl_module))
         if stage[0] and not all(attached.quantizer.ready for attached in found):
-            self._tracer(trainer).at_first_batch(pl_module, found, batch, batch_idx, part=_OBSERVED_FRACTION)
+            self._tracer(trainer).at_first_batch(pl_module, found, batch, batch_idx, divisor=_OBSERVED_FRACTION)
             self._update(trainer, found)
         for model in (pl_module, *averaged_models(trainer)):
             _enter_stage(model, found, quantizing=stage[1])
@@ -259,7 +259,7 @@ def _enter_stage(model: nn.Module, found: Sequence[QuantizerRef], *, quantizing:
     for attached, ours in zip(quantizers_of(model), found, strict=True):
         attached.quantizer.quantizing = quantizing
         if ours.quantizer.ready and not attached.quantizer.ready:
-            attached.quantizer.take(attached.module, ours.module, ours.quantizer)
+            attached.quantizer.copy_from(attached.module, ours.module, ours.quantizer)
 
 
 def _freeze_norms(model: nn.Module) -> list[RemovableHandle]:

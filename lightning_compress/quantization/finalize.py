@@ -1,4 +1,4 @@
-"""Plain copies of models, to be written to files."""
+"""Copies of a model for deployment."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from lightning_compress.quantization.strip_compile import strip_compile
 
 
 def finalize(model: nn.Module, *, module: str = "", example_inputs: Any = None) -> nn.Module:
-    """A copy of a model as it is deployed: in eval mode, with nothing to train and no hooks of a fit.
+    """Copy a model for deployment: in eval mode, with frozen parameters and without ``torch.compile``.
 
-    Zeros, clusters and integers times their scales are in the weights. Quantizers stay, frozen: their ranges are part
-    of the model.
+    Fake-quantized weights are written into the parameters; pruned and clustered weights are in them already.
+    Activation quantizers stay, since their ranges are part of the model.
 
     Args:
-        model: The model, which stays as it is.
-        module: Name of its deployable part.
-        example_inputs: What that part is called with: a tensor, a tuple, or a dict of keyword arguments. With them,
-            biases are integers times their scales as well, so that a model with quantizers computes what a file of
-            integers does; activations of few bits make such small differences large.
+        model: Model, which is not modified.
+        module: Name of the deployable submodule; ``""`` for the whole model.
+        example_inputs: Inputs of that submodule: a tensor, a tuple, or a dict of keyword arguments. If given, biases of
+            a quantized model are rounded to their INT32 values as well, so that the copy computes the same as the
+            exported INT8 model; with few bits, small differences of a bias grow in later layers.
+
+    Returns:
+        The copy.
 
     Raises:
-        ValueError: If it has no such part, or its quantizers are none that a file takes (with ``example_inputs``).
+        ValueError: If there is no such submodule, or (with ``example_inputs``) if the model cannot be lowered.
 
     >>> finalize(nn.Sequential(nn.Linear(2, 1)), module="0").weight.requires_grad
     False
     """
-    plain = _copied(model, module, "finalize")
+    plain = _copy_for_deployment(model, module, "finalize")
     round_weights_(plain)
     if example_inputs is not None and is_quantized(plain):
         round_biases_(plain, example_inputs)
@@ -39,13 +42,30 @@ def finalize(model: nn.Module, *, module: str = "", example_inputs: Any = None) 
 
 
 def float_copy(model: nn.Module, *, module: str = "") -> nn.Module:
-    """As :func:`finalize`, without quantizers, so that integers can be compared with floats on equal terms."""
-    plain = _copied(model, module, "float_copy")
+    """Copy a model as :func:`finalize` does, without its quantizers: the FP32 baseline of a quantized model.
+
+    Args:
+        model: Model, which is not modified.
+        module: Name of the deployable submodule; ``""`` for the whole model.
+
+    Returns:
+        The copy, with unrounded weights.
+
+    Raises:
+        ValueError: If there is no such submodule.
+
+    >>> import torch
+    >>> from lightning_compress import calibrate
+    >>> quantized = calibrate(nn.Linear(2, 1), [torch.ones(1, 2)])
+    >>> list(float_copy(quantized).state_dict())
+    ['weight', 'bias']
+    """
+    plain = _copy_for_deployment(model, module, "float_copy")
     remove_quantizers(plain)
     return plain
 
 
-def _copied(model: nn.Module, module: str, caller: str) -> nn.Module:
+def _copy_for_deployment(model: nn.Module, module: str, caller: str) -> nn.Module:
     if module and module not in dict(model.named_modules()):
         raise ValueError(f"{caller}: the model has no module {module!r}.")
     return strip_compile(copy.deepcopy(model.get_submodule(module)).eval()).requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Folding a batch norm and a bias into a weight of integers."""
+"""Folding of batch norms and biases into INT8 weights and INT32 biases."""
 
 from __future__ import annotations
 
@@ -15,55 +15,69 @@ from lightning_compress.quantization.call_patcher import CallPatcher, CallSite, 
 from lightning_compress.quantization.placement import CHANNEL_AXIS
 from lightning_compress.quantization.tracing import Graph, Node
 
-_MAX_BIAS = 2**30  # of the integers of a bias, so that sums with it stay below 2**31
+# Largest integer of a bias: the accumulator that it is added to is int32, and half of its range is left to the sum of
+# products.
+_MAX_BIAS = 2**30
 
 
 def fold(
     name: str, integers: Tensor, scale: Tensor, axis: int, *, bias: Tensor | None, input_scale: float | None
 ) -> Weight:
-    """Integers and positive scales of a folded weight.
+    """Fold the sign of a signed scale into the integers of a weight, and keep the bias within int32.
 
-    A scale so small that the integer bias would overflow, as a tiny gamma makes it, is raised; the integers shrink.
+    Args:
+        name: Layer name.
+        integers: Integers of the weight.
+        scale: Scale of each channel times the factor of the batch norm, float64; may be negative or zero.
+        axis: Channel dimension of the weight.
+        bias: Folded bias, if there is one.
+        input_scale: Scale of the input, if the bias is to be quantized.
     """
-    sides = [-1 if dim == axis else 1 for dim in range(integers.ndim)]
+    shape = [-1 if dim == axis else 1 for dim in range(integers.ndim)]
     positive = scale.abs()
-    least = positive.max() * 1e-7 if float(positive.max()) > 0 else torch.ones((), dtype=torch.float64)
-    enough = positive.maximum(least)
+    # A channel with gamma = 0 has scale 0, which no kernel supports: it gets a small scale, and its integers become 0.
+    floor = positive.max() * 1e-7 if float(positive.max()) > 0 else torch.ones((), dtype=torch.float64)
+    raised = positive.maximum(floor)
+    # A tiny gamma makes a tiny scale, in whose steps the bias would overflow. A larger scale has room for the bias; the
+    # integers of the weight shrink in return, and are negligible next to it.
     if bias is not None and input_scale:
-        enough = enough.maximum(bias.detach().double().abs() / (input_scale * _MAX_BIAS))
-    signed = integers.double() * torch.sign(scale).view(sides)
-    shrunk = torch.round(signed * (positive / enough).view(sides)).to(torch.int8)
-    return Weight(name, shrunk, enough.float(), axis, torch.zeros(len(enough), dtype=torch.int64))
+        raised = raised.maximum(bias.detach().double().abs() / (input_scale * _MAX_BIAS))
+    # Kernels need positive scales, and symmetric integers have a negative for each: the sign of gamma moves into them.
+    signed = integers.double() * torch.sign(scale).view(shape)
+    folded = torch.round(signed * (positive / raised).view(shape)).to(torch.int8)
+    return Weight(name, folded, raised.float(), axis, torch.zeros(len(raised), dtype=torch.int64))
 
 
-def integer_bias(weight: Weight, bias: Tensor | None, grid: QParams | None) -> Bias | Tensor | None:
-    """Integers of a folded bias, or floats behind a float input."""
+def quantize_bias(weight: Weight, bias: Tensor | None, qparams: QParams | None) -> Bias | Tensor | None:
+    """Quantize a folded bias to INT32; with an FP32 input (``qparams=None``) it stays FP32."""
     if bias is None:
         return None
     exact = bias.detach().double()
-    if grid is None:
+    if qparams is None:
         return exact.float()
-    scale = weight.scale.double() * grid.scale
+    # The bias is added to sums of products of integers, each of which stands for the product of both scales.
+    scale = weight.scale.double() * qparams.scale
     integers = torch.round(exact / scale).to(torch.int32)
     return Bias(weight.name, integers, scale.float(), (integers * scale).float())
 
 
 def is_foldable(args: Any, kwargs: Any) -> bool:
-    """Whether a batch norm computes with statistics that are statistics, not with those of each batch."""
+    """Return True if a batch norm uses running statistics, not those of the batch."""
     statistics = all(argument(args, kwargs, i, n) is not None for i, n in ((1, "running_mean"), (2, "running_var")))
     return statistics and not argument(args, kwargs, 5, "training")
 
 
 def shares_scales(function: str, args: Any, kwargs: Any) -> bool:
-    """Whether channels of several groups share a scale, as a transposed convolution's weight has those of one group.
+    """Return True if channels of several groups share a scale, as in a grouped transposed convolution.
 
-    A norm would give each channel its own, for which its weight has no dimension.
+    Its weight is ``(in, out / groups, ...)``: there is no dimension for the factor that a batch norm has for each
+    output channel.
     """
     return function.startswith("conv_transpose") and (argument(args, kwargs, 6, "groups") or 1) > 1
 
 
 def as_factor(args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
-    """A batch norm in eval mode as a factor and a shift, float64."""
+    """Return a batch norm in eval mode as factor and shift of each channel, float64."""
     mean, var = (argument(args, kwargs, i, n).double() for i, n in ((1, "running_mean"), (2, "running_var")))
     gamma, beta = (argument(args, kwargs, i, n) for i, n in ((3, "weight"), (4, "bias")))
     eps = argument(args, kwargs, 7, "eps")
@@ -74,31 +88,31 @@ def as_factor(args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
 
 
 def argument(args: Any, kwargs: Any, index: int, name: str) -> Any:
-    """An argument of a call, however it was given."""
+    """Return an argument of a call, given by position or by keyword."""
     return args[index] if len(args) > index else kwargs.get(name)
 
 
-class _Collecting:
-    """Keeps the arguments of a call."""
+class _ArgumentRecorder:
+    """Action that records the arguments of a call."""
 
-    def __init__(self, kept: dict[Node, tuple[Any, Any]], node: Node) -> None:
-        self.kept = kept
+    def __init__(self, recorded: dict[Node, tuple[Any, Any]], node: Node) -> None:
+        self.recorded = recorded
         self.node = node
 
     def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        self.kept[self.node] = (None, *args[1:]), kwargs
+        self.recorded[self.node] = (None, *args[1:]), kwargs
         return function(*args, **kwargs)
 
 
 def arguments_of(model: nn.Module, graph: Graph, example_inputs: Any) -> dict[Node, tuple[Any, Any]]:
-    """What layers and norms are called with, but for the activation."""
-    kept: dict[Node, tuple[Any, Any]] = {}
+    """Record the arguments of layers and batch norms in one run; the activation is replaced by ``None``."""
+    recorded: dict[Node, tuple[Any, Any]] = {}
     table: dict[str, dict[CallSite, Any]] = {}
     for node in graph.nodes:
         if node.call.function in CHANNEL_AXIS or node.call.function == "batch_norm":
-            table.setdefault(node.module, {})[node.call] = _Collecting(kept, node)
-    probe = copy.deepcopy(model)
-    install_all(probe, {name: CallPatcher(actions) for name, actions in table.items()})
+            table.setdefault(node.module, {})[node.call] = _ArgumentRecorder(recorded, node)
+    patched = copy.deepcopy(model)
+    install_all(patched, {name: CallPatcher(actions) for name, actions in table.items()})
     with torch.no_grad():
-        call(probe, example_inputs)
-    return kept
+        call(patched, example_inputs)
+    return recorded

@@ -1,4 +1,4 @@
-"""A look at what a model does: its calls before the fit, and its activations in the first batch."""
+"""Runs of a model before it is trained: the calls that it makes, and its activations in the first batch."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_compress.quantization.insertion import QuantizerRef, quantizers_of, remove_quantizers
 from lightning_compress.quantization.quantizer_plan import owners_of
-from lightning_compress.quantization.tracing import Graph, recording
+from lightning_compress.quantization.tracing import Graph, record_graph
 from lightning_compress.targets import Targets
 from lightning_compress.trainer.example_inputs import common_ancestors, given_inputs, probe_before_fit
 from lightning_compress.trainer.probe import TrainingProbe
 
 
 class GraphTracer:
-    """Runs copies of a model, on example inputs if there are some, else in a training step.
+    """Runs copies of a model, on example inputs if there are any, else in a training step.
 
     Args:
-        trainer: The Trainer of the fit.
-        targets: The layers in question.
-        example_inputs: What ``targets.module`` is called with; by default the module's ``example_input_array``.
+        trainer: Trainer of the fit.
+        targets: Layers to quantize.
+        example_inputs: Inputs of ``targets.module``; by default the module's ``example_input_array``.
     """
 
     def __init__(self, trainer: Trainer, targets: Targets, example_inputs: Any) -> None:
@@ -31,7 +31,7 @@ class GraphTracer:
         self._example_inputs = example_inputs
 
     def graph(self, pl_module: LightningModule) -> Graph:
-        """The calls of the deployed part in eval mode and without quantizers, in ``Callback.setup``.
+        """Record the calls of the deployed part in eval mode and without quantizers, in ``Callback.setup``.
 
         Raises:
             ValueError: If the model cannot be run.
@@ -40,7 +40,7 @@ class GraphTracer:
             self._trainer, pl_module, module=self._targets.module, example_inputs=self._example_inputs
         )
         remove_quantizers(probe.model)
-        with torch.compiler.set_stance("force_eager"), recording(probe.model) as graph, torch.no_grad():
+        with torch.compiler.set_stance("force_eager"), record_graph(probe.model) as graph, torch.no_grad():
             try:
                 probe.run() if given else probe.loss()
             except Exception as error:
@@ -53,18 +53,19 @@ class GraphTracer:
         return graph.within(_deployed(graph, self._targets.module, layers))
 
     def at_first_batch(
-        self, pl_module: LightningModule, found: Sequence[QuantizerRef], batch: Any, batch_idx: int, *, part: int
+        self, pl_module: LightningModule, found: Sequence[QuantizerRef], batch: Any, batch_idx: int, *, divisor: int
     ) -> None:
-        """Lets quantizers see a batch before it is trained on, so that the first step is made with ranges.
+        """Observe a batch before it is trained on, so that the first step has ranges.
 
-        With manual optimization and without example inputs there is nothing that could be run; they then see it later.
+        With manual optimization and without example inputs, no forward pass can be run apart from the training step;
+        the first step then has no ranges.
 
         Args:
             pl_module: The model.
             found: Its quantizers.
             batch: The batch.
             batch_idx: Its index.
-            part: One part in so many of it is looked at.
+            divisor: The first ``1 / divisor`` of the batch is observed.
         """
         given = given_inputs(pl_module, self._example_inputs)
         if not pl_module.automatic_optimization and given is None:
@@ -73,19 +74,20 @@ class GraphTracer:
         module = self._targets.module
         probe = TrainingProbe(self._trainer, pl_module, batch, batch_idx, module=module, example_inputs=inputs)
         copies = list(quantizers_of(probe.model))
-        for copy in copies:
-            copy.quantizer.observing, copy.quantizer.quantizing = part, False
+        for copied in copies:
+            copied.quantizer.observing, copied.quantizer.quantizing = divisor, False
         with torch.compiler.set_stance("force_eager"), torch.no_grad():
             probe.loss() if pl_module.automatic_optimization else probe.run()
-        for attached, copy in zip(found, copies, strict=True):
-            if attached.quantizer.is_weight:
-                attached.quantizer.take(attached.module, copy.module, copy.quantizer)
+        # Weights are updated at once; activations only hand over their statistics, which are reduced over ranks first.
+        for ref, copied in zip(found, copies, strict=True):
+            if ref.quantizer.is_weight:
+                ref.quantizer.copy_from(ref.module, copied.module, copied.quantizer)
             else:
-                attached.quantizer.observed = copy.quantizer.observed
+                ref.quantizer.observed = copied.quantizer.observed
 
 
 def _deployed(graph: Graph, module: str, layers: Sequence[str]) -> list[str]:
-    """The modules that are deployed: the smallest that was called and has all targets, else those that have some."""
+    """Return the deployed modules: the smallest one called that contains all targets, else those that contain some."""
     if module:
         return [module]
     called = [name for name in common_ancestors(layers) if name in graph.called]

@@ -1,4 +1,4 @@
-"""Which integers stand for a tensor."""
+"""Specification of a uniform integer quantizer."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from lightning_compress.quantization.observers import MinMax, MovingAverage, Obs
 
 @dataclass(frozen=True)
 class Int:
-    """Integers of 2 to 8 bits for the weights or the activations of a layer.
+    """Uniform quantization to integers of 2 to 8 bits, for weights or for activations.
 
-    What is ``None`` is what is usual: weights are symmetric, per output channel and span what they are; activations
-    are affine, per tensor and span a moving average.
+    Fields that are ``None`` take a default that depends on the tensor. Weights are symmetric, with one scale per output
+    channel and a :class:`MinMax` observer. Activations are affine, with one scale per tensor and a
+    :class:`MovingAverage` observer.
 
     Args:
-        bits: Number of bits, 2 to 8.
-        symmetric: Whether 0.0 is the integer 0 in the middle of the range.
-        granularity: What shares a scale: ``"tensor"``, ``"channel"`` (output channel), or an int, so many consecutive
-            weights of a linear layer's input. Activations are per tensor.
-        observer: Where the range comes from.
+        bits: Bit width, 2 to 8.
+        symmetric: Fix the zero point at 0.
+        granularity: Values that share a scale: ``"tensor"``, ``"channel"`` (output channel), or an int, the group size
+            along the input features of a linear layer. Activations support ``"tensor"`` only.
+        observer: Rule that computes the range.
 
     Raises:
-        ValueError: For other numbers of bits and other granularities.
+        ValueError: If ``bits`` is not an integer from 2 to 8, or ``granularity`` is not one of the above.
 
-    >>> Int(4).bits
-    4
+    >>> spec = Int(4).for_weights()
+    >>> spec.quant_min, spec.quant_max
+    (-7, 7)
     """
 
     bits: int = 8
@@ -36,9 +38,7 @@ class Int:
 
     def __post_init__(self) -> None:
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
-            raise ValueError(
-                f"Int(bits={self.bits!r}) must be a whole number from 2 to 8; None leaves layers in float."
-            )
+            raise ValueError(f"Int(bits={self.bits!r}) must be a whole number from 2 to 8; None keeps layers in FP32.")
         is_group = isinstance(self.granularity, int) and not isinstance(self.granularity, bool) and self.granularity > 1
         if self.granularity not in (None, "tensor", "channel") and not is_group:
             raise ValueError(
@@ -47,16 +47,16 @@ class Int:
 
     @property
     def quant_min(self) -> int:
-        """The smallest integer: symmetric ranges leave out the most negative one."""
+        """Smallest integer; symmetric ranges leave out the most negative one, so that they are symmetric about 0."""
         return 1 - 2 ** (self.bits - 1) if self.symmetric else 0
 
     @property
     def quant_max(self) -> int:
-        """The largest integer."""
+        """Largest integer."""
         return 2 ** (self.bits - 1) - 1 if self.symmetric else 2**self.bits - 1
 
     def for_weights(self) -> Int:
-        """With what is usual for weights filled in."""
+        """Return a copy with the defaults of weights filled in."""
         return replace(
             self,
             symmetric=self.symmetric is not False,
@@ -65,15 +65,15 @@ class Int:
         )
 
     def for_activations(self) -> Int:
-        """With what is usual for activations filled in.
+        """Return a copy with the defaults of activations filled in.
 
         Raises:
-            ValueError: For any granularity but ``"tensor"``.
+            ValueError: If ``granularity`` is not ``"tensor"``.
         """
         if self.granularity not in (None, "tensor"):
             raise ValueError(
                 f"activations: Int(granularity={self.granularity!r}) is for weights; activations share one scale "
-                "per tensor, as integer kernels want it."
+                "per tensor, as integer kernels require."
             )
         return replace(
             self,

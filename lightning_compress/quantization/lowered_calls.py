@@ -1,4 +1,4 @@
-"""What is done at a call of a lowered model, in place of what was simulated there."""
+"""Actions at the calls of a lowered model, in place of fake-quantization."""
 
 from __future__ import annotations
 
@@ -9,41 +9,42 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from lightning_compress.quantization.backend import Backend, Bias, QParams, QuantizedLayer
-from lightning_compress.quantization.insertion import FakeQuantizedCall, with_argument
+from lightning_compress.quantization.fake_quantized_call import FakeQuantizedCall, with_argument
 
 
 class LoweredQuantizer:
-    """Stands for a quantizer, and writes its grid in the form of a backend; of several tensors, for each."""
+    """Quantizes and dequantizes an activation in the form of a backend; of several tensors, each."""
 
-    def __init__(self, grid: QParams, backend: Backend) -> None:
-        self.grid = grid
+    def __init__(self, qparams: QParams, backend: Backend) -> None:
+        self.qparams = qparams
         self.backend = backend
 
     def __call__(self, module: nn.Module, x: Any) -> Any:
-        """The same numbers, on the grid."""
-        return tree_map_only(Tensor, self._write, x)
+        """Return the dequantized values; tensors that are not floating-point stay."""
+        return tree_map_only(Tensor, self._quantize, x)
 
-    def _write(self, x: Tensor) -> Tensor:
-        return self.backend.activation(x, self.grid) if x.is_floating_point() else x
+    def _quantize(self, x: Tensor) -> Tensor:
+        return self.backend.activation(x, self.qparams) if x.is_floating_point() else x
 
 
 class LoweredCall(FakeQuantizedCall):
-    """A call whose weight and bias are constants of integers."""
+    """Call with constant quantized weight and bias."""
 
     layer: QuantizedLayer
     backend: Backend
 
     @classmethod
     def of(cls, action: FakeQuantizedCall | None, layer: QuantizedLayer, backend: Backend) -> LoweredCall:
-        """What was simulated at the call, around the layer's constants."""
-        folded = cls()
-        vars(folded).update(vars(action) if action is not None else {}, layer=layer, backend=backend)
-        return folded
+        """Return the call with the constants of a layer and the activation quantizers of an action."""
+        lowered = cls()
+        vars(lowered).update(vars(action) if action is not None else {}, layer=layer, backend=backend)
+        return lowered
 
     def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """The result of the call on the constants."""
+        """Return the result of the call on the constants."""
         args, kwargs = with_argument(args, kwargs, 1, "weight", lambda _: self.backend.weight(self.layer.weight))
         bias = self.backend.bias(self.layer.bias) if isinstance(self.layer.bias, Bias) else self.layer.bias
+        # A folded batch norm gives a bias to layers that had none: it may be missing in the arguments.
         if len(args) > 2:
             args = (*args[:2], bias, *args[3:])
         else:
@@ -52,17 +53,17 @@ class LoweredCall(FakeQuantizedCall):
 
 
 class FoldedBatchNorm(FakeQuantizedCall):
-    """A batch norm that has been folded away."""
+    """Batch norm that has been folded away: returns its input."""
 
     @classmethod
     def of(cls, action: FakeQuantizedCall | None) -> FoldedBatchNorm:
-        """What was simulated at the call, but for the norm itself."""
-        bypassed = cls()
-        vars(bypassed).update(vars(action) if action is not None else {})
-        return bypassed
+        """Return the call with the activation quantizers of an action."""
+        folded = cls()
+        vars(folded).update(vars(action) if action is not None else {})
+        return folded
 
     def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """What it was given."""
+        """Return the input."""
         return super().__call__(module, _first_argument, args, kwargs)
 
 

@@ -1,7 +1,7 @@
-"""From simulated integers to real ones: one lowering, in terms of a backend, for all targets.
+"""Lowering of a fake-quantized model to INT8 arithmetic, for all export targets.
 
-Batch norms are folded into the convolutions before them, which only rescales each channel's weight scale: the integers
-of the weights are those of training (Jacob et al. 2018, arXiv:1712.05877, with per-channel scales).
+Batch norms are folded into the layers before them, which only rescales the per-channel scales: the integers of the
+weights are those of training, up to the sign of gamma (Jacob et al. 2018, arXiv:1712.05877, with per-channel scales).
 """
 
 from __future__ import annotations
@@ -18,71 +18,67 @@ from lightning_compress.arguments import reason
 from lightning_compress.quantization.backend import Backend, Bias, QParams, QuantizedLayer, QuantizedOp
 from lightning_compress.quantization.calibrate import trace
 from lightning_compress.quantization.call_patcher import CallPatcher, CallSite, install_all
+from lightning_compress.quantization.fake_quantized_call import FakeQuantizedCall
 from lightning_compress.quantization.folding import (
     argument,
     arguments_of,
     as_factor,
     fold,
-    integer_bias,
     is_foldable,
+    quantize_bias,
     shares_scales,
 )
-from lightning_compress.quantization.insertion import (
-    FakeQuantizedCall,
-    QuantizerRef,
-    quantizers_of,
-    remove_quantizers,
-)
+from lightning_compress.quantization.insertion import QuantizerRef, quantizers_of, remove_quantizers
 from lightning_compress.quantization.lowered_calls import FoldedBatchNorm, LoweredCall, LoweredQuantizer
-from lightning_compress.quantization.placement import CHANNEL_AXIS, CLIPPING, Placement, QuantizationPoint, weight_place
+from lightning_compress.quantization.placement import CHANNEL_AXIS, CLIPPING, Placement, QuantizationPoint, weight_point
 from lightning_compress.quantization.strip_compile import strip_compile
 from lightning_compress.quantization.tracing import Graph, Node
 
 
 @dataclass
 class Lowered:
-    """A plain copy of a model that computes in the form of a backend.
+    """Copy of a model that computes in the form of a backend.
 
     Attributes:
         model: The copy, in eval mode.
-        layers: Its layers with integer weights, in the order of the run.
-        others: Its other calls that are to compute with integers, in the order of the run.
-        grids: Its activations' grids, in the order of the run.
-        left_in_float: Calls that compute in floats, ``"<module>.<function>"``.
+        layers: Calls with an INT8 weight, in the order of the run.
+        ops: Other quantized calls, in the order of the run.
+        activations: Quantization parameters of all activations, in the order of the run.
+        left_in_float: Unquantized ops (FP32), ``"<module>.<function>"``.
     """
 
     model: nn.Module
     layers: list[QuantizedLayer] = field(default_factory=list)
-    others: list[QuantizedOp] = field(default_factory=list)
-    grids: list[QParams] = field(default_factory=list)
+    ops: list[QuantizedOp] = field(default_factory=list)
+    activations: list[QParams] = field(default_factory=list)
     left_in_float: list[str] = field(default_factory=list)
 
 
 def lower(model: nn.Module, example_inputs: Any, backend: Backend) -> Lowered:
-    """Lowers a model with quantizers.
+    """Lower a model with quantizers to a backend.
 
     Args:
-        model: The model, which stays as it is.
-        example_inputs: What it is called with: a tensor, a tuple, or a dict of keyword arguments.
+        model: The model, which is not modified.
+        example_inputs: Its inputs: a tensor, a tuple, or a dict of keyword arguments.
         backend: Target of the export.
 
     Raises:
-        ValueError: If there are no quantizers, or one has never observed a batch; if the model does not run on the example
-            inputs; for weights whose integers no kernel takes: affine ones, scales for groups of inputs, and NaN.
+        ValueError: If there are no quantizers, or one has never observed a batch; if the model does not run on the
+            example inputs; for weights that integer kernels do not support: affine ones, those with a scale per group
+            of inputs, and NaN.
     """
     return _Lowering(model, example_inputs, unsigned=backend.unsigned).run(backend)
 
 
 @torch.no_grad()
 def round_biases_(model: nn.Module, example_inputs: Any) -> None:
-    """Writes into biases what a file of integers adds in their place: multiples of two scales' product.
+    """Round the biases of a quantized model to multiples of the scales' product, the INT32 biases of an INT8 model.
 
-    With few bits the steps are wide, and a value that is rounded to another integer tips others in the layers after it.
-    A bias that several calls add on several grids stays.
+    A bias that is added by several calls with different input scales stays.
 
     Args:
         model: A model with quantizers, in eval mode.
-        example_inputs: What it is called with.
+        example_inputs: Its inputs.
 
     Raises:
         ValueError: As :func:`lower`.
@@ -92,47 +88,50 @@ def round_biases_(model: nn.Module, example_inputs: Any) -> None:
     for node in lowering.graph.nodes:
         if lowering.is_layer(node):
             layer = lowering.layer(node)
-            bias = model.get_submodule(layer.biased)._parameters.get("bias")
+            bias = model.get_submodule(layer.bias_module)._parameters.get("bias")
             if bias is not None:
                 rounded.setdefault(bias, []).append(torch.zeros(()) if layer.rounding is None else layer.rounding)
-    for bias, roundings in rounded.items():
-        if len(roundings) == 1:
-            bias.copy_(bias.double() + roundings[0].to(bias.device))
+    for bias, errors in rounded.items():
+        if len(errors) == 1:
+            bias.copy_(bias.double() + errors[0].to(bias.device))
 
 
 class _Lowering:
-    """Builds the table of what is done at each call."""
+    """Builds the table of the actions at each call."""
 
     def __init__(self, model: nn.Module, example_inputs: Any, *, unsigned: bool) -> None:
         quantized = strip_compile(copy.deepcopy(model)).eval()
-        found = {QuantizationPoint.named(each.layer, each.quantizer.name): each for each in quantizers_of(quantized)}
+        found = {QuantizationPoint.from_name(ref.layer, ref.quantizer.name): ref for ref in quantizers_of(quantized)}
         _check(found)
         self.plain = copy.deepcopy(quantized)
         remove_quantizers(self.plain)
-        self.graph = graph = _traced(self.plain, example_inputs)
+        # The graph is traced again: of a model from a checkpoint, only the quantizers are known.
+        self.graph = graph = _trace(self.plain, example_inputs)
         self.found = found
         self.unsigned = unsigned
         self.arguments = arguments_of(self.plain, graph, example_inputs)
+        # Targets are the layers with a weight quantizer. If only activations are quantized, the placement must have
+        # taken all layers for targets.
         layers = [node for node in graph.nodes if node.call.function in CHANNEL_AXIS]
-        is_target = {node.module: weight_place(node) in found for node in layers}
-        has_weights = any(place.role == "weight" for place in found)
+        is_target = {node.module: weight_point(node) in found for node in layers}
+        has_weights = any(point.role == "weight" for point in found)
         self.placement = Placement(graph, is_target if has_weights else dict.fromkeys(is_target, True))
-        self._floats = set(self.placement.left_in_float())
+        self._unquantized = set(self.placement.left_in_float())
 
     def run(self, backend: Backend) -> Lowered:
         lowered = Lowered(self.plain)
         table: dict[str, dict[CallSite, Any]] = {}
         for node in self.graph.nodes:
-            action = self._simulated(node, backend, lowered)
+            action = self._activations_of(node, backend, lowered)
             if self.is_layer(node):
                 layer = self.layer(node)
                 lowered.layers.append(layer)
                 action = LoweredCall.of(action, layer, backend)
-            elif self._is_bypassed(node):
+            elif self._is_folded_norm(node):
                 action = FoldedBatchNorm.of(action)
-            elif (made := self._made(node)) is not None:
-                lowered.others.append(made)
-            if self._computes_floats(node):
+            elif (op := self._quantized_op(node)) is not None:
+                lowered.ops.append(op)
+            if self._is_unquantized(node):
                 lowered.left_in_float.append(node.name)
             if action is not None:
                 table.setdefault(node.module, {})[node.call] = action
@@ -140,139 +139,159 @@ class _Lowering:
         return lowered
 
     def is_layer(self, node: Node) -> bool:
-        """Whether a call's weight is to be integers."""
-        return weight_place(node) in self.found and node.call.function in CHANNEL_AXIS
+        """Return True if the weight of a call is quantized."""
+        return weight_point(node) in self.found and node.call.function in CHANNEL_AXIS
 
     def layer(self, node: Node) -> QuantizedLayer:
-        """A call with the batch norm after it as integers."""
-        attached = self.found[weight_place(node)]
+        """Quantize the weight and the bias of a call, with the batch norm behind it folded."""
+        ref = self.found[weight_point(node)]
         args, kwargs = self.arguments[node]
         weight, bias = argument(args, kwargs, 1, "weight"), argument(args, kwargs, 2, "bias")
         norm = self._norm(node)
         _check_finite(node.module, "weight", weight)
         _check_finite(node.module, "bias", bias)
-        integers = attached.quantizer.to_integers(attached.module, weight)
-        scale, _ = attached.quantizer.grid(attached.module)
+        # The integers of training, not those of the folded weight: the norm goes into the scale alone.
+        integers = ref.quantizer.to_integers(ref.module, weight)
+        scale, _ = ref.quantizer.qparams(ref.module)
         axis = CHANNEL_AXIS[node.call.function]
         scale = scale.detach().double().expand(weight.shape[axis])
+        # y = factor * (W x + b) + shift = (factor * W) x + (factor * b + shift), in float64 as factors may be tiny.
         if norm is not None:
             factor, shift = as_factor(*self.arguments[norm])
             _check_finite(norm.module, "statistics or weights", factor + shift)
             bias = shift if bias is None else shift + factor * bias.detach().double()
             scale = scale * factor
-        grid = self._input(node)
-        bias_grid = None if shares_scales(node.call.function, args, kwargs) else grid
-        input_scale = bias_grid.scale if bias_grid is not None else None
+        # The int32 accumulator counts steps of input scale * weight scale, and the bias is added to it in the same
+        # steps. There are none for an FP32 input, nor where output channels of several groups share a weight scale.
+        qparams = self._input_qparams(node)
+        bias_qparams = None if shares_scales(node.call.function, args, kwargs) else qparams
+        input_scale = bias_qparams.scale if bias_qparams is not None else None
         folded = fold(node.module, integers, scale, axis, bias=bias, input_scale=input_scale)
-        written = integer_bias(folded, bias, bias_grid)
+        quantized = quantize_bias(folded, bias, bias_qparams)
         rounding = None
-        if bias is not None and isinstance(written, Bias):
-            rounding = written.integers.double() * written.scale.double() - bias.detach().double()
-        biased = node.module if norm is None else norm.module
+        if bias is not None and isinstance(quantized, Bias):
+            rounding = quantized.integers.double() * quantized.scale.double() - bias.detach().double()
         return QuantizedLayer(
-            node.module, node.call.function, folded, written, grid, biased, rounding, not self._computes_floats(node)
+            name=node.module,
+            function=node.call.function,
+            weight=folded,
+            bias=quantized,
+            input=qparams,
+            bias_module=node.module if norm is None else norm.module,
+            rounding=rounding,
+            is_integer=not self._is_unquantized(node),
         )
 
     def _norm(self, node: Node) -> Node | None:
-        """The batch norm that is folded into a layer; one that cannot be stays, in float."""
+        """Return the batch norm that is folded into a layer; one that cannot be folded stays in FP32."""
         norm = self.placement.folds_into(node)
         if norm is None or not self.is_layer(node) or not is_foldable(*self.arguments[norm]):
             return None
         return None if shares_scales(node.call.function, *self.arguments[node]) else norm
 
-    def _is_bypassed(self, node: Node) -> bool:
-        return self.placement.is_folded(node) and self._norm(self.graph.maker[node.operands[0]]) is node
+    def _is_folded_norm(self, node: Node) -> bool:
+        return self.placement.is_folded(node) and self._norm(self.graph.producer[node.operands[0]]) is node
 
-    def _computes_floats(self, node: Node) -> bool:
-        """Whether a call computes in floats: by the plan, or as it reads some."""
+    def _is_unquantized(self, node: Node) -> bool:
+        """Return True if a call computes in FP32: by the placement, or as its input or output has no quantizer."""
         if node.call.function in CHANNEL_AXIS and not self.is_layer(node):
             return True
         if self.placement.is_folded(node):
-            return not self._is_bypassed(node)
+            return not self._is_folded_norm(node)
         if not self.placement.is_integer(node):
-            return node in self._floats
-        reads = [self._input(node, k) for k in range(len(self.placement.data_operands(node)))]
-        if node.call.function == "linear":  # its products may be integers whose sums are floats
-            return None in reads
-        # What clips floats onto a grid only rounds them.
+            return node in self._unquantized
+        # Integer kernels multiply integers: a single FP32 operand has the whole call computed in FP32.
+        inputs = [self._input_qparams(node, k) for k in range(len(self.placement.data_operands(node)))]
+        if node.call.function == "linear":  # its kernel can return the accumulator in FP32
+            return None in inputs
+        # A clip behind an FP32 call is part of the quantization of its result: it clamps to the same range.
         clips = node.call.function in CLIPPING and QuantizationPoint(node.module, node.call) in self.found
-        return not clips and (None in reads or self._result(node) is None)
+        return not clips and (None in inputs or self._output_qparams(node) is None)
 
-    def _made(self, node: Node) -> QuantizedOp | None:
-        """What a call that reads no weight makes, if it is integers that it is to make it of."""
+    def _quantized_op(self, node: Node) -> QuantizedOp | None:
+        """Return the quantized operation of a call without a weight, if it is to be one."""
+        # Clips are fused into the call before, and are not counted as kernels of their own.
         computes = self.placement.is_integer(node) and node.call.function not in CLIPPING
-        grid = self._result(node) if computes and not self._computes_floats(node) else None
-        return QuantizedOp(node.module, node.call.function, grid) if grid is not None else None
+        qparams = self._output_qparams(node) if computes and not self._is_unquantized(node) else None
+        return QuantizedOp(node.module, node.call.function, qparams) if qparams is not None else None
 
-    def _result(self, node: Node) -> QParams | None:
-        """The grid of what a call makes: its own, or that of the norm that is folded into it or of what clips it."""
+    def _output_qparams(self, node: Node) -> QParams | None:
+        """Return the parameters of a call's output, or of the norm or clip behind it that is fused with it."""
         own = self.found.get(QuantizationPoint(node.module, node.call))
         if own is not None:
-            return self._grid(own)
+            return self._qparams(own)
         users = self.placement.users.get(node.outputs[0], [])
-        follows = len(users) == 1 and (users[0].call.function in CLIPPING or self._is_bypassed(users[0]))
-        return self._result(users[0]) if follows else None
+        is_fused = len(users) == 1 and (users[0].call.function in CLIPPING or self._is_folded_norm(users[0]))
+        return self._output_qparams(users[0]) if is_fused else None
 
-    def _simulated(self, node: Node, backend: Backend, lowered: Lowered) -> FakeQuantizedCall | None:
+    def _activations_of(self, node: Node, backend: Backend, lowered: Lowered) -> FakeQuantizedCall | None:
+        """Return the action that quantizes the activations of a call, and list their parameters in ``lowered``."""
         roles = [f"input_{k}" for k in range(len(node.operands))] + ["inner", "output"]
-        places = {role: QuantizationPoint(node.module, node.call, role) for role in roles}
+        points = {role: QuantizationPoint(node.module, node.call, role) for role in roles}
         action = FakeQuantizedCall()
-        for role, place in places.items():
-            if place in self.found:
-                grid = replace(self._grid(self.found[place]), is_read=role.startswith("input_"))
-                lowered.grids.append(grid)
-                action.put(role, LoweredQuantizer(grid, backend))  # type: ignore[arg-type]
-        if node.call.function in backend.opaque and (read := self._input(node)) is not None:
-            again = replace(read, is_again=True, is_read=False)
-            lowered.grids += [again] * len(node.outputs)
+        for role, point in points.items():
+            if point in self.found:
+                qparams = replace(self._qparams(self.found[point]), is_input=role.startswith("input_"))
+                lowered.activations.append(qparams)
+                action.put(role, LoweredQuantizer(qparams, backend))  # type: ignore[arg-type]
+        # Targets recognize an integer kernel by quantization nodes around it. Where they do not look through a call
+        # that only moves values, its outputs are quantized again, to the same integers.
+        if node.call.function in backend.opaque and (moved := self._input_qparams(node)) is not None:
+            again = replace(moved, is_requantized=True, is_input=False)
+            lowered.activations += [again] * len(node.outputs)
             action.output = LoweredQuantizer(again, backend)  # type: ignore[assignment]
             return action
-        return action if any(place in self.found for place in places.values()) else None
+        return action if any(point in self.found for point in points.values()) else None
 
-    def _grid(self, attached: QuantizerRef) -> QParams:
-        scale, zero_point = attached.quantizer.grid(attached.module)
-        integers = attached.quantizer.integers
-        grid = QParams(attached.name, float(scale), int(zero_point), integers.quant_min, integers.quant_max)
-        if integers.symmetric and self.unsigned:
-            return grid.shifted(128)
-        return grid if self.unsigned or integers.symmetric else grid.shifted(-(2 ** (integers.bits - 1)))
+    def _qparams(self, ref: QuantizerRef) -> QParams:
+        scale, zero_point = ref.quantizer.qparams(ref.module)
+        spec = ref.quantizer.spec
+        qparams = QParams(ref.name, float(scale), int(zero_point), spec.quant_min, spec.quant_max)
+        # The same values in the target's type: fake-quantization has affine integers from 0, symmetric ones around 0.
+        if spec.symmetric and self.unsigned:
+            return qparams.shifted(128)
+        return qparams if self.unsigned or spec.symmetric else qparams.shifted(-(2 ** (spec.bits - 1)))
 
-    def _input(self, node: Node, k: int = 0) -> QParams | None:
-        """The grid of an operand that a call reads: its own, or that of the call that made it."""
+    def _input_qparams(self, node: Node, k: int = 0) -> QParams | None:
+        """Return the parameters of an operand: its own, or those of the call that produced it."""
         own = QuantizationPoint(node.module, node.call, f"input_{k}")
         if own in self.found:
-            return self._grid(self.found[own])
-        maker = self.graph.maker.get(self.placement.origin(self.placement.data_operands(node)[k]))
-        made = self.found.get(QuantizationPoint(maker.module, maker.call)) if maker is not None else None
-        return self._grid(made) if made is not None else None
+            return self._qparams(self.found[own])
+        producer = self.graph.producer.get(self.placement.origin(self.placement.data_operands(node)[k]))
+        output = self.found.get(QuantizationPoint(producer.module, producer.call)) if producer is not None else None
+        return self._qparams(output) if output is not None else None
 
 
 def _check(found: Mapping[QuantizationPoint, QuantizerRef]) -> None:
     if not found:
         raise ValueError("The model has no quantizers: train it with QuantizationAwareTraining, or calibrate() it.")
-    for place, attached in found.items():
-        integers = attached.quantizer.integers
-        if not attached.quantizer.ready:
+    for point, ref in found.items():
+        spec = ref.quantizer.spec
+        if not ref.quantizer.ready:
             raise ValueError(
-                f"The observer of {attached.name!r} has never observed a batch: train or calibrate before exporting."
+                f"The observer of {ref.name!r} has never observed a batch: train or calibrate before exporting."
             )
-        if place.role == "weight" and not integers.symmetric:
-            raise ValueError(f"The weights of {attached.layer!r} are affine, which integer kernels do not take.")
-        if place.role == "weight" and isinstance(integers.granularity, int):
+        # A zero point of the weight would add a sum over the inputs to every output, which the kernels leave out.
+        if point.role == "weight" and not spec.symmetric:
             raise ValueError(
-                f"The weights of {attached.layer!r} have a scale for each group of {integers.granularity} inputs, "
-                "which integer kernels do not take: use granularity='channel'."
+                f"The weights of {ref.layer!r} are affine, which integer kernels do not support: use symmetric=True."
+            )
+        # The accumulator sums over all inputs before it is rescaled: they must share the scale.
+        if point.role == "weight" and isinstance(spec.granularity, int):
+            raise ValueError(
+                f"The weights of {ref.layer!r} have a scale for each group of {spec.granularity} inputs, which integer "
+                "kernels do not support: use granularity='channel'."
             )
 
 
-def _check_finite(name: str, what: str, tensor: Tensor | None) -> None:
+def _check_finite(name: str, kind: str, tensor: Tensor | None) -> None:
     if tensor is not None and not bool(torch.isfinite(tensor).all()):
         raise ValueError(
-            f"{name!r} has NaN or infinity in its {what}: training has diverged; load an earlier checkpoint."
+            f"{name!r} has NaN or infinity in its {kind}: training has diverged; load an earlier checkpoint."
         )
 
 
-def _traced(model: nn.Module, example_inputs: Any) -> Graph:
+def _trace(model: nn.Module, example_inputs: Any) -> Graph:
     try:
         return trace(model, example_inputs)
     except Exception as error:

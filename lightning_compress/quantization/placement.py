@@ -1,4 +1,4 @@
-"""Where quantizers go, so that an integer runtime finds no island of floats."""
+"""Placement of quantizers: a runtime with integer kernels needs no FP32 operation between quantized layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lightning_compress.quantization.call_patcher import CallSite
 from lightning_compress.quantization.tracing import Graph, Node
 
-# Functions that read a weight, and the dimension of the weight's output channels.
+# Functions with a weight, and the dimension of its output channels: transposed convolutions store (in, out, ...).
 CHANNEL_AXIS = {
     "conv1d": 0,
     "conv2d": 0,
@@ -19,13 +19,15 @@ CHANNEL_AXIS = {
     "conv_transpose2d": 1,
     "conv_transpose3d": 1,
 }
-# Functions of several tensors.
+# Functions of several activations. Their kernels rescale each operand, so that every one needs a scale of its own.
 _JOINING = {"add", "sub", "mul", "cat"}
 _AVERAGING = {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean"}
-# Activations that integer runtimes clip for: they take no quantized input, and need none.
+# Activations that only clip. Runtimes fuse them into the layer before, as clipping of its integers: they need a
+# quantized output, and no quantized input.
 CLIPPING = {"relu", "relu6", "hardtanh", "clamp"}
+# Activations that runtimes compute by a lookup table or a kernel of their own, from quantized to quantized.
 _CURVED = {"hardswish", "silu", "sigmoid", "hardsigmoid", "leaky_relu", "elu", "prelu"}
-# What passes values through and leaves them as they are, so that a scale goes through as well.
+# Functions that move values without changing them: the result has the scale of the argument, and needs no quantizer.
 PASSING = {
     "max_pool1d", "max_pool2d", "max_pool1d_with_indices", "max_pool2d_with_indices", "adaptive_max_pool2d",
     "flatten", "reshape", "view", "view_as", "permute", "transpose", "swapaxes", "movedim", "squeeze", "unsqueeze",
@@ -33,10 +35,10 @@ PASSING = {
     "dropout", "dropout1d", "dropout2d", "feature_dropout", "pad", "pixel_shuffle", "pixel_unshuffle", "unflatten",
     "channel_shuffle", "roll", "to", "float", "type_as", "select", "index_select", "repeat", "t", "detach", "stack",
 }  # fmt: skip
-# Looks at a tensor's form, not at its values.
+# Functions that read the shape or type of a tensor, not its values.
 _FORMAL = {"dim", "size", "get", "numel", "is_floating_point", "data_ptr", "stride", "is_contiguous", "type", "len"}
 _NORMS = {"batch_norm"}
-# Attention's products, and what may stand between them and the softmax.
+# Products of attention, and the functions that may stand between a product and the softmax.
 _PRODUCTS = {"matmul", "rmatmul", "bmm", "baddbmm", "einsum"}
 _SCORING = _JOINING | PASSING | {"div", "truediv", "masked_fill", "tanh", "clamp", "max", "maximum"}
 
@@ -47,13 +49,13 @@ _NAME = re.compile(
 
 @dataclass(frozen=True, order=True)
 class QuantizationPoint:
-    """A tensor that is quantized.
+    """Tensor that is quantized.
 
     Attributes:
-        module: Name of the module in which it is.
-        call: The function call that makes or reads it.
-        role: ``"output"``, ``"input_<operand>"``, ``"weight"``, or ``"inner"``: what a function makes on its way, such
-            as SiLU's sigmoid. A layer's own weight belongs to all its calls.
+        module: Name of the module in which the call is made.
+        call: Function call that returns or reads the tensor.
+        role: ``"output"``, ``"input_<operand>"``, ``"weight"``, or ``"inner"`` for an intermediate result, the sigmoid
+            of SiLU. The weight of a layer belongs to all calls of the layer, and has a call without a function.
     """
 
     module: str
@@ -62,7 +64,7 @@ class QuantizationPoint:
 
     @property
     def name(self) -> str:
-        """Of the quantizer in its module: ``"weight"``, ``"relu"``, ``"add_1"``, ``"relu_call_1"``, ``"cat_input_0"``.
+        """Name of the quantizer in its module: ``"weight"``, ``"relu"``, ``"add_1"``, ``"relu_call_1"``.
 
         >>> QuantizationPoint("layer1", CallSite("add", 1), "input_0").name
         'add_1_input_0'
@@ -75,10 +77,10 @@ class QuantizationPoint:
         return f"{self.call.function}{occurrence}{repeat}{role}"
 
     @classmethod
-    def named(cls, module: str, name: str) -> QuantizationPoint:
-        """The place of a name.
+    def from_name(cls, module: str, name: str) -> QuantizationPoint:
+        """Parse the name of a quantizer.
 
-        >>> QuantizationPoint.named("", "conv2d_1_weight")
+        >>> QuantizationPoint.from_name("", "conv2d_1_weight")
         QuantizationPoint(module='', call=CallSite(function='conv2d', occurrence=1, repeat=0), role='weight')
         """
         if name == "weight":
@@ -89,50 +91,59 @@ class QuantizationPoint:
         return cls(module, call, found["role"] or "output")
 
 
-def weight_place(node: Node) -> QuantizationPoint:
-    """The place of the weight that a call reads."""
+def weight_point(node: Node) -> QuantizationPoint:
+    """Return the quantization point of the weight that a call reads."""
+    # A weight that is not the parameter "weight", for example a slice of one, is quantized for this call alone.
     return QuantizationPoint(node.module, CallSite("") if node.weight == "weight" else node.call, "weight")
 
 
 class Placement:
-    """Finds the places of a graph.
+    """Finds the quantization points of a graph.
+
+    Activations are quantized where they are produced, so that all readers share the same integers. Where that is not
+    possible, each reader quantizes its input.
 
     Args:
-        graph: One run of the model.
-        is_target: Whether the weight of a module is to be quantized.
+        graph: Graph of one run of the model.
+        is_target: By module name, True if the weight of the module is to be quantized.
     """
 
     def __init__(self, graph: Graph, is_target: dict[str, bool]) -> None:
         self.graph = graph
+        # Reading a shape needs no integers, and must not count as a second reader of a convolution's output.
         self.users = {
             value: [n for n in nodes if n.call.function not in _FORMAL] for value, nodes in graph.users().items()
         }
         self._is_target = is_target
-        self._wanted: dict[int, bool] = {}
+        self._required: dict[int, bool] = {}
         self._scores = self._find_scores()
 
     def weights(self) -> list[Node]:
-        """The calls that read a weight that is a target."""
+        """Return the calls that read the weight of a target."""
         return [node for node in self.graph.nodes if self._reads_target(node)]
 
     def activations(self) -> list[QuantizationPoint]:
-        """Places of activations, each once, in the order of the run."""
-        places: dict[QuantizationPoint, None] = {}
+        """Return the quantization points of activations without duplicates, in the order of the run."""
+        points: dict[QuantizationPoint, None] = {}
         for node in self.graph.nodes:
             if not self.is_integer(node):
-                self._place_output(node, places)
+                # An FP32 function is followed by a quantizer where an integer kernel reads its result.
+                self._place_output(node, points)
                 continue
+            # Integer kernels read integers only. An input is quantized here if its producer cannot do it: the input of
+            # the network, a parameter that is an operand, the result of a function that returns a tuple.
             if node.call.function not in CLIPPING:
                 for k, value in enumerate(self.data_operands(node)):
-                    if not self._is_rounded_behind(self.origin(value)):
-                        places[QuantizationPoint(node.module, node.call, f"input_{k}")] = None
+                    if not self._is_quantized_at_producer(self.origin(value)):
+                        points[QuantizationPoint(node.module, node.call, f"input_{k}")] = None
+            # SiLU is x * sigmoid(x) in integer runtimes: the product needs quantized operands.
             if node.call.function == "silu":
-                places[QuantizationPoint(node.module, node.call, "inner")] = None
-            self._place_output(node, places)
-        return list(places)
+                points[QuantizationPoint(node.module, node.call, "inner")] = None
+            self._place_output(node, points)
+        return list(points)
 
     def left_in_float(self) -> list[Node]:
-        """Calls that compute in floats: what is not a target, and functions that integers are not made for."""
+        """Return the unquantized ops (FP32): layers that are no targets, and functions without integer kernels."""
         return [
             node
             for node in self.graph.nodes
@@ -143,13 +154,13 @@ class Placement:
         ]
 
     def is_integer(self, node: Node) -> bool:
-        """Whether a call is to compute with integers.
-
-        What is read from the tensor that it was written into is not: nothing rounds it there.
-        """
+        """Return True if a call is to be computed by an integer kernel."""
         name = node.call.function
         if name in CHANNEL_AXIS:
             return self._reads_target(node)
+        # Residual additions, gates and concatenations are quantized, since the layers around them would otherwise be
+        # separated by FP32 islands. A product with a number only rescales, and is left alone. The result of an in-place
+        # call that is read from the tensor written into cannot be quantized: a hook replaces the returned tensor only.
         if name in _JOINING:
             joins = len(self.data_operands(node)) > 1 or name == "cat"
             return joins and node.outputs[0] not in self._scores | self.graph.written
@@ -158,53 +169,69 @@ class Placement:
         return name in _AVERAGING or name in _CURVED or name in CLIPPING
 
     def is_folded(self, node: Node) -> bool:
-        """Whether a call is a batch norm right behind a target, into which it will be folded."""
-        maker = self.graph.maker.get(node.operands[0]) if node.operands else None
-        return node.call.function in _NORMS and maker is not None and self.folds_into(maker) is node
+        """Return True if a call is a batch norm that will be folded into the target before it."""
+        producer = self.graph.producer.get(node.operands[0]) if node.operands else None
+        return node.call.function in _NORMS and producer is not None and self.folds_into(producer) is node
 
     def folds_into(self, node: Node) -> Node | None:
-        """The batch norm that is all that reads a target's output."""
+        """Return the batch norm that is the only reader of a target's output, if there is one."""
         if node.call.function not in CHANNEL_AXIS or not self._reads_target(node):
             return None
+        # A second reader needs the output before the norm, which no longer exists after folding.
         users = self.users.get(node.outputs[0], [])
         return users[0] if len(users) == 1 and users[0].call.function in _NORMS else None
 
     def data_operands(self, node: Node) -> list[int]:
-        """Operands that are activations or take part like one, not weights; tensors of no dimension are none."""
+        """Return the operands that are activations, or are used like one; no weights, and no zero-dimensional tensors.
+
+        A zero-dimensional tensor is a number to integer kernels: quantized to a scale of its own, it would only lose
+        precision.
+        """
         if node.call.function in _JOINING:
             return [v for v, shape in zip(node.operands, node.shapes, strict=True) if len(shape) > 0]
         return list(node.operands[:1])
 
     def origin(self, value: int) -> int:
-        """The value from which another comes unchanged."""
-        while (maker := self.graph.maker.get(value)) is not None and maker.call.function in PASSING and maker.operands:
-            value = maker.operands[0]
+        """Return the value from which another was moved without a change."""
+        while (
+            (producer := self.graph.producer.get(value)) is not None
+            and producer.call.function in PASSING
+            and producer.operands
+        ):
+            value = producer.operands[0]
         return value
 
     def _find_scores(self) -> set[int]:
-        """Scores and masks of attention: between floats, and with masks of -1e38 there is no grid for them."""
+        """Return the attention scores and masks.
+
+        They stay in FP32: softmax has no integer kernel, so that quantizing them saves nothing, and a mask of -1e38
+        would leave all scores a single step of the scale.
+        """
         scores: set[int] = set()
         for node in self.graph.nodes:
             if node.call.function == "scaled_dot_product_attention":
-                scores |= self._cone(node.operands[3:])  # behind query, key and value
+                scores |= self._ancestors(node.operands[3:])  # the mask, behind query, key and value
             elif node.call.function == "softmax":
-                cone = self._cone(node.operands[:1])
-                makers = [self.graph.maker[value] for value in cone if value in self.graph.maker]
-                if any(maker.call.function in _PRODUCTS for maker in makers) or self._is_multiplied(node.outputs[0]):
-                    scores |= cone
+                # A softmax belongs to attention if it reads a product or if its result is a factor of one; a classifier
+                # has neither.
+                ancestors = self._ancestors(node.operands[:1])
+                producers = [self.graph.producer[value] for value in ancestors if value in self.graph.producer]
+                has_product = any(producer.call.function in _PRODUCTS for producer in producers)
+                if has_product or self._is_multiplied(node.outputs[0]):
+                    scores |= ancestors
         return scores
 
-    def _cone(self, values: Sequence[int]) -> set[int]:
-        """Some values, and what they are made of by what may stand between a product and a softmax."""
-        cone: set[int] = set()
+    def _ancestors(self, values: Sequence[int]) -> set[int]:
+        """Return values and those they are computed from by functions that may follow an attention product."""
+        ancestors: set[int] = set()
         remaining = list(values)
         while remaining:
             value = remaining.pop()
-            maker = self.graph.maker.get(value)
-            if value not in cone and maker is not None and maker.call.function in _SCORING:
-                remaining += maker.operands
-            cone.add(value)
-        return cone
+            producer = self.graph.producer.get(value)
+            if value not in ancestors and producer is not None and producer.call.function in _SCORING:
+                remaining += producer.operands
+            ancestors.add(value)
+        return ancestors
 
     def _is_multiplied(self, value: int) -> bool:
         users = self.users.get(value, [])
@@ -214,48 +241,54 @@ class Placement:
             for node in users
         )
 
-    def _place_output(self, node: Node, places: dict[QuantizationPoint, None]) -> None:
+    def _place_output(self, node: Node, points: dict[QuantizationPoint, None]) -> None:
         value = node.outputs[0]
-        if node.call.function in PASSING | _FORMAL or not self._is_rounded_behind(value):
+        if node.call.function in PASSING | _FORMAL or not self._is_quantized_at_producer(value):
             return
-        if not self._is_clipped_or_folded(value, node) and (self._computes_integers(node) or self._is_wanted(value)):
-            places[QuantizationPoint(node.module, node.call)] = None
+        # The last layer's output has no integer reader, but is quantized as well: its kernel returns integers.
+        computed = self._is_computed_from_integers(node) or self._is_required(value)
+        if computed and not self._is_clipped_or_folded(value, node):
+            points[QuantizationPoint(node.module, node.call)] = None
 
-    def _is_rounded_behind(self, value: int) -> bool:
-        """Whether the call that makes a value is where it can be rounded; if not, each reader does that."""
-        maker = self.graph.maker.get(value)
-        return maker is not None and maker.is_tensor and value not in self.graph.written
+    def _is_quantized_at_producer(self, value: int) -> bool:
+        """Return True if a value can be quantized where it is returned; otherwise each reader quantizes it."""
+        producer = self.graph.producer.get(value)
+        return producer is not None and producer.is_tensor and value not in self.graph.written
 
-    def _computes_integers(self, node: Node) -> bool:
-        """Whether a call's inputs are integers, so that its output should be."""
+    def _is_computed_from_integers(self, node: Node) -> bool:
+        """Return True if an integer kernel computes the output, by itself or fused with the call before."""
+        # Clips and folded norms are fused into their producers: they compute integers if those do.
         if node.call.function in CLIPPING or self.is_folded(node):
-            maker = self.graph.maker.get(node.operands[0])
+            producer = self.graph.producer.get(node.operands[0])
             return (
-                maker is not None
-                and (self.is_folded(maker) or self.is_integer(maker))
-                and self._computes_integers(maker)
+                producer is not None
+                and (self.is_folded(producer) or self.is_integer(producer))
+                and self._is_computed_from_integers(producer)
             )
         return self.is_integer(node)
 
     def _is_clipped_or_folded(self, value: int, node: Node) -> bool:
+        """Return True if the only reader of a value is fused with its producer: the value itself is never stored."""
         users = self.users.get(value, [])
         if len(users) != 1:
             return False
         if users[0].call.function in CLIPPING:
-            # A float function before a clip needs none in between either.
+            # The same holds behind an FP32 function; of two clips in a row, only one is fused.
             return node.call.function not in CLIPPING
         return self.is_folded(users[0])
 
-    def _is_wanted(self, value: int) -> bool:
-        """Whether some reader of a value computes with integers."""
-        if value not in self._wanted:
-            self._wanted[value] = False
-            self._wanted[value] = any(self._wants(node, value) for node in self.users.get(value, []))
-        return self._wanted[value]
+    def _is_required(self, value: int) -> bool:
+        """Return True if an integer kernel reads a value, perhaps after it was moved."""
+        if value not in self._required:
+            # Memoized: without it, networks whose branches split and join again would take exponential time.
+            self._required[value] = False
+            self._required[value] = any(self._requires(node, value) for node in self.users.get(value, []))
+        return self._required[value]
 
-    def _wants(self, node: Node, value: int) -> bool:
+    def _requires(self, node: Node, value: int) -> bool:
         if node.call.function in PASSING:
-            return any(self._is_wanted(output) for output in node.outputs)
+            return any(self._is_required(output) for output in node.outputs)
+        # Clips take FP32 inputs as well as integers.
         if node.call.function in CLIPPING:
             return False
         return self.is_integer(node) and value in self.data_operands(node)

@@ -1,4 +1,4 @@
-"""What quantization-aware training refuses to work with, in one sentence each."""
+"""Checks of the Trainer and the model before quantization-aware training."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from lightning_compress.trainer.lightning import callbacks_of, is_a
 
 
 def check_quantizable(trainer: Trainer, pl_module: LightningModule, module: str, quantization: Callback) -> None:
-    """Refuses what quantization-aware training does not work with.
+    """Check for configurations that quantization-aware training does not support.
 
     Args:
-        trainer: The Trainer of the fit.
+        trainer: Trainer of the fit.
         pl_module: The model.
         module: Name of its deployable part.
         quantization: The callback.
 
     Raises:
-        ValueError: With what to do instead.
+        ValueError: For model-parallel strategies, synchronized batch norms, a second callback of the kind, and a weight
+            averaging callback before this one.
     """
     if is_a(trainer.strategy, "ModelParallelStrategy"):
         raise ValueError(
-            "QuantizationAwareTraining does not support ModelParallelStrategy, which shards what is quantized: "
+            "QuantizationAwareTraining does not support ModelParallelStrategy, which shards the quantized weights: "
             "use 'ddp'."
         )
     if getattr(trainer.strategy, "_layer_sync", None) is not None:
@@ -40,8 +41,9 @@ def check_quantizable(trainer: Trainer, pl_module: LightningModule, module: str,
     if sum(isinstance(callback, type(quantization)) for callback in callbacks_of(trainer)) > 1:
         raise ValueError(
             "The Trainer has two QuantizationAwareTraining callbacks, and a model is quantized once: use one, with "
-            "numbers by globs such as weights={'fc': Int(4), '*': Int(8)}."
+            "specifications by globs such as weights={'fc': Int(4), '*': Int(8)}."
         )
+    # An averaged model is a deep copy that is made in setup: made first, it would have no quantizers.
     for callback in callbacks_of(trainer):
         if callback is quantization:
             break
@@ -53,15 +55,15 @@ def check_quantizable(trainer: Trainer, pl_module: LightningModule, module: str,
 
 
 def check_learned(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Refuses learned scales that no optimizer trains.
+    """Check that an optimizer trains every learned scale.
 
     Raises:
-        ValueError: With the name of the first one.
+        ValueError: If a scale is missing; with the name of the first one.
     """
-    held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
-    for attached in quantizers_of(pl_module):
-        if attached.quantizer.is_learned and id(attached.quantizer.scale(attached.module)) not in held:
+    trained = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+    for ref in quantizers_of(pl_module):
+        if ref.quantizer.is_learned and id(ref.quantizer.scale(ref.module)) not in trained:
             raise ValueError(
-                f"No optimizer holds the learned scale of {attached.name!r}: configure_optimizers must pass "
-                "self.parameters(), or those whose names begin with 'quant_' too."
+                f"No optimizer holds the learned scale of {ref.name!r}: configure_optimizers must pass "
+                "self.parameters(), or those with the prefix 'quant_' too."
             )

@@ -1,4 +1,4 @@
-"""Which places of a model get which integers: told by a run of it, or by a state dict."""
+"""Specification of each quantizer of a model, placed by a traced run or by a state dict."""
 
 from __future__ import annotations
 
@@ -7,162 +7,162 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.quantization.insertion import add_quantizers, quantizers_of
+from lightning_compress.quantization.insertion import insert_quantizers, quantizers_of
 from lightning_compress.quantization.int_spec import Int
-from lightning_compress.quantization.placement import CHANNEL_AXIS, Placement, QuantizationPoint, weight_place
+from lightning_compress.quantization.placement import CHANNEL_AXIS, Placement, QuantizationPoint, weight_point
 from lightning_compress.quantization.quantizer import PREFIX, Quantizer
 from lightning_compress.quantization.tracing import Graph
 from lightning_compress.targets import COMPILED, Target, matches, shorten
 
 QuantizationSpec = Int | Mapping[str, Int | None] | None
-"""One specification for all, or the first glob's that matches the name of the module; ``None`` is float."""
+"""One specification for all modules, or by globs over module names, the first match first; ``None`` keeps FP32."""
+
+_Table = dict[str, dict[QuantizationPoint, Quantizer]]
 
 
 class QuantizerPlan:
-    """Which places get which integers.
+    """Specifications of the quantizers of a model.
 
     Args:
-        weights: Of the targets' weights.
-        activations: Of what the targets read and make.
-        is_target: Whether a module's weight is a target.
+        weights: Specification of the targets' weights.
+        activations: Specification of the inputs and outputs of the targets.
+        is_target: By module name, True if the weight of the module is a target.
 
     Raises:
-        ValueError: For activations that do not share one scale per tensor.
+        ValueError: If activations have a granularity other than ``"tensor"``.
     """
 
     def __init__(self, weights: QuantizationSpec, activations: QuantizationSpec, is_target: Mapping[str, bool]) -> None:
-        self.weights = _each(weights, Int.for_weights)
-        self.activations = _each(activations, Int.for_activations)
+        self.weights = _by_glob(weights, Int.for_weights)
+        self.activations = _by_glob(activations, Int.for_activations)
+        # A layer with FP32 weights by its glob is no target; with weights=None, layers stay integer for activations.
         self.is_target = {
-            name: chosen and (weights is None or _first(self.weights, name) is not None)
+            name: chosen and (weights is None or _first_match(self.weights, name) is not None)
             for name, chosen in is_target.items()
         }
 
     def insert_traced(self, model: nn.Module, graph: Graph) -> Placement:
-        """Hangs quantizers into a model that has none, where one run of it shows that they belong.
+        """Insert quantizers into a model that has none, at the quantization points of its graph.
 
         Args:
             model: The model.
-            graph: What a run of it, or of a copy, has shown; names are relative to it.
+            graph: Graph of a run of it, or of a copy; module names are relative to it.
 
         Raises:
-            ValueError: For globs that match no place.
+            ValueError: If a glob matches nothing, or a group size does not divide the input features of a layer.
         """
         placement = Placement(graph, dict(self.is_target))
         shapes: dict[QuantizationPoint, torch.Size] = {}
         functions: dict[QuantizationPoint, str] = {}
         for node in placement.weights():
-            functions[weight_place(node)] = node.call.function
-            shapes[weight_place(node)] = node.shapes[1]
-        table: dict[str, dict[QuantizationPoint, Quantizer]] = {}
-        for place, function in functions.items():
-            self._add_weight(table, place, CHANNEL_AXIS[function])
-            _check_groups(_first(self.weights, place.module), place.module, shapes[place])
-        for place in placement.activations():
-            self._add_activation(table, place)
+            functions[weight_point(node)] = node.call.function
+            shapes[weight_point(node)] = node.shapes[1]
+        table: _Table = {}
+        for point, function in functions.items():
+            self._add_weight(table, point, CHANNEL_AXIS[function])
+            _check_groups(_first_match(self.weights, point.module), point.module, shapes[point])
+        for point in placement.activations():
+            self._add_activation(table, point)
         _check_globs(self.weights, list(self.is_target), "weights")
-        _check_globs(self.activations, [place.module for place in placement.activations()], "activations")
-        add_quantizers(model, table, lambda place, quantizer: quantizer.scale_shape(shapes.get(place, torch.Size())))
+        _check_globs(self.activations, [point.module for point in placement.activations()], "activations")
+        insert_quantizers(model, table, lambda point, quantizer: quantizer.scale_shape(shapes.get(point, torch.Size())))
         return placement
 
     def insert_stored(self, model: nn.Module, stored: Mapping[str, Tensor]) -> None:
-        """Hangs quantizers into a model that has none, where a state dict of such a model has them."""
-        table: dict[str, dict[QuantizationPoint, Quantizer]] = {}
+        """Insert quantizers into a model that has none, at the points for which a state dict has scales."""
+        table: _Table = {}
         shapes: dict[QuantizationPoint, torch.Size] = {}
         for key, tensor in stored.items():
             module, _, name = key.rpartition(".")
             if name.startswith(PREFIX) and name.endswith("_scale"):
-                place = QuantizationPoint.named(module, name.removeprefix(PREFIX).removesuffix("_scale"))
-                shapes[place] = tensor.shape
-                if place.role == "weight":
-                    self._add_weight(table, place, _axis(model.get_submodule(module), place))
+                point = QuantizationPoint.from_name(module, name.removeprefix(PREFIX).removesuffix("_scale"))
+                shapes[point] = tensor.shape
+                if point.role == "weight":
+                    self._add_weight(table, point, _channel_axis(model.get_submodule(module), point))
                 else:
-                    self._add_activation(table, place)
-                if place in table.get(module, {}):
-                    table[module][place].ready = bool((tensor != 0).all())
-        add_quantizers(model, table, lambda place, quantizer: shapes[place])
+                    self._add_activation(table, point)
+                if point in table.get(module, {}):
+                    table[module][point].ready = bool((tensor != 0).all())
+        insert_quantizers(model, table, lambda point, quantizer: shapes[point])
 
     def check_same(self, model: nn.Module, graph: Graph | None) -> None:
-        """Refuses a model whose quantizers are others than the plan's.
+        """Check that the quantizers of a model have the specifications of the plan.
 
-        Activations that the plan does not see are none of its business: a model may have been calibrated as a whole,
-        and be called in parts.
+        Activation quantizers at points that the graph does not have are not checked: a model may have been calibrated
+        as a whole, and be called in parts.
 
         Args:
             model: The model.
-            graph: As for :meth:`insert_traced`; without it, places that are missing in the model are not noticed.
+            graph: As for :meth:`insert_traced`; without it, quantizers that the model lacks are not noticed.
 
         Raises:
-            ValueError: With the first place that differs.
+            ValueError: If a quantizer differs; with the first one.
         """
-        there = {attached.name: attached.quantizer.integers for attached in quantizers_of(model)}
-        places = [QuantizationPoint.named(attached.layer, attached.quantizer.name) for attached in quantizers_of(model)]
+        specs = {ref.name: ref.quantizer.spec for ref in quantizers_of(model)}
+        points = [QuantizationPoint.from_name(ref.layer, ref.quantizer.name) for ref in quantizers_of(model)]
         if graph is not None:
             placement = Placement(graph, dict(self.is_target))
-            places += [*map(weight_place, placement.weights()), *placement.activations()]
-        for place in places:
-            name = f"{place.module}.{place.name}".lstrip(".").replace(COMPILED, "")
-            if there.get(name) != self._at(place):
+            points += [*map(weight_point, placement.weights()), *placement.activations()]
+        for point in points:
+            name = f"{point.module}.{point.name}".lstrip(".").replace(COMPILED, "")
+            if specs.get(name) != self._spec_at(point):
                 raise ValueError(
-                    f"The model is quantized already, with {there.get(name) or 'floats'} at {name!r} where now "
-                    f"{self._at(place) or 'floats'} are wanted: give the same numbers and targets as before, or begin "
-                    "with lc.float_copy(model).requires_grad_().train()."
+                    f"The model is quantized already, with {specs.get(name) or 'FP32'} at {name!r} where the callback "
+                    f"requires {self._spec_at(point) or 'FP32'}: pass the same weights, activations and targets as "
+                    "before, or start from lc.float_copy(model).requires_grad_().train()."
                 )
 
-    def _at(self, place: QuantizationPoint) -> Int | None:
-        """The integers of a place."""
-        if place.role != "weight":
-            return _first(self.activations, place.module)
+    def _spec_at(self, point: QuantizationPoint) -> Int | None:
+        if point.role != "weight":
+            return _first_match(self.activations, point.module)
         targets = {name.replace(COMPILED, "") for name, chosen in self.is_target.items() if chosen}
-        return _first(self.weights, place.module) if place.module.replace(COMPILED, "") in targets else None
+        return _first_match(self.weights, point.module) if point.module.replace(COMPILED, "") in targets else None
 
-    def _add_weight(
-        self, table: dict[str, dict[QuantizationPoint, Quantizer]], place: QuantizationPoint, axis: int
-    ) -> None:
-        integers = _first(self.weights, place.module)
-        if integers is not None:
-            quantizer = Quantizer(place.name, integers, axis=axis, is_weight=True)
-            table.setdefault(place.module, {})[place] = quantizer
+    def _add_weight(self, table: _Table, point: QuantizationPoint, axis: int) -> None:
+        spec = _first_match(self.weights, point.module)
+        if spec is not None:
+            table.setdefault(point.module, {})[point] = Quantizer(point.name, spec, axis=axis, is_weight=True)
 
-    def _add_activation(self, table: dict[str, dict[QuantizationPoint, Quantizer]], place: QuantizationPoint) -> None:
-        integers = _first(self.activations, place.module)
-        if integers is not None:
-            table.setdefault(place.module, {})[place] = Quantizer(place.name, integers)
+    def _add_activation(self, table: _Table, point: QuantizationPoint) -> None:
+        spec = _first_match(self.activations, point.module)
+        if spec is not None:
+            table.setdefault(point.module, {})[point] = Quantizer(point.name, spec)
 
 
 def owners_of(targets: Iterable[Target]) -> dict[str, bool]:
-    """The names of the modules whose weights are targets, as the model spells them."""
+    """Return the names of the modules that own the targets, as the model spells them, each with True."""
     return {target.name.rpartition(".")[0]: True for target in targets}
 
 
-def _axis(module: nn.Module, place: QuantizationPoint) -> int:
-    if place.call.function:
-        return CHANNEL_AXIS[place.call.function]
+def _channel_axis(module: nn.Module, point: QuantizationPoint) -> int:
+    if point.call.function:
+        return CHANNEL_AXIS[point.call.function]
     return int(isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)))
 
 
-def _each(numbers: QuantizationSpec, complete: Callable[[Int], Int]) -> dict[str, Int | None]:
-    given = numbers if isinstance(numbers, Mapping) else {"*": numbers}
-    return {glob: None if integers is None else complete(integers) for glob, integers in given.items()}
+def _by_glob(spec: QuantizationSpec, complete: Callable[[Int], Int]) -> dict[str, Int | None]:
+    given = spec if isinstance(spec, Mapping) else {"*": spec}
+    return {glob: None if value is None else complete(value) for glob, value in given.items()}
 
 
-def _first(numbers: Mapping[str, Int | None], name: str) -> Int | None:
+def _first_match(specs: Mapping[str, Int | None], name: str) -> Int | None:
     name = name.replace(COMPILED, "")
-    return next((integers for glob, integers in numbers.items() if glob == "*" or matches(glob, name)), None)
+    return next((spec for glob, spec in specs.items() if glob == "*" or matches(glob, name)), None)
 
 
-def _check_groups(integers: Int | None, layer: str, shape: torch.Size) -> None:
-    group = None if integers is None else integers.granularity
+def _check_groups(spec: Int | None, layer: str, shape: torch.Size) -> None:
+    group = None if spec is None else spec.granularity
     if isinstance(group, int) and (len(shape) != 2 or shape[1] % group):
         raise ValueError(
-            f"weights: Int(granularity={group}) is for linear layers whose inputs are so many or a multiple, and the "
-            f"weight of {layer!r} is {list(shape)}: give it granularity='channel' by a glob of its own."
+            f"weights: Int(granularity={group}) requires linear layers with a multiple of {group} input features, and "
+            f"the weight of {layer!r} is {list(shape)}: give it granularity='channel' by a glob of its own."
         )
 
 
-def _check_globs(numbers: Mapping[str, Int | None], names: Sequence[str], what: str) -> None:
-    for glob in numbers:
+def _check_globs(specs: Mapping[str, Int | None], names: Sequence[str], argument: str) -> None:
+    for glob in specs:
         if glob != "*" and not any(matches(glob, name.replace(COMPILED, "")) for name in names):
             raise ValueError(
-                f"{what}: {glob!r} matches nothing that is quantized; the places are {shorten(sorted(set(names)))}."
+                f"{argument}: {glob!r} matches nothing that is quantized; the modules are "
+                f"{shorten(sorted(set(names)))}."
             )

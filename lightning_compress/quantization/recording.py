@@ -1,4 +1,4 @@
-"""The integers of a simulation, place by place."""
+"""Recording of the integers of every fake-quantized activation in one run."""
 
 from __future__ import annotations
 
@@ -10,53 +10,53 @@ from torch import Tensor, nn
 
 from lightning_compress.quantization.calibrate import call
 from lightning_compress.quantization.call_patcher import patcher_of
-from lightning_compress.quantization.insertion import FakeQuantizedCall, FakeQuantizePatcher
+from lightning_compress.quantization.fake_quantized_call import FakeQuantizedCall, FakeQuantizePatcher
 from lightning_compress.quantization.quantizer import Quantizer
 from lightning_compress.quantization.strip_compile import strip_compile
 
 
-class _Recorded:
-    """A quantizer that keeps the integers it makes."""
+class _RecordingQuantizer:
+    """Quantizer that records the integers of its results."""
 
-    def __init__(self, quantizer: Quantizer, name: str, kept: list[tuple[str, Tensor]]) -> None:
+    def __init__(self, quantizer: Quantizer, name: str, recorded: list[tuple[str, Tensor]]) -> None:
         self.quantizer = quantizer
         self.name = name
-        self.kept = kept
+        self.recorded = recorded
 
     def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
-        rounded = self.quantizer(module, x)
-        scale, zero_point = self.quantizer.grid(module)
-        # Of what it made: on their own, halves might be rounded the other way.
-        self.kept.append((self.name, (torch.round(rounded / scale) + zero_point).to(torch.int32)))
-        return rounded
+        quantized = self.quantizer(module, x)
+        scale, zero_point = self.quantizer.qparams(module)
+        # From the result, not from x: another expression for the same integers may round ties the other way.
+        self.recorded.append((self.name, (torch.round(quantized / scale) + zero_point).to(torch.int32)))
+        return quantized
 
 
 def record(model: nn.Module, inputs: Any) -> tuple[Any, list[tuple[str, Tensor]]]:
-    """Runs a copy of a model with quantizers in eval mode.
+    """Run a copy of a quantized model in eval mode and record its quantized activations.
 
     Args:
         model: The model.
         inputs: A tensor, a tuple, or a dict of keyword arguments.
 
     Returns:
-        What it returns, and the integers (int32) of each activation that was quantized, in the order of the run.
+        Output of the model, and name and integers (int32) of each quantized activation, in the order of execution.
     """
-    kept: list[tuple[str, Tensor]] = []
-    probe = strip_compile(copy.deepcopy(model)).eval()
-    for layer, module in probe.named_modules():
-        sites = patcher_of(module)
-        if isinstance(sites, FakeQuantizePatcher):
-            for action in {id(a): a for a in (*sites.actions.values(), *sites.defaults.values())}.values():
+    recorded: list[tuple[str, Tensor]] = []
+    copied = strip_compile(copy.deepcopy(model)).eval()
+    for layer, module in copied.named_modules():
+        patcher = patcher_of(module)
+        if isinstance(patcher, FakeQuantizePatcher):
+            for action in {id(a): a for a in (*patcher.actions.values(), *patcher.defaults.values())}.values():
                 assert isinstance(action, FakeQuantizedCall)
-                _replace(action, layer, kept)
+                _wrap_quantizers(action, layer, recorded)
     with torch.no_grad():
-        output = call(probe, inputs)
-    return output, kept
+        output = call(copied, inputs)
+    return output, recorded
 
 
-def _replace(action: FakeQuantizedCall, layer: str, kept: list[tuple[str, Tensor]]) -> None:
-    def recorded(quantizer: Any) -> Any:
-        return quantizer and _Recorded(quantizer, f"{layer}.{quantizer.name}".lstrip("."), kept)
+def _wrap_quantizers(action: FakeQuantizedCall, layer: str, recorded: list[tuple[str, Tensor]]) -> None:
+    def wrap(quantizer: Any) -> Any:
+        return quantizer and _RecordingQuantizer(quantizer, f"{layer}.{quantizer.name}".lstrip("."), recorded)
 
-    action.operands = {k: recorded(quantizer) for k, quantizer in action.operands.items()}
-    action.inner, action.output = recorded(action.inner), recorded(action.output)
+    action.operands = {k: wrap(quantizer) for k, quantizer in action.operands.items()}
+    action.inner, action.output = wrap(action.inner), wrap(action.output)

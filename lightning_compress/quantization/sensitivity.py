@@ -1,4 +1,4 @@
-"""What fewer bits cost, layer by layer."""
+"""Sensitivity analysis: the delta loss of each layer when its weights are quantized."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from lightning_compress.quantization.insertion import quantizers_of, remove_quantizers
 from lightning_compress.quantization.int_spec import Int
-from lightning_compress.quantization.mixed_precision import Effect, as_numbers, by_layer, choose
+from lightning_compress.quantization.mixed_precision import Effect, as_quantization_spec, by_layer, choose
 from lightning_compress.quantization.quantizer import Quantizer
 from lightning_compress.quantization.quantizer_plan import QuantizerPlan
-from lightning_compress.quantization.tracing import Graph, recording
+from lightning_compress.quantization.tracing import Graph, record_graph
 from lightning_compress.reporting.figures import draw_sensitivity
 from lightning_compress.reporting.printed import Printed
 from lightning_compress.targets import Targets
@@ -33,39 +33,43 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 @dataclass(frozen=True)
 class Sensitivity(Printed):
-    """What fewer bits cost, layer by layer; prints as a table.
+    """Delta loss of each layer and bit width, the result of :func:`sensitivity`; prints as a table.
 
     Attributes:
-        loss: Mean loss of the float model.
-        effects: One for each layer and number of bits, in the model's order, each layer's fewest bits first.
+        loss: Mean loss of the FP32 model.
+        effects: One for each layer and bit width, in the order of the model, each layer's in ascending order of bits.
+
+    >>> result = Sensitivity(1.0, (Effect("fc", 10, 2, 0.5), Effect("fc", 10, 8, 0.0)))
+    >>> result.choose(mean_bits=8)
+    {'fc': Int(bits=8, symmetric=None, granularity=None, observer=None)}
     """
 
     loss: float
     effects: tuple[Effect, ...]
 
     def choose(self, *, max_bytes: int | None = None, mean_bits: float | None = None) -> dict[str, Int | None]:
-        """The numbers of bits with the smallest total rise of the loss under a budget.
+        """Choose the bit width of each layer with the smallest total delta loss under a budget.
 
-        Rises are taken to add up over layers, as in HAWQ (Dong et al. 2019, arXiv:1905.03696; V2, arXiv:1911.03852),
-        here measured rather than estimated from the Hessian. The choice is never above the budget, and the best one
-        up to what :func:`~lightning_compress.functional.knapsack.cheapest` says of very large budgets.
+        Delta losses are assumed to add up over layers, as in HAWQ (Dong et al. 2019, arXiv:1905.03696; V2,
+        arXiv:1911.03852), but are measured instead of estimated from the Hessian. The choice is optimal, and never
+        exceeds the budget.
 
         Args:
-            max_bytes: Most bytes that the integers of all layers may take, packed, each layer's into whole bytes.
-                Scales, and what is not quantized, come on top.
-            mean_bits: Instead of ``max_bytes``, most bits of a weight, on average over the weights of all layers.
+            max_bytes: Largest size of the packed integers of all layers, each layer's in whole bytes. Scales and
+                unquantized parameters are not included.
+            mean_bits: Alternatively, the largest mean number of bits per weight over the weights of all layers.
 
         Returns:
-            What ``QuantizationAwareTraining(weights=...)`` and ``calibrate(weights=...)`` take; layers that were not
-            measured are not in it, and stay in float.
+            Specifications for ``QuantizationAwareTraining(weights=...)`` and ``calibrate(weights=...)``. Layers that
+            were not measured are not included, and stay in FP32.
 
         Raises:
-            ValueError: If not exactly one budget is given, or if nothing that was measured is within it.
+            ValueError: If not exactly one budget is given, or no measured choice is within it.
         """
-        return as_numbers(choose(self.effects, max_bytes=max_bytes, mean_bits=mean_bits))
+        return as_quantization_spec(choose(self.effects, max_bytes=max_bytes, mean_bits=mean_bits))
 
     def figure(self, path: str | Path) -> None:
-        """Draws the rises over the layers, a line for each number of bits, as a PNG file.
+        """Draw the delta loss over the layers as a PNG file, with a line for each bit width.
 
         Raises:
             ImportError: If matplotlib is not installed.
@@ -75,7 +79,7 @@ class Sensitivity(Printed):
         draw_sensitivity(path, list(layers), rises, loss=self.loss)
 
     def to_csv(self) -> str:
-        """The effects as CSV, for programs."""
+        """Return the effects as CSV text with a header."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("layer", "num_weights", "bits", "rise"))
@@ -83,7 +87,7 @@ class Sensitivity(Printed):
         return text.getvalue()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table(title="Rise of the loss with one layer's weights in integers")
+        table = Table(title="Sensitivity: delta loss with the weights of one layer quantized")
         table.add_column("layer", overflow="fold")
         for column in ("weights", *(f"{bits} bits" for bits in self._bits())):
             table.add_column(column, justify="right")
@@ -91,7 +95,7 @@ class Sensitivity(Printed):
             rises = [f"{_rise(layer, bits):+.3g}" for bits in self._bits()]
             table.add_row(name, f"{layer[0].num_weights:,}", *rises)
         yield table
-        yield f"The loss is {self.loss:.4g} in float."
+        yield f"The FP32 loss is {self.loss:.4g}."
 
     def _bits(self) -> list[int]:
         return sorted({effect.bits for effect in self.effects})
@@ -105,61 +109,72 @@ def sensitivity(
     bits: Sequence[int] = (2, 4, 8),
     targets: Targets = Targets(),
 ) -> Sensitivity:
-    """Measures how the loss rises when one layer's weights at a time are rounded to integers.
+    """Measure the delta loss when the weights of one layer at a time are quantized.
 
-    Symmetric ones with a scale for each output channel, as ``Int(bits)`` makes of weights; all else stays in float,
-    activations too, so what these cost is not in it. The mean loss over the batches is measured once in float and once
-    for every layer and number of bits, without gradients, with the same random numbers each time.
+    Weights are quantized as by ``Int(bits)``: symmetric, with one scale per output channel. All else stays in FP32,
+    activations included. The mean loss over the batches is computed once in FP32 and once for every layer and bit
+    width, without gradients and with the same random seed each time.
 
     Args:
-        model: The model, which stays as it is: a copy is run, in eval mode and without quantizers it may have.
-        batches: What ``loss`` takes, on the model's device; they are kept in memory.
-        loss: From the model that it is given and a batch, a tensor of one element; it must not use another model.
-        bits: Number of bits, 2 to 8.
-        targets: Which layers; frozen ones are left out, unless the whole model is frozen.
+        model: Model, which is not modified: a copy is run in eval mode, without the quantizers that it may have.
+        batches: Batches for ``loss``, on the device of the model; they are kept in memory.
+        loss: Function of a model and a batch that returns a tensor of one element. It must call the model that it
+            receives, not another one.
+        bits: Bit widths, 2 to 8.
+        targets: Layers to measure. Frozen layers are left out, unless the whole model is frozen.
+
+    Returns:
+        The delta losses.
 
     Raises:
-        ValueError: If there is no batch or no number of bits, if the loss is not finite in float, or if no target is
-            called.
+        ValueError: If there is no batch or no bit width, if the FP32 loss is not finite, or if ``loss`` calls no
+            target.
+
+    >>> linear = nn.Linear(2, 1, bias=False)
+    >>> _ = linear.weight.data.copy_(torch.tensor([[1.0, 0.6]]))
+    >>> result = sensitivity(linear, [torch.ones(1, 2)], loss=lambda model, batch: model(batch).sum(), bits=(2, 8))
+    >>> [(effect.layer, effect.bits, round(effect.rise, 3)) for effect in result.effects]
+    [('', 2, 0.4), ('', 8, -0.002)]
     """
-    numbers, batches = [Int(number) for number in sorted(set(bits))], list(batches)
-    if not numbers or not batches:
-        raise ValueError(f"sensitivity: there is no {'batch' if numbers else 'number of bits'}; give at least one.")
-    probe = _plain_copy(model)
+    specs, batches = [Int(number) for number in sorted(set(bits))], list(batches)
+    if not specs or not batches:
+        raise ValueError(f"sensitivity: there is no {'batch' if specs else 'number of bits'}; give at least one.")
+    plain = _plain_copy(model)
     chosen: dict[str, int] = {}
-    for target in targets.select(probe):
+    for target in targets.select(plain):
         chosen[target.layer] = chosen.get(target.layer, 0) + target.parameter.numel()
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
-        measure = partial(_mean_loss, probe, batches, loss)
-        float_loss = measure()
-        if not math.isfinite(float_loss):
-            raise ValueError(f"sensitivity: the mean loss is {float_loss} in float; it must be a finite number.")
-        with recording(probe) as graph:
-            loss(probe, batches[0])
+        measure = partial(_mean_loss, plain, batches, loss)
+        fp32_loss = measure()
+        if not math.isfinite(fp32_loss):
+            raise ValueError(f"sensitivity: the mean loss is {fp32_loss} in FP32; it must be a finite number.")
+        with record_graph(plain) as graph:
+            loss(plain, batches[0])
         losses = {
-            n.bits: _losses(probe, QuantizerPlan(n, None, dict.fromkeys(chosen, True)), graph, measure) for n in numbers
+            spec.bits: _losses(plain, QuantizerPlan(spec, None, dict.fromkeys(chosen, True)), graph, measure)
+            for spec in specs
         }
     effects = [
-        Effect(layer, num_weights, n.bits, losses[n.bits][layer] - float_loss)
+        Effect(layer, num_weights, spec.bits, losses[spec.bits][layer] - fp32_loss)
         for layer, num_weights in chosen.items()
-        for n in numbers
-        if layer in losses[n.bits]
+        for spec in specs
+        if layer in losses[spec.bits]
     ]
     if not effects:
         raise ValueError(
             "sensitivity: loss(model, batch) calls none of the targets of the model that it is given; it must run "
             "that model, and not another."
         )
-    return Sensitivity(float_loss, tuple(effects))
+    return Sensitivity(fp32_loss, tuple(effects))
 
 
 def _losses(model: nn.Module, plan: QuantizerPlan, graph: Graph, measure: Callable[[], float]) -> dict[str, float]:
-    """The mean loss with the weights of one layer quantized, by layer."""
+    """Return the mean loss with the weights of one layer quantized, by layer."""
     plan.insert_traced(model, graph)
     layers: dict[str, list[Quantizer]] = {}
-    for attached in quantizers_of(model):
-        attached.quantizer.quantizing = False
-        layers.setdefault(attached.layer, []).append(attached.quantizer)
+    for ref in quantizers_of(model):
+        ref.quantizer.quantizing = False
+        layers.setdefault(ref.layer, []).append(ref.quantizer)
     losses = {}
     for layer, quantizers in layers.items():
         with _quantizing(quantizers):
@@ -170,7 +185,7 @@ def _losses(model: nn.Module, plan: QuantizerPlan, graph: Graph, measure: Callab
 
 @contextmanager
 def _quantizing(quantizers: Sequence[Quantizer]) -> Iterator[None]:
-    """While it lasts, weights are looked at and rounded."""
+    """Observe and fake-quantize weights inside the context."""
     for quantizer in quantizers:
         quantizer.observing, quantizer.quantizing = 1, True
     yield
@@ -179,14 +194,14 @@ def _quantizing(quantizers: Sequence[Quantizer]) -> Iterator[None]:
 
 
 def _mean_loss(model: nn.Module, batches: Sequence[Any], loss: Loss) -> float:
-    """The mean over batches, with random numbers that are the same each time and leave PyTorch's as they were."""
+    """Return the mean loss over batches under a fixed seed; the global random state is restored."""
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(0)
         return sum(float(loss(model, batch)) for batch in batches) / len(batches)
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
-    """In eval mode, without quantizers; a model that is frozen as a whole is measured like any other."""
+    """Return a copy in eval mode without quantizers; a model that is frozen as a whole is thawed."""
     plain = copy.deepcopy(model).eval()
     remove_quantizers(plain)
     if not any(parameter.requires_grad for parameter in plain.parameters()):

@@ -1,4 +1,4 @@
-"""Models without ``torch.compile``, whose names and hooks are those that users see."""
+"""Removal of ``torch.compile`` wrappers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 def strip_compile(model: nn.Module) -> nn.Module:
-    """A model without ``torch.compile``, in place; where the model itself is compiled, the one inside.
+    """Remove ``torch.compile`` from a model and its submodules in place; return the model itself.
 
     >>> import torch
     >>> strip_compile(nn.Sequential(torch.compile(nn.ReLU())))
@@ -16,7 +16,7 @@ def strip_compile(model: nn.Module) -> nn.Module:
     """
     model = getattr(model, "_orig_mod", model)
     model._compiled_call_impl = None
-    # Not named_children(), which gives a module under its first name only.
+    # Not named_children(), which yields a shared module under its first name only.
     for name, child in list(model._modules.items()):
         if child is not None:
             setattr(model, name, strip_compile(child))

@@ -1,4 +1,4 @@
-"""What a model does, as one eager run shows it."""
+"""Graph of the function calls of a model, recorded in one eager run."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from lightning_compress.quantization.call_patcher import (
 
 @dataclass(frozen=True)
 class Node:
-    """A function call of a model.
+    """Function call of a model.
 
     Attributes:
-        module: Name of the module that made it.
-        call: Which call in the module.
-        operands: Values of the tensors it was given, in order; the values of a list stand in its place.
-        weight: Name of the module's own parameter that was its second argument, if one was.
-        outputs: Values of the tensors it returned.
+        module: Name of the module that makes the call.
+        call: Call inside the module.
+        operands: Values of the tensor arguments in order, with lists flattened.
+        weight: Name of the module's own parameter that is the second argument, if it is one.
+        outputs: Values of the returned tensors.
         shapes: Shapes of the operands.
-        is_tensor: Whether what it returned is a tensor, not a tuple that holds one.
+        is_tensor: The call returns a tensor, not a tuple that holds one.
     """
 
     module: str
@@ -48,39 +48,39 @@ class Node:
 
     @property
     def name(self) -> str:
-        """How messages and lists call it, ``"<module>.<function>"``."""
+        """Name in messages and lists, ``"<module>.<function>"``."""
         return f"{self.module}.{self.call.function}".lstrip(".")
 
 
 @dataclass
 class Graph:
-    """The calls of one run, in order, and the values between them.
+    """Calls of one run in order, and the values that flow between them.
 
     Attributes:
-        nodes: The calls.
-        maker: The call that made a value, by value; values from elsewhere have none.
-        parameters: Values that are parameters or buffers.
-        called: Modules that were called.
-        written: Values that a call wrote into a tensor and returned, and that were then read from that tensor: what is
-            done with what the call returned does not reach them.
+        nodes: Calls.
+        producer: Call that returned a value, by value; inputs of the model, parameters and buffers have none.
+        parameters: Names of parameters and buffers, by value.
+        called: Names of the modules that were called.
+        written: Values that an in-place call returned, and that were then read from the tensor it had written into.
+            Replacing the returned tensor does not reach these readers.
     """
 
     nodes: list[Node] = field(default_factory=list)
-    maker: dict[int, Node] = field(default_factory=dict)
+    producer: dict[int, Node] = field(default_factory=dict)
     parameters: dict[int, str] = field(default_factory=dict)
     called: set[str] = field(default_factory=set)
     written: set[int] = field(default_factory=set)
 
     def within(self, modules: Sequence[str]) -> Graph:
-        """The part of the graph that lies in some modules; what comes from elsewhere has no maker in it."""
+        """Return the subgraph of some modules; values from outside have no producer in it."""
         prefixes = tuple(f"{name}." if name else "" for name in modules)
         nodes = [node for node in self.nodes if f"{node.module}.".startswith(prefixes)]
         kept = set(map(id, nodes))
-        maker = {value: node for value, node in self.maker.items() if id(node) in kept}
-        return Graph(nodes, maker, self.parameters, self.called, self.written)
+        producer = {value: node for value, node in self.producer.items() if id(node) in kept}
+        return Graph(nodes, producer, self.parameters, self.called, self.written)
 
     def users(self) -> dict[int, list[Node]]:
-        """The calls that read a value, by value."""
+        """Return the calls that read a value, by value."""
         users: dict[int, list[Node]] = {}
         for node in self.nodes:
             for value in node.operands:
@@ -89,7 +89,7 @@ class Graph:
 
 
 class _Recorder(CallPatcher):
-    """CallPatcher that write down every call."""
+    """CallPatcher that records every call and changes none."""
 
     def __init__(self, name: str, run: _Run, parent: CallPatcher | None) -> None:
         super().__init__()
@@ -99,18 +99,19 @@ class _Recorder(CallPatcher):
 
     def begin(self, module: nn.Module) -> None:
         super().begin(module)
-        # Calls from outside the parent's, such as a training step's of two views, are all the same call.
+        # Only passes inside one pass of the parent are told apart: a training step that calls the network on two views
+        # makes the same call twice.
         self.repeat = self.repeat + 1 if self.parent is not None and self.parent.modes else 0
         self.run.graph.called.add(self.name)
         for child in module.children():
-            sites = patcher_of(child)
-            assert sites is not None
-            sites.repeat = -1
+            patcher = patcher_of(child)
+            assert patcher is not None
+            patcher.repeat = -1
 
     def handle(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         name = canonical(function)
         call = partial(function, *args, **kwargs)
-        args, kwargs = positional(args, kwargs)  # to look at: not all functions have them in this order
+        args, kwargs = positional(args, kwargs)  # for inspection only: some functions have another order of arguments
         if not is_floating(args):
             return call()
         occurrence = self.counts.get(name, 0)
@@ -120,8 +121,8 @@ class _Recorder(CallPatcher):
         shapes = tuple(tensor.shape for tensor in operands)
         version = _version(args[0])
         output = call()
-        made = tuple(self.run.new_value(t) for t in tree_leaves(output) if isinstance(t, Tensor))
-        if made:
+        outputs = tuple(self.run.new_value(t) for t in tree_leaves(output) if isinstance(t, Tensor))
+        if outputs:
             second = args[1] if len(args) > 1 else kwargs.get("weight")
             weight = next((n for n, p in module.named_parameters(recurse=False) if p is second), None)
             node = Node(
@@ -129,22 +130,23 @@ class _Recorder(CallPatcher):
                 CallSite(name, occurrence, self.repeat),
                 values,
                 weight,
-                made,
+                outputs,
                 shapes,
                 isinstance(output, Tensor),
             )
             self.run.graph.nodes.append(node)
-            self.run.graph.maker.update(dict.fromkeys(made, node))
+            self.run.graph.producer.update(dict.fromkeys(outputs, node))
+        # An increased version counter tells in-place calls, whatever their names.
         return self.run.alias(output) if output is args[0] and _version(output) != version else output
 
 
 class _Run:
-    """Gives numbers to tensors, which it holds on to so that no identity is used twice."""
+    """Numbering of the tensors of a run, which are kept alive so that no ``id`` is used twice."""
 
     def __init__(self, model: nn.Module) -> None:
         self.graph = Graph()
         self._values: dict[int, int] = {}
-        self._held: list[Tensor] = []
+        self._kept_alive: list[Tensor] = []
         self._written: dict[int, int] = {}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self.graph.parameters[self.new_value(tensor)] = name
@@ -156,15 +158,15 @@ class _Run:
         return value
 
     def new_value(self, tensor: Tensor) -> int:
-        self._held.append(tensor)
-        self._values[id(tensor)] = len(self._held) - 1
+        self._kept_alive.append(tensor)
+        self._values[id(tensor)] = len(self._kept_alive) - 1
         return self._values[id(tensor)]
 
     def alias(self, tensor: Tensor) -> Tensor:
-        """What a call in place returns, made another object than what it wrote into, to see which is read."""
+        """Return the result of an in-place call as another object than its argument, to tell which of them is read."""
         value = self._written[id(tensor)] = self._values[id(tensor)]
         alias = tensor.view_as(tensor)
-        self._held.append(alias)
+        self._kept_alive.append(alias)
         self._values[id(alias)] = value
         return alias
 
@@ -174,11 +176,11 @@ def _version(tensor: Any) -> int:
 
 
 @contextmanager
-def recording(model: nn.Module) -> Iterator[Graph]:
-    """While it lasts, writes down the calls that a model without sites makes.
+def record_graph(model: nn.Module) -> Iterator[Graph]:
+    """Record the calls that a model without patchers makes inside the context.
 
     Args:
-        model: The model; its modules are named relative to it.
+        model: The model; module names in the graph are relative to it.
     """
     run = _Run(model)
     modules = dict(model.named_modules())

@@ -62,9 +62,9 @@ def train(net: nn.Module, images: Tensor, steps: int) -> None:
 def smallest(group: ChannelGroup, tensors: dict[str, Tensor], ratio: float) -> Tensor:
     """A part of a group's channels, those with the smallest sums of squares."""
     total = torch.zeros(group.num_channels)
-    for part in group.makers:
-        squares = tensors[part.tensor].detach().movedim(part.dim, 0).square()
-        total.index_add_(0, part.channels, squares.reshape(len(squares), -1).sum(dim=1)[part.positions])
+    for item in group.output_slices:
+        squares = tensors[item.tensor].detach().movedim(item.dim, 0).square()
+        total.index_add_(0, item.channels, squares.reshape(len(squares), -1).sum(dim=1)[item.positions])
     num = min(round(ratio * group.num_channels), group.num_channels - 1)
     return torch.zeros(group.num_channels, dtype=torch.bool).index_fill_(0, total.argsort()[:num], True)
 

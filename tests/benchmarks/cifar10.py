@@ -45,9 +45,9 @@ def resnet20(args: argparse.Namespace) -> lc.ClassificationModule:
     return module
 
 
-def taught(module: lc.ClassificationModule, args: argparse.Namespace) -> LightningModule:
-    """With --taught, the module as the student of its own dense weights; else the module."""
-    if not args.taught:
+def distilled(module: lc.ClassificationModule, args: argparse.Namespace) -> LightningModule:
+    """With --distilled, the module as the student of its own dense weights; else the module."""
+    if not args.distilled:
         return module
     teacher = lc.Teacher("resnet20_cifar", checkpoint=args.weights, compile=args.compile)
     return lc.DistillationModule(module, teacher, losses={"kd": lc.KD(temperature=4.0, weight=0.9)}, task_weight=0.1)

@@ -1,13 +1,14 @@
 """Accuracy of a quantized ResNet-20 on CIFAR-10 after fine-tuning, measured on the exported file, over seeds.
 
     python tests/benchmarks/cifar10_quantization.py --root DATA --weights cifar10_resnet20.safetensors
-        [--runs float W8A8 W4A8 W4A4] [--seeds 0 1 2] [--epochs 2] [--learning-rate 0.01] [--taught] [--held-out 5000]
+        [--runs float W8A8 W4A8 W4A4] [--seeds 0 1 2] [--epochs 2] [--learning-rate 0.01] [--distilled]
+        [--held-out 5000]
         [--compile]
 
 SGD with momentum 0.9, weight decay 1e-4, learning rate 0.01 to 0 along a cosine per step, batch 128, shifts of up to
 4 pixels and mirror images, all 50,000 training images. Below 8 bits scales are learned (LSQ), and the first convolution
 and the last linear layer keep 8 bits. The accuracy is that of the ONNX file in ONNX Runtime on the 10,000 test images,
-once, at the end; beside it stands the simulation's. With --taught the network also learns from what its own dense
+once, at the end; beside it stands the simulation's. With --distilled the network also learns from what its own dense
 weights say (Hinton's loss at temperature 4, nine tenths). With --held-out, so many of the training images are not
 trained on and the accuracy is on them: for choosing.
 """
@@ -19,7 +20,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from cifar10 import accuracy, options, over_seeds, resnet20, taught, trainer
+from cifar10 import accuracy, distilled, options, over_seeds, resnet20, trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -47,7 +48,7 @@ def run(bits: str, data: CIFAR10DataModule, args: argparse.Namespace) -> tuple[f
     """Accuracy in percent of the file (of the float model, where that is what is trained), and of the simulation."""
     module = resnet20(args)
     callbacks = [] if bits == "float" else [callback(bits, args)]
-    trainer(args.epochs, *callbacks).fit(taught(module, args), datamodule=data)
+    trainer(args.epochs, *callbacks).fit(distilled(module, args), datamodule=data)
     if bits == "float":
         return accuracy(module, data, args), ""
     data.setup("validate" if args.held_out else "test")
@@ -83,7 +84,7 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", default=["float", "W8A8", "W4A8", "W4A4"])
     parser.add_argument("--freeze-observers", type=float, default=0.5)
     parser.add_argument("--freeze-batch-norm", type=float, default=0.75)
-    parser.add_argument("--taught", action="store_true", help="let the dense weights teach the network")
+    parser.add_argument("--distilled", action="store_true", help="distil the network from its own dense weights")
     args = parser.parse_args()
     data = CIFAR10DataModule(args.root, val_size=args.held_out)
     for bits in args.runs:

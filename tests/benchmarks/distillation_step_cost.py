@@ -1,4 +1,4 @@
-"""Cost of a distilled training step: ResNet-20 taught by ResNet-56, 32x32 images, batch 128, SGD, KD.
+"""Cost of a distilled training step: ResNet-20 distilled from ResNet-56, 32x32 images, batch 128, SGD, KD.
 
     python tests/benchmarks/distillation_step_cost.py [--rounds 15] [--steps 8] [--accelerator cpu|gpu]
 

@@ -41,8 +41,8 @@ def ours(model: nn.Module) -> MaskConstraint:
     """What the callback does at an update, masks and projection."""
     layers = [Layer(target.name, target.parameter) for target in lc.Targets().select(model)]
     constraint = MaskConstraint(layers)
-    pools = make_ranking_groups(layers, SPARSITY)
-    WeightPruner(constraint, pools, lc.Magnitude(), pattern=lc.Unstructured()).update(lambda s: s, step=0)
+    groups = make_ranking_groups(layers, SPARSITY)
+    WeightPruner(constraint, groups, lc.Magnitude(), pattern=lc.Unstructured()).update(lambda s: s, step=0)
     return constraint
 
 

@@ -199,7 +199,7 @@ def test_options_that_are_unknown(options: dict[str, Any], message: str) -> None
 
 
 def test_nothing_that_could_gain() -> None:
-    assert "finds nothing that it could make smaller: of 'conv1'" in refused(lc.WeightClustering(2**12))
+    assert "would make no layer smaller: of 'conv1'" in refused(lc.WeightClustering(2**12))
 
 
 def test_glob_without_a_layer() -> None:

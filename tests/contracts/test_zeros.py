@@ -9,12 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 import lightning_compress as lc
-from lightning_compress.pruning.growth import Growth
-from lightning_compress.pruning.patterns import Pattern
-from lightning_compress.pruning.rewind import Rewind
-from lightning_compress.pruning.scores import Score
 from tests.cases import (
-    CASES,
     NUM_STEPS,
     OPTIMIZERS,
     RAMP,
@@ -167,15 +162,3 @@ def test_pruning_a_sparse_model_counts_its_zeros() -> None:
     trainer([lc.Pruning(0.6, schedule=lc.Schedule(begin=0.0, curve="one_shot"))]).fit(model, Loader())
     assert num_zeros(model) == 230
     assert all((model.get_parameter(name)[mask] == 0).all() for name, mask in zeros.items())
-
-
-def test_the_registry_has_every_score_pattern_growth_and_rewind() -> None:
-    used = {type(value) for case in CASES for callback in case.callbacks() for value in vars(callback).values()}
-    assert {kind for base in (Score, Pattern, Growth, Rewind) for kind in leaves(base)} <= used, "add a line to CASES"
-
-
-def leaves(base: type) -> set[type]:
-    """The package's classes that inherit from a base; other tests make some of their own."""
-    kinds = [kind for kind in base.__subclasses__() if kind.__module__.startswith("lightning_compress.")]
-    below = [leaf for kind in kinds for leaf in leaves(kind)]
-    return set(below) or {base}

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, default_collate
 
 import lightning_compress as lc
 from tests.cases import (
+    LOSSES,
     NUM_STEPS,
     Case,
     Loader,
@@ -33,17 +34,7 @@ from tests.cases import (
 )
 
 WEIGHTS = ("student.conv1.weight", "student.conv2.weight", "student.fc.weight")
-HINTS = lc.FitNet((("conv2", "1"), ("norm1", "2")))
-LOSSES: dict[str, dict[str, Any]] = {
-    "kd": {"kd": lc.KD()},
-    "hints": {"hints": HINTS, "dist": lc.DIST()},
-    "contrast": {"crd": lc.CRD((("norm2", "4"),), dim=8), "dkd": lc.DKD(weight=lc.Ramp(0.0, 1.0))},
-    "relations": {
-        "rkd": lc.RKD((("norm2", "4"),)),
-        "sp": lc.SimilarityPreserving((("conv2", "1"),)),
-        "at": lc.AttentionTransfer((("conv2", "1"),)),
-    },
-}
+HINTS = LOSSES["hints"]["hints"]
 every_loss = pytest.mark.parametrize("losses", LOSSES.values(), ids=list(LOSSES))
 
 

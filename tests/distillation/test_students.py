@@ -118,7 +118,10 @@ def test_what_cannot_be_a_student() -> None:
             pass
 
     cases: list[tuple[Any, str]] = [
-        (lambda: make("conv4"), "is known neither of the student nor of the teacher: give num_classes"),
+        (
+            lambda: make("conv4"),
+            "Neither the student nor the teacher determines the number of classes: give num_classes",
+        ),
         (lambda: make("conv4", [lc.Teacher("a")]), "give num_classes"),
         (lambda: make("conv44", num_classes=3), "model='conv44' is not a timm network; did you mean 'conv4'"),
         (lambda: make("conv4", num_classes=3, model_kwargs={"width": 3}), "are not supported by 'conv4'"),

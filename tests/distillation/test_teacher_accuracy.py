@@ -84,7 +84,7 @@ OTHER = batch([0, 1], [0, 1], torch.float)  # no classes
         ([RIGHT], 1.0),
         ([HALF, RIGHT], 0.75),
         ([WRONG, RIGHT], 0.4),  # samples count, not batches
-        ([batch([0, 1, 2], [0, -100, CLASSES])], 1 / 3),  # classes that the teacher lacks
+        ([batch([0, 1, 2, 3, 0], [0, 5, 6, 7, -100])], 0.2),  # classes that the teacher lacks
         ([RIGHT, OTHER], None),
         ([], None),
     ],

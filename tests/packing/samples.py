@@ -36,7 +36,7 @@ FEW = torch.tensor([-1.5, -0.5, 0.5, 1.25])
 
 
 def dense(random: Random) -> Tensors:
-    return {"dense": random.normal(8, 8)}
+    return {"dense": random.normal(3, 3)}
 
 
 def exponents(random: Random) -> Tensors:
@@ -90,6 +90,7 @@ SAMPLES: dict[str, Callable[[Random], Tensors]] = {
     "bitmask": half_sparse,
     "columns": sparse_columns,
     "codebook": clustered,
+    "blocks": clustered_channels,
     "range": quantized,
     "indices": clustered_vectors,
     "symbols": sparse_clustered,

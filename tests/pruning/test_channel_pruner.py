@@ -86,7 +86,7 @@ def test_a_channel_is_worth_more_the_fewer_are_left() -> None:
     torch.testing.assert_close(alike, torch.tensor([6.0, 3.0, 2.0, 1.5, 1.2, 1.0], dtype=torch.float64))
 
 
-def test_the_lowest_of_all_coupled_tensors_go_first() -> None:
+def test_the_lowest_channel_over_all_slices_is_pruned_first() -> None:
     net, groups, pruner = make("residual", 1 / 24)
     stream = next(group for group in groups if group.num_channels == 8)
     for item in (*stream.output_slices, *stream.input_slices):

@@ -65,11 +65,11 @@ def test_batches_are_not_kept() -> None:
 
 
 def test_every_quantizer_is_ready_and_rests() -> None:
-    for attached in quantizers_of(lc.calibrate(Residual(), [images()])):
-        assert attached.quantizer.ready
-        assert attached.quantizer.quantizing
-        assert attached.quantizer.observing == 0
-        assert attached.quantizer.observed is None
+    for ref in quantizers_of(lc.calibrate(Residual(), [images()])):
+        assert ref.quantizer.ready
+        assert ref.quantizer.quantizing
+        assert ref.quantizer.observing == 0
+        assert ref.quantizer.observed is None
 
 
 @pytest.mark.parametrize("observer", [lc.MinMax(), lc.Percentile(99.0), lc.MSE(), lc.Histogram(), lc.Learned()])

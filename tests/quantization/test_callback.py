@@ -20,6 +20,7 @@ from torchmetrics import MeanMetric
 
 import lightning_compress as lc
 from lightning_compress.quantization.insertion import is_quantized, quantizers_of
+from lightning_compress.quantization.quantizer_plan import QuantizerPlan
 from tests.cases import (
     MILESTONES,
     Loader,
@@ -75,11 +76,12 @@ def refused(message: str, *callbacks: Callback, model: LightningModule | None = 
     """A fit is refused before its first step, and the model is plain."""
     model = model or Net()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    hooks = list(model._load_state_dict_pre_hooks)
     with pytest.raises(ValueError, match=message) as caught:
         trainer(list(callbacks), **options).fit(model, Loader())
     assert "\n" not in str(caught.value)
     assert_same(plain(model.state_dict()), before)
-    assert not any(hook.hook.__name__ == "_insert_stored" for hook in model._load_state_dict_pre_hooks.values())
+    assert list(model._load_state_dict_pre_hooks) == hooks
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_an_average_that_has_copied_the_model_before(average: Any) -> None:
 
 def test_two_of_a_kind() -> None:
     one, other = (lc.QuantizationAwareTraining(targets=lc.Targets(include=(name,))) for name in ("conv1", "fc"))
-    refused("has two QuantizationAwareTraining callbacks, .* use one, with numbers by globs", one, other)
+    refused("has two QuantizationAwareTraining callbacks, .* use one, with specifications by globs", one, other)
 
 
 QUANTIZED: dict[str, dict[str, Any]] = {
@@ -109,7 +111,7 @@ def test_a_second_fit_with_other_numbers(how: str, numbers: dict[str, Any]) -> N
     model = fit() if how == "fit" else lc.calibrate(Net(), [torch.randn(8, 4, 5, 5)]).train()
     name = "relu" if "activations" in numbers else "(conv1|fc).weight"
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    message = rf"quantized already, with Int\(bits=8.*\) at '{name}' where now (floats|Int\(.*\)) are wanted"
+    message = rf"quantized already, with Int\(bits=8.*\) at '{name}' where the callback requires (FP32|Int\(.*\)): pass the same"
     with pytest.raises(ValueError, match=message):
         fit(model, **numbers)
     assert_same(dict(model.state_dict()), before)
@@ -117,7 +119,7 @@ def test_a_second_fit_with_other_numbers(how: str, numbers: dict[str, Any]) -> N
 
 def test_a_second_fit_of_more_layers() -> None:
     model = fit(targets=lc.Targets(include=("conv1", "conv2")))
-    with pytest.raises(ValueError, match=r"with floats at .fc\.weight. where now Int"):
+    with pytest.raises(ValueError, match=r"with FP32 at .fc\.weight. where the callback requires Int"):
         fit(model)
     begin = lc.float_copy(model).requires_grad_().train()
     assert places(fit(begin)) == PLACES
@@ -358,10 +360,10 @@ def test_norms_train_again_after_the_fit() -> None:
     model = fit(schedule=MILESTONES)
     assert model.training
     assert model.norm1.training
-    assert not model.norm1._forward_pre_hooks or all(
-        hook.__name__ != "_use_running_statistics" for hook in model.norm1._forward_pre_hooks.values()
-    )
-    assert "_trained_before" not in vars(model.norm1)
+    never_frozen = lc.calibrate(Net(), [torch.randn(8, 4, 5, 5)]).norm1
+    for hooks in ("_forward_pre_hooks", "_forward_hooks"):
+        assert [*getattr(model.norm1, hooks).values()] == [*getattr(never_frozen, hooks).values()]
+    assert vars(model.norm1).keys() == vars(never_frozen).keys()
     before = model.norm1.running_mean.clone()
     trainer([]).fit(model, Loader())
     assert not torch.equal(model.norm1.running_mean, before)
@@ -557,6 +559,6 @@ def test_the_callback_does_not_keep_the_model_alive() -> None:
 
 def test_after_the_fit_only_quantizers_are_left() -> None:
     model = fit()
-    assert not any(type(value).__name__ == "QuantizerPlan" for value in vars(model).values())
+    assert not any(isinstance(value, QuantizerPlan) for value in vars(model).values())
     assert all(attached.quantizer.observing == 0 for attached in quantizers_of(model))
     assert _get_current_function_mode_stack() == []

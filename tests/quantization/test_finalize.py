@@ -35,7 +35,7 @@ def test_finalize_keeps_quantizers_and_numbers() -> None:
     model = SUBJECT.quantized()
     plain = lc.finalize(model)
     assert is_quantized(plain)
-    weights = {attached.name for attached in quantizers_of(model) if attached.quantizer.is_weight}
+    weights = {ref.name for ref in quantizers_of(model) if ref.quantizer.is_weight}
     assert weights
     for name, tensor in model.state_dict().items():
         assert torch.equal(plain.state_dict()[name], tensor) != (name in weights), name

@@ -65,8 +65,8 @@ def test_without_rounding_a_model_computes_as_before(make: Callable[[], nn.Modul
     torch.manual_seed(0)
     model = make().eval()
     quantized = lc.calibrate(model, [images()])
-    for attached in quantizers_of(quantized):
-        attached.quantizer.quantizing = False
+    for ref in quantizers_of(quantized):
+        ref.quantizer.quantizing = False
     torch.testing.assert_close(quantized(images()), model(images()))
 
 
@@ -90,8 +90,8 @@ def test_copies_quantize_alike(copied: Callable, make: Callable[[], nn.Module]) 
     theirs, ours = ([id(a.quantizer) for a in quantizers_of(m)] for m in (twin, model))
     assert not set(theirs) & set(ours)
     with torch.no_grad():
-        for attached in quantizers_of(twin):
-            attached.quantizer.scale(attached.module).mul_(3)
+        for ref in quantizers_of(twin):
+            ref.quantizer.scale(ref.module).mul_(3)
     assert not torch.equal(twin(images(1)), model(images(1)))
 
 
@@ -139,9 +139,9 @@ def test_layers_read_rounded_numbers_whatever_was_done_in_place() -> None:
         layer.weight.data.fill_(1.0)
         layer.bias.data.zero_()
         layer.register_forward_hook(lambda m, args, output: made.append(output.clone()))
-    for attached in quantizers_of(model):
-        attached.quantizer.quantizing = "input" in attached.name
-        attached.quantizer.scale(attached.module).fill_(0.25)
+    for ref in quantizers_of(model):
+        ref.quantizer.quantizing = "input" in ref.name
+        ref.quantizer.scale(ref.module).fill_(0.25)
     model(images())
     assert len(made) == 2
     for output in made:  # sums of four
@@ -192,13 +192,13 @@ def test_a_state_dict_rebuilds_the_places() -> None:
 def test_weights_of_a_float_model_may_be_loaded() -> None:
     model = calibrated()
     model.load_state_dict(Residual().state_dict(), strict=True)
-    assert not any(attached.quantizer.ready for attached in quantizers_of(model))
+    assert not any(ref.quantizer.ready for ref in quantizers_of(model))
     assert torch.isfinite(model(images())).all()
 
 
 def test_numbers_by_globs() -> None:
     model = calibrated(weights={"first": lc.Int(4), "second": None}, activations={"relu": None, "*": lc.Int(6)})
-    bits = {attached.name: attached.quantizer.integers.bits for attached in quantizers_of(model)}
+    bits = {ref.name: ref.quantizer.spec.bits for ref in quantizers_of(model)}
     assert bits["first.0.weight"] == 4
     assert "second.0.weight" not in bits
     assert not any(name.startswith("relu") for name in bits)
@@ -207,7 +207,7 @@ def test_numbers_by_globs() -> None:
 
 @pytest.mark.parametrize("what", ["weights", "activations"])
 def test_a_glob_that_matches_nothing(what: str) -> None:
-    with pytest.raises(ValueError, match=rf"{what}: 'head' matches nothing that is quantized; the places are "):
+    with pytest.raises(ValueError, match=rf"{what}: 'head' matches nothing that is quantized; the modules are "):
         calibrated(**{what: {"head": lc.Int(4), "*": lc.Int(8)}})
 
 
@@ -222,10 +222,10 @@ def test_fewer_bits_in_a_copy() -> None:
     model = calibrated()
     coarse = with_weight_bits(model, 4)
     weights = [a.quantizer for a in quantizers_of(coarse) if a.quantizer.is_weight]
-    assert {quantizer.integers.bits for quantizer in weights} == {4}
+    assert {quantizer.spec.bits for quantizer in weights} == {4}
     ours, theirs = (scales_of(m.state_dict())["first.0.quant_weight_scale"] for m in (coarse, model))
     torch.testing.assert_close(ours, theirs * 127 / 7)
-    assert all(a.quantizer.integers.bits == 8 for a in quantizers_of(model))
+    assert all(a.quantizer.spec.bits == 8 for a in quantizers_of(model))
 
 
 def test_zeros_and_equal_weights_survive() -> None:
@@ -234,15 +234,15 @@ def test_zeros_and_equal_weights_survive() -> None:
         weight = model.first[0].weight
         weight.flatten()[::2] = 0.0
         weight.flatten()[1::2] = weight.flatten()[1]
-    for attached in quantizers_of(lc.calibrate(model, [images()], weights=lc.Int(3))):
-        if attached.name == "first.0.weight":
-            rounded = attached.quantizer(attached.module, attached.module.weight).flatten()
+    for ref in quantizers_of(lc.calibrate(model, [images()], weights=lc.Int(3))):
+        if ref.name == "first.0.weight":
+            rounded = ref.quantizer(ref.module, ref.module.weight).flatten()
             assert (rounded[::2] == 0).all()
             assert rounded[1::2].unique().numel() == 1
 
 
 def test_every_quantizer_has_a_name_of_its_own() -> None:
     for make in NETS.values():
-        names = [attached.name for attached in quantizers_of(calibrated(make))]
+        names = [ref.name for ref in quantizers_of(calibrated(make))]
         assert len(names) == len(set(names))
-        assert all(isinstance(attached.quantizer, Quantizer) for attached in quantizers_of(calibrated(make)))
+        assert all(isinstance(ref.quantizer, Quantizer) for ref in quantizers_of(calibrated(make)))

@@ -33,7 +33,7 @@ class Eager(Backend):
         return (q - grid.zero_point) * grid.scale
 
     def weight(self, weight: Weight) -> Tensor:
-        return weight.value()
+        return weight.dequantize()
 
     def bias(self, bias: Bias) -> Tensor:
         return bias.integers * bias.scale
@@ -57,17 +57,17 @@ def test_a_lowered_model_computes_what_the_simulation_does(name: str, unsigned: 
     assert_same({**model.state_dict()}, before)
     assert not is_quantized(lowered.model)
     for ours, theirs in zip(outputs(model, subject.batch(3)), outputs(lowered.model, subject.batch(3)), strict=True):
-        step = max(grid.scale for grid in lowered.grids if grid.name == lowered.grids[-1].name)
+        step = max(grid.scale for grid in lowered.activations if grid.name == lowered.activations[-1].name)
         assert (ours - theirs).abs().max() <= 2.01 * step
     quant_min, quant_max = (0, 255) if unsigned else (-128, 127)
-    assert all(quant_min <= grid.quant_min <= grid.zero_point <= grid.quant_max <= quant_max for grid in lowered.grids)
+    assert all(quant_min <= grid.quant_min <= grid.zero_point <= grid.quant_max <= quant_max for grid in lowered.activations)
 
 
 def test_batch_norms_only_rescale_channels() -> None:
     model = SUBJECT.quantized()
     layer = layers(lowered_of(model))["conv1"]
-    attached = next(a for a in quantizers_of(model) if a.name == "conv1.weight")
-    integers = attached.quantizer.to_integers(attached.module, model.conv1.weight)
+    ref = next(a for a in quantizers_of(model) if a.name == "conv1.weight")
+    integers = ref.quantizer.to_integers(ref.module, model.conv1.weight)
     gammas = model.bn1.weight.detach()
     assert layer.weight.integers.dtype == torch.int8
     assert (layer.weight.scale > 0).all()
@@ -83,7 +83,7 @@ def test_a_folded_weight_and_bias_are_the_norm_of_the_convolution() -> None:
     factor = model.bn2.weight / torch.sqrt(model.bn2.running_var + model.bn2.eps)
     scale = next(a for a in quantizers_of(model) if a.name == "conv2.weight")
     rounded = scale.quantizer(scale.module, model.conv2.weight)
-    torch.testing.assert_close(layer.weight.value(), (rounded * factor[:, None, None, None]).detach())
+    torch.testing.assert_close(layer.weight.dequantize(), (rounded * factor[:, None, None, None]).detach())
     assert isinstance(layer.bias, Bias)
     expected = (model.conv2.bias - model.bn2.running_mean) * factor + model.bn2.bias
     torch.testing.assert_close(layer.bias.value, expected.detach(), atol=1e-4, rtol=1e-4)
@@ -112,7 +112,7 @@ def test_weights_alone_leave_floats_elsewhere() -> None:
     torch.manual_seed(0)
     model = lc.calibrate(SUBJECT.make(), [SUBJECT.batch(4)], activations=None)
     lowered = lowered_of(model)
-    assert lowered.grids == []
+    assert lowered.activations == []
     assert all(layer.input is None and not isinstance(layer.bias, Bias) for layer in lowered.layers)
     (ours,), (theirs,) = outputs(model, SUBJECT.batch(3)), outputs(lowered.model, SUBJECT.batch(3))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
@@ -155,8 +155,8 @@ def test_weights_that_stay_floats_are_listed() -> None:
 
 def test_additions_of_integers_are_known_by_the_grids_of_their_results() -> None:
     x = torch.randn(8, 4)
-    (addition,) = lower(lc.calibrate(Weighted(), [x]), x, Eager()).others
-    assert (addition.name, addition.module, addition.function, addition.grid.name) == ("add", "", "add", "relu")
+    (addition,) = lower(lc.calibrate(Weighted(), [x]), x, Eager()).ops
+    assert (addition.name, addition.module, addition.function, addition.qparams.name) == ("add", "", "add", "relu")
 
 
 def test_norms_without_statistics_stay() -> None:
@@ -166,7 +166,7 @@ def test_norms_without_statistics_stay() -> None:
     quantized = lc.calibrate(model, [x])
     lowered = lower(quantized, x, Eager())
     assert lowered.left_in_float == ["0.conv2d", "1.batch_norm"]
-    step = lowered.grids[-1].scale
+    step = lowered.activations[-1].scale
     assert (outputs(quantized, x)[0] - outputs(lowered.model, x)[0]).abs().max() <= 1.01 * step
     torch.testing.assert_close(lc.finalize(quantized, example_inputs=x)(x), quantized(x), atol=1.01 * step, rtol=0)
 
@@ -189,10 +189,10 @@ def test_norms_behind_groups_that_share_scales_stay() -> None:
 def test_a_compiled_model_is_lowered_as_it_is_without(inside: bool) -> None:
     model, x = SUBJECT.quantized(), SUBJECT.batch(2)
     expected = lower(model, x, Eager())
-    names = [grid.name for grid in expected.grids]
+    names = [grid.name for grid in expected.activations]
     compiled = torch.compile(model, backend="eager")
     lowered = lower(nn.Sequential(compiled) if inside else compiled, x, Eager())
-    assert [grid.name for grid in lowered.grids] == [f"0.{name}" if inside else name for name in names]
+    assert [grid.name for grid in lowered.activations] == [f"0.{name}" if inside else name for name in names]
     assert_same(outputs(lowered.model, x), outputs(expected.model, x))
 
 
@@ -237,8 +237,8 @@ def test_what_is_opaque_to_a_target_is_quantized_again() -> None:
 
     model = lc.calibrate(Halves(), [torch.randn(8, 2, 4)])
     plain, again = (lower(model, torch.randn(2, 2, 4), backend) for backend in (Eager(), Opaque()))
-    assert not any(grid.is_again for grid in plain.grids)
-    assert [grid.name for grid in again.grids if grid.is_again] == ["fc.linear", "fc.linear"]
+    assert not any(grid.is_requantized for grid in plain.activations)
+    assert [grid.name for grid in again.activations if grid.is_requantized] == ["fc.linear", "fc.linear"]
     x = torch.randn(3, 2, 4)
     assert_same(outputs(plain.model, x), outputs(again.model, x))
 
@@ -248,7 +248,7 @@ def test_what_cannot_be_lowered_is_named() -> None:
         lowered_of(SUBJECT.make())
     model = SUBJECT.quantized()
     next(a for a in quantizers_of(model) if a.name == "conv2.weight").quantizer.ready = False
-    with pytest.raises(ValueError, match=r"The observer of 'conv2\.weight' has never seen a batch"):
+    with pytest.raises(ValueError, match=r"The observer of 'conv2\.weight' has never observed a batch"):
         lowered_of(model)
 
 

@@ -23,7 +23,7 @@ def compute_range(
     """Ends of the range after several batches."""
     statistics = None
     for rows in looks:
-        statistics = observer.updated(statistics, observer.observe(rows))
+        statistics = observer.accumulate(statistics, observer.observe(rows))
     assert statistics is not None
     return observer.compute_range(statistics, num_levels=levels, symmetric=symmetric)
 

@@ -148,4 +148,4 @@ def test_a_number_is_no_operand() -> None:
     ],
 )
 def test_places_by_their_names(place: QuantizationPoint) -> None:
-    assert QuantizationPoint.named(place.module, place.name) == place
+    assert QuantizationPoint.from_name(place.module, place.name) == place

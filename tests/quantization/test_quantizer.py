@@ -160,7 +160,7 @@ def test_zero_stays_zero_wherever_a_zero_point_has_been_learned_to(learned: floa
     module.quant_relu_zero_point.data.fill_(learned)
     x = torch.tensor([[0.0, -100.0, 100.0]])
     assert quantizer(module, x).tolist() == [[0.0, -0.5 * applied, 0.5 * (15 - applied)]]
-    assert quantizer.grid(module)[1] == applied
+    assert quantizer.qparams(module)[1] == applied
     assert quantizer.to_integers(module, x).tolist() == [[applied, 0, 15]]
 
 
@@ -241,7 +241,7 @@ def test_an_average_of_zero_points_is_applied_whole() -> None:
     module.quant_relu_scale.fill_(0.1)
     module.quant_relu_zero_point.fill_(2.6)
     assert quantizer(module, torch.tensor([0.0, -9.0])).tolist() == pytest.approx([0.0, -0.3])
-    assert quantizer.grid(module)[1] == 3
+    assert quantizer.qparams(module)[1] == 3
 
 
 def test_half_precision_is_rounded_in_single() -> None:
@@ -258,12 +258,12 @@ def test_half_precision_is_rounded_in_single() -> None:
 
 def test_taken_from_another() -> None:
     (module, quantizer), (other_module, other) = activation(), activation()
-    quantizer.take(module, other_module, other)
+    quantizer.copy_from(module, other_module, other)
     assert not quantizer.ready
     other.observing = 1
     other(other_module, normal(20))
     other.update(other_module)
-    quantizer.take(module, other_module, other)
+    quantizer.copy_from(module, other_module, other)
     assert quantizer.ready
     assert torch.equal(module.quant_relu_scale, other_module.quant_relu_scale)
     assert torch.equal(module.quant_relu_zero_point, other_module.quant_relu_zero_point)

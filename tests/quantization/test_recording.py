@@ -31,7 +31,7 @@ def test_every_place_in_the_order_of_the_run() -> None:
     assert [name for name, _ in kept] == ["0.linear_input_0", "1.relu", "2.linear"]
     assert {integers.dtype for _, integers in kept} == {torch.int32}
     last = next(a for a in quantizers_of(quantized) if a.name == "2.linear")
-    scale, zero_point = last.quantizer.grid(last.module)
+    scale, zero_point = last.quantizer.qparams(last.module)
     torch.testing.assert_close((kept[-1][1] - zero_point) * scale, output, atol=1e-6, rtol=0)
 
 
@@ -65,8 +65,8 @@ def test_integers_are_those_of_the_numbers() -> None:
 
 def test_halves_are_rounded_as_in_the_simulation() -> None:
     model = lc.calibrate(nn.Sequential(nn.Linear(1, 1)), [torch.randn(64, 1)])
-    attached = next(a for a in quantizers_of(model) if a.name == "0.linear_input_0")
-    scale, zero_point = attached.quantizer.grid(attached.module)
+    ref = next(a for a in quantizers_of(model) if a.name == "0.linear_input_0")
+    scale, zero_point = ref.quantizer.qparams(ref.module)
     halves = (torch.arange(256)[:, None] + 0.5 - zero_point) * scale
     _, kept = record(model, halves)
-    assert_same((kept[0][1] - zero_point) * scale, attached.quantizer(attached.module, halves))
+    assert_same((kept[0][1] - zero_point) * scale, ref.quantizer(ref.module, halves))

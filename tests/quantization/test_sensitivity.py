@@ -129,7 +129,7 @@ def test_what_is_refused() -> None:
         lc.sensitivity(model, batches(), loss=loss, bits=(9,))
     with pytest.raises(ValueError, match="must run that model, and not another"):
         lc.sensitivity(model, batches(), loss=lambda _, batch: loss(model, batch))
-    with pytest.raises(ValueError, match="mean loss is nan in float"):
+    with pytest.raises(ValueError, match="mean loss is nan in FP32"):
         lc.sensitivity(model, batches(), loss=lambda model, batch: loss(model, batch) * math.nan)
 
 
@@ -224,10 +224,10 @@ def test_the_choice_is_what_calibrate_makes_of_it() -> None:
     chosen = found.choose(mean_bits=5)
     assert len(set(chosen.values())) > 1  # mixed, else the test shows little
     prepared = lc.calibrate(model, [batch[0] for batch in batches()], weights=chosen, activations=None)
-    attached = {a.layer: a for a in quantizers_of(prepared)}
-    assert attached.keys() == chosen.keys()
+    ref = {a.layer: a for a in quantizers_of(prepared)}
+    assert ref.keys() == chosen.keys()
     for effect in as_choice(found, chosen):
-        module, quantizer = attached[effect.layer].module, attached[effect.layer].quantizer
+        module, quantizer = ref[effect.layer].module, ref[effect.layer].quantizer
         expected = by_hand(model, effect.layer, effect.bits).get_submodule(effect.layer).weight
         torch.testing.assert_close(quantizer(module, module.weight), expected)
     lc.QuantizationAwareTraining(weights=chosen)
@@ -247,7 +247,7 @@ def test_the_table() -> None:
     cells = [[cell.strip() for cell in line.strip("│┃ ").replace("┃", "│").split("│")] for line in text.splitlines()]
     assert ["layer", "weights", "2 bits", "8 bits"] in cells
     assert ["a", "1,000", "+0.25", "-1e-06"] in cells
-    assert text.endswith("The loss is 0.5 in float.")
+    assert text.endswith("The FP32 loss is 0.5.")
 
 
 def test_csv_has_every_digit() -> None:

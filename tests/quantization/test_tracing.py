@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
 from lightning_compress.quantization.call_patcher import CallSite, patcher_of
-from lightning_compress.quantization.tracing import Graph, recording
+from lightning_compress.quantization.tracing import Graph, record_graph
 
 
 class Residual(nn.Module):
@@ -25,7 +25,7 @@ class Residual(nn.Module):
 
 
 def record(model: nn.Module, x: Tensor) -> Graph:
-    with recording(model) as graph, torch.no_grad():
+    with record_graph(model) as graph, torch.no_grad():
         model(x)
     return graph
 
@@ -48,8 +48,8 @@ def test_values_flow_through_calls_in_place() -> None:
     # Another value than the norm's, though it is the same tensor.
     assert add.operands == (norm.outputs[0], conv.operands[0])
     assert relu.operands == add.outputs != norm.outputs
-    assert graph.maker[relu.operands[0]] is add
-    assert conv.operands[0] not in graph.maker
+    assert graph.producer[relu.operands[0]] is add
+    assert conv.operands[0] not in graph.producer
     assert set(graph.parameters.values()) >= {"conv.weight", "norm.running_mean"}
 
 
@@ -63,7 +63,7 @@ def test_what_is_read_from_the_tensor_that_was_written_into_is_told(statement: b
 
     x = torch.randn(3)
     expected = ((x + 1) * x).relu()
-    with recording(model := Writes()) as graph:
+    with record_graph(model := Writes()) as graph:
         assert torch.equal(model(x), expected)
     _, mul, relu, reshape = graph.nodes
     assert relu.operands == mul.outputs
@@ -99,7 +99,7 @@ def test_calls_from_outside_are_the_same_call() -> None:
     graph = record(Views().eval(), torch.randn(1, 2, 3, 3))
     assert {node.call.repeat for node in graph.nodes} == {0}
     net = Residual().eval()
-    with recording(net) as graph, torch.no_grad():
+    with record_graph(net) as graph, torch.no_grad():
         net(torch.randn(1, 2, 3, 3))
         net(torch.randn(1, 2, 3, 3))
     assert {node.call.repeat for node in graph.nodes} == {0}
@@ -109,7 +109,7 @@ def test_a_part_of_a_graph_knows_no_makers_outside() -> None:
     graph = record(nn.Sequential(Residual(), Residual()).eval(), torch.randn(1, 2, 3, 3))
     part = graph.within(["1"])
     assert {node.module for node in part.nodes} == {"1", "1.conv", "1.norm"}
-    assert part.nodes[0].operands[0] not in part.maker
+    assert part.nodes[0].operands[0] not in part.producer
     assert graph.within([""]).nodes == graph.nodes
 
 

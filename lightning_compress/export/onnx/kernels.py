@@ -89,7 +89,7 @@ def check_integer_kernels(graph: Any, lowered: Lowered) -> KernelCounts:
             names = [layer.name for layer in _layers_in_float(graph, layers) or layers]
             which = f"{len(layers) - number} of {len(layers)} {kind} layers"
             raise _missing_kernels(which, names, counts, f"targets=Targets(exclude=({names[0]!r},))")
-    additions = [op for op in lowered.others if op.function == "add"]
+    additions = [op for op in lowered.ops if op.function == "add"]
     if missing := _ops_in_float(graph, additions):
         which, names = f"{len(missing)} of {len(additions)} additions", [op.name for op in missing]
         raise _missing_kernels(which, names, counts, f"activations={{{missing[0].module!r}: None, '*': Int(8)}}")
@@ -109,7 +109,7 @@ def quantized_calls_in_float(graph: Any, lowered: Lowered) -> tuple[list[str], l
     checked = {function for functions in _LAYERS.values() for function in functions}
     layers = _layers_in_float(graph, [layer for layer in lowered.layers if layer.function not in checked])
     names = [f"{layer.name}.{layer.function}".lstrip(".") for layer in layers]
-    return names, [op.name for op in _ops_in_float(graph, lowered.others)]
+    return names, [op.name for op in _ops_in_float(graph, lowered.ops)]
 
 
 def _missing_kernels(which: str, names: list[str], counts: KernelCounts, exclusion: str) -> ValueError:
@@ -158,7 +158,7 @@ def _ops_in_float(graph: Any, ops: Sequence[QuantizedOp]) -> list[QuantizedOp]:
         at = _SCALES.get(node.op_type)
         if at is not None and len(node.input) > at + 1 and node.input[at]:  # without a scale, the output is FP32
             outputs.add(tuple(constants[name].item() for name in node.input[at : at + 2]))
-    return [op for op in ops if (float(np.float32(op.grid.scale)), op.grid.zero_point) not in outputs]
+    return [op for op in ops if (float(np.float32(op.qparams.scale)), op.qparams.zero_point) not in outputs]
 
 
 def _constants(graph: Any) -> dict[str, np.ndarray]:

@@ -47,15 +47,15 @@ def check_parity(path: Path, lowered: Lowered, simulated: Sequence[tuple[str, Te
     import onnx
 
     model = onnx.load(path)
-    grids = [grid for grid in lowered.grids if not grid.is_again]
-    assert [name for name, _ in simulated] == [grid.name for grid in grids], "both runs quantize alike"
+    all_qparams = [qparams for qparams in lowered.activations if not qparams.is_requantized]
+    assert [name for name, _ in simulated] == [qparams.name for qparams in all_qparams], "both runs quantize alike"
     feeds = feeds_of(model.graph.input, inputs)
-    points = _split(model, lowered.grids)
+    points = _split(model, lowered.activations)
     expected = []
-    for (_, integers), grid, point in zip(simulated, grids, points, strict=True):
-        expected.append((integers + grid.offset).numpy().astype(point.dtype))
+    for (_, integers), qparams, point in zip(simulated, all_qparams, points, strict=True):
+        expected.append((integers + qparams.offset).numpy().astype(point.dtype))
         feeds[point.fed] = expected[-1]
-    serialized, names = model.SerializeToString(), [grid.name for grid in grids]
+    serialized, names = model.SerializeToString(), [qparams.name for qparams in all_qparams]
     outputs = [point.computed for point in points]
 
     def steps(*, precise: bool) -> dict[str, int]:
@@ -83,14 +83,14 @@ class _SplitPoint:
     dtype: np.dtype
 
 
-def _split(model: Any, grids: Sequence[QParams]) -> list[_SplitPoint]:
+def _split(model: Any, all_qparams: Sequence[QParams]) -> list[_SplitPoint]:
     """Split a graph in place at each quantized tensor, which becomes an output, and an input of its readers."""
     import onnx
 
     graph, points = model.graph, dict[str, _SplitPoint]()
-    nodes = _quantize_nodes(graph, grids)
-    for node, grid in zip(nodes, grids, strict=True):
-        if grid.is_again or node.output[0] in points:
+    nodes = _quantize_nodes(graph, all_qparams)
+    for node, qparams in zip(nodes, all_qparams, strict=True):
+        if qparams.is_requantized or node.output[0] in points:
             continue
         # With fewer than 8 bits, the simulated integers are those behind the clip.
         clip = next((n for n in graph.node if n.op_type == "Clip" and n.input[0] == node.output[0]), None)
@@ -106,10 +106,12 @@ def _split(model: Any, grids: Sequence[QParams]) -> list[_SplitPoint]:
         points[node.output[0]] = point
     # The recorded shapes are those of the whole graph; ONNX Runtime infers those of the split one.
     del graph.value_info[:]
-    return [points[node.output[0]] for node, grid in zip(nodes, grids, strict=True) if not grid.is_again]
+    return [
+        points[node.output[0]] for node, qparams in zip(nodes, all_qparams, strict=True) if not qparams.is_requantized
+    ]
 
 
-def _quantize_nodes(graph: Any, grids: Sequence[QParams]) -> list[Any]:
+def _quantize_nodes(graph: Any, all_qparams: Sequence[QParams]) -> list[Any]:
     """Return the QuantizeLinear node of each quantized activation.
 
     Nodes stand in the order of the activations. Where a tensor is quantized twice with the same parameters, however,
@@ -122,15 +124,15 @@ def _quantize_nodes(graph: Any, grids: Sequence[QParams]) -> list[Any]:
     constants = {constant.name: onnx.numpy_helper.to_array(constant) for constant in graph.initializer}
     nodes = [node for node in graph.node if node.op_type == "QuantizeLinear"]
     stored = [tuple(constants[name].item() for name in node.input[1:]) for node in nodes]
-    wanted = [(float(np.float32(grid.scale)), grid.zero_point) for grid in grids]
+    wanted = [(float(np.float32(qparams.scale)), qparams.zero_point) for qparams in all_qparams]
     chosen: list[int] = []
     merged: list[bool] = []
     may_merge = True
-    while len(chosen) < len(grids):
+    while len(chosen) < len(all_qparams):
         i = len(chosen)
-        candidates = [chosen[k] for k in range(i) if grids[k].is_read and wanted[k] == wanted[i]]
+        candidates = [chosen[k] for k in range(i) if all_qparams[k].is_input and wanted[k] == wanted[i]]
         following = i - sum(merged)
-        if may_merge and grids[i].is_read and candidates and sum(merged) < len(grids) - len(nodes):
+        if may_merge and all_qparams[i].is_input and candidates and sum(merged) < len(all_qparams) - len(nodes):
             merged.append(True)
             chosen.append(candidates[-1])
         elif following < len(nodes) and wanted[i] == stored[following]:
@@ -140,7 +142,7 @@ def _quantize_nodes(graph: Any, grids: Sequence[QParams]) -> list[Any]:
             while merged and not merged[-1]:
                 merged.pop()
                 chosen.pop()
-            assert merged, f"the file has no QuantizeLinear node for {grids[i].name!r}"
+            assert merged, f"the file has no QuantizeLinear node for {all_qparams[i].name!r}"
             merged.pop()
             chosen.pop()
             may_merge = False
