@@ -93,7 +93,7 @@ def choose(effects: Iterable[Effect], *, max_bytes: int | None = None, mean_bits
         sizes, budget = [[e.num_bytes for e in layer] for layer in layers], max_bytes
     elif mean_bits is not None and max_bytes is None:
         sizes = [[e.num_weights * e.bits for e in layer] for layer in layers]
-        budget = math.floor(mean_bits * sum(layer[0].num_weights for layer in layers))
+        budget = _num_bits(mean_bits, (layer[0] for layer in layers))
     else:
         raise ValueError("Mixed precision needs one budget: give either max_bytes or mean_bits.")
     spare = budget - sum(options[0] for options in sizes)
@@ -177,8 +177,15 @@ def _finite(layer: Sequence[Effect]) -> list[Effect]:
     return finite
 
 
+def _num_bits(mean_bits: float, layers: Iterable[Effect]) -> int:
+    """Return the largest total number of bits with a mean."""
+    return math.floor(mean_bits * sum(e.num_weights for e in layers))
+
+
 def _smallest(effects: Sequence[Effect]) -> str:
-    num_bytes, num_weights = sum(e.num_bytes for e in effects), sum(e.num_weights for e in effects)
-    mean_bits = sum(e.num_weights * e.bits for e in effects) / num_weights
-    rounded = math.ceil(mean_bits * 1000) / 1000  # rounded up, so that the budget in the message is possible
-    return f"with the fewest bits of each layer it is {num_bytes} bytes, or {rounded:g} bits on average"
+    num_bytes, num_bits = sum(e.num_bytes for e in effects), sum(e.num_weights * e.bits for e in effects)
+    # Rounded up, so that the budget in the message is possible, also where its product is rounded down.
+    thousandths = math.ceil(1000 * num_bits / sum(e.num_weights for e in effects))
+    if _num_bits(thousandths / 1000, effects) < num_bits:
+        thousandths += 1
+    return f"with the fewest bits of each layer it is {num_bytes} bytes, or {thousandths / 1000:g} bits on average"

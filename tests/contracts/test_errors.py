@@ -117,7 +117,7 @@ def test_norm_that_does_not_follow(schedule: lc.Schedule) -> None:
         ({"begin": -1}, "begin=-1 must not be negative"),
         ({"begin": 0.7, "end": 0.2}, "must come before end"),
         ({"begin": 100, "end": 0.5}, "must be in the same unit"),
-        ({"curve": "quadratic"}, "choose one of 'one_shot', 'linear'"),
+        ({"curve": "quadratic"}, "must be one of 'one_shot', 'linear'"),
     ],
 )
 def test_times_that_are_none(times: dict[str, Any], message: str) -> None:

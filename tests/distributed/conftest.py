@@ -2,12 +2,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.distributed.pool import RankingGroup
+from tests.distributed.pool import Pool
 
 
 @pytest.fixture(scope="session")
-def pool() -> Iterator[RankingGroup]:
+def pool() -> Iterator[Pool]:
     """Two processes for all tests of this folder."""
-    pool = RankingGroup()
+    pool = Pool()
     yield pool
     pool.close()

@@ -16,7 +16,7 @@ WORLD_SIZE = 2
 TIMEOUT = 120.0  # seconds; much longer than any job takes
 
 
-class RankingGroup:
+class Pool:
     """Calls a function in every process of a group at once.
 
     The processes look to Lightning as if a launcher had started them, and keep their process group from call to call.

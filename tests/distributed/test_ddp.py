@@ -7,7 +7,7 @@ import torch
 
 from tests.cases import Case, Net, assert_same, every_case, load, num_masked, num_zeros
 from tests.distributed import jobs
-from tests.distributed.pool import RankingGroup
+from tests.distributed.pool import Pool
 
 
 def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], *, single: bool = False) -> None:
@@ -18,7 +18,7 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor],
 
 
 @every_case
-def test_two_processes_are_one(case: Case, pool: RankingGroup) -> None:
+def test_two_processes_are_one(case: Case, pool: Pool) -> None:
     first, second = pool(jobs.fit, case.name, "ddp")
     assert_same(first.masks, second.masks)
     assert_same(first.state, second.state)
@@ -30,14 +30,14 @@ def test_two_processes_are_one(case: Case, pool: RankingGroup) -> None:
 
 
 @every_case
-def test_seeds_of_ranks_do_not_matter(case: Case, pool: RankingGroup) -> None:
+def test_seeds_of_ranks_do_not_matter(case: Case, pool: Pool) -> None:
     ours, theirs = (pool(jobs.fit, case.name, "ddp", seed)[0] for seed in (0, 100))
     assert_same(ours.masks, theirs.masks)
     assert_same(ours.state, theirs.state)
 
 
 @every_case
-def test_resumed_run_equals_uninterrupted(case: Case, pool: RankingGroup, tmp_path: Path) -> None:
+def test_resumed_run_equals_uninterrupted(case: Case, pool: Pool, tmp_path: Path) -> None:
     whole = pool(jobs.fit, case.name, "ddp", 0, tmp_path)[0]
     for step in (3, 5, 8):
         resumed = pool(jobs.fit, case.name, "ddp", 50, None, tmp_path / f"step={step}.ckpt")[0]
@@ -45,14 +45,14 @@ def test_resumed_run_equals_uninterrupted(case: Case, pool: RankingGroup, tmp_pa
         assert_same(resumed.masks, whole.masks[step:])
 
 
-def test_checkpoint_loads_into_the_plain_class(pool: RankingGroup, tmp_path: Path) -> None:
+def test_checkpoint_loads_into_the_plain_class(pool: Pool, tmp_path: Path) -> None:
     pool(jobs.fit, "cubic", "ddp", 0, tmp_path)
     model = Net()
     model.load_state_dict(load(tmp_path / "step=10.ckpt")["state_dict"], strict=True)
     assert num_zeros(model) == 346
 
 
-def test_accumulation(pool: RankingGroup) -> None:
+def test_accumulation(pool: Pool) -> None:
     first, second = pool(jobs.accumulate, "taylor", "ddp")
     one = jobs.accumulate("taylor", "one")
     assert_same(first.masks, second.masks)
@@ -60,7 +60,7 @@ def test_accumulation(pool: RankingGroup) -> None:
     assert_close(first.state, one.state)
 
 
-def test_averages(pool: RankingGroup) -> None:
+def test_averages(pool: Pool) -> None:
     first, second = pool(jobs.average, "ddp")
     one = jobs.average("one")
     assert_same(first.state, second.state)
@@ -68,7 +68,7 @@ def test_averages(pool: RankingGroup) -> None:
     assert sum(int((first.state[name] == 0).sum()) for name in first.masks[-1]) == 346
 
 
-def test_a_smaller_network_and_its_resumed_run(pool: RankingGroup, tmp_path: Path) -> None:
+def test_a_smaller_network_and_its_resumed_run(pool: Pool, tmp_path: Path) -> None:
     first, second = pool(jobs.shrink, "ddp", tmp_path)
     one = jobs.shrink("one")
     assert first.state["conv1.weight"].shape[0] == 4
@@ -78,13 +78,13 @@ def test_a_smaller_network_and_its_resumed_run(pool: RankingGroup, tmp_path: Pat
     assert_same(resumed.state, first.state)
 
 
-def test_ranks_that_disagree_are_told(pool: RankingGroup) -> None:
+def test_ranks_that_disagree_are_told(pool: Pool) -> None:
     for message in pool(jobs.tamper, "ddp"):
         assert "masks differ between ranks" in message
 
 
 @pytest.mark.parametrize("name", ["cubic", "prune_and_cluster", "qat"])
-def test_two_processes_with_a_teacher_are_one(name: str, pool: RankingGroup, tmp_path: Path) -> None:
+def test_two_processes_with_a_teacher_are_one(name: str, pool: Pool, tmp_path: Path) -> None:
     first, second = pool(jobs.distil, name, "ddp", 0, tmp_path)
     assert_same(first.masks, second.masks)
     assert_same(first.state, second.state)
@@ -95,7 +95,7 @@ def test_two_processes_with_a_teacher_are_one(name: str, pool: RankingGroup, tmp
     assert_same(resumed.state, first.state)
 
 
-def test_a_checkpoint_is_evaluated_alike(pool: RankingGroup, tmp_path: Path) -> None:
+def test_a_checkpoint_is_evaluated_alike(pool: Pool, tmp_path: Path) -> None:
     pool(jobs.fit, "cubic", "ddp", 0, tmp_path)
     first, second = pool(jobs.evaluate, "ddp", tmp_path / "step=10.ckpt")
     assert first == second

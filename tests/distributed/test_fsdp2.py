@@ -6,7 +6,7 @@ import pytest
 
 from tests.cases import CASES, Case, Net, assert_same, load, num_masked, num_zeros
 from tests.distributed import jobs
-from tests.distributed.pool import RankingGroup
+from tests.distributed.pool import Pool
 from tests.distributed.test_ddp import assert_close
 
 SUPPORTED = [case for case in CASES if "fsdp2" not in case.refused]
@@ -18,7 +18,7 @@ def ids(case: Case) -> str:
 
 
 @pytest.mark.parametrize("case", SUPPORTED, ids=ids)
-def test_sharded_is_one_process(case: Case, pool: RankingGroup) -> None:
+def test_sharded_is_one_process(case: Case, pool: Pool) -> None:
     first, second = pool(jobs.fit, case.name, "fsdp2")
     assert_same(first.masks, second.masks)
     assert_same(first.state, second.state)
@@ -30,13 +30,13 @@ def test_sharded_is_one_process(case: Case, pool: RankingGroup) -> None:
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=ids)
-def test_what_cannot_be_sharded_is_refused(case: Case, pool: RankingGroup) -> None:
+def test_what_cannot_be_sharded_is_refused(case: Case, pool: Pool) -> None:
     for message in pool(jobs.refusal, case.name, "fsdp2"):
         assert case.refused["fsdp2"] in message
 
 
 @pytest.mark.parametrize("case", SUPPORTED, ids=ids)
-def test_resumed_run_equals_uninterrupted(case: Case, pool: RankingGroup, tmp_path: Path) -> None:
+def test_resumed_run_equals_uninterrupted(case: Case, pool: Pool, tmp_path: Path) -> None:
     whole = pool(jobs.fit, case.name, "fsdp2", 0, tmp_path)[0]
     for step in (3, 8):
         resumed = pool(jobs.fit, case.name, "fsdp2", 50, None, tmp_path / f"step={step}.ckpt")[0]
@@ -44,7 +44,7 @@ def test_resumed_run_equals_uninterrupted(case: Case, pool: RankingGroup, tmp_pa
         assert_same(resumed.masks, whole.masks[step:])
 
 
-def test_checkpoint_loads_into_the_plain_class(pool: RankingGroup, tmp_path: Path) -> None:
+def test_checkpoint_loads_into_the_plain_class(pool: Pool, tmp_path: Path) -> None:
     pool(jobs.fit, "cubic", "fsdp2", 0, tmp_path)
     model = Net()
     model.load_state_dict(load(tmp_path / "step=10.ckpt")["state_dict"], strict=True)
@@ -52,7 +52,7 @@ def test_checkpoint_loads_into_the_plain_class(pool: RankingGroup, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("before", "after"), [("ddp", "fsdp2"), ("fsdp2", "ddp")])
-def test_masks_move_between_strategies(before: str, after: str, pool: RankingGroup, tmp_path: Path) -> None:
+def test_masks_move_between_strategies(before: str, after: str, pool: Pool, tmp_path: Path) -> None:
     whole = pool(jobs.fit, "cubic", before, 0, tmp_path)[0]
     resumed = pool(jobs.fit, "cubic", after, 0, None, tmp_path / "step=3.ckpt")[0]
     assert_same(resumed.masks, whole.masks[3:])

@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 import lightning_compress as lc
 from lightning_compress.export.onnx import parity
-from lightning_compress.export.onnx.exporter import OnnxBackend, OnnxFile
+from lightning_compress.export.onnx.exporter import OnnxFile
 from lightning_compress.export.onnx.kernels import check_integer_kernels, optimized_graph
+from lightning_compress.export.onnx.operators import OnnxBackend
 from lightning_compress.export.onnx.parity import check_parity
 from lightning_compress.export.onnx.runtime import session
 from lightning_compress.export.output_comparison import relative_difference

@@ -97,3 +97,12 @@ def test_links_lead_to_files() -> None:
 def test_there_are_commands_and_examples() -> None:
     assert len(COMMANDS) > len(RECIPES)
     assert len(BLOCKS) >= 3
+
+
+def test_benchmark_commands_have_a_script_and_its_options() -> None:
+    commands = re.findall(r"`(\w+\.py)( [^`]+)?`", TEXT)
+    assert len(commands) > 10
+    for script, arguments in commands:
+        source = (ROOT / "tests/benchmarks" / script).read_text() + (ROOT / "tests/benchmarks/cifar10.py").read_text()
+        for option in re.findall(r"--[\w-]+", arguments):
+            assert f'"{option}"' in source, f"{script} {option}"
