@@ -207,7 +207,7 @@ def test_glob_without_a_layer() -> None:
 
 
 def test_pruning_comes_first() -> None:
-    assert "put it after it in callbacks=[...]" in refused(lc.WeightClustering(4), lc.Pruning(0.5))
+    assert "put it after the pruning callback in callbacks=[...]" in refused(lc.WeightClustering(4), lc.Pruning(0.5))
 
 
 def test_two_callbacks_on_one_layer() -> None:

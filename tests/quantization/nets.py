@@ -1,4 +1,4 @@
-"""Small networks of the forms in which quantizers have to find their places."""
+"""Small networks with the structures that the placement of quantizers has to handle."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 
 def conv(inside: int = 4, outside: int = 4) -> nn.Sequential:
-    """A convolution and its norm."""
+    """Convolution with a batch norm."""
     return nn.Sequential(nn.Conv2d(inside, outside, 1, bias=False), nn.BatchNorm2d(outside))
 
 
 class Residual(nn.Module):
-    """Convolutions with norms, a shared ReLU and an addition, as torchvision writes them."""
+    """Residual block as in torchvision: a ReLU module that is called twice, and an in-place addition."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Residual(nn.Module):
 
 
 class Gate(nn.Module):
-    """Squeeze and excite."""
+    """Squeeze-and-excitation block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Gate(nn.Module):
 
 
 class Dense(nn.Module):
-    """Norms before convolutions, and a concatenation."""
+    """Dense block: a concatenation, and a batch norm before the convolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Dense(nn.Module):
 
 
 class Statements(nn.Module):
-    """Functions in place whose results are not used, but the tensors that they were written into."""
+    """In-place functions called as statements: the tensor written into is read, not the result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,14 +71,14 @@ class Statements(nn.Module):
 
 
 class KeywordLinear(nn.Linear):
-    """Calls its function with names alone."""
+    """Linear layer that passes all arguments by keyword."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(input=x, weight=self.weight, bias=self.bias)
 
 
 class Keywords(nn.Module):
-    """Functions whose tensors have names, and properties that are functions."""
+    """Tensors passed by keyword, and a property (``mT``) that is a function."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Keywords(nn.Module):
 
 
 class Attends(nn.Module):
-    """Attention between linear layers."""
+    """Multi-head attention between linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,11 +105,11 @@ class Attends(nn.Module):
 
 
 class Scores(nn.Module):
-    """Attention as it is written by hand, with a mask that is added to the scores.
+    """Hand-written attention with a mask that is added to the scores.
 
     Args:
         how: ``"add"``; ``"where"``, before the addition; ``"bias"``, with the mask in a bias; ``"function"``.
-        masked: What is added where nothing is to be seen.
+        masked: Value of the mask at hidden positions.
     """
 
     def __init__(self, how: str = "add", masked: float = torch.finfo(torch.float32).min) -> None:

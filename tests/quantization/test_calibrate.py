@@ -19,7 +19,7 @@ def images(seed: int = 0, num: int = 4) -> Tensor:
     return torch.randn(num, 4, 3, 3, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_model_stays_as_it_is() -> None:
+def test_the_model_is_not_modified() -> None:
     model = Residual()
     model.first.requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -32,7 +32,7 @@ def test_the_model_stays_as_it_is() -> None:
     assert not quantized.training
 
 
-def test_ranges_are_those_of_all_batches() -> None:
+def test_ranges_cover_all_batches() -> None:
     options: dict[str, Any] = {"activations": lc.Int(8, observer=lc.MinMax())}
     batches = [images(seed) * (seed + 1) for seed in range(3)]
     together = lc.calibrate(Residual().eval(), [torch.cat(batches)], **options)
@@ -42,7 +42,7 @@ def test_ranges_are_those_of_all_batches() -> None:
     assert_same(scales_of(apart.state_dict()), scales_of(together.state_dict()))
 
 
-def test_a_moving_average_moves_batch_by_batch() -> None:
+def test_a_moving_average_is_updated_per_batch() -> None:
     batches = [scale * torch.ones(4, 2) for scale in (1.0, 1.0, 11.0)]
     for observer, largest in ((lc.MovingAverage(0.1), 2.0), (lc.MovingAverage(1.0), 11.0), (lc.MinMax(), 11.0)):
         model = lc.calibrate(
@@ -51,12 +51,12 @@ def test_a_moving_average_moves_batch_by_batch() -> None:
         torch.testing.assert_close(model[0].quant_linear_input_0_scale, torch.tensor(largest / 255))
 
 
-def test_batches_are_not_kept() -> None:
+def test_batches_are_released() -> None:
     kept: list[weakref.ref[Tensor]] = []
 
     def batches() -> Iterator[Tensor]:
         for seed in range(5):
-            assert sum(batch() is not None for batch in kept) <= 2  # the first, and the one before
+            assert sum(batch() is not None for batch in kept) <= 2  # the first and the previous one
             batch = images(seed)
             kept.append(weakref.ref(batch))
             yield batch
@@ -64,7 +64,7 @@ def test_batches_are_not_kept() -> None:
     lc.calibrate(Residual(), batches())
 
 
-def test_every_quantizer_is_ready_and_rests() -> None:
+def test_every_quantizer_is_ready_and_stops_observing() -> None:
     for ref in quantizers_of(lc.calibrate(Residual(), [images()])):
         assert ref.quantizer.ready
         assert ref.quantizer.quantizing
@@ -74,7 +74,7 @@ def test_every_quantizer_is_ready_and_rests() -> None:
 
 @pytest.mark.parametrize("observer", [lc.MinMax(), lc.Percentile(99.0), lc.MSE(), lc.Histogram(), lc.Learned()])
 def test_every_observer_calibrates(observer: Any) -> None:
-    torch.manual_seed(0)  # of other weights, Histogram clips too much of every eighth
+    torch.manual_seed(0)  # for about one seed in eight, Histogram clips more than the tolerance
     model = Residual()
     numbers = lc.Int(8, observer=observer)
     quantized = lc.calibrate(model, [images(0, 32)], weights=numbers, activations=numbers)
@@ -87,13 +87,13 @@ def test_no_batch() -> None:
         lc.calibrate(Residual(), [])
 
 
-def test_nan_is_told_with_its_place() -> None:
+def test_the_error_for_nan_names_the_quantizer() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     with pytest.raises(ValueError, match=r"NaN or infinity at '0\.linear_input_0'"):
         lc.calibrate(model, [torch.tensor([[1.0, float("nan")]])])
 
 
-def test_inputs_of_several_forms() -> None:
+def test_inputs_are_tensors_tuples_or_dicts() -> None:
     class Sum(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Function calls are told apart and acted on, and nothing else about a module changes."""
+"""Identification and replacement of function calls; nothing else about a module changes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lightning_compress.quantization.call_patcher import (
 
 
 class Note:
-    """Writes down that it was called, and changes the result."""
+    """Action that records its call and shifts the result."""
 
     def __init__(self, name: str, shift: float = 0.0) -> None:
         self.name, self.shift = name, shift
@@ -45,7 +45,7 @@ def notes(module: nn.Module) -> list[str]:
 
 
 class Functional(nn.Module):
-    """Two ReLUs, in place and not, an addition in place, and a concatenation, with a norm that counts."""
+    """ReLU and its in-place form, an in-place addition, a concatenation, and a batch norm that counts batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def test_functions_methods_and_operators_have_one_name() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_calls_are_counted_by_name_and_the_norms_counter_is_none(training: bool) -> None:
+def test_calls_are_counted_by_name_without_the_batch_counter_of_the_norm(training: bool) -> None:
     module = noted(Functional(), *CALLS).train(training)
     module(torch.randn(3, 4))
     assert notes(module) == ["0", "2", "1", "3", "4"]
@@ -76,7 +76,7 @@ def test_calls_are_counted_by_name_and_the_norms_counter_is_none(training: bool)
     assert notes(module) == ["0", "2", "1", "3", "4"]
 
 
-def test_integers_are_not_counted() -> None:
+def test_calls_on_integer_tensors_are_not_counted() -> None:
     class Counting(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             count = torch.zeros(1, dtype=torch.long)
@@ -84,12 +84,12 @@ def test_integers_are_not_counted() -> None:
             return torch.add(x, count)
 
     module = Counting()
-    install(module, CallPatcher({CallSite("add"): Note("floats", 5.0)}))
+    install(module, CallPatcher({CallSite("add"): Note("add", 5.0)}))
     assert module(torch.ones(2)).tolist() == [7, 7]
 
 
 class Shared(nn.Module):
-    """One ReLU module that is called twice, as torchvision does it."""
+    """ReLU module that is called twice, as in torchvision."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Shared(nn.Module):
         return self.relu(self.relu(x) - 1)
 
 
-def test_a_module_called_twice_has_sites_for_each_call() -> None:
+def test_a_module_called_twice_has_actions_for_each_pass() -> None:
     class Outer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -119,7 +119,7 @@ def test_a_module_called_twice_has_sites_for_each_call() -> None:
 
 
 class DropPath(nn.Module):
-    """Drops by multiplying and dividing, in training only, within the module that adds."""
+    """Stochastic depth with a product in training only, in the module of the residual addition."""
 
     def forward(self, x: Tensor) -> Tensor:
         kept = x * torch.ones_like(x).bernoulli_(0.5).div_(0.5) if self.training else x
@@ -127,20 +127,20 @@ class DropPath(nn.Module):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_functions_in_training_alone_do_not_shift_others(training: bool) -> None:
+def test_calls_in_training_only_do_not_shift_other_functions(training: bool) -> None:
     module = noted(DropPath(), CallSite("add")).train(training)
     module(torch.ones(2))
     assert notes(module) == ["0"]
 
 
-def test_functions_of_children_are_their_own() -> None:
+def test_functions_of_children_are_not_counted_for_the_parent() -> None:
     model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.ReLU()))
     install_all(model, {"": CallPatcher({CallSite("relu"): Note("parent")})})
     model(torch.ones(2))
     assert notes(model) == []
 
 
-def test_hooks_of_the_user_still_work() -> None:
+def test_hooks_of_the_user_keep_working() -> None:
     model, seen = Functional(), []
     model.register_forward_pre_hook(lambda m, args: (args[0].relu() - 1,))
     model.register_forward_hook(lambda m, args, output: seen.append(output.relu()) or output * 2)
@@ -153,7 +153,7 @@ def test_hooks_of_the_user_still_work() -> None:
 
 
 @pytest.mark.parametrize("earlier", [True, False])
-def test_functions_in_hooks_of_the_user_are_counted_whenever_these_were_registered(earlier: bool) -> None:
+def test_functions_in_hooks_of_the_user_are_counted_in_any_order_of_registration(earlier: bool) -> None:
     model = nn.ReLU()
     for registers in (earlier, not earlier):
         if registers:
@@ -200,7 +200,7 @@ def test_an_exception_in_a_hook_of_the_user_leaves_no_mode_behind() -> None:
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
-def test_copies_act_alike_and_for_themselves(copied: Callable) -> None:
+def test_copies_have_the_same_actions_and_their_own_patchers(copied: Callable) -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
     install_all(model, {"1": CallPatcher({CallSite("relu"): Note("relu", 5.0)})})
     twin = copied(model)
@@ -210,7 +210,7 @@ def test_copies_act_alike_and_for_themselves(copied: Callable) -> None:
     assert notes(twin[1]) == notes(model[1]) == ["relu"]
 
 
-def test_taken_out_nothing_is_left() -> None:
+def test_uninstalling_removes_everything() -> None:
     model = Functional()
     before = {name: value for name, value in vars(model).items() if not name.startswith("_forward")}
     install(model, CallPatcher({CallSite("relu"): Note("0")}))
@@ -225,7 +225,7 @@ def test_taken_out_nothing_is_left() -> None:
 
 
 class Adds:
-    """What a compiled graph can act with."""
+    """Action that Dynamo can trace."""
 
     def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         return function(*args, **kwargs) + 1
@@ -241,8 +241,8 @@ def test_one_graph_when_compiled() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.shared(F.relu(self.linear(x)) + x)
 
-    # Behind another module: hooks of the outermost one run outside of the graph, and the "eager" backend, unlike
-    # Inductor, then calls functions that their mode takes for the model's.
+    # Inside another module: hooks of the outermost module run outside of the graph, where its mode would also count
+    # the functions that the "eager" backend calls (Inductor calls none).
     model = nn.Sequential(Nested())
     shared = CallPatcher({CallSite("relu", 0, 0): Adds(), CallSite("relu", 0, 1): Adds()})
     install_all(model, {"0": CallPatcher({CallSite("relu"): Adds(), CallSite("add"): Adds()}), "0.shared.relu": shared})

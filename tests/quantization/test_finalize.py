@@ -1,4 +1,4 @@
-"""Plain copies."""
+"""Copies for deployment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.export.nets import SUBJECTS, outputs
 SUBJECT = SUBJECTS["residual"]
 
 
-def test_finalize_copies_in_eval_mode_with_nothing_to_train() -> None:
+def test_finalize_copies_in_eval_mode_with_frozen_parameters() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).train()
     plain = lc.finalize(model)
     assert model.training
@@ -31,7 +31,7 @@ def test_finalize_copies_in_eval_mode_with_nothing_to_train() -> None:
     assert model[0].weight.abs().sum() > 0
 
 
-def test_finalize_keeps_quantizers_and_numbers() -> None:
+def test_finalize_keeps_quantizers_and_outputs() -> None:
     model = SUBJECT.quantized()
     plain = lc.finalize(model)
     assert is_quantized(plain)
@@ -43,7 +43,7 @@ def test_finalize_keeps_quantizers_and_numbers() -> None:
     assert_same(outputs(pickle.loads(pickle.dumps(plain)), SUBJECT.batch(2)), outputs(plain, SUBJECT.batch(2)))
 
 
-def test_finalize_writes_integers_times_their_scales() -> None:
+def test_finalize_writes_fake_quantized_weights() -> None:
     model = SUBJECT.quantized()
     plain = lc.finalize(model)
     for ours, theirs in zip(quantizers_of(plain), quantizers_of(model), strict=True):
@@ -58,7 +58,7 @@ def test_finalize_writes_integers_times_their_scales() -> None:
 
 
 @pytest.mark.parametrize("name", ["residual", "dense", "named"])
-def test_with_example_inputs_finalize_computes_what_the_file_does(name: str, tmp_path: Path) -> None:
+def test_with_example_inputs_finalize_computes_the_same_as_the_exported_model(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     subject = SUBJECTS[name]
     few = lc.Int(4)
@@ -77,7 +77,7 @@ def test_with_example_inputs_finalize_computes_what_the_file_does(name: str, tmp
     assert differing(lc.finalize(model)) > 0
 
 
-def test_biases_that_are_added_on_two_grids_stay() -> None:
+def test_biases_that_are_added_at_two_input_scales_stay() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -94,12 +94,12 @@ def test_biases_that_are_added_on_two_grids_stay() -> None:
     assert not torch.equal(rounded.last.bias, model.last.bias)
 
 
-def test_example_inputs_change_nothing_in_a_float_model() -> None:
+def test_example_inputs_change_nothing_in_an_unquantized_model() -> None:
     model = nn.Linear(2, 2)
     assert_same(lc.finalize(model, example_inputs=torch.zeros(1, 2)).state_dict(), model.state_dict())
 
 
-def test_finalize_of_a_part() -> None:
+def test_finalize_of_a_submodule() -> None:
     model = nn.ModuleDict({"net": nn.Linear(2, 1), "other": nn.Linear(2, 1)})
     assert isinstance(lc.finalize(model, module="net"), nn.Linear)
     with pytest.raises(ValueError, match="the model has no module 'nett'"):

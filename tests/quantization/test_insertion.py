@@ -1,4 +1,4 @@
-"""A model with quantizers: its numbers, its keys, its copies, and the way back."""
+"""Models with quantizers: outputs, state dict keys, copies, and removal of the quantizers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def calibrated(make: Callable[[], nn.Module] = Residual, **options: Any) -> nn.M
 
 
 @every_net
-def test_eight_bits_are_close_to_floats(make: Callable[[], nn.Module]) -> None:
+def test_eight_bits_are_close_to_fp32(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     model = make().eval()
     quantized = lc.calibrate(model, [images()])
@@ -61,7 +61,7 @@ def test_eight_bits_are_close_to_floats(make: Callable[[], nn.Module]) -> None:
 
 
 @every_net
-def test_without_rounding_a_model_computes_as_before(make: Callable[[], nn.Module]) -> None:
+def test_without_fake_quantization_outputs_are_unchanged(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     model = make().eval()
     quantized = lc.calibrate(model, [images()])
@@ -72,7 +72,7 @@ def test_without_rounding_a_model_computes_as_before(make: Callable[[], nn.Modul
 
 @every_net
 @pytest.mark.parametrize("observer", [None, lc.Learned()], ids=["fixed", "learned"])
-def test_it_trains_in_every_form(make: Callable[[], nn.Module], observer: Any) -> None:
+def test_every_network_has_finite_gradients(make: Callable[[], nn.Module], observer: Any) -> None:
     numbers = lc.Int(8, observer=observer)
     model = calibrated(make, weights=numbers, activations=numbers).train()
     model(images()).square().mean().backward()
@@ -83,7 +83,7 @@ def test_it_trains_in_every_form(make: Callable[[], nn.Module], observer: Any) -
 
 @every_net
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
-def test_copies_quantize_alike(copied: Callable, make: Callable[[], nn.Module]) -> None:
+def test_copies_have_equal_outputs_and_their_own_quantizers(copied: Callable, make: Callable[[], nn.Module]) -> None:
     model = calibrated(make)
     twin = copied(model)
     assert torch.equal(twin(images(1)), model(images(1)))
@@ -97,8 +97,8 @@ def test_copies_quantize_alike(copied: Callable, make: Callable[[], nn.Module]) 
 
 @pytest.mark.parametrize("make", [Residual, Gate], ids=["residual", "gate"])
 def test_one_graph_when_compiled(make: Callable[[], nn.Module]) -> None:
-    # Behind another module: hooks of the outermost one run outside of the graph, and the "eager" backend, unlike
-    # Inductor, then calls functions that their mode takes for the model's.
+    # Inside another module: hooks of the outermost module run outside of the graph, where its mode would also count
+    # the functions that the "eager" backend calls (Inductor calls none).
     model = nn.Sequential(calibrated(make))
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
@@ -108,7 +108,7 @@ def test_one_graph_when_compiled(make: Callable[[], nn.Module]) -> None:
 
 @pytest.mark.parametrize("masked", [torch.finfo(torch.float32).min, float("-inf")], ids=["least", "infinite"])
 @pytest.mark.parametrize("how", ["add", "where", "bias", "function"])
-def test_masks_of_attention_mask(how: str, masked: float) -> None:
+def test_attention_masks_keep_their_effect(how: str, masked: float) -> None:
     torch.manual_seed(0)
     model, x = Scores(how, masked).eval(), torch.randn(2, 5, 8)
     quantized = lc.calibrate(model, [x])
@@ -116,7 +116,7 @@ def test_masks_of_attention_mask(how: str, masked: float) -> None:
     assert (found - expected).abs().max() < 0.06 * expected.abs().max()
 
 
-def test_weights_are_what_pytorch_makes_of_them() -> None:
+def test_weights_equal_those_of_torch_fake_quantize() -> None:
     model = calibrated(lambda: nn.Sequential(nn.Conv2d(4, 3, 1, bias=False)), activations=None)
     weight = model[0].weight
     scale = weight.detach().abs().amax(dim=(1, 2, 3)) / 127
@@ -124,7 +124,7 @@ def test_weights_are_what_pytorch_makes_of_them() -> None:
     torch.testing.assert_close(model(images()), F.conv2d(images(), rounded))
 
 
-def test_activations_are_rounded_where_they_are_made() -> None:
+def test_activations_are_quantized_at_their_producer() -> None:
     model = calibrated(lambda: nn.Sequential(nn.Conv2d(4, 3, 1), nn.ReLU()), weights=None)
     outputs = model(images())
     scale = float(model[1].quant_relu_scale)
@@ -132,7 +132,7 @@ def test_activations_are_rounded_where_they_are_made() -> None:
     assert outputs.unique().numel() <= 256
 
 
-def test_layers_read_rounded_numbers_whatever_was_done_in_place() -> None:
+def test_layers_read_quantized_inputs_after_in_place_functions() -> None:
     model = calibrated(Statements, weights=None)
     made: list[Tensor] = []
     for layer in (model.second, model.third):
@@ -144,7 +144,7 @@ def test_layers_read_rounded_numbers_whatever_was_done_in_place() -> None:
         ref.quantizer.scale(ref.module).fill_(0.25)
     model(images())
     assert len(made) == 2
-    for output in made:  # sums of four
+    for output in made:  # sums of four multiples of the scale
         assert output.any()
         assert torch.equal(output * 4, (output * 4).round())
 
@@ -157,14 +157,14 @@ def test_a_shared_relu_has_a_quantizer_for_each_call() -> None:
 
 
 @every_net
-def test_keys_are_the_plain_ones_and_more(make: Callable[[], nn.Module]) -> None:
+def test_keys_are_the_plain_ones_with_additional_buffers(make: Callable[[], nn.Module]) -> None:
     model, fresh = calibrated(make), make()
     assert list(plain(model.state_dict())) == list(fresh.state_dict())
     fresh.load_state_dict(plain(model.state_dict()), strict=True)
 
 
 @every_net
-def test_taken_out_a_model_is_plain_again(make: Callable[[], nn.Module]) -> None:
+def test_removal_restores_the_plain_model(make: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     model = make().eval()
     quantized = lc.calibrate(model, [images()])
@@ -179,7 +179,7 @@ def test_taken_out_a_model_is_plain_again(make: Callable[[], nn.Module]) -> None
         assert not module._load_state_dict_pre_hooks
 
 
-def test_a_state_dict_rebuilds_the_places() -> None:
+def test_a_state_dict_rebuilds_the_quantizers() -> None:
     for make in NETS.values():
         model = calibrated(make)
         fresh = make()
@@ -189,14 +189,14 @@ def test_a_state_dict_rebuilds_the_places() -> None:
         assert torch.equal(fresh.eval()(images(1)), model(images(1)))
 
 
-def test_weights_of_a_float_model_may_be_loaded() -> None:
+def test_an_fp32_state_dict_can_be_loaded() -> None:
     model = calibrated()
     model.load_state_dict(Residual().state_dict(), strict=True)
     assert not any(ref.quantizer.ready for ref in quantizers_of(model))
     assert torch.isfinite(model(images())).all()
 
 
-def test_numbers_by_globs() -> None:
+def test_specifications_by_globs() -> None:
     model = calibrated(weights={"first": lc.Int(4), "second": None}, activations={"relu": None, "*": lc.Int(6)})
     bits = {ref.name: ref.quantizer.spec.bits for ref in quantizers_of(model)}
     assert bits["first.0.weight"] == 4
@@ -218,7 +218,7 @@ def test_groups_of_a_linear_layer() -> None:
     assert (rounded - model.weight).abs().max() <= 0.5001 * model.quant_weight_scale.max()
 
 
-def test_fewer_bits_in_a_copy() -> None:
+def test_a_copy_with_fewer_bits() -> None:
     model = calibrated()
     coarse = with_weight_bits(model, 4)
     weights = [a.quantizer for a in quantizers_of(coarse) if a.quantizer.is_weight]

@@ -1,4 +1,4 @@
-"""The integers of a lowered model are those of the simulation."""
+"""Lowered models against their fake-quantized simulation."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ SUBJECT = SUBJECTS["residual"]
 
 
 class Eager(Backend):
-    """Integers as floats that are whole."""
+    """Backend that computes with integral values in FP32."""
 
     name = "PyTorch"
 
     def __init__(self, *, unsigned: bool = True) -> None:
         self.unsigned = unsigned
 
-    def activation(self, x: Tensor, grid: QParams) -> Tensor:
-        q = (torch.round(x * (1 / grid.scale)) + grid.zero_point).clamp(grid.quant_min, grid.quant_max)
-        return (q - grid.zero_point) * grid.scale
+    def activation(self, x: Tensor, qparams: QParams) -> Tensor:
+        q = (torch.round(x * (1 / qparams.scale)) + qparams.zero_point).clamp(qparams.quant_min, qparams.quant_max)
+        return (q - qparams.zero_point) * qparams.scale
 
     def weight(self, weight: Weight) -> Tensor:
         return weight.dequantize()
@@ -49,7 +49,7 @@ def layers(lowered: Lowered) -> Mapping[str, QuantizedLayer]:
 
 @pytest.mark.parametrize("name", SUBJECTS)
 @pytest.mark.parametrize("unsigned", [True, False])
-def test_a_lowered_model_computes_what_the_simulation_does(name: str, unsigned: bool) -> None:
+def test_a_lowered_model_is_within_a_step_of_the_simulation(name: str, unsigned: bool) -> None:
     subject = SUBJECTS[name]
     model = subject.quantized()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -57,10 +57,13 @@ def test_a_lowered_model_computes_what_the_simulation_does(name: str, unsigned: 
     assert_same({**model.state_dict()}, before)
     assert not is_quantized(lowered.model)
     for ours, theirs in zip(outputs(model, subject.batch(3)), outputs(lowered.model, subject.batch(3)), strict=True):
-        step = max(grid.scale for grid in lowered.activations if grid.name == lowered.activations[-1].name)
+        step = max(qparams.scale for qparams in lowered.activations if qparams.name == lowered.activations[-1].name)
         assert (ours - theirs).abs().max() <= 2.01 * step
     quant_min, quant_max = (0, 255) if unsigned else (-128, 127)
-    assert all(quant_min <= grid.quant_min <= grid.zero_point <= grid.quant_max <= quant_max for grid in lowered.activations)
+    assert all(
+        quant_min <= qparams.quant_min <= qparams.zero_point <= qparams.quant_max <= quant_max
+        for qparams in lowered.activations
+    )
 
 
 def test_batch_norms_only_rescale_channels() -> None:
@@ -77,7 +80,7 @@ def test_batch_norms_only_rescale_channels() -> None:
         assert_same(layer.weight.integers[channel].int(), integers[channel] * int(gammas[channel].sign()))
 
 
-def test_a_folded_weight_and_bias_are_the_norm_of_the_convolution() -> None:
+def test_folded_weight_and_bias_equal_convolution_and_norm() -> None:
     model = SUBJECT.quantized()
     layer = layers(lowered_of(model))["conv2"]
     factor = model.bn2.weight / torch.sqrt(model.bn2.running_var + model.bn2.eps)
@@ -91,7 +94,7 @@ def test_a_folded_weight_and_bias_are_the_norm_of_the_convolution() -> None:
     torch.testing.assert_close(layer.bias.scale, layer.weight.scale * layer.input.scale)
 
 
-def test_zeros_stay_zeros() -> None:
+def test_zero_weights_stay_zero() -> None:
     model = SUBJECT.quantized()
     for name, layer in layers(lowered_of(model)).items():
         assert (layer.weight.integers[model.get_submodule(name).weight == 0] == 0).all()
@@ -108,7 +111,7 @@ def test_biases_never_overflow() -> None:
     torch.testing.assert_close(layer.bias.value[0], torch.tensor(5.0), atol=1e-3, rtol=0)
 
 
-def test_weights_alone_leave_floats_elsewhere() -> None:
+def test_weight_only_quantization_keeps_biases_and_activations_in_fp32() -> None:
     torch.manual_seed(0)
     model = lc.calibrate(SUBJECT.make(), [SUBJECT.batch(4)], activations=None)
     lowered = lowered_of(model)
@@ -118,7 +121,7 @@ def test_weights_alone_leave_floats_elsewhere() -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
-def test_layers_that_are_no_targets_are_listed() -> None:
+def test_layers_that_are_not_targets_are_listed() -> None:
     model = lc.calibrate(SUBJECT.make(), [SUBJECT.batch(4)], targets=lc.Targets(exclude=("squeeze",)))
     lowered = lowered_of(model)
     assert "squeeze" not in layers(lowered)
@@ -126,7 +129,7 @@ def test_layers_that_are_no_targets_are_listed() -> None:
 
 
 class Weighted(nn.Module):
-    """Adds twice a branch, between layers."""
+    """Addition with a factor (``alpha``) between layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,8 +139,7 @@ class Weighted(nn.Module):
         return self.last(F.relu(torch.add(self.left(x), self.right(x), alpha=2)))
 
 
-def test_what_reads_floats_is_listed() -> None:
-    """As it is where the plan leaves a part without grids."""
+def test_calls_with_fp32_inputs_are_listed() -> None:
     x = torch.randn(8, 4)
     lowered = lower(lc.calibrate(Weighted(), [x], activations={"": None, "*": lc.Int(8)}), x, Eager())
     assert lowered.left_in_float == ["add", "relu", "last.linear"]
@@ -146,21 +148,20 @@ def test_what_reads_floats_is_listed() -> None:
     assert lower(lc.calibrate(Weighted(), [x]), x, Eager()).left_in_float == []
 
 
-def test_weights_that_stay_floats_are_listed() -> None:
+def test_layers_with_fp32_weights_are_listed() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
     x = torch.randn(8, 3, 2, 2)
     lowered = lower(lc.calibrate(model, [x], weights=None), x, Eager())
     assert lowered.left_in_float == ["0.conv2d", "1.batch_norm"]
 
 
-def test_additions_of_integers_are_known_by_the_grids_of_their_results() -> None:
+def test_quantized_additions_have_the_parameters_of_their_outputs() -> None:
     x = torch.randn(8, 4)
     (addition,) = lower(lc.calibrate(Weighted(), [x]), x, Eager()).ops
     assert (addition.name, addition.module, addition.function, addition.qparams.name) == ("add", "", "add", "relu")
 
 
-def test_norms_without_statistics_stay() -> None:
-    """Those of each batch are statistics to nobody before."""
+def test_norms_with_batch_statistics_are_not_folded() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU())
     x = torch.randn(8, 3, 2, 2)
     quantized = lc.calibrate(model, [x])
@@ -171,7 +172,7 @@ def test_norms_without_statistics_stay() -> None:
     torch.testing.assert_close(lc.finalize(quantized, example_inputs=x)(x), quantized(x), atol=1.01 * step, rtol=0)
 
 
-def test_norms_behind_groups_that_share_scales_stay() -> None:
+def test_norms_behind_grouped_transposed_convolutions_are_not_folded() -> None:
     lowered = lowered_of(SUBJECTS["transposed"].quantized(), SUBJECTS["transposed"])
     assert lowered.left_in_float == [
         "3.conv_transpose2d", "4.batch_norm", "6.conv_transpose2d", "7.batch_norm",
@@ -186,17 +187,17 @@ def test_norms_behind_groups_that_share_scales_stay() -> None:
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_a_compiled_model_is_lowered_as_it_is_without(inside: bool) -> None:
+def test_a_compiled_model_is_lowered_as_if_it_were_not_compiled(inside: bool) -> None:
     model, x = SUBJECT.quantized(), SUBJECT.batch(2)
     expected = lower(model, x, Eager())
-    names = [grid.name for grid in expected.activations]
+    names = [qparams.name for qparams in expected.activations]
     compiled = torch.compile(model, backend="eager")
     lowered = lower(nn.Sequential(compiled) if inside else compiled, x, Eager())
-    assert [grid.name for grid in lowered.activations] == [f"0.{name}" if inside else name for name in names]
+    assert [qparams.name for qparams in lowered.activations] == [f"0.{name}" if inside else name for name in names]
     assert_same(outputs(lowered.model, x), outputs(expected.model, x))
 
 
-def test_inputs_that_a_model_does_not_run_on_are_one_sentence() -> None:
+def test_invalid_example_inputs_raise_one_sentence() -> None:
     model = lc.calibrate(nn.Sequential(nn.Linear(4, 4)), [torch.randn(8, 4)])
     words = r"Could not run the model on the example inputs \(.*mat1 and mat2 .*\): give inputs that it runs on\.$"
     with pytest.raises(ValueError, match=words):
@@ -214,7 +215,7 @@ def test_inputs_that_a_model_does_not_run_on_are_one_sentence() -> None:
         ("bn1.running_var", "'bn1' has NaN or infinity in its statistics"),
     ],
 )
-def test_what_training_has_spoilt_is_named(name: str, words: str) -> None:
+def test_nan_in_parameters_and_statistics_is_named(name: str, words: str) -> None:
     model = SUBJECT.quantized()
     with torch.no_grad():
         model.state_dict()[name].flatten()[0] = torch.nan
@@ -222,7 +223,7 @@ def test_what_training_has_spoilt_is_named(name: str, words: str) -> None:
         lowered_of(model)
 
 
-def test_what_is_opaque_to_a_target_is_quantized_again() -> None:
+def test_results_of_opaque_functions_are_quantized_again() -> None:
     class Opaque(Eager):
         opaque = frozenset({"flatten", "chunk"})
 
@@ -237,13 +238,13 @@ def test_what_is_opaque_to_a_target_is_quantized_again() -> None:
 
     model = lc.calibrate(Halves(), [torch.randn(8, 2, 4)])
     plain, again = (lower(model, torch.randn(2, 2, 4), backend) for backend in (Eager(), Opaque()))
-    assert not any(grid.is_requantized for grid in plain.activations)
-    assert [grid.name for grid in again.activations if grid.is_requantized] == ["fc.linear", "fc.linear"]
+    assert not any(qparams.is_requantized for qparams in plain.activations)
+    assert [qparams.name for qparams in again.activations if qparams.is_requantized] == ["fc.linear", "fc.linear"]
     x = torch.randn(3, 2, 4)
     assert_same(outputs(plain.model, x), outputs(again.model, x))
 
 
-def test_what_cannot_be_lowered_is_named() -> None:
+def test_models_that_cannot_be_lowered() -> None:
     with pytest.raises(ValueError, match="The model has no quantizers"):
         lowered_of(SUBJECT.make())
     model = SUBJECT.quantized()
@@ -259,7 +260,7 @@ def test_what_cannot_be_lowered_is_named() -> None:
         (lc.Int(4, granularity=4), "The weights of 'fc' have a scale for each group of 4 inputs"),
     ],
 )
-def test_weights_that_no_kernel_takes_are_refused_by_name(numbers: lc.Int, words: str) -> None:
+def test_weights_without_integer_kernels_are_named(numbers: lc.Int, words: str) -> None:
     model = lc.calibrate(SUBJECT.make(), [SUBJECT.batch(4)], weights={"fc": numbers, "*": lc.Int(8)})
     with pytest.raises(ValueError, match=words):
         lowered_of(model)

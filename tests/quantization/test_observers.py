@@ -18,24 +18,24 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def compute_range(
-    observer: Observer, *looks: Tensor, levels: int = 256, symmetric: bool = False
+    observer: Observer, *batches: Tensor, levels: int = 256, symmetric: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Ends of the range after several batches."""
+    """Return the range after several batches."""
     statistics = None
-    for rows in looks:
+    for rows in batches:
         statistics = observer.accumulate(statistics, observer.observe(rows))
     assert statistics is not None
     return observer.compute_range(statistics, num_levels=levels, symmetric=symmetric)
 
 
-def test_extremes_of_all_batches() -> None:
+def test_minimum_and_maximum_of_all_batches() -> None:
     quant_min, quant_max = compute_range(
         lc.MinMax(), torch.tensor([[-1.0, 2.0]]), torch.tensor([[0.5, 3.0]]), torch.tensor([[-0.5, 0.0]])
     )
     assert (quant_min.item(), quant_max.item()) == (-1.0, 3.0)
 
 
-def test_an_average_moves_slowly() -> None:
+def test_a_moving_average_of_ranges() -> None:
     first, wide, narrow = (torch.tensor([[-x, x]]) for x in (1.0, 3.0, 0.5))
     observer = lc.MovingAverage(momentum=0.25)
     assert [end.item() for end in compute_range(observer, first)] == [-1, 1]
@@ -44,13 +44,13 @@ def test_an_average_moves_slowly() -> None:
 
 
 @pytest.mark.parametrize("momentum", [0, -0.1, 1.1, float("nan")])
-def test_momenta_that_are_none(momentum: float) -> None:
+def test_invalid_momenta(momentum: float) -> None:
     with pytest.raises(ValueError, match=r"must lie in \(0, 1\]"):
         lc.MovingAverage(momentum)
 
 
 @pytest.mark.parametrize("percentile", [50, 0, 101, float("nan")])
-def test_percentiles_that_are_none(percentile: float) -> None:
+def test_invalid_percentiles(percentile: float) -> None:
     with pytest.raises(ValueError, match=r"must lie in \(50, 100\]"):
         lc.Percentile(percentile)
 
@@ -58,18 +58,18 @@ def test_percentiles_that_are_none(percentile: float) -> None:
 @pytest.mark.parametrize(
     "observer", [lc.MinMax(), lc.Percentile(), lc.MSE(), lc.Histogram()], ids=lambda o: type(o).__name__
 )
-def test_batches_in_any_division_and_order_are_the_same(observer: Observer) -> None:
+def test_ranges_do_not_depend_on_order_and_division_of_batches(observer: Observer) -> None:
     rows = normal(2, 600) * torch.tensor([[1.0], [0.01]])
     whole = compute_range(observer, rows)
     parts = list(rows.split([100, 300, 200], dim=1))
-    for looks in (parts, parts[::-1]):
-        for mine, reference in zip(compute_range(observer, *looks), whole, strict=True):
+    for batches in (parts, parts[::-1]):
+        for mine, reference in zip(compute_range(observer, *batches), whole, strict=True):
             assert torch.equal(mine, reference)
 
 
 @every_observer
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_ranges_lie_within_the_extremes(observer: Observer, symmetric: bool) -> None:
+def test_ranges_lie_within_minimum_and_maximum(observer: Observer, symmetric: bool) -> None:
     rows = normal(3, 2000) * torch.tensor([[1.0], [5.0], [0.001]])
     quant_min, quant_max = compute_range(observer, rows, levels=15, symmetric=symmetric)
     largest = rows.abs().amax(dim=1) * 1.001
@@ -97,7 +97,7 @@ def test_an_outlier_is_clipped_or_not(observer: Observer, clips: bool) -> None:
     assert quant_max > 2
 
 
-def test_a_few_bits_clip_more() -> None:
+def test_fewer_bits_clip_more() -> None:
     rows = normal(1, 20_000)
     ends = [compute_range(lc.MSE(), rows, levels=2**bits - 1, symmetric=True)[1].item() for bits in (2, 4, 8)]
     assert ends == sorted(ends)

@@ -1,4 +1,4 @@
-"""Where quantizers go in nets of the usual forms."""
+"""Placement of quantizers in common network structures."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def left(placement: Placement) -> list[str]:
 
 def test_residual() -> None:
     assert names(Residual()) == {
-        "first.0.conv2d_input_0",  # the image, once, for the addition too
+        "first.0.conv2d_input_0",  # the image, shared with the addition
         "relu.relu",
-        "second.1.batch_norm",  # what is added, after the norm that is folded
+        "second.1.batch_norm",  # operand of the addition, behind the folded norm
         "add_input_1",
         "relu.relu_call_1",
     }
@@ -43,14 +43,14 @@ def test_squeeze_and_excite() -> None:
     }  # fmt: skip
 
 
-def test_silu_has_a_sigmoid_inside() -> None:
+def test_silu_has_a_quantized_sigmoid() -> None:
     assert names(nn.Sequential(conv(), nn.SiLU(), nn.Conv2d(4, 4, 1))) == {
         "0.0.conv2d_input_0", "0.1.batch_norm", "1.silu_inner", "1.silu", "2.conv2d",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("curve", [nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid, nn.LeakyReLU])
-def test_curves_have_quantizers_on_both_sides(curve: type[nn.Module]) -> None:
+def test_smooth_activations_have_quantized_inputs_and_outputs(curve: type[nn.Module]) -> None:
     function = {"Hardswish": "hardswish", "Sigmoid": "sigmoid", "Hardsigmoid": "hardsigmoid", "LeakyReLU": "leaky_relu"}
     assert names(nn.Sequential(conv(), curve())) == {
         "0.0.conv2d_input_0", "0.1.batch_norm", f"1.{function[curve.__name__]}",
@@ -58,38 +58,38 @@ def test_curves_have_quantizers_on_both_sides(curve: type[nn.Module]) -> None:
 
 
 @pytest.mark.parametrize("clip", [nn.ReLU, nn.ReLU6, nn.Hardtanh])
-def test_clips_have_one_behind_alone(clip: type[nn.Module]) -> None:
+def test_clipping_activations_have_a_quantized_output_only(clip: type[nn.Module]) -> None:
     found = names(nn.Sequential(conv(), clip()))
     assert len(found) == 2
     assert "0.1.batch_norm" not in found
 
 
 def test_densenet() -> None:
-    # The concatenation is quantized, and so are its parts; the norm behind it is not folded and stays in float.
+    # The concatenation and its operands are quantized; the norm behind it is not folded and stays in FP32.
     found = placed(Dense())
     assert left(found) == ["norm.batch_norm"]
     assert {"stem.conv2d", "cat", "relu", "conv.conv2d"} <= names(Dense())
     assert "norm.batch_norm" not in names(Dense())
 
 
-def test_pooling_and_flattening_pass_a_scale_on() -> None:
+def test_pooling_and_flattening_keep_the_scale() -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.MaxPool2d(3), nn.Dropout(), nn.Flatten(), nn.Linear(4, 2))
     assert names(model) == {"0.conv2d_input_0", "1.relu", "5.linear"}
 
 
-def test_attention_is_left_in_float() -> None:
+def test_attention_stays_in_fp32() -> None:
     found = placed(Attends(), torch.randn(2, 3, 4), exclude=("attention", "attention.out_proj"))
     assert {node.module for node in found.weights()} == {"before", "after"}
     assert any("attention" in name for name in left(found))
 
 
-def test_tensors_may_be_given_by_names() -> None:
+def test_tensors_passed_by_keyword() -> None:
     assert names(Keywords()) == {
         "first.linear_input_0", "relu", "gelu", "second.linear", "cat", "add", "add_input_1", "third.linear",
     }  # fmt: skip
 
 
-def test_what_is_read_where_it_was_written_is_rounded_by_its_readers() -> None:
+def test_results_of_in_place_statements_are_quantized_by_their_readers() -> None:
     assert names(Statements()) == {
         "first.conv2d_input_0", "first.conv2d", "second.conv2d_input_0", "second.conv2d", "third.conv2d_input_0",
         "third.conv2d",
@@ -106,15 +106,15 @@ def test_what_is_read_where_it_was_written_is_rounded_by_its_readers() -> None:
         ("function", ["add", "scaled_dot_product_attention"]),
     ],
 )
-def test_scores_and_masks_are_left_in_float_and_listed(how: str, floats: list[str]) -> None:
+def test_attention_scores_and_masks_stay_in_fp32_and_are_listed(how: str, floats: list[str]) -> None:
     model, x = Scores(how), torch.randn(2, 5, 8)
     found = placed(model, x)
     assert left(found) == floats
-    last = "add_2" if how == "bias" else "add_1"  # the residual one
+    last = "add_2" if how == "bias" else "add_1"  # the residual addition
     assert {name for name in names(model, x) if name.startswith(("add", "mul"))} == {last, f"{last}_input_1"}
 
 
-def test_excluded_layers_are_left_in_float_and_listed() -> None:
+def test_excluded_layers_stay_in_fp32_and_are_listed() -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
     found = placed(model, exclude=("2",))
     assert left(found) == ["2.conv2d"]
@@ -122,7 +122,7 @@ def test_excluded_layers_are_left_in_float_and_listed() -> None:
     assert names(model, exclude=("2",)) == {"0.conv2d_input_0", "1.relu", "3.relu", "4.conv2d"}
 
 
-def test_a_number_is_no_operand() -> None:
+def test_zero_dimensional_tensors_are_not_quantized() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -147,5 +147,5 @@ def test_a_number_is_no_operand() -> None:
         QuantizationPoint("a", CallSite("leaky_relu", 0, 2)),
     ],
 )
-def test_places_by_their_names(place: QuantizationPoint) -> None:
+def test_names_are_parsed(place: QuantizationPoint) -> None:
     assert QuantizationPoint.from_name(place.module, place.name) == place

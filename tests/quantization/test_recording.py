@@ -1,4 +1,4 @@
-"""The integers of a simulation."""
+"""Recorded integers of fake-quantized activations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.export.nets import SUBJECTS, outputs
 SUBJECT = SUBJECTS["residual"]
 
 
-def test_a_run_gives_the_same_output_and_leaves_the_model_alone() -> None:
+def test_recording_returns_the_output_and_does_not_modify_the_model() -> None:
     model = SUBJECT.quantized().train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     output, _ = record(model, SUBJECT.batch(2))
@@ -23,7 +23,7 @@ def test_a_run_gives_the_same_output_and_leaves_the_model_alone() -> None:
     assert_same([output], outputs(model.eval(), SUBJECT.batch(2)))
 
 
-def test_every_place_in_the_order_of_the_run() -> None:
+def test_activations_are_in_the_order_of_execution() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     x = torch.randn(8, 3)
     quantized = lc.calibrate(model, [x])
@@ -35,7 +35,7 @@ def test_every_place_in_the_order_of_the_run() -> None:
     torch.testing.assert_close((kept[-1][1] - zero_point) * scale, output, atol=1e-6, rtol=0)
 
 
-def test_places_that_are_passed_twice_are_kept_twice() -> None:
+def test_layers_called_twice_are_recorded_twice() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -48,7 +48,7 @@ def test_places_that_are_passed_twice_are_kept_twice() -> None:
     assert [name for name, _ in kept] == ["fc.linear_input_0", "fc.linear", "fc.linear_call_1"]
 
 
-def test_a_compiled_part_has_the_names_of_its_layers() -> None:
+def test_names_do_not_contain_compile_wrappers() -> None:
     model = lc.calibrate(nn.Sequential(nn.Sequential(nn.Linear(3, 3)), nn.ReLU()), [torch.randn(8, 3)])
     model[0] = torch.compile(model[0], backend="eager")
     _, kept = record(model, torch.randn(2, 3))
@@ -56,14 +56,14 @@ def test_a_compiled_part_has_the_names_of_its_layers() -> None:
     assert isinstance(model[0], torch._dynamo.OptimizedModule)
 
 
-def test_integers_are_those_of_the_numbers() -> None:
+def test_integers_span_the_range_of_the_specification() -> None:
     numbers = lc.Int(4)
     model = lc.calibrate(nn.Sequential(nn.Linear(3, 3)), [torch.randn(8, 3)], activations=numbers)
     _, kept = record(model, torch.randn(64, 3) * 10)
     assert all((int(t.min()), int(t.max())) == (0, 15) for _, t in kept)
 
 
-def test_halves_are_rounded_as_in_the_simulation() -> None:
+def test_ties_are_rounded_as_in_the_simulation() -> None:
     model = lc.calibrate(nn.Sequential(nn.Linear(1, 1)), [torch.randn(64, 1)])
     ref = next(a for a in quantizers_of(model) if a.name == "0.linear_input_0")
     scale, zero_point = ref.quantizer.qparams(ref.module)

@@ -166,7 +166,9 @@ SPECIAL = lc.Sensitivity(
 
 
 @pytest.mark.parametrize("found", [SPECIAL, lc.Sensitivity(1.0, (Effect("a" * 200, 8, 2, -1.0),))])
-def test_a_figure_of_negative_and_infinite_values(found: lc.Sensitivity, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_figure_of_negative_and_infinite_values(
+    found: lc.Sensitivity, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     pytest.importorskip("matplotlib")
     found.figure(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

@@ -11,7 +11,7 @@ from lightning_compress.quantization.tracing import Graph, record_graph
 
 
 class Residual(nn.Module):
-    """A convolution with a norm, added to its input in place."""
+    """Convolution with a batch norm, and an in-place residual addition."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def test_values_flow_through_calls_in_place() -> None:
     conv, norm, add, relu = graph.nodes
     assert conv.weight == "weight"
     assert norm.operands[0] == conv.outputs[0]
-    # Another value than the norm's, though it is the same tensor.
+    # An in-place call returns a new value of the same tensor.
     assert add.operands == (norm.outputs[0], conv.operands[0])
     assert relu.operands == add.outputs != norm.outputs
     assert graph.producer[relu.operands[0]] is add
@@ -54,7 +54,7 @@ def test_values_flow_through_calls_in_place() -> None:
 
 
 @pytest.mark.parametrize("statement", [True, False])
-def test_what_is_read_from_the_tensor_that_was_written_into_is_told(statement: bool) -> None:
+def test_values_read_from_the_tensor_written_into_are_listed(statement: bool) -> None:
     class Writes(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             y = x + 1
@@ -71,7 +71,7 @@ def test_what_is_read_from_the_tensor_that_was_written_into_is_told(statement: b
     assert graph.written == (set(mul.outputs) if statement else set())
 
 
-def test_repeated_calls_are_numbered() -> None:
+def test_repeated_passes_are_numbered() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -82,12 +82,15 @@ def test_repeated_calls_are_numbered() -> None:
 
     graph = record(nn.Sequential(Shared(), Shared()), torch.randn(2))
     assert [(node.module, node.call) for node in graph.nodes[:4]] == [
-        ("0.relu", CallSite("relu", 0, 0)), ("0", CallSite("relu")), ("0", CallSite("relu", 1)), ("0.relu", CallSite("relu", 0, 1)),
-    ]  # fmt: skip
+        ("0.relu", CallSite("relu", 0, 0)),
+        ("0", CallSite("relu")),
+        ("0", CallSite("relu", 1)),
+        ("0.relu", CallSite("relu", 0, 1)),
+    ]
     assert graph.nodes[4].call == CallSite("relu", 0, 0)
 
 
-def test_calls_from_outside_are_the_same_call() -> None:
+def test_passes_called_from_outside_are_the_same_pass() -> None:
     class Views(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -105,7 +108,7 @@ def test_calls_from_outside_are_the_same_call() -> None:
     assert {node.call.repeat for node in graph.nodes} == {0}
 
 
-def test_a_part_of_a_graph_knows_no_makers_outside() -> None:
+def test_a_subgraph_has_no_producers_outside() -> None:
     graph = record(nn.Sequential(Residual(), Residual()).eval(), torch.randn(1, 2, 3, 3))
     part = graph.within(["1"])
     assert {node.module for node in part.nodes} == {"1", "1.conv", "1.norm"}
@@ -113,7 +116,7 @@ def test_a_part_of_a_graph_knows_no_makers_outside() -> None:
     assert graph.within([""]).nodes == graph.nodes
 
 
-def test_nothing_is_left_in_the_model() -> None:
+def test_recording_leaves_no_hooks() -> None:
     model = Residual()
     record(model, torch.randn(2, 2, 3, 3))
     with pytest.raises(RuntimeError):
