@@ -147,7 +147,7 @@ def test_stream_without_length_and_epochs() -> None:
 def test_stream_without_length_whose_end_is_not_known(end: float | str) -> None:
     model = Net()
     pruning = lc.Pruning(0.9, schedule=lc.Schedule(end=end))
-    with pytest.raises(ValueError, match="no length"):
+    with pytest.raises(ValueError, match="without a length"):
         trainer([pruning], max_epochs=2).fit(model, DataLoader(Stream(), batch_size=8))
     assert torch.equal(model.conv1.weight, Net().conv1.weight)
 
