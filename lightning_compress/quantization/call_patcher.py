@@ -1,34 +1,121 @@
 """Patching of the function calls that a module makes, without touching its class: hooks and a function mode.
 
-A call is identified by the name of the function, the number of calls of that name before it in the same forward pass of
-the module, and, for a module that its parent calls more than once, the number of the pass. The actions are stored in
-the module, so that deep copies and pickles keep them.
+A call is identified by its position in the source and by the forward pass in which it is made, as one traced run has
+shown them. Names count calls in the order of that run. Calls that only training makes (noise, stochastic depth,
+auxiliary heads), layers that are skipped, and recomputation in the backward pass shift nothing. The actions are stored
+in the module, so that deep copies and pickles keep them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from copy import deepcopy
+from collections.abc import Callable, Iterable, Mapping
+from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
-_KEY = "_quantization_sites"
+from lightning_compress.quantization.forward_pass import ForwardPass, Location, PassPath, active, location_of
+from lightning_compress.quantization.function_names import canonical, is_floating, positional
+
+_KEY = "_call_patcher"
 
 
 class CallSite(NamedTuple):
-    """One function call inside a module.
+    """One function call inside a module, numbered in the order of a traced run.
 
     Attributes:
         function: Canonical name, for example ``"relu"`` for ``F.relu``, ``Tensor.relu`` and ``Tensor.relu_``.
         occurrence: Number of calls of that name before, in the same forward pass of the module.
-        repeat: Number of forward passes of the module before, in the same forward pass of its parent.
+        repeat: Number of forward passes of the module before, in the same run of the model.
     """
 
     function: str
     occurrence: int = 0
     repeat: int = 0
+
+
+class Position(NamedTuple):
+    """Position of a call within a forward pass of its module.
+
+    Attributes:
+        location: Position in the source.
+        last_child: Module that was called last before; tells the iterations of a loop over modules.
+        number: Number of calls before at this location and after that module.
+        number_here: Number of calls before at this location.
+    """
+
+    location: Location
+    last_child: str
+    number: int
+    number_here: int
+
+    @classmethod
+    def of(cls, current: ForwardPass, function: str, frame: FrameType) -> Position:
+        """Locate a call of a function in the current pass, and count it."""
+        location, child = location_of(frame), current.last_child
+        number = current.count(function, location, child)
+        return cls(location, child, number, current.count(function, location))
+
+
+class CallIndex:
+    """Calls of one module in a traced run: which pass, and which call in the source, has which number."""
+
+    def __init__(self) -> None:
+        self.repeats: dict[PassPath, int] = {}
+        self._calls: dict[tuple[int, str, Location], list[tuple[Position, int]]] = {}
+
+    def add(self, path: PassPath, position: Position, call: CallSite) -> None:
+        """Add a call of the traced run."""
+        self.repeats[path] = call.repeat
+        self._calls.setdefault((call.repeat, call.function, position.location[:1]), []).append(
+            (position, call.occurrence)
+        )
+
+    def find(self, current: ForwardPass, function: str, position: Position) -> CallSite | None:
+        """Return the traced call that a call corresponds to; ``None`` if the traced run did not make it."""
+        repeat = self._repeat(current)
+        traced = [
+            entry
+            for entry in self._calls.get((repeat, function, position.location[:1]), [])
+            if _is_prefix(entry[0].location, position.location)
+        ]
+        # At a place in the source that is passed once nothing else can be meant. In a loop the module that was called
+        # last tells the iterations apart, also if some are skipped; without one they are counted.
+        after_same = [entry for entry in traced if entry[0].last_child == position.last_child]
+        for entries, number in (
+            (traced if len(traced) == 1 else [], 0),
+            (after_same, position.number),
+            ([] if after_same else traced, position.number_here),
+        ):
+            if number < len(entries):
+                return CallSite(function, entries[number][1], repeat)
+        return None
+
+    def _repeat(self, current: ForwardPass) -> int:
+        """Return the number of the traced pass, also if the model was entered by another module than in the trace."""
+        if current.path in self.repeats:
+            return self.repeats[current.path]
+        if len(set(self.repeats.values())) == 1:
+            return next(iter(self.repeats.values()))
+        shared = {_common_suffix(path, current.path): repeat for path, repeat in reversed(self.repeats.items())}
+        longest = max(shared, default=0)
+        return shared[longest] if longest else current.repeat
+
+
+def _is_prefix(first: Location, second: Location) -> bool:
+    """Return True if two locations are the same as far as both go: checkpointing hides the frames around a function."""
+    return all(a == b for a, b in zip(first, second))
+
+
+def _common_suffix(first: PassPath, second: PassPath) -> int:
+    length = 0
+    while length < min(len(first), len(second)) and first[-1 - length] == second[-1 - length]:
+        length += 1
+    return length
 
 
 class Action(Protocol):
@@ -39,11 +126,15 @@ class Action(Protocol):
 
 
 class CallPatcher:
-    """Table of the patched calls of one module, with the counters that identify calls.
+    """Table of the patched calls of one module.
 
     Args:
         actions: Actions by call.
         defaults: Actions at all other calls of a function, by function name.
+
+    Attributes:
+        name: Module name.
+        index: Calls of the traced run; without one, calls are counted in the order in which they are made.
     """
 
     def __init__(
@@ -51,22 +142,14 @@ class CallPatcher:
     ) -> None:
         self.actions = dict(actions or {})
         self.defaults = dict(defaults or {})
-        self.repeated: tuple[str, ...] = ()  # child modules that the module calls more than once
-        self.is_repeated = False
+        self.name = ""
+        self.index: CallIndex | None = None
         self.names = frozenset(call.function for call in self.actions) | frozenset(self.defaults)
-        self.counts: dict[str, int] = {}
-        self.repeat = -1
-        self.modes: list[_PatchMode] = []
+        self.modes: list[PatchMode] = []
 
-    def begin(self, module: nn.Module) -> None:
-        """Reset the counters at the start of a forward pass."""
-        self.counts = {}
-        if self.is_repeated:
-            self.repeat += 1
-        for name in self.repeated:
-            vars(getattr(module, name))[_KEY].repeat = -1
-
-    def handle(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def handle(
+        self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any, frame: FrameType | None
+    ) -> Any:
         """Call the function, or the action of this call instead."""
         name = canonical(function)
         if name not in self.names:
@@ -74,13 +157,30 @@ class CallPatcher:
         args, kwargs = positional(args, kwargs)
         if not is_floating(args):
             return function(*args, **kwargs)
-        occurrence = self.counts.get(name, 0)
-        self.counts[name] = occurrence + 1
-        action = self.actions.get(CallSite(name, occurrence, max(self.repeat, 0)), self.defaults.get(name))
+        call = self._identify(name, frame)
+        action = self.defaults.get(name) if call is None else self.actions.get(call, self.defaults.get(name))
         return function(*args, **kwargs) if action is None else action(module, function, args, kwargs)
 
+    def _identify(self, name: str, frame: FrameType | None) -> CallSite | None:
+        current = active[-1]
+        if frame is None or self.index is None:
+            return CallSite(name, current.count(name), current.repeat)
+        return self.index.find(current, name, Position.of(current, name, frame))
 
-class _PatchMode(TorchFunctionMode):
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle without the index: offsets of instructions are another interpreter's own matter."""
+        return {**vars(self), "index": None, "modes": []}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CallPatcher:
+        """Copy with the index."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        state = {name: value for name, value in vars(self).items() if name not in ("index", "modes")}
+        vars(copied).update(deepcopy(state, memo), index=self.index, modes=[])
+        return copied
+
+
+class PatchMode(TorchFunctionMode):
     """Passes the function calls of a module to its patcher; those of child modules go to their own."""
 
     def __init__(self, module: nn.Module, patcher: CallPatcher) -> None:
@@ -89,35 +189,37 @@ class _PatchMode(TorchFunctionMode):
         self.patcher = patcher
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Frames cannot be compiled; there, calls are counted.
+        frame = None if torch.compiler.is_compiling() else sys._getframe(1)
         # The functions that an action calls itself must not be patched again.
         with torch._C.DisableTorchFunction():
-            return self.patcher.handle(self.module, func, args, kwargs or {})
+            return self.patcher.handle(self.module, func, args, kwargs or {}, frame)
 
 
-def install_all(model: nn.Module, table: Mapping[str, CallPatcher]) -> None:
+def install_all(
+    model: nn.Module,
+    table: Mapping[str, CallPatcher],
+    index: Mapping[str, CallIndex] | None = None,
+    called: Iterable[str] | None = None,
+) -> None:
     """Install patchers in the modules of a model.
 
     Args:
         model: Model without patchers.
         table: Patchers by module name.
+        index: Calls of a traced run by module name.
+        called: Names of the modules that the traced run called. They all get a patcher, since a mode is active during
+            the calls of child modules too, and passes are numbered through all modules around a module.
     """
     modules = dict(model.named_modules())
-    patchers = dict(table)
-    # A mode is active during the calls of child modules too: without an own one, a child's functions would be counted
-    # as the parent's.
-    for name in table:
-        for child, module in modules[name].named_children():
-            if not isinstance(module, nn.Identity):
-                patchers.setdefault(f"{name}.{child}".lstrip("."), CallPatcher())
-    # The parent of a repeated module resets its pass number.
-    for name in table:
-        if any(call.repeat for call in table[name].actions):
-            parent, _, child = name.rpartition(".")
-            holder = patchers.setdefault(parent, CallPatcher())
-            holder.repeated = (*holder.repeated, child)
-            patchers[name].is_repeated = True
-    for name, patcher in patchers.items():
-        install(modules[name], patcher)
+    around = {".".join(name.split(".")[:depth]) for name in table for depth in range(name.count(".") + 2)} | {""}
+    children = {f"{name}.{child}".lstrip(".") for name in (*table, *around) for child, _ in modules[name].named_children()}
+    for name in sorted({*table, *around, *children, *(called or ())}):
+        if name in table or not isinstance(modules[name], nn.Identity):
+            patcher = table.get(name) or CallPatcher()
+            patcher.name = name
+            patcher.index = None if index is None else index.get(name, CallIndex())
+            install(modules[name], patcher)
 
 
 def install(module: nn.Module, patcher: CallPatcher) -> None:
@@ -144,53 +246,12 @@ def patcher_of(module: nn.Module) -> CallPatcher | None:
     return vars(module).get(_KEY)
 
 
-# Dynamo of torch 2.14 cannot trace the string operations on the name.
-@torch.compiler.assume_constant_result
-def canonical(function: Any) -> str:
-    """Return the common name of a function, its method and its in-place form.
-
-    >>> canonical(torch.Tensor.relu_), canonical(torch.nn.functional.relu), canonical(torch.Tensor.__iadd__)
-    ('relu', 'relu', 'add')
-    """
-    name = getattr(function, "__name__", "").strip("_")
-    if name == "get":
-        return _PROPERTIES.get(getattr(getattr(function, "__self__", None), "__name__", ""), name)
-    return _SAME.get(name, name)
-
-
-_SAME = {"iadd": "add", "imul": "mul", "concat": "cat", "concatenate": "cat", "rmul": "mul", "radd": "add"}
-_PROPERTIES = {"T": "transpose", "mT": "transpose", "H": "transpose", "mH": "transpose", "data": "detach"}
-
-
-def positional(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Move the tensor operands of a call from keyword to positional arguments.
-
-    >>> positional((), {"other": 2, "input": 1, "alpha": 3})
-    ((1, 2), {'alpha': 3})
-    """
-    for index, names in enumerate((("input", "tensors", "query"), ("other",))):
-        for name in names:
-            if name in kwargs and len(args) == index:
-                args = (*args, kwargs[name])
-                kwargs = {key: value for key, value in kwargs.items() if key != name}
-    return args, kwargs
-
-
-def is_floating(args: Any) -> bool:
-    """Return True if the first argument is a floating-point tensor, or a list of them."""
-    first = args[0] if args else None
-    if isinstance(first, (list, tuple)) and first:
-        first = first[0]
-    # Batch norm counts its batches with an int64 addition, in training only: it must not shift the counters.
-    return isinstance(first, Tensor) and first.is_floating_point()
-
-
 def _enter(module: nn.Module, args: Any) -> None:
     if _is_redirected(module):
         return
     patcher = vars(module)[_KEY]
-    patcher.begin(module)
-    mode = _PatchMode(module, patcher)
+    active.append(ForwardPass(patcher.name, module, active[-1] if active else None))
+    mode = PatchMode(module, patcher)
     patcher.modes.append(mode)
     mode.__enter__()
 
@@ -199,6 +260,7 @@ def _leave(module: nn.Module, args: Any, output: Any) -> None:
     patcher = vars(module)[_KEY]
     if patcher.modes and not _is_redirected(module):
         patcher.modes.pop().__exit__(None, None, None)
+        active.pop()
 
 
 def _is_redirected(module: nn.Module) -> bool:

@@ -15,6 +15,8 @@ from lightning_compress.quantization.call_patcher import install_all, patcher_of
 from lightning_compress.quantization.fake_quantized_call import FakeQuantizePatcher
 from lightning_compress.quantization.placement import QuantizationPoint
 from lightning_compress.quantization.quantizer import Quantizer
+from lightning_compress.quantization.recomputation import support_recomputation
+from lightning_compress.quantization.tracing import Graph
 from lightning_compress.targets import COMPILED
 
 
@@ -56,6 +58,7 @@ def insert_quantizers(
     model: nn.Module,
     table: Mapping[str, Mapping[QuantizationPoint, Quantizer]],
     shape: Callable[[QuantizationPoint, Quantizer], torch.Size],
+    graph: Graph | None = None,
 ) -> None:
     """Insert quantizers into a model.
 
@@ -63,13 +66,19 @@ def insert_quantizers(
         model: Model without quantizers.
         table: Quantizers by module name and quantization point.
         shape: Returns the shape of the scale of a quantizer.
+        graph: Graph of a run, which tells calls apart by their positions; without one, they are counted.
     """
     for layer, quantizers in table.items():
         module = model.get_submodule(layer)
         for point, quantizer in quantizers.items():
             quantizer.attach(module, shape(point, quantizer))
         module.register_load_state_dict_pre_hook(_prepare_load)
-    install_all(model, {layer: FakeQuantizePatcher(quantizers) for layer, quantizers in table.items()})
+    support_recomputation()
+    patchers = {layer: FakeQuantizePatcher(quantizers) for layer, quantizers in table.items()}
+    if graph is None:
+        install_all(model, patchers)
+    else:
+        install_all(model, patchers, graph.index, graph.called)
 
 
 def remove_quantizers(model: nn.Module) -> None:

@@ -65,7 +65,9 @@ class QuantizerPlan:
             self._add_activation(table, point)
         _check_globs(self.weights, list(self.is_target), "weights")
         _check_globs(self.activations, [point.module for point in placement.activations()], "activations")
-        insert_quantizers(model, table, lambda point, quantizer: quantizer.scale_shape(shapes.get(point, torch.Size())))
+        insert_quantizers(
+            model, table, lambda point, quantizer: quantizer.scale_shape(shapes.get(point, torch.Size())), graph
+        )
         return placement
 
     def insert_stored(self, model: nn.Module, stored: Mapping[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
@@ -13,15 +14,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_compress.quantization.call_patcher import (
+    CallIndex,
     CallPatcher,
     CallSite,
-    canonical,
+    Position,
     install,
-    is_floating,
-    patcher_of,
-    positional,
     uninstall,
 )
+from lightning_compress.quantization.forward_pass import PassPath, active
+from lightning_compress.quantization.function_names import canonical, is_floating, positional
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Graph:
         producer: Call that returned a value, by value; inputs of the model, parameters and buffers have none.
         parameters: Names of parameters and buffers, by value.
         called: Names of the modules that were called.
+        index: By module name, the positions of its calls, by which they are found again in other runs.
         written: Values that an in-place call returned, and that were then read from the tensor it had written into.
             Replacing the returned tensor does not reach these readers.
     """
@@ -70,6 +72,7 @@ class Graph:
     parameters: dict[int, str] = field(default_factory=dict)
     called: set[str] = field(default_factory=set)
     written: set[int] = field(default_factory=set)
+    index: dict[str, CallIndex] = field(default_factory=dict)
 
     def within(self, modules: Sequence[str]) -> Graph:
         """Return the subgraph of some modules; values from outside have no producer in it."""
@@ -77,7 +80,7 @@ class Graph:
         nodes = [node for node in self.nodes if f"{node.module}.".startswith(prefixes)]
         kept = set(map(id, nodes))
         producer = {value: node for value, node in self.producer.items() if id(node) in kept}
-        return Graph(nodes, producer, self.parameters, self.called, self.written)
+        return Graph(nodes, producer, self.parameters, self.called, self.written, self.index)
 
     def users(self) -> dict[int, list[Node]]:
         """Return the calls that read a value, by value."""
@@ -91,31 +94,23 @@ class Graph:
 class _Recorder(CallPatcher):
     """CallPatcher that records every call and changes none."""
 
-    def __init__(self, name: str, run: _Run, parent: CallPatcher | None) -> None:
+    def __init__(self, name: str, run: _Run) -> None:
         super().__init__()
         self.name = name
         self.run = run
-        self.parent = parent
 
-    def begin(self, module: nn.Module) -> None:
-        super().begin(module)
-        # Only passes inside one pass of the parent are told apart: a training step that calls the network on two views
-        # makes the same call twice.
-        self.repeat = self.repeat + 1 if self.parent is not None and self.parent.modes else 0
-        self.run.graph.called.add(self.name)
-        for child in module.children():
-            patcher = patcher_of(child)
-            assert patcher is not None
-            patcher.repeat = -1
-
-    def handle(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def handle(
+        self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any, frame: FrameType | None
+    ) -> Any:
         name = canonical(function)
         call = partial(function, *args, **kwargs)
         args, kwargs = positional(args, kwargs)  # for inspection only: some functions have another order of arguments
         if not is_floating(args):
             return call()
-        occurrence = self.counts.get(name, 0)
-        self.counts[name] = occurrence + 1
+        assert frame is not None, "traced runs are eager"
+        current = active[-1]
+        position = Position.of(current, name, frame)
+        site = CallSite(name, current.count(name), self.run.repeat_of(self.name, current.path))
         operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         values = tuple(self.run.value(tensor) for tensor in operands)
         shapes = tuple(tensor.shape for tensor in operands)
@@ -125,18 +120,11 @@ class _Recorder(CallPatcher):
         if outputs:
             second = args[1] if len(args) > 1 else kwargs.get("weight")
             weight = next((n for n, p in module.named_parameters(recurse=False) if p is second), None)
-            node = Node(
-                self.name,
-                CallSite(name, occurrence, self.repeat),
-                values,
-                weight,
-                outputs,
-                shapes,
-                isinstance(output, Tensor),
-            )
+            node = Node(self.name, site, values, weight, outputs, shapes, isinstance(output, Tensor))
             self.run.graph.nodes.append(node)
             self.run.graph.producer.update(dict.fromkeys(outputs, node))
-        # An increased version counter tells in-place calls, whatever their names.
+            self.run.graph.index.setdefault(self.name, CallIndex()).add(current.path, position, site)
+        # An increased version counter identifies in-place calls, whatever their names.
         return self.run.alias(output) if output is args[0] and _version(output) != version else output
 
 
@@ -148,8 +136,14 @@ class _Run:
         self._values: dict[int, int] = {}
         self._kept_alive: list[Tensor] = []
         self._written: dict[int, int] = {}
+        self._repeats: dict[str, dict[PassPath, int]] = {}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             self.graph.parameters[self.new_value(tensor)] = name
+
+    def repeat_of(self, module: str, path: PassPath) -> int:
+        """Return the number of a pass among the passes of a module with different paths, in the order of the run."""
+        repeats = self._repeats.setdefault(module, {})
+        return repeats.setdefault(path, len(repeats))
 
     def value(self, tensor: Tensor) -> int:
         value = self._values[id(tensor)] if id(tensor) in self._values else self.new_value(tensor)
@@ -183,12 +177,19 @@ def record_graph(model: nn.Module) -> Iterator[Graph]:
         model: The model; module names in the graph are relative to it.
     """
     run = _Run(model)
-    modules = dict(model.named_modules())
+    modules = {name: module for name, module in model.named_modules() if not isinstance(module, nn.Identity)}
+    handles = []
     for name, module in modules.items():
-        parent = patcher_of(modules[name.rpartition(".")[0]]) if name else None
-        install(module, _Recorder(name, run, parent))
+        install(module, _Recorder(name, run))
+        handles.append(module.register_forward_pre_hook(partial(_note_call, run.graph.called, name)))
     try:
         yield run.graph
     finally:
+        for handle in handles:
+            handle.remove()
         for module in modules.values():
             uninstall(module)
+
+
+def _note_call(called: set[str], name: str, module: nn.Module, args: Any) -> None:
+    called.add(name)
