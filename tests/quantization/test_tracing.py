@@ -90,7 +90,7 @@ def test_repeated_passes_are_numbered() -> None:
     assert graph.nodes[4].call == CallSite("relu", 0, 0)
 
 
-def test_passes_called_from_outside_are_the_same_pass() -> None:
+def test_only_runs_of_the_model_itself_are_the_same_pass() -> None:
     class Views(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -100,7 +100,7 @@ def test_passes_called_from_outside_are_the_same_pass() -> None:
             return self.net[0](x) + self.net[0](x)
 
     graph = record(Views().eval(), torch.randn(1, 2, 3, 3))
-    assert {node.call.repeat for node in graph.nodes} == {0}
+    assert {node.call.repeat for node in graph.nodes if node.module.startswith("net.0")} == {0, 1}
     net = Residual().eval()
     with record_graph(net) as graph, torch.no_grad():
         net(torch.randn(1, 2, 3, 3))
