@@ -103,8 +103,8 @@ def install_all(model: nn.Module, table: Mapping[str, CallPatcher]) -> None:
     """
     modules = dict(model.named_modules())
     patchers = dict(table)
-    # A mode is active during the calls of child modules too: without an own one, a child's functions would be counted
-    # as the parent's.
+    # A mode is active during the calls of child modules too: without a mode of its own, a child's functions would be
+    # counted as the parent's.
     for name in table:
         for child, module in modules[name].named_children():
             if not isinstance(module, nn.Identity):

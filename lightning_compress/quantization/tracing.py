@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lightning_compress.arguments import call_model
 from lightning_compress.quantization.call_patcher import (
     CallPatcher,
     CallSite,
@@ -99,8 +101,8 @@ class _Recorder(CallPatcher):
 
     def begin(self, module: nn.Module) -> None:
         super().begin(module)
-        # Only passes inside one pass of the parent are told apart: a training step that calls the network on two views
-        # makes the same call twice.
+        # Only passes inside one pass of the parent are distinguished: a training step that calls the network on two
+        # views makes the same call twice.
         self.repeat = self.repeat + 1 if self.parent is not None and self.parent.modes else 0
         self.run.graph.called.add(self.name)
         for child in module.children():
@@ -136,7 +138,7 @@ class _Recorder(CallPatcher):
             )
             self.run.graph.nodes.append(node)
             self.run.graph.producer.update(dict.fromkeys(outputs, node))
-        # An increased version counter tells in-place calls, whatever their names.
+        # An increased version counter identifies in-place calls, whatever their names.
         return self.run.alias(output) if output is args[0] and _version(output) != version else output
 
 
@@ -163,7 +165,7 @@ class _Run:
         return self._values[id(tensor)]
 
     def alias(self, tensor: Tensor) -> Tensor:
-        """Return the result of an in-place call as another object than its argument, to tell which of them is read."""
+        """Return the result of an in-place call as another object, so that their readers can be distinguished."""
         value = self._written[id(tensor)] = self._values[id(tensor)]
         alias = tensor.view_as(tensor)
         self._kept_alive.append(alias)
@@ -192,3 +194,11 @@ def record_graph(model: nn.Module) -> Iterator[Graph]:
     finally:
         for module in modules.values():
             uninstall(module)
+
+
+def trace(model: nn.Module, inputs: Any) -> Graph:
+    """Record the calls of a model without quantizers in eval mode; a copy of the model is run."""
+    traced = copy.deepcopy(model).eval()
+    with record_graph(traced) as graph, torch.no_grad():
+        call_model(traced, inputs)
+    return graph
