@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
-# Editors and type checkers read these imports; at run time the table below says where a name is.
+# Editors and type checkers read these imports; at run time _HOME maps each name to its module.
 if TYPE_CHECKING:
     from lightning_compress.channels.optimizer_state import carry_optimizer_state as carry_optimizer_state
     from lightning_compress.channels.removal_log import RemovalLog as RemovalLog
@@ -168,8 +168,9 @@ if not TYPE_CHECKING:  # or else a misspelled name would pass as Any
 
     def __getattr__(name: str) -> Any:
         if name in _RENAMED:
-            warn(f"lc.{name} is now lc.{_RENAMED[name]}; the old name goes in 0.2.", FutureWarning, stacklevel=2)
-            name = _RENAMED[name]
+            new = _RENAMED[name]
+            warn(f"lc.{name} is now lc.{new}; the old name will be removed in 0.2.", FutureWarning, stacklevel=2)
+            name = new
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -35,11 +35,21 @@ def as_arguments(inputs: Any) -> Arguments:
             return (inputs,), {}
 
 
+def call_model(model: Callable[..., Any], inputs: Any) -> Any:
+    """Call a model with a tensor, a tuple of positional or a dict of keyword arguments.
+
+    >>> call_model(divmod, (7, 2))
+    (3, 1)
+    """
+    args, kwargs = as_arguments(inputs)
+    return model(*args, **kwargs)
+
+
 def reason(error: Exception) -> str:
-    r"""Return the first line of an exception's message, without ANSI colours.
+    r"""Return the first line of an exception's message, without ANSI colors.
 
     >>> reason(ValueError("no such operator\nmore"))
     'no such operator'
     """
-    lines = _COLOURS.sub("", str(error)).strip().splitlines()
+    lines = _COLORS.sub("", str(error)).strip().splitlines()
     return lines[0].rstrip(" .:") if lines else type(error).__name__

@@ -11,15 +11,14 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_compress.arguments import reason
 from lightning_compress.pruning.callback import Pruning
 from lightning_compress.pruning.patterns import Channels, Pattern, Unstructured
 from lightning_compress.pruning.rewind import RewindWeights
 from lightning_compress.pruning.scores import Magnitude, Random, Score
 from lightning_compress.schedules import Schedule
-from lightning_compress.targets import Target, Targets, shorten
-from lightning_compress.trainer.lightning import is_a
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+from lightning_compress.targets import TRANSPOSED_CONVOLUTIONS, Target, Targets, shorten
+from lightning_compress.trainer.queries import is_a
 
 
 def from_model_pruning(callback: Callback, model: nn.Module, *, num_epochs: int) -> Pruning:
@@ -102,7 +101,7 @@ def load_model_pruning_checkpoint(path: str | Path, model: nn.Module) -> nn.Modu
     >>> sorted(model.state_dict()), int((model.weight == 0).sum())
     (['bias', 'weight'], 4)
     """
-    weights = _apply_masks(_read(Path(path)))
+    weights = _apply_masks(_read_state_dict(Path(path)))
     difference = _first_difference(model.state_dict(), weights)
     if difference:
         raise ValueError(f"Checkpoint {path} does not match the model: {difference}.")
@@ -159,7 +158,7 @@ def _format(options: dict[str, Any]) -> str:
 
 
 def _targets(old: Any, model: nn.Module) -> Targets:
-    """Return targets for the weights that it prunes; warn about other tensors that it prunes."""
+    """Return targets for the weights that the callback prunes; warn about its other tensors."""
     selected = old._parameters_to_prune or old.sanitize_parameters_to_prune(model, (), old._parameter_names)
     names = {id(module): name for name, module in model.named_modules()}
     layers: dict[str, nn.Module] = {}
@@ -197,7 +196,7 @@ def _sparsity(
 ) -> float | dict[str, float]:
     """Return the final absolute sparsity, per layer if ``amount`` is a number of weights or channels per layer."""
     channels = isinstance(pattern, Channels)
-    if channels and any(isinstance(target.module, _TRANSPOSED) for target in targets):
+    if channels and any(isinstance(target.module, TRANSPOSED_CONVOLUTIONS) for target in targets):
         raise ValueError("pruning_dim=0 of a transposed convolution selects its input channels: exclude the layer.")
     # A fraction is taken of the remaining weights in every epoch, a number of weights is constant.
     if isinstance(amount, float):
@@ -215,14 +214,13 @@ def _sparsity(
     return removed / sizes[""] if is_global else {layer: removed / size for layer, size in units.items()}
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     except FileNotFoundError:
         raise ValueError(f"Checkpoint {path} does not exist.") from None
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"Checkpoint {path} cannot be read as a Lightning checkpoint: {reason}") from error
+        raise ValueError(f"Checkpoint {path} cannot be read as a Lightning checkpoint: {reason(error)}.") from error
 
 
 def _apply_masks(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -117,7 +117,8 @@ class Schedule:
             ``"linear"``, ``"exponential"``, ``"cosine"``, or ``"one_shot"`` (the full target at ``begin``).
 
     Raises:
-        ValueError: If a time is invalid, if ``begin`` is not before ``end``, and for ``end=1``, which is ambiguous.
+        ValueError: If a time or the curve is invalid, ``every`` is 0, ``begin`` is not before ``end`` or in another
+            unit, and for ``end=1``, which is ambiguous.
 
     >>> schedule = Schedule(begin=0.0, end=0.5, curve="cubic")
     >>> schedule.sparsity(0.9, Progress(steps=25, fraction=0.25, epochs=1.0))
@@ -188,7 +189,8 @@ class QATSchedule:
         freeze_batch_norm: Time from which batch norms use their running statistics and no longer update them.
 
     Raises:
-        ValueError: If a time is invalid, or if fake quantization or freezing would come before observation.
+        ValueError: If a time is invalid, or if fake quantization or freezing of observers would come before
+            observation.
 
     >>> schedule = QATSchedule(fake_quantize="1ep", freeze_observers=0.5)
     >>> second_epoch = Progress(steps=150, fraction=0.15, epochs=1.5)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -12,6 +13,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 # torch.compile wraps a submodule as `_orig_mod`; users write layer names without it.
 COMPILED = "_orig_mod."
+# Their weights have the input channels first.
+TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Targets:
         exclude: Globs of layer names to leave out; takes precedence over ``include``.
         types: Layer types to select, including their subclasses.
         module: Name of the submodule of the LightningModule that is deployed; layers outside it are not selected.
-            ``""`` stands for the whole LightningModule.
+            ``""`` stands for the LightningModule itself.
 
     Raises:
         ValueError: If a string is given in place of a sequence of globs.
@@ -60,9 +63,7 @@ class Targets:
         nn.Conv1d,
         nn.Conv2d,
         nn.Conv3d,
-        nn.ConvTranspose1d,
-        nn.ConvTranspose2d,
-        nn.ConvTranspose3d,
+        *TRANSPOSED_CONVOLUTIONS,
         nn.MultiheadAttention,
     )
     module: str = ""
@@ -126,6 +127,19 @@ def matches(glob: str, layer: str) -> bool:
     """
     parts = layer.split(".")
     return any(fnmatchcase(".".join(parts[:n]), glob) for n in range(1, len(parts) + 1))
+
+
+@contextmanager
+def unfrozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Set ``requires_grad`` of frozen parameters inside the context, so that they can be selected as targets."""
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def shorten(names: list[str], limit: int = 8) -> str:

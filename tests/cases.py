@@ -36,8 +36,11 @@ class Case:
         values: Most values that a layer has in the end; 0: any number.
         grows: Whether weights may come back.
         prepare: What is done to a model before its first fit.
-        refused: Suites in which a ``ValueError`` is what is wanted, and words of it.
-        differs: Suites whose equality mathematics does not promise, and why.
+        refused: Suites in which a ``ValueError`` is expected, and words of it: "average first" (WeightAveraging before
+            the technique), "compile" (a compiled module), "fsdp2" (sharded), "late" (a model built in setup), "manual"
+            (manual optimization).
+        differs: Suites with an equality that mathematics does not promise, and the reason: "double" (64-bit against
+            32-bit), "union" (two processes against one on the data of both).
     """
 
     name: str
@@ -52,7 +55,7 @@ class Case:
 
     @property
     def quantizes(self) -> bool:
-        """Whether the model simulates integers in the end."""
+        """True if the model has quantizers in the end."""
         return any(isinstance(callback, lc.QuantizationAwareTraining) for callback in self.callbacks())
 
     def evaluating(self) -> list[Callback]:

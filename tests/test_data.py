@@ -33,7 +33,7 @@ def images(data: CIFAR10DataModule, split: str) -> torch.Tensor:
     return getattr(data, split).images
 
 
-def test_digits_are_normalised_and_split_alike_every_time():
+def test_digits_are_normalized_and_split_alike_every_time():
     first, second = DigitsDataModule(), DigitsDataModule()
     for data in (first, second):
         data.setup("fit")

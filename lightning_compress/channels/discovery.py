@@ -30,7 +30,8 @@ def find_groups(
         kwargs: Keyword arguments of its forward.
 
     Returns:
-        The groups in the order of the model's modules, and by layer name the reason why a layer is left whole.
+        The groups in the order of the model's modules, and by layer name the reason why a layer keeps all of its
+        channels.
 
     Raises:
         ValueError: If the model cannot be copied or run, or returns no tensors.

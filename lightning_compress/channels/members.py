@@ -20,7 +20,7 @@ class RemovalError(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A module on one side of which the channels of a dependency group lie.
+    """Input or output side of a module in a dependency group.
 
     Attributes:
         name: Name of the module.

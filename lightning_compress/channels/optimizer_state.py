@@ -68,7 +68,7 @@ def _named_parameters(optimizer: Optimizer, log: RemovalLog) -> Iterator[tuple[s
 
 def _carried_state(name: str, optimizer: Optimizer, old: Tensor, new: Tensor, log: RemovalLog) -> dict[str, object]:
     cut = log.cuts.get(name)
-    final_shape = tuple(old.shape) if cut is None else cut.left
+    final_shape = tuple(old.shape) if cut is None else cut.final_shape
     if tuple(new.shape) != final_shape or (cut is not None and tuple(old.shape) != cut.shape):
         raise ValueError(
             f"carry_optimizer_state: {name!r} has shape {tuple(old.shape)} in the old optimizer and "

@@ -71,7 +71,7 @@ class RemovalLog:
         tensors = named_tensors(model)
         mismatch = _mismatch(tensors, {name: cut.shape for name, cut in self.cuts.items()})
         self.remember(model.named_parameters())
-        if mismatch and not _mismatch(tensors, {name: cut.left for name, cut in self.cuts.items()}):
+        if mismatch and not _mismatch(tensors, {name: cut.final_shape for name, cut in self.cuts.items()}):
             return
         if mismatch:
             raise ValueError(f"The removal log belongs to another model: {mismatch}.")
@@ -82,7 +82,7 @@ class RemovalLog:
 
     def then(self, later: RemovalLog) -> RemovalLog:
         """Return one log for this removal and a later one from the model that this one left."""
-        composed = {name: self.cuts[name].then(later.cuts[name]) for name in set(self.cuts) & set(later.cuts)}
+        composed = {name: self.cuts[name].compose(later.cuts[name]) for name in set(self.cuts) & set(later.cuts)}
         attributes = {**self.attributes}
         for path, (before, after) in later.attributes.items():
             attributes[path] = (self.attributes.get(path, (before, after))[0], after)
@@ -107,7 +107,7 @@ class RemovalLog:
             ValueError: If the file is not a removal log of this version.
         """
         try:
-            return _parse(json.loads(Path(path).read_text()))
+            return _parse_log(json.loads(Path(path).read_text()))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(
                 f"{path} is not a removal log of version {_VERSION}: write one with RemovalLog.save."
@@ -148,7 +148,7 @@ def _prefix_hint(name: str, present: Iterable[str]) -> str:
     return ""
 
 
-def _parse(data: Any) -> RemovalLog:
+def _parse_log(data: Any) -> RemovalLog:
     if data["version"] != _VERSION:
         raise ValueError(data["version"])
     cuts = {

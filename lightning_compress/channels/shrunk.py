@@ -13,7 +13,7 @@ from typing_extensions import final
 
 from lightning_compress.channels.removal_log import RemovalLog
 from lightning_compress.trainer.compression_callback import CompressionCallback
-from lightning_compress.trainer.lightning import callbacks_of, is_a, is_built_late
+from lightning_compress.trainer.queries import callbacks_of, is_a, is_built_late
 
 M = TypeVar("M", bound=LightningModule)
 
@@ -90,7 +90,7 @@ class Shrunk(Callback):
         """Raise a ``ValueError`` for weights with the shapes from before the removal."""
         submodule = prefix + (f"{self.module}." if self.module else "")
         for name, cut in self.removal.cuts.items():
-            if submodule + name in stored and tuple(stored[submodule + name].shape) == cut.shape != cut.left:
+            if submodule + name in stored and tuple(stored[submodule + name].shape) == cut.shape != cut.final_shape:
                 raise ValueError(
                     f"Shrunk: {submodule + name!r} has shape {cut.shape} in the checkpoint, as before the removal of "
                     "channels: load it without Shrunk, then shrink the model."

@@ -24,7 +24,7 @@ class TensorCut:
     kept: Mapping[int, tuple[int, ...]]
 
     @property
-    def left(self) -> tuple[int, ...]:
+    def final_shape(self) -> tuple[int, ...]:
         """Shape after the removal."""
         return tuple(len(self.kept.get(dim, range(size))) for dim, size in enumerate(self.shape))
 
@@ -34,10 +34,10 @@ class TensorCut:
             tensor = tensor.index_select(dim, torch.tensor(kept, device=tensor.device))
         return tensor
 
-    def then(self, later: TensorCut) -> TensorCut:
+    def compose(self, later: TensorCut) -> TensorCut:
         """Return the composition with a cut of the remaining tensor.
 
-        >>> TensorCut((4,), {0: (0, 2, 3)}).then(TensorCut((3,), {0: (1, 2)}))
+        >>> TensorCut((4,), {0: (0, 2, 3)}).compose(TensorCut((3,), {0: (1, 2)}))
         TensorCut(shape=(4,), kept={0: (2, 3)})
         """
         both = set(self.kept) & set(later.kept)

@@ -11,9 +11,9 @@ from lightning.pytorch import Callback
 
 import lightning_compress as lc
 from lightning_compress.cli.compression import TECHNIQUES
+from lightning_compress.cli.finished_run import PREVIOUS_RUN, FinishedRun
 from lightning_compress.cli.recipes import find, run_name_of
 from lightning_compress.cli.stage_cli import Metrics, StageCLI
-from lightning_compress.cli.stages import PREVIOUS_RUN, FinishedRun
 
 
 class RunCLI(StageCLI):

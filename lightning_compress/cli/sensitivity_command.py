@@ -143,7 +143,7 @@ def _write_choice(cli: SensitivityCLI, chosen: Sequence[Effect]) -> str:
     num_bits, num_weights = sum(e.bits * e.num_weights for e in chosen), sum(e.num_weights for e in chosen)
     summary = (
         f"{sum(e.num_bytes for e in chosen):,} bytes of weights, {num_bits / num_weights:.3g} bits per weight on "
-        f"average, total delta loss {sum(e.rise for e in chosen):+.3g}."
+        f"average, total delta loss {sum(e.delta_loss for e in chosen):+.3g}."
     )
     snippet = yaml.safe_dump({"quantization": {"weights": weights}}, sort_keys=False, default_flow_style=None)
     path = write_new(cli.directory / "quantization.yaml", f"# {summary}\n{snippet}")

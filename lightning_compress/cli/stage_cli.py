@@ -14,13 +14,13 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 import lightning_compress as lc
 from lightning_compress.cli.compression import TECHNIQUES, CompressionCLI
+from lightning_compress.cli.finished_run import NETWORK_FILE, REMOVAL_FILE, FinishedRun, remove_channels_
 from lightning_compress.cli.onnx_evaluation import (
     OnnxEvaluation,
     capture_inputs,
     export_int8_and_fp32,
     with_onnx_module,
 )
-from lightning_compress.cli.stages import NETWORK_FILE, REMOVAL_FILE, FinishedRun, remove_channels_
 from lightning_compress.export.requirements import require
 
 Metrics = dict[str, float]

@@ -21,9 +21,9 @@ from lightning_compress.functional.kmeans import Init
 from lightning_compress.schedules import Progress, Schedule
 from lightning_compress.targets import Targets, matches, shorten
 from lightning_compress.trainer.compression_callback import techniques
-from lightning_compress.trainer.constraint_callback import ConstraintCallback, constraints_on
-from lightning_compress.trainer.lightning import is_a, is_compiled, loss_scale
+from lightning_compress.trainer.constraint_callback import ConstraintCallback, callbacks_constraining
 from lightning_compress.trainer.progress import progress
+from lightning_compress.trainer.queries import is_a, is_compiled, loss_scale
 
 
 @final
@@ -40,12 +40,12 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
 
     Args:
         num_clusters: Number of centroids of a codebook; or a dict that maps globs over layer names to such numbers. The
-            first glob that matches a layer counts, and layers without a match are not clustered.
+            first glob that matches a layer applies, and layers without a match are not clustered.
         method: ``"hard"``, or ``"dkm"``: from the beginning to the end of the schedule weights are free, and layers
-            compute with soft assignments to centroids that become ever sharper (differentiable k-means, Cho et al.
-            2022, arXiv:2108.12659); then as above.
+            compute with soft assignments to centroids that become sharper (differentiable k-means, Cho et al. 2022,
+            arXiv:2108.12659); afterwards as with ``"hard"``.
         granularity: One codebook per ``"tensor"``, per output ``"channel"``, or per group of this number of channels.
-        vector_size: Number of neighbouring weights (1, 2 or 4) in one entry of a codebook (product quantization, Stock
+        vector_size: Number of neighboring weights (1, 2 or 4) in one entry of a codebook (product quantization, Stock
             et al. 2020, arXiv:1907.05686).
         init: Initialization of the first clustering.
         weighted: Weight the clustering by squared gradients (Choi et al. 2017, arXiv:1612.01543).
@@ -56,10 +56,10 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         targets: Selection of the weights.
 
     Attributes:
-        left_alone: Layers that are not clustered since it would save nothing, with the reason.
+        unclustered: Selected layers that are not clustered, with the reason.
 
     Raises:
-        ValueError: If the arguments describe no codebook; in ``setup`` if targets match nothing, if clustering would
+        ValueError: If an argument is invalid; in ``setup`` if targets match nothing, if clustering would
             save nothing in any layer, and for strategies that shard weights.
 
     >>> from lightning.pytorch import Trainer
@@ -104,7 +104,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         self.init = init
         self.weighted = weighted
         self.gradient = gradient
-        self.left_alone: dict[str, str] = {}
+        self.unclustered: dict[str, str] = {}
         self._clusterer: Clusterer | None = None
         self._soft: dict[str, SoftClusters] = {}
         self._masks: list[ConstraintCallback[MaskConstraint]] = []
@@ -150,11 +150,13 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
                 raise ValueError(f"num_clusters: {glob!r} matches no selected layer; they are {shorten(names)}.")
         matched = [layer for layer in layers if self._find_spec(layer) is not None]
         obstacles = {layer.layer: self._spec_of(layer).skip_reason(layer) for layer in matched}
-        self.left_alone = {name: obstacle for name, obstacle in obstacles.items() if obstacle}
-        if len(self.left_alone) == len(matched):
-            name, why = next(iter(self.left_alone.items()))
-            raise ValueError(f"WeightClustering would make no layer smaller: of {name!r}, {why}; use fewer clusters.")
-        return [layer for layer in matched if layer.layer not in self.left_alone]
+        self.unclustered = {name: obstacle for name, obstacle in obstacles.items() if obstacle}
+        if len(self.unclustered) == len(matched):
+            name, why = next(iter(self.unclustered.items()))
+            raise ValueError(
+                f"WeightClustering would save no bytes in any layer ({name!r}: {why}): use fewer clusters."
+            )
+        return [layer for layer in matched if layer.layer not in self.unclustered]
 
     def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
         """Start with free weights, or restore assignments, accumulated gradients and soft assignments."""
@@ -171,7 +173,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
                 self._soften(trainer, layer.name, SoftClusters.from_state(layout, state["soft"][layer.name], device))
         self._masks = self._find_masks(trainer)
         self._mask_changes = self._changes_of_masks
-        for name, why in self.left_alone.items():
+        for name, why in self.unclustered.items():
             rank_zero_info(f"WeightClustering does not cluster {name!r}: {why}.")
 
     def current_state(self) -> dict[str, Any]:
@@ -195,8 +197,8 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Read dense gradients as long as they weight the clustering, then project them."""
         accumulator = None if self._clusterer is None else self._clusterer.accumulator
-        if accumulator is not None and not self._landed:
-            accumulator.read(self.held_by(optimizer), loss_scale(trainer, optimizer))
+        if accumulator is not None and not self._finished:
+            accumulator.read(self.layers_of(optimizer), loss_scale(trainer, optimizer))
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         if self.gradient == "sum" and self.constraint is not None:
             self.constraint.sum_gradients_()
@@ -205,7 +207,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         """Count the gradients that were read, and make an update that is due."""
         assert self._clusterer is not None
         if self._clusterer.accumulator is not None:
-            self._clusterer.accumulator.step_completed(self.held_by(optimizer))
+            self._clusterer.accumulator.step_completed(self.layers_of(optimizer))
         super().after_step(trainer, optimizer)
 
     def on_train_batch_end(
@@ -221,9 +223,9 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         super().teardown(trainer, pl_module, stage)
         harden(pl_module)
 
-    def outside_fit(self) -> dict[str, Any]:
-        """Return the attributes that refer to a fit, with the values that they have outside of one."""
-        return {**super().outside_fit(), "_clusterer": None, "_soft": {}, "_masks": []}
+    def attributes_outside_fit(self) -> dict[str, Any]:
+        """Return the attributes that exist only during a fit, with their values outside of it."""
+        return {**super().attributes_outside_fit(), "_clusterer": None, "_soft": {}, "_masks": []}
 
     def _find_spec(self, layer: Layer) -> CodebookSpec | None:
         return next((spec for glob, spec in self._codebook_specs.items() if matches(glob, layer.layer)), None)
@@ -239,17 +241,17 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         if not self._is_due(now) or not self._clusterer.is_ready:
             return
         self._tick = max(self.schedule.tick(now), 0)
-        self._landed = self.schedule.finished(now)
+        self._finished = self.schedule.finished(now)
         self._mask_changes = self._changes_of_masks
-        if self.method == "dkm" and not self._landed:
+        if self.method == "dkm" and not self._finished:
             for name, clusters in self._clusterer.soft_clusters(self._zeros()).items():
                 self._soften(trainer, name, clusters)
             return
-        starts = {name: clusters.codebooks for name, clusters in self._soft.items()}
+        initial_centers = {name: clusters.codebooks for name, clusters in self._soft.items()}
         harden(trainer.lightning_module)
         self._soft = {}
         fraction = self.schedule.sparsity(1.0, now)
-        self._clusterer.update(self._zeros(), fraction=fraction, starts=starts)
+        self._clusterer.update(self._zeros(), fraction=fraction, initial_centers=initial_centers)
         self.constraint_replaced(trainer)
 
     def _is_due(self, now: Progress) -> bool:
@@ -258,7 +260,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         if self._tick < 0 or self._changes_of_masks != self._mask_changes:
             return True
         ticked = self.schedule.tick(now) > self._tick and self.method == "hard"
-        return not self._landed and (ticked or self.schedule.finished(now))
+        return not self._finished and (ticked or self.schedule.finished(now))
 
     def _soften(self, trainer: Trainer, name: str, clusters: SoftClusters) -> None:
         self._soft[name] = clusters
@@ -268,7 +270,8 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
     def _find_masks(self, trainer: Trainer) -> list[ConstraintCallback[MaskConstraint]]:
         """Return the callbacks that mask clustered weights; in a fit they stay the same."""
         assert self.constraint is not None
-        found = (mask for layer in self.constraint.layers for mask in constraints_on(trainer, MaskConstraint, layer))
+        layers = self.constraint.layers
+        found = (mask for layer in layers for mask in callbacks_constraining(trainer, MaskConstraint, layer))
         return list(dict.fromkeys(found))
 
     @property
@@ -277,11 +280,11 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
 
     def _zeros(self) -> list[Tensor | None]:
         """Return the masked positions of each layer, or ``None`` for a layer without a mask."""
-        held = {
+        masked = {
             id(layer.parameter): zeros
             for mask in self._masks
             if mask.constraint is not None
             for layer, zeros in zip(mask.constraint.layers, mask.constraint.zeros, strict=True)
         }
         assert self.constraint is not None
-        return [held.get(id(layer.parameter)) for layer in self.constraint.layers]
+        return [masked.get(id(layer.parameter)) for layer in self.constraint.layers]

@@ -46,25 +46,25 @@ class Clusterer:
         zeros: Sequence[Tensor | None],
         *,
         fraction: float = 1.0,
-        starts: Mapping[str, Tensor] = MappingProxyType({}),
+        initial_centers: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         """Cluster the weights of all layers anew, and fix a fraction of them to their clusters.
 
         Args:
             zeros: For each layer, True where a weight stays zero; ``None`` for the weights that are zero now.
             fraction: Fraction of the nonzero weights that is fixed, in [0, 1]; weights that are fixed already stay so.
-            starts: Initial centers by the names of the weights; by default those of the present assignment.
+            initial_centers: Initial centers by the names of the weights; by default those of the present assignment.
 
         Raises:
             ValueError: If a weight is not finite.
         """
         for i, layer in enumerate(self.constraint.layers):
             zero_mask = _zero_mask(layer, zeros[i])
-            start = starts.get(layer.name, self._present_centers(i, pins_zero=zero_mask is not None))
-            index, values = self._cluster(i, layer.weight, zero_mask, start)
+            initial = initial_centers.get(layer.name, self._present_centers(i, pins_zero=zero_mask is not None))
+            index, centers = self._cluster(i, layer.weight, zero_mask, initial)
             free = self._free_mask(i, zero_mask, fraction)
-            assignment = Assignment(index, len(values), pins_zero=zero_mask is not None, free=free)
-            self.constraint.replace(i, assignment, values)
+            assignment = Assignment(index, len(centers), pins_zero=zero_mask is not None, free=free)
+            self.constraint.replace(i, assignment, centers)
 
     @torch.no_grad()
     def soft_clusters(self, zeros: Sequence[Tensor | None]) -> dict[str, SoftClusters]:
@@ -76,17 +76,17 @@ class Clusterer:
         found = {}
         for i, layer in enumerate(self.constraint.layers):
             zero_mask = _zero_mask(layer, zeros[i])
-            start = self._present_centers(i, pins_zero=zero_mask is not None)
-            index, values = self._cluster(i, layer.weight, zero_mask, start)
+            initial = self._present_centers(i, pins_zero=zero_mask is not None)
+            index, centers = self._cluster(i, layer.weight, zero_mask, initial)
             layout = self.specs[i].layout(layer)
-            masses = point_masses(layer.weight, zero_mask, self._sensitivity(layer))
-            errors = layer.weight.flatten() - values[index]
+            masses = point_masses(layer.weight, zero_mask, self._importance(layer))
+            errors = layer.weight.flatten() - centers[index]
             rows = layout.to_rows(errors.square().view(layer.shape) * (1 if masses is None else masses))
             total = layout.to_rows(torch.ones_like(layer.weight) if masses is None else masses).sum(dim=1)
             # Weights that lie on their centers have no variance, but a temperature must be positive.
             smallest = layer.weight.square().mean() * 1e-9 + torch.finfo(layer.weight.dtype).tiny
             variances = (rows.sum(dim=1) / total.clamp(min=1e-12)).clamp(min=smallest)
-            codebooks = values[int(zero_mask is not None) :].view(layout.num_codebooks, -1)
+            codebooks = centers[int(zero_mask is not None) :].view(layout.num_codebooks, -1)
             found[layer.name] = SoftClusters(layout, codebooks, variances, masses)
         return found
 
@@ -112,14 +112,16 @@ class Clusterer:
         smaller, equal = scores < largest, scores == largest
         return smaller | (equal & (equal.cumsum(0) <= num_free - smaller.sum()))
 
-    def _cluster(self, i: int, points: Tensor, zero_mask: Tensor | None, start: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _cluster(
+        self, i: int, points: Tensor, zero_mask: Tensor | None, initial: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         layer = self.constraint.layers[i]
         if not bool(points.isfinite().all()):
             raise ValueError(
                 f"{layer.name!r} has weights that are not finite and cannot be clustered: lower the learning rate."
             )
-        sensitivity = self._sensitivity(layer)
-        return self.specs[i].cluster(layer, points, zeros=zero_mask, sensitivity=sensitivity, start=start)
+        importance = self._importance(layer)
+        return self.specs[i].cluster(layer, points, zeros=zero_mask, importance=importance, initial_centers=initial)
 
     def _present_centers(self, i: int, *, pins_zero: bool) -> Tensor | None:
         """Centers of the present assignment without the pinned zero; ``None`` if their number would change."""
@@ -131,7 +133,7 @@ class Clusterer:
             assignment = Assignment(assignment.index, assignment.num_clusters)
         return assignment.means(self.constraint.layers[i].weight)[int(pins_zero) :]
 
-    def _sensitivity(self, layer: Layer) -> Tensor | None:
+    def _importance(self, layer: Layer) -> Tensor | None:
         """Squared gradients, divided by their mean, plus a floor; ``None`` if there are none."""
         squares = None if self.accumulator is None else self.accumulator.sums.get(layer.name)
         if squares is None:

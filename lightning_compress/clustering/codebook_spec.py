@@ -23,7 +23,7 @@ class CodebookSpec:
     Args:
         num_clusters: Entries of a codebook, a pinned zero included.
         granularity: Scope of a codebook: ``"tensor"``, ``"channel"`` (each output channel), or a number of channels.
-        vector_size: Number of neighbouring weights in one entry (product quantization): 1, 2 or 4.
+        vector_size: Number of neighboring weights in one entry (product quantization): 1, 2 or 4.
         init: Initialization of k-means.
 
     Raises:
@@ -74,8 +74,8 @@ class CodebookSpec:
         points: Tensor,
         *,
         zeros: Tensor | None = None,
-        sensitivity: Tensor | None = None,
-        start: Tensor | None = None,
+        importance: Tensor | None = None,
+        initial_centers: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Cluster the weights of a layer by k-means.
 
@@ -83,34 +83,36 @@ class CodebookSpec:
             layer: Layer that owns the weight.
             points: Values to cluster, of the weight's shape.
             zeros: True where a weight stays zero and is excluded, of the weight's shape.
-            sensitivity: Mass of each weight in k-means, of the weight's shape.
-            start: Initial centers, from an earlier codebook of the same size.
+            importance: Mass of each weight in k-means, of the weight's shape.
+            initial_centers: Initial centers, from an earlier codebook of the same size.
 
         Returns:
-            The cluster index of each weight, int32, one-dimensional, and the value of each cluster. With ``zeros``,
+            The cluster index of each weight, int32, one-dimensional, and the center of each cluster. With ``zeros``,
             cluster 0 is the pinned zero.
         """
         num_clusters = self.num_clusters - (zeros is not None)
-        masses = point_masses(points, zeros, sensitivity)
+        masses = point_masses(points, zeros, importance)
         if self.vector_size > 1:
-            values, index = self._cluster_vectors(layer, points, masses, num_clusters, start)
+            centers, index = self._cluster_vectors(layer, points, masses, num_clusters, initial_centers)
         else:
-            values, index = self._cluster_scalars(layer, points, masses, num_clusters, start)
+            centers, index = self._cluster_scalars(layer, points, masses, num_clusters, initial_centers)
         if zeros is None:
-            return index, values
-        return (index + 1).masked_fill_(zeros.flatten(), 0), torch.cat([values.new_zeros(1), values])
+            return index, centers
+        return (index + 1).masked_fill_(zeros.flatten(), 0), torch.cat([centers.new_zeros(1), centers])
 
     def _cluster_scalars(
-        self, layer: Layer, points: Tensor, masses: Tensor | None, num_clusters: int, start: Tensor | None
+        self, layer: Layer, points: Tensor, masses: Tensor | None, num_clusters: int, initial: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         layout = self.layout(layer)
         # Zeros that pad the last row must have no mass.
         if masses is None and layout.is_padded:
             masses = torch.ones_like(points)
         rows, row_masses = layout.to_rows(points), None if masses is None else layout.to_rows(masses)
-        # Training moves centroids independently, so they may have lost the ascending order.
-        centers = None if start is None else start.view(len(rows), -1).sort(dim=1).values
-        codebooks, assignment = cluster_rows(rows, num_clusters, weights=row_masses, start=centers, init=self.init)
+        # Training moves centers independently, so they may have lost the ascending order.
+        initial = None if initial is None else initial.view(len(rows), -1).sort(dim=1).values
+        codebooks, assignment = cluster_rows(
+            rows, num_clusters, weights=row_masses, initial_centers=initial, init=self.init
+        )
         # Indices are into the concatenation of all codebooks.
         codebook = torch.arange(len(rows), dtype=torch.int32, device=points.device).unsqueeze(1)
         return codebooks.flatten(), layout.from_rows(assignment + codebook * num_clusters).flatten()
@@ -121,27 +123,27 @@ class CodebookSpec:
         points: Tensor,
         masses: Tensor | None,
         num_clusters: int,
-        start: Tensor | None,
+        initial: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         size = self.vector_size
         layout = self.layout(layer)
         vectors = layout.to_rows(points).view(-1, size)
         vector_masses = None if masses is None else layout.to_rows(masses).view(-1, size)
-        centers = None if start is None else start.view(-1, size)
+        initial = None if initial is None else initial.view(-1, size)
         num_clusters = min(num_clusters, len(vectors))
-        codebook, entry = cluster_vectors(vectors, num_clusters, weights=vector_masses, start=centers)
+        codebook, entry = cluster_vectors(vectors, num_clusters, weights=vector_masses, initial_centers=initial)
         # Each component of an entry is a cluster of its own: the constraint ties single weights.
         component = torch.arange(size, dtype=torch.int32, device=points.device)
         return codebook.flatten(), layout.from_rows(entry.unsqueeze(1) * size + component).flatten()
 
 
-def point_masses(points: Tensor, zeros: Tensor | None, sensitivity: Tensor | None) -> Tensor | None:
-    """Return the mass of each point in k-means: its sensitivity, 0 where it stays zero; ``None`` if all are equal.
+def point_masses(points: Tensor, zeros: Tensor | None, importance: Tensor | None) -> Tensor | None:
+    """Return the mass of each point in k-means: its importance, 0 where it stays zero; ``None`` if all are equal.
 
     >>> point_masses(torch.tensor([1.0, 2.0]), torch.tensor([True, False]), None).tolist()
     [0.0, 1.0]
     """
-    if zeros is None and sensitivity is None:
+    if zeros is None and importance is None:
         return None
-    masses = torch.ones_like(points) if sensitivity is None else sensitivity.to(points)
+    masses = torch.ones_like(points) if importance is None else importance.to(points)
     return masses if zeros is None else masses.masked_fill(zeros, 0.0)

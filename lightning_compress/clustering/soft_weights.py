@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -98,13 +98,6 @@ def harden(model: nn.Module) -> None:
             for key in [key for key, hook in hooks.items() if hook in (_replace_weights, _restore_weights)]:
                 del hooks[key]
                 module._forward_hooks_always_called.pop(key, None)
-
-
-def soft_clusters_of(model: nn.Module) -> Iterable[tuple[str, SoftClusters]]:
-    """Yield the names of softly clustered weights in a model with their soft clusters."""
-    for name, module in model.named_modules():
-        for attribute, clusters in vars(module).get(_KEY, {}).items():
-            yield f"{name}.{attribute}".lstrip("."), clusters
 
 
 # Plain functions that read the module, as closures over a module would refer to the original in its copies. An

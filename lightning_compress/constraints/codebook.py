@@ -43,7 +43,7 @@ class Assignment:
         self._order = self._member_of.argsort(stable=True) if index.is_cuda else None
 
     def values(self, weight: Tensor) -> Tensor:
-        """Return the first member of each cluster ``(num_clusters,)``; repeated averages of equal values would drift."""
+        """Return the first member of each cluster ``(num_clusters,)``; repeated averages of equal values drift."""
         values = weight.flatten()[self._first]
         if self.pins_zero:
             values[0] = 0.0
@@ -117,7 +117,7 @@ class CodebookConstraint(Constraint):
         """Return the assignments by parameter name; layers without one are left out."""
         return {
             layer.name: {
-                "index": assignment.index.to(_smallest(assignment.num_clusters)).cpu(),
+                "index": assignment.index.to(_index_dtype(assignment.num_clusters)).cpu(),
                 "num_clusters": assignment.num_clusters,
                 "pins_zero": assignment.pins_zero,
                 "free": None if assignment.free is None else pack_bits(assignment.free).cpu(),
@@ -157,7 +157,7 @@ class CodebookConstraint(Constraint):
                 assignment.write_(tensor, assignment.means(tensor))
 
 
-def _smallest(num_clusters: int) -> torch.dtype:
+def _index_dtype(num_clusters: int) -> torch.dtype:
     return torch.uint8 if num_clusters <= 2**8 else torch.int32
 
 
@@ -168,7 +168,7 @@ def _restored(layer: Layer, state: Mapping[str, Any] | None) -> Assignment | Non
     if index.shape != (layer.parameter.numel(),):
         raise ValueError(
             f"The checkpoint assigns {len(index)} weights of {layer.name!r} to clusters, and it has "
-            f"{layer.parameter.numel()}: is it of another model?"
+            f"{layer.parameter.numel()}: load a checkpoint of this model."
         )
     device = layer.parameter.device
     free = None if state["free"] is None else unpack_bits(state["free"], index.shape).to(device)

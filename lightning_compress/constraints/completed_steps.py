@@ -35,7 +35,7 @@ class CompletedSteps:
         self._depth = 0
         self._handles = [optimizer.register_step_pre_hook(self._enter), optimizer.register_step_post_hook(self._leave)]
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         """Forget a call of ``step`` that raised; to be called while no step is being made."""
         self._depth = 0
 
@@ -53,7 +53,7 @@ class CompletedSteps:
             self._call(optimizer)
 
 
-def owners(optimizers: Sequence[Optimizer], layers: Sequence[Layer]) -> list[Optimizer]:
+def optimizers_of(optimizers: Sequence[Optimizer], layers: Sequence[Layer]) -> list[Optimizer]:
     """Return the optimizers that hold weights of the layers, the one with the most weights first.
 
     Raises:
@@ -71,7 +71,7 @@ def owners(optimizers: Sequence[Optimizer], layers: Sequence[Layer]) -> list[Opt
     return sorted(holding, key=lambda optimizer: -shares[id(optimizer)])
 
 
-def held_layers(optimizer: Optimizer, layers: Sequence[Layer]) -> list[Layer]:
+def layers_in(optimizer: Optimizer, layers: Sequence[Layer]) -> list[Layer]:
     """Return the layers with a weight that an optimizer holds."""
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     return [layer for layer in layers if id(layer.parameter) in held]

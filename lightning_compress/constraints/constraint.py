@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,11 +54,11 @@ class Constraint(ABC):
         """Project tensors of the weights' shapes in place, given by the indices of their layers."""
 
     @abstractmethod
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the constraint as full tensors by parameter name; a collective if sharded."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the constraint by parameter name: packed masks or assignments; a collective if sharded."""
 
     @abstractmethod
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the constraint that :meth:`state_dict` returned.
 
         Raises:

@@ -9,6 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
+from lightning_compress.targets import COMPILED
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -36,7 +38,7 @@ class Layer:
     @property
     def layer(self) -> str:
         """Name of the module that owns the weight, without the prefix of ``torch.compile``."""
-        return self.name.rpartition(".")[0].replace("_orig_mod.", "")
+        return self.name.rpartition(".")[0].replace(COMPILED, "")
 
     @property
     def weight(self) -> Tensor:

@@ -40,11 +40,6 @@ class MaskConstraint(Constraint):
         """This rank's shard of each mask, True where a weight may differ from zero."""
         return [~zeros for zeros in self.zeros]
 
-    @property
-    def num_pruned(self) -> int:
-        """Number of masked weights on this rank."""
-        return sum(int(zeros.sum()) for zeros in self.zeros)
-
     def replace(self, masks: Sequence[Tensor]) -> None:
         """Replace the masks and project the weights."""
         self._set(masks)
@@ -106,6 +101,6 @@ def _unpack(layer: Layer, packed: Mapping[str, Tensor]) -> Tensor:
         return unpack_bits(packed[layer.name], layer.shape)
     except ValueError:
         raise ValueError(
-            f"The checkpoint's mask for {layer.name!r} does not fit its shape {tuple(layer.shape)}: is it of another "
-            "model?"
+            f"The checkpoint's mask for {layer.name!r} does not fit its shape {tuple(layer.shape)}: load a checkpoint "
+            "of this model."
         ) from None

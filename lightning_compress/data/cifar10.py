@@ -12,7 +12,7 @@ from lightning_compress.data.images import Batch, InMemoryDataModule, random_cro
 
 
 class CIFAR10DataModule(InMemoryDataModule):
-    """CIFAR-10 from image folders or from torchvision's files, as normalised ``(3, 32, 32)`` float32 images.
+    """CIFAR-10 from image folders or from torchvision's files, as normalized ``(3, 32, 32)`` float32 images.
 
     Args:
         root: Directory that contains ``train/<class>/*`` and ``test/<class>/*``, directly or in ``cifar10/``, or
@@ -60,7 +60,7 @@ class CIFAR10DataModule(InMemoryDataModule):
     def load(self, split: str) -> Batch:
         """Return the uint8 images ``(N, 3, 32, 32)`` and int64 labels ``(N,)`` of ``"train"`` or ``"test"``."""
         folders = self._folders()
-        return decode(ImageFolder(folders / split)) if folders else self._from_torchvision(split)
+        return decode_images(ImageFolder(folders / split)) if folders else self._from_torchvision(split)
 
     def _folders(self) -> Path | None:
         candidates = (self.root, self.root / "cifar10")
@@ -77,7 +77,7 @@ class CIFAR10DataModule(InMemoryDataModule):
         return torch.from_numpy(stored.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(stored.targets)
 
 
-def decode(folder: ImageFolder) -> Batch:
+def decode_images(folder: ImageFolder) -> Batch:
     """Decode all images of a folder to a uint8 tensor ``(N, 3, H, W)`` and int64 labels ``(N,)``."""
     images = [pil_to_tensor(folder.loader(path)) for path, _ in folder.samples]
     return torch.stack(images), torch.tensor(folder.targets)

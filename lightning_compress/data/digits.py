@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class DigitsDataModule(LightningDataModule):
-    """Scikit-learn's 1,797 handwritten digits as normalised ``(1, 8, 8)`` float32 images, without a download.
+    """Scikit-learn's 1,797 handwritten digits as normalized ``(1, 8, 8)`` float32 images, without a download.
 
     A fixed stratified split holds out one fifth of the images for testing and one eighth of the rest for validation.
 
@@ -32,7 +32,7 @@ class DigitsDataModule(LightningDataModule):
         self.batch_size = batch_size
 
     def setup(self, stage: str) -> None:
-        """Split the images and normalise them with the statistics of the training set."""
+        """Split the images and normalize them with the statistics of the training set."""
         images, labels = load_digits(return_X_y=True)
         rest, test, rest_y, test_y = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
         train, val, train_y, val_y = train_test_split(rest, rest_y, test_size=0.125, stratify=rest_y, random_state=0)

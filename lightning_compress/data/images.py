@@ -16,7 +16,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class InMemoryImages(Dataset[Batch]):
-    """Dataset of decoded images that are augmented and normalised one batch at a time.
+    """Dataset of decoded images that are augmented and normalized one batch at a time.
 
     A ``DataLoader`` calls ``__getitems__`` once per batch, which avoids a Python loop over images; its ``collate_fn``
     must be :func:`identity_collate`. Augmentation draws from PyTorch's global random generator.
@@ -52,12 +52,12 @@ class InMemoryImages(Dataset[Batch]):
         return images[0], labels[0]
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """Return a batch of normalised float32 images ``(B, C, H, W)`` and their labels ``(B,)``."""
+        """Return a batch of normalized float32 images ``(B, C, H, W)`` and their labels ``(B,)``."""
         selected = torch.as_tensor(indices)
         images = self.images[selected]
         if self.augment is not None:
             images = self.augment(images)
-        # Augmentation comes before normalisation, as in torchvision's usual transforms: the padding is black, not grey.
+        # Augmentation comes before normalization, as in torchvision's usual transforms: the padding is black, not gray.
         return images.float().mul_(self.scale).add_(self.shift), self.labels[selected]
 
 

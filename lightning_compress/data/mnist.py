@@ -8,7 +8,7 @@ from lightning_compress.data.images import Batch, InMemoryDataModule, random_cro
 
 
 class MNISTDataModule(InMemoryDataModule):
-    """MNIST from torchvision's files, as normalised ``(1, 28, 28)`` float32 images.
+    """MNIST from torchvision's files, as normalized ``(1, 28, 28)`` float32 images.
 
     Args:
         root: Directory that contains torchvision's ``MNIST/raw/*-ubyte``.

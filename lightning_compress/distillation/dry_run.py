@@ -27,7 +27,7 @@ def dry_run(module: AnyModule, batch: Any) -> AnyModule:
     Returns:
         The copy, with the gradients of the step.
     """
-    probe = TrainingProbe(module.trainer, module, _first_samples(batch), 0)
+    probe = TrainingProbe(module.trainer, module, _limit_samples(batch), 0)
     # The strategy converts the model itself only after setup.
     module.trainer.precision_plugin.convert_module(probe.model)
     probe.loss().backward()
@@ -48,5 +48,5 @@ def warn_unused_parameters(student: nn.Module) -> None:
         )
 
 
-def _first_samples(batch: Any) -> Any:
+def _limit_samples(batch: Any) -> Any:
     return tree_map(lambda value: value[:_NUM_SAMPLES] if isinstance(value, Tensor) and value.ndim else value, batch)

@@ -68,7 +68,7 @@ class FrozenNetwork:
         self._caches: dict[str, LogitCache] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenNetwork:
-        """Return the network itself: it never changes, so copies of its owner share it."""
+        """Return the network itself: copies of its owner share it, since they run it but never update it."""
         return self
 
     def _identify(self, name: str) -> dict[str, str]:

@@ -27,11 +27,11 @@ from lightning_compress.distillation.teacher import MeanTeacher, Peer, Teacher
 from lightning_compress.distillation.teacher_accuracy import teacher_accuracy
 from lightning_compress.distillation.teacher_ensemble import TeacherEnsemble
 from lightning_compress.distillation.teacher_loading import as_teachers, has_network
-from lightning_compress.distillation.wrapped_module import adopt_hooks, training_step
+from lightning_compress.distillation.wrapped_module import adopt_hooks
 from lightning_compress.serialization import from_plain, to_plain
-from lightning_compress.trainer.batches import first_training_batch
-from lightning_compress.trainer.lightning import averaged_models
+from lightning_compress.trainer.batches import first_training_batch, training_step
 from lightning_compress.trainer.progress import check_time_fits, progress
+from lightning_compress.trainer.queries import averaged_models
 
 _COMBINE = {"mean": average_uniformly, "confidence": average_by_confidence}
 _CHECKPOINT_KEY = "distillation"
@@ -107,7 +107,7 @@ class DistillationModule(LightningModule):
             raise ValueError(f"combine={combine!r} is not supported: it must be 'mean' or 'confidence'.")
         # load_from_checkpoint passes the hyperparameters, which are plain data.
         teachers, losses = as_teachers(from_plain(teacher)), from_plain(dict(losses or {})) or {"kd": KD()}
-        images = from_plain(normalization)
+        student_normalization = from_plain(normalization)
         self.task_weight: float | Ramp = from_plain(task_weight)
         self.student = build_student(student, teachers, num_classes, optimizer, lr_scheduler, model_kwargs)
         check_student(self.student)
@@ -132,7 +132,7 @@ class DistillationModule(LightningModule):
                 "task_weight": to_plain(self.task_weight),
                 "output": output,
                 "combine": combine,
-                "normalization": to_plain(images),
+                "normalization": to_plain(student_normalization),
             }
         )
         self._teachers = TeacherEnsemble(
@@ -140,7 +140,7 @@ class DistillationModule(LightningModule):
             student=self.student,
             network=network,
             layers=teacher_layers,
-            images=images,
+            student_normalization=student_normalization,
             cache=None if cache is None else Path(cache),
         )
 
@@ -259,7 +259,7 @@ class DistillationModule(LightningModule):
         self.objective.build_adapters(stored["adapters"])
 
     def _dry_run(self, batch: Any) -> None:
-        # The keys are those of the whole batch, of which the dry run takes a part.
+        # The keys are those of the full batch; the dry run uses its first samples.
         self._keys = None
         copy = dry_run(self, batch)
         warn_unused_parameters(copy.student)

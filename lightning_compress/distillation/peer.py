@@ -79,7 +79,7 @@ class PeerNetwork(FrozenNetwork):
     def step(self, student: nn.Module, optimizer: Optimizer) -> None:
         if self._loss is None:
             return
-        mine = self._optimizer or self._create_optimizer(optimizer)
+        peer_optimizer = self._optimizer or self._create_optimizer(optimizer)
         self._loss.backward()
         self._loss = None
         # DDP does not wrap this network: its gradients are averaged here.
@@ -87,10 +87,10 @@ class PeerNetwork(FrozenNetwork):
         for parameter in self.network.parameters() if ranks > 1 else ():
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad.div_(ranks))
-        for group in mine.param_groups:
+        for group in peer_optimizer.param_groups:
             group["lr"] = optimizer.param_groups[0]["lr"]
-        mine.step()
-        mine.zero_grad()
+        peer_optimizer.step()
+        peer_optimizer.zero_grad()
 
     def _create_optimizer(self, optimizer: Optimizer) -> Optimizer:
         self._optimizer = type(optimizer)(self.network.parameters(), **optimizer.defaults)

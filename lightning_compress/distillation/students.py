@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
-from lightning_compress.distillation.teacher_loading import TeacherSpec, load_network
+from lightning_compress.distillation.teacher_loading import TeacherSpec, load_module
 from lightning_compress.models.classification import ClassificationModule, sgd
 
 
@@ -50,7 +50,7 @@ def build_student(
             f"student={student!r} is not supported: give a LightningModule, a timm name, a network or a .ckpt file."
         )
     if isinstance(student, str) and student.endswith(".ckpt"):
-        module = load_network(student, "student")
+        module = load_module(student, "student")
         # A checkpoint does not store functions.
         module.optimizer, module.lr_scheduler = optimizer or sgd, lr_scheduler
         return module

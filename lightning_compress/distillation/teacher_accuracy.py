@@ -43,7 +43,8 @@ def teacher_accuracy(trainer: Trainer, module: LightningModule, teacher: FrozenN
             metric = _evaluate(trainer, module, teacher, int(min(loop.max_batches[0], 2**31)))
     finally:
         trainer.state.stage = stage
-    # A rank without usable batches knows no number of classes, yet must take part when the metric is synchronized.
+    # A rank without usable batches does not know the number of classes, but must participate when the metric is
+    # synchronized.
     own_classes = torch.tensor(metric.num_classes if metric else 0, device=module.device)
     num_classes = int(trainer.strategy.reduce(own_classes, reduce_op="max"))
     if not num_classes:

@@ -27,7 +27,7 @@ class TeacherEnsemble:
         student: Module of the student.
         network: Network of the student.
         layers: Names of the modules of the first teacher to record.
-        images: Normalization of the student's images, or ``None`` for that of its timm configuration.
+        student_normalization: Normalization of the student's images, or ``None`` for that of its timm configuration.
         cache: Directory of the cached logits, or ``None``.
 
     Raises:
@@ -41,12 +41,13 @@ class TeacherEnsemble:
         student: nn.Module,
         network: nn.Module,
         layers: Sequence[str],
-        images: Normalization | None,
+        student_normalization: Normalization | None,
         cache: Path | None,
     ) -> None:
         self._teachers: list[TeacherSpec | FrozenNetwork] = list(teachers)
         self._student, self._network = student, network
-        self._layers, self._images, self._cache = layers, images, cache
+        self._layers, self._cache = layers, cache
+        self._student_normalization = student_normalization
         for index, each in enumerate(teachers):
             # Copied now, as the caller may train its network further; there is nothing to load.
             if isinstance(each, Teacher) and has_network(each):
@@ -64,7 +65,9 @@ class TeacherEnsemble:
             ValueError: If there are no teachers, or one cannot be built.
         """
         if not self._teachers:
-            raise ValueError("This DistillationModule has no teacher: pass teacher=..., which checkpoints do not hold.")
+            raise ValueError(
+                "This DistillationModule has no teacher: pass teacher=..., which is not stored in checkpoints."
+            )
         for index, each in enumerate(self._teachers):
             if not isinstance(each, FrozenNetwork):
                 self._teachers[index] = self._build(index, each)
@@ -110,6 +113,6 @@ class TeacherEnsemble:
             student=student,
             num_classes=infer_num_classes(self._student),
             layers=() if index else self._layers,
-            images=self._images,
+            student_normalization=self._student_normalization,
             cache=self._cache,
         )

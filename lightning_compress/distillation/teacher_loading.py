@@ -10,6 +10,7 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
+from lightning_compress.arguments import reason
 from lightning_compress.distillation.frozen_network import FrozenNetwork
 from lightning_compress.distillation.image_conversion import Conversion, Normalization
 from lightning_compress.distillation.mean_teacher import MeanTeacherNetwork
@@ -29,7 +30,7 @@ def build_teacher(
     student: nn.Module,
     num_classes: int | None,
     layers: Sequence[str],
-    images: Normalization | None,
+    student_normalization: Normalization | None,
     cache: Path | None,
 ) -> FrozenNetwork:
     """Build the network of a teacher and load its weights.
@@ -39,7 +40,7 @@ def build_teacher(
         student: Network of the student.
         num_classes: Number of classes of the student, or ``None`` if unknown.
         layers: Names of the teacher's modules to record.
-        images: Normalization of the student's images, or ``None`` for that of its timm configuration.
+        student_normalization: Normalization of the student's images, or ``None`` for that of its timm configuration.
         cache: Directory of the cached logits, or ``None``.
 
     Raises:
@@ -58,7 +59,7 @@ def build_teacher(
         dtype=_DTYPES[teacher.precision],
         compiled=teacher.compile,
         layers=layers,
-        conversion=_conversion(teacher, _data_config(network), images, _data_config(student)),
+        conversion=_conversion(teacher, _data_config(network), student_normalization, _data_config(student)),
         cache=cache,
     )
 
@@ -76,7 +77,7 @@ def _create_peer(teacher: Peer, num_classes: int | None) -> nn.Module:
 def _load(teacher: Teacher, num_classes: int | None) -> nn.Module:
     assert isinstance(teacher.model, str)
     if teacher.model.endswith(".ckpt"):
-        return load_network(teacher.model, "teacher").model
+        return load_module(teacher.model, "teacher").model
     # timm gives a pretrained network with another number of classes a random head, so it keeps its own.
     default = num_classes if teacher.checkpoint is not None else None
     arguments = _arguments(teacher.model_kwargs, teacher.num_classes or default)
@@ -97,13 +98,13 @@ def _create_pretrained(name: str, arguments: dict[str, Any]) -> nn.Module:
     except ValueError:
         raise
     except Exception as error:  # the download fails with the errors of several libraries
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"The pretrained weights of teacher {name!r} cannot be loaded ({reason}): give Teacher(checkpoint=...)."
+            f"The pretrained weights of teacher {name!r} cannot be loaded ({reason(error)}): give "
+            "Teacher(checkpoint=...)."
         ) from error
 
 
-def load_network(path: str, argument: str) -> ClassificationModule:
+def load_module(path: str, argument: str) -> ClassificationModule:
     """Load the module of a Lightning checkpoint.
 
     Args:
@@ -116,10 +117,9 @@ def load_network(path: str, argument: str) -> ClassificationModule:
     try:
         return ClassificationModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{argument}={path!r} is not a checkpoint of a ClassificationModule with a timm name ({reason}): load the "
-            "network yourself and pass it."
+            f"{argument}={path!r} is not a checkpoint of a ClassificationModule with a timm name ({reason(error)}): "
+            "load the network yourself and pass it."
         ) from error
 
 
@@ -132,10 +132,10 @@ def _data_config(network: nn.Module | None) -> dict[str, Any] | None:
 def _conversion(
     teacher: Teacher,
     teacher_config: dict[str, Any] | None,
-    images: Normalization | None,
+    student_normalization: Normalization | None,
     student_config: dict[str, Any] | None,
 ) -> Conversion | None:
-    have = images or _normalization(student_config)
+    have = student_normalization or _normalization(student_config)
     want = teacher.normalization or _normalization(teacher_config)
     if teacher.normalization is not None and have is None:
         raise ValueError(

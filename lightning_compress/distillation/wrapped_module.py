@@ -7,7 +7,6 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.hooks import CheckpointHooks, DataHooks, ModelHooks
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 _STEPS = (
     "validation_step", "test_step", "predict_step", "configure_callbacks", "configure_gradient_clipping",
@@ -51,9 +50,3 @@ class DelegatedMethod:
         if self._inner._trainer is not self.outer._trainer:
             return getattr(type(self._inner), self._method)(self._inner, *args, **kwargs)
         return getattr(self.outer, self._method)(*args, **kwargs)
-
-
-def training_step(inner: LightningModule, batch: Any, batch_idx: int) -> Any:
-    """Call a module's ``training_step`` with or without ``batch_idx``, as its signature requires."""
-    takes_index = is_param_in_hook_signature(inner.training_step, "batch_idx", min_args=2)
-    return inner.training_step(batch, batch_idx) if takes_index else inner.training_step(batch)

@@ -17,17 +17,17 @@ from lightning_compress.export.failures import failure_message
 from lightning_compress.quantization.backend import Backend
 from lightning_compress.quantization.finalize import finalize
 from lightning_compress.quantization.insertion import is_quantized
-from lightning_compress.quantization.lowering import Lowered, lower
+from lightning_compress.quantization.lowering import LoweredModel, lower
 
 
-def lower_or_copy(model: nn.Module, inputs: Arguments, backend: Backend) -> Lowered:
+def lower_or_copy(model: nn.Module, inputs: Arguments, backend: Backend) -> LoweredModel:
     """Lower a model with quantizers for a target, or copy a model without quantizers as FP32.
 
     Raises:
         ValueError: If the model cannot be lowered, or the target does not support one of its quantized layers.
     """
     if not is_quantized(model):
-        return Lowered(finalize(model))
+        return LoweredModel(finalize(model))
     lowered = lower(model, inputs, backend)
     backend.check(lowered.layers)
     return lowered
@@ -68,7 +68,7 @@ def exporting(model: nn.Module, target: str, program: Callable[[], ExportedProgr
 
 
 def _drop_unused(program: ExportedProgram) -> None:
-    """Remove parameters, buffers and constants without a reader in place, so that they are not written to the file."""
+    """Remove in place the parameters, buffers and constants that no node reads: they would only enlarge the file."""
     unused = {node.name: node for node in program.graph.nodes if node.op == "placeholder" and not node.users}
     signature = program.graph_signature
     for spec in list(signature.input_specs):

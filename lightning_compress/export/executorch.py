@@ -17,13 +17,13 @@ from lightning_compress.atomic_files import atomic_write
 from lightning_compress.export.capture import capture, exporting, lower_or_copy
 from lightning_compress.export.executorch_passes import duplicate_dequantize, quantize_concatenated
 from lightning_compress.export.exported_file import ExportedFile
-from lightning_compress.export.lowered_parity import SplitModel, split_steps
+from lightning_compress.export.lowered_parity import SplitModel, compare_segments
 from lightning_compress.export.output_comparison import model_outputs, relative_difference, top1_agreement
 from lightning_compress.export.requirements import require
 from lightning_compress.export.subprocess_check import run_in_subprocess
 from lightning_compress.quantization.backend import Backend, Bias, QParams, QuantizedLayer, Weight
-from lightning_compress.quantization.lowering import Lowered
-from lightning_compress.quantization.placement import PASSING
+from lightning_compress.quantization.lowering import LoweredModel
+from lightning_compress.quantization.placement import DATA_MOVEMENT
 from lightning_compress.targets import shorten
 
 _COMPUTING = {"convolution", "conv1d", "conv2d", "linear", "addmm", "mm", "bmm"}
@@ -46,13 +46,13 @@ class ExecutorchFile(ExportedFile):
 
     Attributes:
         num_delegates: Number of subgraphs that XNNPACK computes; one is best.
-        outside: Calls that ExecuTorch's slow portable kernels compute, ``"<module>.<function>"``.
-        agreement: Fraction of the example inputs with the same top-1 class as the model.
+        undelegated: Calls that ExecuTorch's slow portable kernels compute, ``"<module>.<function>"``.
+        top1_agreement: Fraction of the example inputs with the same top-1 class as the model.
     """
 
     num_delegates: int
-    outside: tuple[str, ...]
-    agreement: float
+    undelegated: tuple[str, ...]
+    top1_agreement: float
 
 
 def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -> ExecutorchFile:
@@ -74,7 +74,7 @@ def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -
         RuntimeError: If ExecuTorch's runtime cannot run the file.
         ValueError: If a quantizer has not observed a batch, if only weights are quantized, if the model cannot be
             exported, if there is no kernel for an operator outside of XNNPACK, or if a quantized layer of the file
-            stays outside of XNNPACK or differs from the model by more than a step of its scale.
+            stays outside of XNNPACK or differs from the model by more than 1 LSB.
 
     Example::
 
@@ -89,22 +89,22 @@ def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -
     lowered = lower_or_copy(model, inputs, backend)
     edge = _delegate(lowered.model, inputs)
     graph = edge.exported_program().graph_module
-    outside = tuple(_call_name(node) for node in _outside(graph))
+    undelegated = tuple(_call_name(node) for node in _undelegated(graph))
     _check_delegated(graph, lowered)
     with atomic_write(path) as partial:
         partial.write_bytes(_serialize(model, edge))
-        steps = split_steps(model, inputs, backend, _run_split)
-        expected, (actual, seconds) = model_outputs(model, inputs), _run_file(partial, inputs, outside)
+        steps = compare_segments(model, inputs, backend, _run_split)
+        expected, (actual, seconds) = model_outputs(model, inputs), _run_file(partial, inputs, undelegated)
     return ExecutorchFile(
         path=Path(path),
         num_bytes=Path(path).stat().st_size,
         latency=seconds,
         steps=steps,
         difference=relative_difference(expected, actual),
-        left_in_float=tuple(lowered.left_in_float),
+        unquantized_ops=tuple(lowered.unquantized_ops),
         num_delegates=sum("call_delegate" in node.name for node in graph.graph.nodes),
-        outside=outside,
-        agreement=top1_agreement(expected, actual),
+        undelegated=undelegated,
+        top1_agreement=top1_agreement(expected, actual),
     )
 
 
@@ -113,8 +113,8 @@ class ExecutorchBackend(Backend):
 
     name = "ExecuTorch"
     unsigned = False
-    # Behind a flattening without quantization parameters, XNNPACK's linear layers return garbage without an error.
-    opaque = frozenset(PASSING)
+    # After a flattening without quantization parameters, XNNPACK's linear layers return garbage without an error.
+    not_propagated = frozenset(DATA_MOVEMENT)
 
     def __init__(self) -> None:
         # Registers the operators.
@@ -124,7 +124,7 @@ class ExecutorchBackend(Backend):
 
     def activation(self, x: Tensor, qparams: QParams) -> Tensor:
         """Quantize and dequantize; fewer than 8 bits are clamped, as XNNPACK supports only the full range of int8."""
-        if qparams.quant_max - qparams.quant_min < 254:
+        if not qparams.is_8_bit:
             ends = qparams.quant_min, qparams.quant_max
             lower, upper = ((end - qparams.zero_point) * qparams.scale for end in ends)
             x = torch.clamp(self._quantize_dequantize(x, qparams), lower, upper)
@@ -172,15 +172,15 @@ def _delegate(model: nn.Module, inputs: Arguments) -> Any:
         return to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], compile_config=config)
 
 
-def _outside(graph_module: GraphModule) -> list[Node]:
+def _undelegated(graph_module: GraphModule) -> list[Node]:
     """Return the calls that are not delegated to XNNPACK."""
     calls = [node for node in graph_module.graph.nodes if node.op == "call_function"]
     return [node for node in calls if "call_delegate" not in node.name and not node.name.startswith("getitem")]
 
 
-def _check_delegated(graph_module: GraphModule, lowered: Lowered) -> None:
+def _check_delegated(graph_module: GraphModule, lowered: LoweredModel) -> None:
     layers = {layer.name for layer in lowered.layers}
-    for node in _outside(graph_module):
+    for node in _undelegated(graph_module):
         module, _, function = _call_name(node).rpartition(".")
         if function in _COMPUTING and module in layers:
             raise ValueError(
@@ -201,14 +201,14 @@ def _serialize(model: nn.Module, edge: Any) -> bytes:
         return edge.to_executorch().buffer
 
 
-def _run_file(path: Path, inputs: Arguments, outside: tuple[str, ...]) -> tuple[list[Tensor], float]:
+def _run_file(path: Path, inputs: Arguments, undelegated: tuple[str, ...]) -> tuple[list[Tensor], float]:
     """Return the outputs of the file and its latency in seconds."""
     try:
         return run_in_subprocess(_SCRIPT, path, inputs)
     except RuntimeError as error:
         if _OPERATOR_MISSING not in str(error):
             raise
-        names = shorten(list(outside))
+        names = shorten(list(undelegated))
         raise ValueError(
             f"ExecuTorch has no kernel for one of {names}: replace it by supported operators, or move it out of the "
             "model."

@@ -27,16 +27,18 @@ def quantize_concatenated(graph_module: GraphModule) -> None:
         quantize = _following_quantize(node)
         if quantize is not None:
             with graph.inserting_before(node):
-                node.update_arg(0, [_quantize_like(graph, quantize, part) for part in node.args[0]])
+                node.update_arg(0, [_quantize_like(graph, quantize, tensor) for tensor in node.args[0]])
             with graph.inserting_after(node):
-                whole = _quantize_like(graph, quantize, node)
+                requantized = _quantize_like(graph, quantize, node)
             # Its own quantize node must keep reading the concatenation.
-            node.replace_all_uses_with(whole, delete_user_cb=lambda user, own=whole.args[0]: user is not own)
+            node.replace_all_uses_with(
+                requantized, delete_user_cb=lambda user, own=requantized.args[0]: user is not own
+            )
     graph_module.recompile()
 
 
 def _following_quantize(node: Node) -> Node | None:
-    """Return the node that quantizes the result of a call, directly or behind a clipping activation."""
+    """Return the node that quantizes the result of a call, directly or after a clipping activation."""
     for user in node.users:
         if "quantize_per_tensor" in str(user.target):
             return user

@@ -14,10 +14,10 @@ class ExportedFile:
         path: The file.
         num_bytes: Size of the file.
         latency: Median seconds of a run on the example inputs in the target's runtime, one thread of this CPU.
-        steps: Largest difference of each quantized activation from the model's on identical inputs, in steps of its
-            scale; ``None`` for an FP32 file.
+        steps: Largest difference of each quantized activation from the model's on identical inputs, in LSB; ``None``
+            for an FP32 file.
         difference: Largest difference of the outputs from the model's, relative to their largest absolute value.
-        left_in_float: Calls that compute in FP32, ``"<module>.<function>"``.
+        unquantized_ops: Calls that compute in FP32, ``"<module>.<function>"``.
     """
 
     path: Path
@@ -25,4 +25,9 @@ class ExportedFile:
     latency: float
     steps: dict[str, int] | None
     difference: float
-    left_in_float: tuple[str, ...]
+    unquantized_ops: tuple[str, ...]
+
+    @property
+    def left_in_float(self) -> tuple[str, ...]:
+        """Old name of ``unquantized_ops``, until version 0.2."""
+        return self.unquantized_ops

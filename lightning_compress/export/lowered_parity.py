@@ -1,7 +1,8 @@
 """Comparison of a lowered model with its fake-quantized simulation, tensor by tensor on identical inputs.
 
-End to end, a rounding difference of one step in an early layer can change any output. With the inputs of every segment
-taken from the simulation, one step of the scale is the largest difference that rounding explains.
+Differences are in LSB, the unit of the quantized integers. End to end, a difference of 1 LSB in an early layer can
+change any output. With the inputs of every segment taken from the simulation, 1 LSB is the largest difference that
+rounding explains.
 """
 
 from __future__ import annotations
@@ -58,20 +59,20 @@ class SplitModel(nn.Module):
         self.model(*args, **kwargs)
         return tuple(self._backend.computed)
 
-    def steps(self, computed: Sequence[Tensor]) -> dict[str, int]:
-        """Return the largest difference of each activation from the simulation, in steps of its scale.
+    def lsb_errors(self, computed: Sequence[Tensor]) -> dict[str, int]:
+        """Return the largest difference of each activation from the simulation, in LSB.
 
         Raises:
-            ValueError: If one differs by more than a step.
+            ValueError: If one differs by more than 1 LSB.
         """
         integers = [
             torch.round(tensor / qparams.scale) + qparams.zero_point
             for tensor, qparams in zip(computed, self._qparams, strict=True)
         ]
-        return check_steps(largest_steps([qparams.name for qparams in self._qparams], self._expected, integers))
+        return check_lsb_errors(max_lsb_errors([qparams.name for qparams in self._qparams], self._expected, integers))
 
 
-def split_steps(
+def compare_segments(
     model: nn.Module, inputs: Arguments, backend: Backend, run: Callable[[SplitModel, Arguments], Sequence[Tensor]]
 ) -> dict[str, int] | None:
     """Compare every quantized activation of a lowered model with the simulation.
@@ -83,22 +84,22 @@ def split_steps(
         run: Runs the split model on arguments in the target's runtime.
 
     Returns:
-        The largest differences in steps of the scale; ``None`` for a model without quantizers.
+        The largest differences in LSB; ``None`` for a model without quantizers.
 
     Raises:
-        ValueError: If one differs by more than a step.
+        ValueError: If one differs by more than 1 LSB.
     """
     if not is_quantized(model):
         return None
     split = SplitModel(model, inputs, backend)
-    return split.steps(run(split, ((*inputs, split.feeds), {})))
+    return split.lsb_errors(run(split, ((*inputs, split.feeds), {})))
 
 
 class _SplitBackend(Backend):
-    """Continues behind each activation with the next of the feeds."""
+    """Backend that records each activation and continues with the simulation's."""
 
     def __init__(self, backend: Backend) -> None:
-        self.name, self.unsigned, self.opaque = backend.name, backend.unsigned, backend.opaque
+        self.name, self.unsigned, self.not_propagated = backend.name, backend.unsigned, backend.not_propagated
         self.backend = backend
         self.feeds: Iterator[Tensor] = iter(())
         self.computed: list[Tensor] = []
@@ -116,29 +117,29 @@ class _SplitBackend(Backend):
         return self.backend.bias(bias)
 
 
-def largest_steps(names: Sequence[str], expected: Sequence[Tensor], integers: Sequence[Tensor]) -> dict[str, int]:
+def max_lsb_errors(names: Sequence[str], expected: Sequence[Tensor], integers: Sequence[Tensor]) -> dict[str, int]:
     """Return the largest difference of integers by name, over all occurrences of a name.
 
-    >>> largest_steps(["relu", "relu"], [torch.tensor([1, 2])] * 2, [torch.tensor([1, 2]), torch.tensor([4, 2])])
+    >>> max_lsb_errors(["relu", "relu"], [torch.tensor([1, 2])] * 2, [torch.tensor([1, 2]), torch.tensor([4, 2])])
     {'relu': 3}
     """
-    steps: dict[str, int] = {}
-    for name, ours, theirs in zip(names, expected, integers, strict=True):
-        apart = int((ours.double() - theirs.double()).abs().max()) if ours.numel() else 0
-        steps[name] = max(apart, steps.get(name, 0))
-    return steps
+    errors: dict[str, int] = {}
+    for name, simulated, computed in zip(names, expected, integers, strict=True):
+        difference = int((simulated.double() - computed.double()).abs().max()) if simulated.numel() else 0
+        errors[name] = max(difference, errors.get(name, 0))
+    return errors
 
 
-def check_steps(steps: dict[str, int]) -> dict[str, int]:
+def check_lsb_errors(errors: dict[str, int]) -> dict[str, int]:
     """Return the differences unchanged.
 
     Raises:
-        ValueError: If one is larger than a step.
+        ValueError: If one is larger than 1 LSB.
     """
-    if wrong := {name: number for name, number in steps.items() if number > 1}:
+    if wrong := {name: number for name, number in errors.items() if number > 1}:
         worst = max(wrong, key=lambda name: wrong[name])
         raise ValueError(
-            f"The file differs from the model in {len(wrong)} of {len(steps)} activations, most in {worst!r} by "
-            f"{wrong[worst]} steps of its scale."
+            f"The file differs from the model in {len(wrong)} of {len(errors)} activations, most in {worst!r} by "
+            f"{wrong[worst]} LSB: exclude that layer from quantization, or report a bug."
         )
-    return steps
+    return errors

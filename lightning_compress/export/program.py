@@ -18,12 +18,12 @@ from lightning_compress.atomic_files import atomic_write
 from lightning_compress.export.batch_inputs import with_two_samples
 from lightning_compress.export.capture import capture, exporting, lower_or_copy
 from lightning_compress.export.exported_file import ExportedFile
-from lightning_compress.export.lowered_parity import SplitModel, split_steps
+from lightning_compress.export.lowered_parity import SplitModel, compare_segments
 from lightning_compress.export.output_comparison import model_outputs, relative_difference
 from lightning_compress.export.subprocess_check import run_in_subprocess
 from lightning_compress.profiling import measure_latency
 from lightning_compress.quantization.backend import Backend, Bias, QParams, Weight
-from lightning_compress.quantization.lowering import Lowered
+from lightning_compress.quantization.lowering import LoweredModel
 
 # The check runs where this package cannot be imported, as for a user who has only the file and PyTorch.
 _SCRIPT = """
@@ -65,7 +65,7 @@ def export_program(
 
     Raises:
         ValueError: If a quantizer has not observed a batch, if the model cannot be exported, if weights are not INT8
-            in the file, or if an activation differs from the model's by more than a step of its scale.
+            in the file, or if an activation differs from the model's by more than 1 LSB.
         RuntimeError: If a separate process cannot run the file.
 
     Example::
@@ -88,16 +88,16 @@ def export_program(
         _save(program, partial)
         loaded = torch.export.load(partial)
         _check_integers(loaded, lowered)
-        steps = split_steps(model, inputs, backend, _run_split)
-        apart = relative_difference(model_outputs(model, inputs), run_in_subprocess(_SCRIPT, partial, inputs))
+        steps = compare_segments(model, inputs, backend, _run_split)
+        difference = relative_difference(model_outputs(model, inputs), run_in_subprocess(_SCRIPT, partial, inputs))
         seconds = _latency(loaded.module(), as_arguments(example_inputs))
     return ProgramFile(
         path=Path(path),
         num_bytes=Path(path).stat().st_size,
         latency=seconds,
         steps=steps,
-        difference=apart,
-        left_in_float=tuple(lowered.left_in_float),
+        difference=difference,
+        unquantized_ops=tuple(lowered.unquantized_ops),
     )
 
 
@@ -131,7 +131,7 @@ def _save(program: ExportedProgram, path: Path) -> None:
             zipped.writestr(name, stored.read(name))
 
 
-def _check_integers(program: ExportedProgram, lowered: Lowered) -> None:
+def _check_integers(program: ExportedProgram, lowered: LoweredModel) -> None:
     # The exporter may fold a constant expression: then the file would hold FP32 weights without an error.
     constants = [
         value for value in program.constants.values() if isinstance(value, Tensor) and value.dtype == torch.int8

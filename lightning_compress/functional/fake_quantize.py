@@ -7,6 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MIN_SCALE = torch.finfo(torch.float32).tiny * 2**24
+"""Smallest scale, 2**24 times the smallest normal float32.
+
+Its reciprocal is finite, and its 24-bit rounding errors are normal numbers too: devices that flush subnormal numbers to
+zero compute the same.
+"""
+
 
 class _RoundAndClip:
     """Forward and backward of ``clamp(round(x / scale), quant_min - z, quant_max - z) * scale`` for integer ``z``.
@@ -201,9 +208,9 @@ def qparams_from_range(
     lowest, highest = lowest.clamp(max=0), highest.clamp(min=0)
     step = torch.maximum(-lowest, highest) / quant_max if symmetric else (highest - lowest) / (quant_max - quant_min)
     # A bias is quantized with the product of input and weight scale: a channel of nearly zero scale would overflow
-    # INT32 there. The absolute floor keeps reciprocals of subnormal scales finite.
+    # INT32 there. The absolute floor is for tensors that are tiny as a whole.
     largest = step.amax(dim=-1, keepdim=True) if step.ndim and step.numel() else step
-    scale = step.clamp(min=torch.finfo(torch.float32).tiny * 2**24).maximum(largest * 1e-4)
+    scale = step.clamp(min=MIN_SCALE).maximum(largest * 1e-4)
     # A tensor of zeros has no range and any scale represents it.
     scale = torch.where(largest > 0, scale, torch.ones_like(scale) / quant_max)
     if symmetric:

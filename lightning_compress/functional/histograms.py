@@ -62,7 +62,7 @@ def rebin(counts: Tensor, min_max: Tensor, new_min_max: Tensor) -> Tensor:
     """
     if counts.shape[1] == 0:
         return counts
-    # Each doubling of the range merges neighbouring bins; they fill the inner half of the new ones.
+    # Each doubling of the range merges neighboring bins; they fill the inner half of the new ones.
     for _ in range(range_exponent(new_min_max) - range_exponent(min_max)):
         merged = counts.unflatten(1, (-1, 2)).sum(dim=2)
         counts = torch.nn.functional.pad(merged, (counts.shape[1] // 4, counts.shape[1] // 4))

@@ -1,8 +1,9 @@
-"""Exact 1-D k-means.
+"""1-D k-means with optimal initialization by dynamic programming.
 
-Each row is clustered on its own, in float64 on the CPU, so that every process finds the same codebooks. Long rows are
-first counted into fine bins. Centers start at the optimum of dynamic programming, or as ``init`` says, and Lloyd's
-algorithm moves the boundaries between clusters to the nearest local optimum.
+Each row is clustered on its own, in float64 on the CPU, so that every process finds the same codebooks. Centers start
+at the optimum of dynamic programming, or are chosen by ``init``, and Lloyd's algorithm moves the boundaries between
+clusters to the nearest local optimum. Dynamic programming runs over at most 512 groups of values; rows of more than
+8,192 values are first counted into fine bins, and more than 64 clusters start at the asymptotically optimal spacing.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from lightning_compress.functional.weighted_points import (
     bin_values,
     first_reaching,
     interval_means,
-    outermost,
     prefix_sums,
     sort_values,
+    weighted_range,
 )
 
 Init = Literal["optimal", "kmeans++", "linear", "density"]
@@ -41,7 +42,7 @@ def cluster_rows(
     num_clusters: int,
     *,
     weights: Tensor | None = None,
-    start: Tensor | None = None,
+    initial_centers: Tensor | None = None,
     init: Init = "optimal",
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
@@ -51,14 +52,14 @@ def cluster_rows(
         rows: Finite values, one row per codebook, shape (rows, columns).
         num_clusters: Number of clusters per row.
         weights: Non-negative mass of each value, shape of ``rows``; values of zero mass are assigned, too.
-        start: Initial centers instead of ``init``, ascending, shape (rows, num_clusters).
+        initial_centers: Initial centers instead of ``init``, ascending, shape (rows, num_clusters).
         init: Initialization.
         seed: Random seed of ``"kmeans++"``.
 
     Returns:
         Codebooks (rows, num_clusters), ascending, of the dtype of ``rows``, and the codebook index of each value, int32
         of the shape of ``rows``; both on the device of ``rows``. An empty cluster keeps its initial center; at the
-        optimum, that of a neighbour.
+        optimum, that of a neighbor.
 
     >>> codebook, assignment = cluster_rows(torch.tensor([[1.0, 9.0, 2.0, 8.0]]), 2)
     >>> codebook.tolist(), assignment.tolist()
@@ -71,7 +72,7 @@ def cluster_rows(
             rows[i : i + chunk].detach().cpu(),
             num_clusters,
             None if weights is None else weights[i : i + chunk].detach().cpu(),
-            None if start is None else start[i : i + chunk].detach().cpu().double(),
+            None if initial_centers is None else initial_centers[i : i + chunk].detach().cpu().double(),
             _INITS[init],
             seed,
         )
@@ -81,33 +82,18 @@ def cluster_rows(
     return codebooks.to(rows), assignments.to(rows.device)
 
 
-def inertia(rows: Tensor, codebooks: Tensor, assignments: Tensor, weights: Tensor | None = None) -> float:
-    """Return the sum of squared distances between values and their assigned centers, weighted by mass.
-
-    Args:
-        rows: Values, shape (rows, columns).
-        codebooks: Centers, shape (rows, clusters).
-        assignments: Codebook index of each value, shape of ``rows``.
-        weights: Mass of each value, shape of ``rows``.
-
-    >>> inertia(torch.tensor([[0.0, 1.0, 5.0]]), torch.tensor([[0.5, 3.0]]), torch.tensor([[0, 0, 1]]))
-    4.5
-    """
-    squares = (rows.double() - codebooks.double().gather(1, assignments.long())).square()
-    return float((squares if weights is None else squares * weights).sum())
-
-
 def _cluster(
     rows: Tensor,
     num_clusters: int,
     weights: Tensor | None,
-    start: Tensor | None,
+    initial_centers: Tensor | None,
     init: Callable[[WeightedPoints, int, int], Tensor],
     seed: int,
 ) -> tuple[Tensor, Tensor]:
     num_points = _num_points(rows.shape[1], num_clusters)
     points = sort_values(rows, weights) if num_points == rows.shape[1] else bin_values(rows, weights, num_points)
-    centers, bounds = _lloyd(points, init(points, num_clusters, seed) if start is None else start)
+    initial = init(points, num_clusters, seed) if initial_centers is None else initial_centers
+    centers, bounds = _lloyd(points, initial)
     # The label of a point is the number of boundaries at or before it.
     labels = torch.searchsorted(bounds, torch.arange(num_points).expand(len(rows), -1).contiguous(), right=True)
     return centers, points.spread(labels.int())
@@ -138,7 +124,7 @@ def _init_optimal(points: WeightedPoints, num_clusters: int, seed: int) -> Tenso
 
 def _init_linear(points: WeightedPoints, num_clusters: int, seed: int) -> Tensor:
     steps = torch.linspace(0, 1, num_clusters, dtype=torch.double)
-    lowest, highest = outermost(points)
+    lowest, highest = weighted_range(points)
     return lowest + (highest - lowest) * steps
 
 

@@ -151,7 +151,7 @@ def standardize(logits: Tensor) -> Tensor:
         logits, _ = promote_dtypes(logits, logits)
         excluded = logits.isneginf()
         centered = _center(_subtract_max(logits, excluded, 1), excluded, 1)
-        variance = centered.square().sum(dim=1, keepdim=True) / _count(excluded, 1)
+        variance = centered.square().sum(dim=1, keepdim=True) / _num_included(excluded, 1)
         return (centered / variance.clamp_min(_MIN_STD**2).sqrt()).masked_fill(excluded, -torch.inf)
 
 
@@ -202,13 +202,13 @@ def _target_log_probabilities(
     return F.logsigmoid(torch.cat([margin, -margin], dim=1))
 
 
-def _count(excluded: Tensor, dim: int) -> Tensor:
+def _num_included(excluded: Tensor, dim: int) -> Tensor:
     return (~excluded).sum(dim, keepdim=True).clamp_min(1)
 
 
 def _center(values: Tensor, excluded: Tensor, dim: int) -> Tensor:
     """Subtract the mean over entries that are not excluded; ``values`` are zero where excluded."""
-    return (values - values.sum(dim, keepdim=True) / _count(excluded, dim)).masked_fill(excluded, 0.0)
+    return (values - values.sum(dim, keepdim=True) / _num_included(excluded, dim)).masked_fill(excluded, 0.0)
 
 
 def _correlation_loss(student: Tensor, teacher: Tensor, excluded: Tensor, dim: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Optimal boundaries of 1-D clusters, by dynamic programming over groups of neighbouring points.
+"""Optimal boundaries of 1-D clusters, by dynamic programming over groups of neighboring points.
 
 Clusters of the optimum are intervals of the sorted values, so dynamic programming over their boundaries finds it (Wang
 and Song 2011, "Ckmeans.1d.dp"). Over n points it takes n^2 costs; over a few hundred groups of points the table is
@@ -14,8 +14,8 @@ from lightning_compress.functional.weighted_points import (
     WeightedPoints,
     first_reaching,
     interval_means,
-    outermost,
     prefix_sums,
+    weighted_range,
 )
 
 # Largest number of clusters for dynamic programming. For more, the asymptotically optimal spacing of centers is as good
@@ -33,7 +33,7 @@ def optimal_centers(points: WeightedPoints, num_clusters: int) -> Tensor:
     """
     masses, moments = (prefix_sums(t) for t in (points.masses, points.masses * points.positions))
     # An empty cluster takes the center before it, by cummax: codebooks ascend, and Lloyd's midpoints stay ordered.
-    fallback = outermost(points)[0].expand(-1, num_clusters)
+    fallback = weighted_range(points)[0].expand(-1, num_clusters)
     if num_clusters > _MAX_OPTIMAL:
         bounds = _group_bounds(points, num_clusters)[:, 1:-1]
         return interval_means(masses, moments, bounds, fallback).cummax(dim=1).values

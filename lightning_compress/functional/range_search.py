@@ -1,6 +1,6 @@
 """Search for the clipping range with the smallest quantization loss, evaluated on histograms.
 
-The losses are sums over quantization levels, and each level covers a run of neighbouring bins. With prefix sums over
+The losses are sums over quantization levels, and each level covers a run of neighboring bins. With prefix sums over
 the bins, computed once, the count and the moments of any run are differences of two entries: a candidate range then
 costs O(levels) instead of O(bins). As in :mod:`~lightning_compress.functional.histograms`, ``min_max`` holds the
 maximum of ``-x`` and of ``x`` of each row.

@@ -1,4 +1,4 @@
-"""k-means of short vectors, for product quantization of neighbouring weights."""
+"""k-means of short vectors, for product quantization of neighboring weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def cluster_vectors(
     num_clusters: int,
     *,
     weights: Tensor | None = None,
-    start: Tensor | None = None,
+    initial_centers: Tensor | None = None,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Cluster vectors by Lloyd's algorithm with k-means++ initialization (Arthur and Vassilvitskii 2007).
@@ -27,7 +27,7 @@ def cluster_vectors(
         vectors: Finite values, shape (vectors, dimensions).
         num_clusters: Number of clusters, at most that of vectors.
         weights: Non-negative mass of each component, shape of ``vectors``.
-        start: Initial centers instead of k-means++, shape (num_clusters, dimensions).
+        initial_centers: Initial centers instead of k-means++, shape (num_clusters, dimensions).
         seed: Random seed of k-means++.
 
     Returns:
@@ -40,7 +40,10 @@ def cluster_vectors(
     """
     points = vectors.detach().cpu().double()
     masses = torch.ones_like(points) if weights is None else weights.detach().cpu().double()
-    centers = _kmeans_plus_plus(points, masses, num_clusters, seed) if start is None else start.detach().cpu().double()
+    if initial_centers is None:
+        centers = _kmeans_plus_plus(points, masses, num_clusters, seed)
+    else:
+        centers = initial_centers.detach().cpu().double()
     index = torch.empty(0)
     for _ in range(_MAX_ITERATIONS):
         before = index

@@ -101,7 +101,7 @@ def interval_means(masses: Tensor, moments: Tensor, bounds: Tensor, fallback: Te
     return torch.where(mass > 0, moment / mass, fallback)
 
 
-def outermost(points: WeightedPoints) -> tuple[Tensor, Tensor]:
+def weighted_range(points: WeightedPoints) -> tuple[Tensor, Tensor]:
     """Return the first and last position of positive mass, (rows, 1) each; in a row of zero mass, of all points."""
     counts = (points.masses > 0) | (points.masses.sum(dim=1, keepdim=True) == 0)
     first = counts.int().argmax(dim=1, keepdim=True)

@@ -10,6 +10,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.arguments import reason
+
 
 def load_weights_(model: nn.Module, path: str | Path) -> None:
     """Load the weights of a network in place.
@@ -59,8 +61,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         stored: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint={str(path)!r} cannot be read as weights: {reason}") from error
+        raise ValueError(f"checkpoint={str(path)!r} cannot be read as weights: {reason(error)}.") from error
     stored = stored.get("state_dict", stored) if isinstance(stored, dict) else {}
     tensors = {name: value for name, value in stored.items() if isinstance(value, Tensor)}
     if not tensors:

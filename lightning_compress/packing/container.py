@@ -53,7 +53,7 @@ def read_index(file: IO[bytes], size: int) -> tuple[list[Entry], int]:
     length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
     if size < _LENGTH_BYTES or length > min(size - _LENGTH_BYTES, _MAX_HEADER_BYTES):
         raise ValueError("not a safetensors file, or truncated within its header")
-    header = _parse(file.read(length), "header")
+    header = _parse_json(file.read(length), "header")
     num_bytes = size - _LENGTH_BYTES - length
     entries = [parse_entry(entry) for entry in _index(header)]
     if header.get("packed") != _description(num_bytes) or set(header) != {"__metadata__", "packed"}:
@@ -75,7 +75,7 @@ def _index(header: Any) -> list[Any]:
     if metadata.get("version") != VERSION:
         version = str(metadata.get("version"))[:20]
         raise ValueError(f"version {version!r} of the format is not supported, only version {VERSION!r}")
-    index = _parse(_inflate(metadata.get("index")), "index")
+    index = _parse_json(_inflate(metadata.get("index")), "index")
     if not isinstance(index, list):
         raise ValueError("the index must be a list")
     return index
@@ -93,7 +93,7 @@ def _inflate(text: Any) -> bytes:
     return index
 
 
-def _parse(text: bytes, name: str) -> Any:
+def _parse_json(text: bytes, name: str) -> Any:
     try:
         return json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:

@@ -23,7 +23,7 @@ _FIXED_WIDTHS = (3, 4, 6, 8)  # bits per gap that are tried for the size without
 def _plan(nonzero: Mask, num_columns: int) -> EncodingPlan:
     gaps = _gaps(nonzero)
     limit = min(_MAX_LIMIT, int(gaps.max(initial=0)) + 1)
-    symbols = _split(gaps, limit)
+    symbols = _split_gaps(gaps, limit)
     counts = np.bincount(symbols, minlength=limit + 1)
     plan = plan_symbols(GAPS.kind, lambda: symbols, counts, len(symbols), limit)
     return replace(plan, num_fixed_bytes=_num_fixed_bytes(gaps))
@@ -43,7 +43,7 @@ def _gaps(nonzero: Mask) -> NDArray[Any]:
     return gaps
 
 
-def _split(gaps: NDArray[Any], limit: int) -> NDArray[Any]:
+def _split_gaps(gaps: NDArray[Any], limit: int) -> NDArray[Any]:
     """Return gaps as symbols from 0 to ``limit``, where ``limit`` means as many zeros and no nonzero element yet."""
     if gaps.max(initial=0) < limit:
         return gaps.astype(np.uint8)

@@ -37,7 +37,7 @@ def _index(values: NonzeroValues, previous: Sequence[IndexedValues]) -> IndexedV
     if elements.ndim > 1 or not 2 <= elements.itemsize <= 4 or num_elements < _MIN_ELEMENTS:
         return None
     # Training does not record the size of groups, so all that are possible are tried on a sample.
-    costs = {size: _sample_bits(elements, size) for size in _group_sizes(num_elements, values.num_columns)}
+    costs = {size: _bits_with_group_size(elements, size) for size in _group_sizes(num_elements, values.num_columns)}
     size = min(costs, key=lambda n: costs[n], default=0)
     num_bytes = min([values.values.nbytes, *(indexed.plan().num_bytes for indexed in previous)])
     if not size or costs[size] > _WORTH_IT * (8.0 * num_bytes / len(values.values)):
@@ -56,7 +56,7 @@ def _group_sizes(num_elements: int, num_columns: int) -> Iterator[int]:
             yield size
 
 
-def _sample_bits(elements: BitPatterns, size: int) -> float:
+def _bits_with_group_size(elements: BitPatterns, size: int) -> float:
     """Estimate the bits per nonzero element, with one codebook per group, from a sample of the groups."""
     num_groups = len(elements) // size
     sample = elements.reshape(-1, size)[:: max(1, num_groups * size // _SAMPLE), :_SAMPLE]

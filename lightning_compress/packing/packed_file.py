@@ -124,12 +124,12 @@ def packed_tensor(entry: Entry, num_elements: int) -> PackedTensor:
     if entry.shared_with is not None:
         return PackedTensor(entry.name, num_elements, f"same as {entry.shared_with}", 0)
     # The last parameter of a stream of symbols is the kind of its coder; other parameters are integers.
-    words = [word for stream in entry.streams for word in (stream.kind, *stream.parameters[-1:])]
-    labels = ["integers"] if entry.scale is not None else []
-    labels += [ENCODINGS[word].label for word in words if isinstance(word, str)]
+    kinds = [kind for stream in entry.streams for kind in (stream.kind, *stream.parameters[-1:])]
+    labels = ["quantized"] if entry.scale is not None else []
+    labels += [ENCODINGS[kind].label for kind in kinds if isinstance(kind, str)]
     labels += [f"vectors of {entry.width}"] if entry.width > 1 else []
     labels += ["rounded to float16"] if entry.half else []
-    # Each label once, in the order of the streams; encodings that go without saying have an empty label.
+    # Each label once, in the order of the streams; encodings not worth reporting have an empty label.
     return PackedTensor(entry.name, num_elements, ", ".join(dict.fromkeys(filter(None, labels))), entry.num_bytes)
 
 

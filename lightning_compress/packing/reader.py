@@ -16,7 +16,7 @@ from lightning_compress.packing.container import read_index
 from lightning_compress.packing.entry import Entry
 from lightning_compress.packing.progress_bar import track
 from lightning_compress.packing.streams import Stream
-from lightning_compress.packing.tensor_decoder import decode
+from lightning_compress.packing.tensor_decoder import decode_tensor
 from lightning_compress.packing.validation import check_match, keys_of_model
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -124,7 +124,7 @@ def _offsets(entries: Sequence[Entry], begin: int) -> Iterator[int]:
 def _read_one(file: IO[bytes], entry: Entry, get_scale: Callable[[str], Tensor]) -> Tensor:
     streams = [Stream(stream.kind, file.read(stream.num_bytes), stream.parameters) for stream in entry.streams]
     try:
-        tensor = decode(entry, streams, get_scale)
+        tensor = decode_tensor(entry, streams, get_scale)
     except ValueError as error:
         raise ValueError(f"tensor {entry.name[:200]!r} is damaged: {error}") from None
     if checksum(entry.name, tensor) != entry.crc32:

@@ -27,7 +27,7 @@ from lightning_compress.packing.quantized_tensors import IntegerTensor, from_int
 from lightning_compress.packing.streams import Stream, next_stream
 
 
-def decode(entry: Entry, streams: Sequence[Stream], get_scale: Callable[[str], Tensor]) -> Tensor:
+def decode_tensor(entry: Entry, streams: Sequence[Stream], get_scale: Callable[[str], Tensor]) -> Tensor:
     """Return the tensor that an entry of a file and its streams describe.
 
     Args:
@@ -76,7 +76,9 @@ def _read_streams(streams: Iterator[Stream], like: BitPatterns, count: int, num_
 def _read_values(stream: Stream, streams: Iterator[Stream], context: ReadContext) -> BitPatterns:
     encoding = ENCODINGS.get(stream.kind)
     if not isinstance(encoding, ValueEncoding | CodebookEncoding):
-        raise ValueError(f"{stream.kind[:40]!r} is not an encoding of values")
+        raise ValueError(
+            f"{stream.kind[:40]!r} is not a known encoding of values: the file is damaged, or from a newer version"
+        )
     return encoding.read(stream, streams, context)
 
 

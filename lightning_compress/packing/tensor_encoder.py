@@ -49,7 +49,7 @@ class _Candidate:
     num_fixed_bytes: int
 
 
-def encode(tensor: Tensor, scale: Tensor | None = None) -> EncodedTensor:
+def encode_tensor(tensor: Tensor, scale: Tensor | None = None) -> EncodedTensor:
     """Encode a tensor without loss of any bit.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_compress.packing.bit_patterns import DTYPES, dtype_name
 
 HALF_CHOICES = ("codebooks", "norms")
-_COMPILED = "_orig_mod."
+_COMPILED = "_orig_mod."  # not from targets: packed files can be read with this folder alone
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 

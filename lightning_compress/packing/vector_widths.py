@@ -22,12 +22,12 @@ def candidate_widths(tensor: Tensor, num_columns: int) -> list[int]:
     if tensor.ndim < 2:
         return []
     possible = [w for w in _WIDTHS if num_columns % w == 0 and w * tensor.element_size() <= _MAX_PATTERN_BYTES]
-    single = _sample_bits(tensor, 1) if possible else 0.0
-    costs = {width: _sample_bits(tensor, width) for width in possible}
+    single = _bits_with_width(tensor, 1) if possible else 0.0
+    costs = {width: _bits_with_width(tensor, width) for width in possible}
     return [width for width in possible if costs[width] == min(costs.values()) < _WORTH_IT * single]
 
 
-def _sample_bits(tensor: Tensor, width: int) -> float:
+def _bits_with_width(tensor: Tensor, width: int) -> float:
     """Return the empirical entropy of a sample of vectors in bits per element."""
     # A collision of hashes changes only this estimate.
     sample = hash_keys(strided_sample(bit_patterns_of(tensor, width)))

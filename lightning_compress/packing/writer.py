@@ -18,7 +18,7 @@ from lightning_compress.packing.entry import Entry, StreamEntry
 from lightning_compress.packing.packed_file import Item, PackedFile, items_of, packed_tensor
 from lightning_compress.packing.progress_bar import track
 from lightning_compress.packing.quantized_tensors import scale_name
-from lightning_compress.packing.tensor_encoder import EncodedTensor, encode
+from lightning_compress.packing.tensor_encoder import EncodedTensor, encode_tensor
 from lightning_compress.packing.tensors import checked_halves, norm_tensor_names, shared_names, tensors_of, to_half
 
 
@@ -85,13 +85,13 @@ def _pack(
 ) -> _PackedEntry:
     """Encode one tensor and append its streams to the payload."""
     tensor = tensors[name]
-    encoded = encode(tensor, tensors.get(scale_name(name)))
+    encoded = encode_tensor(tensor, tensors.get(scale_name(name)))
     rounded = to_half(tensor) if _is_rounded(encoded, halves, is_norm) else None
     entry = Entry(name, dtype_name(tensor.dtype), tuple(tensor.shape))
     num_sparse_bytes = encoded.num_sparse_bytes
     if rounded is not None:
         # Rounded first and encoded again, since rounding can merge values; the checksum is that of the result.
-        encoded, entry, tensor = encode(rounded), replace(entry, half=True), rounded.to(tensor.dtype)
+        encoded, entry, tensor = encode_tensor(rounded), replace(entry, half=True), rounded.to(tensor.dtype)
     if encoded.integers is not None:
         integers = encoded.integers
         entry = replace(entry, scale=scale_name(name), axis=integers.axis, negative_zero=integers.negative_zero)

@@ -27,9 +27,9 @@ from lightning_compress.pruning.snapshot import Snapshot
 from lightning_compress.schedules import Progress, Schedule
 from lightning_compress.targets import Targets
 from lightning_compress.trainer.constraint_callback import ConstraintCallback
-from lightning_compress.trainer.lightning import check_strategy, loss_scale
 from lightning_compress.trainer.probe import TrainingProbe
 from lightning_compress.trainer.progress import check_time_fits, progress
+from lightning_compress.trainer.queries import check_strategy, loss_scale
 
 
 @final
@@ -42,7 +42,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
 
     Args:
         sparsity: Fraction of zeros among the selected weights at the end of the schedule, in [0, 1); or a dict that
-            maps globs over layer names to sparsities. The first glob that matches a layer counts, the layers of each
+            maps globs over layer names to sparsities. The first glob that matches a layer applies, the layers of each
             glob are ranked among themselves, and layers without a match stay dense.
         pattern: Sparsity pattern of the masks.
         score: Importance score of the weights; the lowest are pruned.
@@ -95,8 +95,8 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         if scope not in ("global", "layer"):
             raise ValueError(f"scope={scope!r} is unknown: write 'global' or 'layer'.")
         if isinstance(pattern, Channels):
-            whole = scope == "global" and not isinstance(sparsity, dict)
-            _check_channels(pattern, whole=whole, alone=distribution is None and growth is None)
+            is_global = scope == "global" and not isinstance(sparsity, dict)
+            _check_channels(pattern, is_global=is_global, is_plain=distribution is None and growth is None)
         if growth is not None and rewind is not None:
             raise ValueError("growth and rewind exclude each other: weights that grow have no earlier value.")
         if recalibrate is not None and recalibrate < 1:
@@ -144,16 +144,24 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         return super().layers(model) if self._channel_groups is None else self._channel_groups.layers(model)
 
     def check(self, layers: Sequence[Layer]) -> None:
-        """Raise a ``ValueError`` for layers that do not fit the pattern or would lose all of their weights."""
+        """Check the layers against the pattern, the sparsity and the other options.
+
+        Raises:
+            ValueError: For layers that do not fit the pattern or would lose all of their weights, and for options that
+                sharded weights do not support.
+        """
         if isinstance(self.pattern, WeightPattern):
             misfits = self.pattern.misfits(layers)
             if misfits:
                 raise ValueError(misfits)
             make_ranking_groups(layers, self.sparsity, self.distribution, unit_size=self.pattern.unit_size)
-        whole_only = {"recalibrate": self.recalibrate is not None, type(self.rewind).__name__: self.rewind is not None}
-        whole_only[type(self.score).__name__] = self._probe_score is not None
-        whole_only[type(self.pattern).__name__] = isinstance(self.pattern, Channels)
-        option = next((name for name, used in whole_only.items() if used), None)
+        unsharded_only = {
+            "recalibrate": self.recalibrate is not None,
+            type(self.rewind).__name__: self.rewind is not None,
+            type(self.score).__name__: self._probe_score is not None,
+            type(self.pattern).__name__: isinstance(self.pattern, Channels),
+        }
+        option = next((name for name, is_used in unsharded_only.items() if is_used), None)
         if option is not None and any(layer.group is not None for layer in layers):
             raise ValueError(f"{option} is not supported for sharded weights: use DDP, or leave it out.")
 
@@ -195,29 +203,30 @@ class Pruning(ConstraintCallback[MaskConstraint]):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Read dense gradients if score or growth needs them, then project them."""
         if self._pruner is not None:
-            held = self.held_by(optimizer)
+            layers = self.layers_of(optimizer)
             if self._pruner.accumulator is not None:
-                self._pruner.accumulator.read(held, loss_scale(trainer, optimizer))
+                self._pruner.accumulator.read(layers, loss_scale(trainer, optimizer))
             if self._needs_gradients(trainer):
-                self._gradients.update({la.name: la.gradient.clone() for la in held if la.parameter.grad is not None})
+                with_gradient = (layer for layer in layers if layer.parameter.grad is not None)
+                self._gradients.update({layer.name: layer.gradient.clone() for layer in with_gradient})
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def after_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
         """Count the gradients that were read, and make an update that is due."""
         assert self._pruner is not None
         if self._pruner.accumulator is not None:
-            self._pruner.accumulator.step_completed(self.held_by(optimizer))
+            self._pruner.accumulator.step_completed(self.layers_of(optimizer))
         super().after_step(trainer, optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Let go of the batch."""
+        """Release the batch."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._batch = None
 
-    def outside_fit(self) -> dict[str, Any]:
-        """Return the attributes that refer to a fit, with the values that they have outside of one."""
+    def attributes_outside_fit(self) -> dict[str, Any]:
+        """Return the attributes that exist only during a fit, with their values outside of it."""
         fresh: dict[str, Any] = {
             "_pruner": None,
             "_channel_groups": None,
@@ -225,7 +234,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
             "_batch": None,
             "_gradients": {},
         }
-        return {**super().outside_fit(), **fresh}
+        return {**super().attributes_outside_fit(), **fresh}
 
     @property
     def _probe_score(self) -> ProbeScore | None:
@@ -242,12 +251,12 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         return self.schedule.curve == "one_shot" and self.growth is None
 
     def _is_due(self, now: Progress) -> bool:
-        if not now.reached(self.schedule.begin) or (self._is_single and self._landed):
+        if not now.reached(self.schedule.begin) or (self._is_single and self._finished):
             return False
         if self._is_single:
             return True
         ticked = self.schedule.tick(now) > self._tick
-        if self._landed:
+        if self._finished:
             return self.growth is not None and ticked and not now.reached(self.schedule.end)
         return ticked or self.schedule.finished(now)
 
@@ -272,7 +281,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
             gradients=self._gradients,
         )
         self._gradients = {}
-        self._tick, self._landed = 0 if self._is_single else self.schedule.tick(now), self.schedule.finished(now)
+        self._tick, self._finished = 0 if self._is_single else self.schedule.tick(now), self.schedule.finished(now)
         if self._snapshot is not None:
             self._snapshot.restore_(trainer)
             self.constraint.project_weights_()
@@ -303,11 +312,13 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         )
 
 
-def _check_channels(pattern: Channels, *, whole: bool, alone: bool) -> None:
-    if not alone:
+def _check_channels(pattern: Channels, *, is_global: bool, is_plain: bool) -> None:
+    if not is_plain:
         raise ValueError("Channels are ranked all together, or by scope='layer': leave distribution and growth out.")
-    if pattern.of != "channels" and not whole:
-        raise ValueError(f"Channels(of={pattern.of!r}) counts the whole network: give one sparsity and scope='global'.")
+    if pattern.of != "channels" and not is_global:
+        raise ValueError(
+            f"Channels(of={pattern.of!r}) is a cost of the full network: give one sparsity and scope='global'."
+        )
 
 
 def _check_sparsity(sparsity: float, pattern: Pattern) -> None:

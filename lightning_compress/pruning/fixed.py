@@ -17,7 +17,7 @@ from lightning_compress.trainer.constraint_callback import ConstraintCallback
 class Fixed(ConstraintCallback[MaskConstraint]):
     """Keep the zeros of a loaded model while it is fine-tuned.
 
-    Weights are masked, norms are not: channels that are zero as a whole are better removed first, by :func:`shrink`.
+    Weights are masked, norms are not: remove zero channels first, with :func:`shrink`.
 
     Args:
         targets: Selection of the weights.

@@ -18,8 +18,8 @@ class Growth(ABC):
     """Base class of drop-and-grow rules: each update drops the smallest weights and grows as many others from zero.
 
     Args:
-        fraction: Fraction of the live weights that are dropped at the first update, in (0, 1); it decays to zero along
-            a cosine.
+        fraction: Fraction of the active weights that are dropped at the first update, in (0, 1); it decays to zero
+            along a cosine.
 
     Raises:
         ValueError: If ``fraction`` is not in (0, 1).
@@ -33,14 +33,14 @@ class Growth(ABC):
         if not 0 < self.fraction < 1:
             raise ValueError(f"{type(self).__name__}(fraction={self.fraction}) must lie between 0 and 1.")
 
-    def num_dropped_and_grown(self, num_live: int, progress: float) -> int:
+    def num_dropped_and_grown(self, num_active: int, progress: float) -> int:
         """Return the number of weights to drop, and to grow.
 
         Args:
-            num_live: Number of weights that are not masked.
+            num_active: Number of weights that are not masked.
             progress: Completed fraction of the schedule.
         """
-        return round(num_live * self.fraction * (1 + math.cos(math.pi * min(progress, 1.0))) / 2)
+        return round(num_active * self.fraction * (1 + math.cos(math.pi * min(progress, 1.0))) / 2)
 
     @abstractmethod
     def priority(self, layer: Layer, gradient: Tensor | None, step: int) -> Tensor:
@@ -61,8 +61,8 @@ class RigL(Growth):
     """Grow weights with the largest dense gradients. Evci et al. 2020 (arXiv:1911.11134).
 
     Args:
-        fraction: Fraction of the live weights that are dropped at the first update, in (0, 1); it decays to zero along
-            a cosine.
+        fraction: Fraction of the active weights that are dropped at the first update, in (0, 1); it decays to zero
+            along a cosine.
 
     Raises:
         ValueError: If ``fraction`` is not in (0, 1).
@@ -84,8 +84,8 @@ class SET(Growth):
     """Grow random weights: sparse evolutionary training. Mocanu et al. 2018 (arXiv:1707.04780).
 
     Args:
-        fraction: Fraction of the live weights that are dropped at the first update, in (0, 1); it decays to zero along
-            a cosine.
+        fraction: Fraction of the active weights that are dropped at the first update, in (0, 1); it decays to zero
+            along a cosine.
         seed: Seed of the choice, which otherwise depends only on the step and the layer.
 
     Raises:

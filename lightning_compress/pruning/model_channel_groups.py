@@ -26,9 +26,9 @@ from lightning_compress.pruning.patterns import Channels
 from lightning_compress.pruning.ranked_channel_group import RankedChannelGroup, attach_weights
 from lightning_compress.pruning.ranking_groups import group_by_sparsity
 from lightning_compress.targets import Targets, shorten
-from lightning_compress.trainer.example_inputs import common_ancestors, probe_before_fit
-from lightning_compress.trainer.lightning import is_a, is_built_late
-from lightning_compress.trainer.probe import TrainingProbe
+from lightning_compress.trainer.example_inputs import common_ancestors
+from lightning_compress.trainer.probe import NOT_CALLED, TrainingProbe, probe_before_fit
+from lightning_compress.trainer.queries import is_a, is_built_late
 
 # Removals are verified in float64 and traced with autograd; two samples are enough, and batch norms need more than one.
 _NUM_SAMPLES = 2
@@ -165,10 +165,7 @@ def _traceable_call(
     candidates = [module] if module else common_ancestors([target.rpartition(".")[0] for target in targets])
     name = next((name for name in candidates if name in calls), None)
     if name is None:
-        raise ValueError(
-            "training_step does not call the deployable module as a whole: name the network with "
-            "Targets(module='...'), or give example_inputs."
-        )
+        raise ValueError(NOT_CALLED)
     return (name, *calls[name])
 
 

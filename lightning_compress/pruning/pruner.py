@@ -171,18 +171,18 @@ class WeightPruner(Pruner[RankingGroup]):
 
         def priority(i: int) -> Tensor:
             priorities = growth.priority(layers[i], gradients.get(layers[i].name), step)
-            return priorities.masked_fill_(live[i], torch.inf)
+            return priorities.masked_fill_(active[i], torch.inf)
 
         num_dropped = [
             growth.num_dropped_and_grown(group.num_weights - num, progress)
             for group, num in zip(self.ranking_groups, num_pruned, strict=True)
         ]
-        # Drop the smallest live weights, then keep the rest and grow by priority until the sparsity is reached.
-        live = self._choose([num + more for num, more in zip(num_pruned, num_dropped, strict=True)], magnitude)
-        live = [new.logical_and_(~old) for new, old in zip(live, masked, strict=True)]
+        # Drop the smallest active weights, then keep the rest and grow by priority until the sparsity is reached.
+        active = self._choose([num + more for num, more in zip(num_pruned, num_dropped, strict=True)], magnitude)
+        active = [new.logical_and_(~old) for new, old in zip(active, masked, strict=True)]
         grown = self._choose(num_pruned, priority)
         # Two replacements, so that a weight that is dropped and grown again starts at zero like other grown weights.
-        self.constraint.replace(live)
+        self.constraint.replace(active)
         self.constraint.replace(grown)
 
     def _choose(self, num_pruned: Sequence[int], importance: Callable[[int], Tensor]) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_compress.channels.groups import ChannelGroup, ChannelSlice
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.functional.importance import lamp_normalize
+from lightning_compress.targets import COMPILED
 
 WeightSlice = tuple[Layer, ChannelSlice]
 
@@ -95,7 +96,7 @@ def attach_weights(
 
     return [
         RankedChannelGroup(
-            (prefix + group.name).replace("_orig_mod.", ""),
+            (prefix + group.name).replace(COMPILED, ""),
             group,
             weights(group.output_slices, is_output=True),
             weights(group.input_slices, is_output=False),

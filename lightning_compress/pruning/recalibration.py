@@ -62,6 +62,6 @@ def _batches(trainer: Trainer, num_batches: int, seed: int) -> Iterator[Any]:
     assert loader is not None
     torch.manual_seed(seed)
     order = torch.randperm(len(loader.dataset)).tolist()[: num_batches * loader.batch_size * trainer.world_size]
-    mine = Subset(loader.dataset, order[trainer.global_rank :: trainer.world_size])
-    for batch in DataLoader(mine, batch_size=loader.batch_size, collate_fn=loader.collate_fn):
+    subset = Subset(loader.dataset, order[trainer.global_rank :: trainer.world_size])
+    for batch in DataLoader(subset, batch_size=loader.batch_size, collate_fn=loader.collate_fn):
         yield prepare_batch(trainer, trainer.lightning_module, batch)

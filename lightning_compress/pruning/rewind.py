@@ -31,7 +31,7 @@ class Rewind(ABC):
 
 @dataclass(frozen=True)
 class RewindWeights(Rewind):
-    """Rewind live weights, biases, norms and the learning-rate schedule, and reset the optimizer state.
+    """Rewind active weights, biases, norms and the learning-rate schedule, and reset the optimizer state.
 
     Frankle et al. 2020 (arXiv:1903.01611).
 

@@ -33,6 +33,11 @@ class QParams:
     is_requantized: bool = False
     is_input: bool = False
 
+    @property
+    def is_8_bit(self) -> bool:
+        """True if the integers span 8 bits: 255 if affine, and 254 if symmetric, from -127 to 127."""
+        return self.quant_max - self.quant_min >= 254
+
     def shifted(self, by: int) -> QParams:
         """Return parameters of the same values with integers that are larger by ``by``."""
         moved = {name: getattr(self, name) + by for name in ("zero_point", "quant_min", "quant_max", "offset")}
@@ -91,7 +96,7 @@ class QuantizedLayer:
         bias: Bias, if there is one; in FP32 if the input is FP32, or if groups of channels share scales.
         input: Quantization parameters of the input; ``None`` if it is FP32.
         bias_module: Name of the module that owns the bias: the layer, or the batch norm that is folded into it.
-        rounding: Rounding error of the bias, float64; ``None`` without an INT32 bias.
+        bias_error: Rounding error of the bias, float64; ``None`` without an INT32 bias.
         is_integer: True if both input and output are quantized, so that an INT8 kernel can compute it.
     """
 
@@ -101,7 +106,7 @@ class QuantizedLayer:
     bias: Bias | Tensor | None
     input: QParams | None
     bias_module: str
-    rounding: Tensor | None
+    bias_error: Tensor | None
     is_integer: bool
 
 
@@ -131,13 +136,13 @@ class Backend(ABC):
     Attributes:
         name: Name of the target, as messages give it.
         unsigned: True if activations are quantized to uint8, False if to int8.
-        opaque: Names of data-movement functions through which the target does not propagate quantization parameters;
-            their results are quantized again.
+        not_propagated: Names of data-movement functions through which the target does not propagate quantization
+            parameters; their results are quantized again.
     """
 
     name: str
     unsigned: bool = True
-    opaque: frozenset[str] = frozenset()
+    not_propagated: frozenset[str] = frozenset()
 
     @abstractmethod
     def activation(self, x: Tensor, qparams: QParams) -> Tensor:

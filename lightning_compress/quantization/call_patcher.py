@@ -9,8 +9,8 @@ in the module, so that deep copies and pickles keep them.
 from __future__ import annotations
 
 import sys
-from copy import deepcopy
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
@@ -213,7 +213,9 @@ def install_all(
     """
     modules = dict(model.named_modules())
     around = {".".join(name.split(".")[:depth]) for name in table for depth in range(name.count(".") + 2)} | {""}
-    children = {f"{name}.{child}".lstrip(".") for name in (*table, *around) for child, _ in modules[name].named_children()}
+    children = {
+        f"{name}.{child}".lstrip(".") for name in (*table, *around) for child, _ in modules[name].named_children()
+    }
     for name in sorted({*table, *around, *children, *(called or ())}):
         if name in table or not isinstance(modules[name], nn.Identity):
             patcher = table.get(name) or CallPatcher()

@@ -14,8 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import final
 
-from lightning_compress.constraints.completed_steps import CompletedSteps, owners
-from lightning_compress.quantization.calibrate import thawed, update
+from lightning_compress.constraints.completed_steps import CompletedSteps, optimizers_of
 from lightning_compress.quantization.graph_tracer import GraphTracer
 from lightning_compress.quantization.insertion import QuantizerRef, digest, is_quantized, quantizers_of
 from lightning_compress.quantization.int_spec import Int
@@ -26,17 +25,18 @@ from lightning_compress.quantization.quantizer_checkpoint import (
     statistics_of,
     stop_inserting_on_load,
 )
-from lightning_compress.quantization.quantizer_plan import QuantizationSpec, QuantizerPlan, owners_of
+from lightning_compress.quantization.quantizer_plan import QuantizationSpec, QuantizerPlan, owning_modules
+from lightning_compress.quantization.scale_updates import update_scales
 from lightning_compress.quantization.tracing import Graph
 from lightning_compress.schedules import Progress, QATSchedule
-from lightning_compress.targets import Targets, shorten
+from lightning_compress.targets import Targets, shorten, unfrozen
 from lightning_compress.trainer.compression_callback import CompressionCallback
-from lightning_compress.trainer.lightning import averaged_models, is_built_late
-from lightning_compress.trainer.progress import check_time_fits, check_times_come, progress
+from lightning_compress.trainer.progress import check_time_fits, check_times_within_run, progress
+from lightning_compress.trainer.queries import averaged_models, is_built_late
 from lightning_compress.trainer.ranks import check_ranks_agree
 
 # Observers read the first eighth of each batch: they cost a good part of a step, and ranges need no more samples.
-_OBSERVED_FRACTION = 8
+_BATCH_DIVISOR = 8
 
 
 @final
@@ -49,10 +49,10 @@ class QuantizationAwareTraining(CompressionCallback):
     ``observer=Learned()`` Esser et al. 2020 (arXiv:1902.08153).
 
     Args:
-        weights: Integer format of the selected weights: one for all, a dict from globs over layer names, or ``None``
-            for FP32.
-        activations: Integer format of the inputs and outputs of the selected layers, by the names of the modules that
-            produce them.
+        weights: Specification of the quantization of the selected weights: one for all, a dict from globs over layer
+            names, or ``None`` for FP32.
+        activations: Specification of the quantization of the inputs and outputs of the selected layers, by the names of
+            the modules that produce them.
         schedule: Times from which ranges are observed, values are fake-quantized, and observers and batch norms are
             frozen.
         targets: Selection of the layers.
@@ -60,11 +60,11 @@ class QuantizationAwareTraining(CompressionCallback):
             the module's ``example_input_array``, or the arguments that it receives in one training step.
 
     Attributes:
-        left_in_float: Names of the unquantized ops (FP32) of the model.
+        unquantized_ops: Names of the calls that compute in FP32, ``"<module>.<function>"``.
 
     Raises:
-        ValueError: If both formats are ``None``; in ``setup`` if globs match nothing, if the model cannot be run on the
-            inputs, and for strategies and options that are not supported.
+        ValueError: If both specifications are ``None``; in ``setup`` if globs match nothing, if the model cannot be run
+            on the inputs, and for strategies and options that are not supported.
 
     >>> from lightning.pytorch import Trainer
     >>> callback = QuantizationAwareTraining(weights={"stem": Int(8), "*": Int(4)})
@@ -81,41 +81,46 @@ class QuantizationAwareTraining(CompressionCallback):
         example_inputs: Any = None,
     ) -> None:
         super().__init__(targets)
-        if not _has_some(weights) and not _has_some(activations):
+        if not _quantizes_any(weights) and not _quantizes_any(activations):
             raise ValueError("weights and activations are both None: there is nothing to quantize; give an Int.")
         self.weights: QuantizationSpec = weights
         self.activations: QuantizationSpec = activations
         self.schedule = schedule
         self.example_inputs = example_inputs
-        self.left_in_float: list[str] = []
+        self.unquantized_ops: list[str] = []
         self.steps = 0
         QuantizerPlan(weights, activations, {})
-        self._stage: tuple[int, bool, bool] | None = None
+        self._phase: tuple[int, bool, bool] | None = None
         self._failure: ValueError | None = None
         self._hooks: list[CompletedSteps] = []
         self._frozen: list[RemovableHandle] = []
         self._loading: RemovableHandle | None = None
 
     @property
+    def left_in_float(self) -> list[str]:
+        """Old name of ``unquantized_ops``, until version 0.2."""
+        return self.unquantized_ops
+
+    @property
     def reached(self) -> bool:
         """True once the model computes with fake-quantized values."""
-        return self._stage is not None and self._stage[1]
+        return self._phase is not None and self._phase[1]
 
     @property
     def is_fitting(self) -> bool:
         """True between the start and the teardown of a fit."""
         return bool(self._hooks)
 
-    def outside_fit(self) -> dict[str, Any]:
+    def attributes_outside_fit(self) -> dict[str, Any]:
         """Return the attributes that refer to a fit, with the values that they have outside of one."""
-        return {**super().outside_fit(), "_hooks": [], "_frozen": [], "_loading": None}
+        return {**super().attributes_outside_fit(), "_hooks": [], "_frozen": [], "_loading": None}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Insert the quantizers into the model, or wait for a checkpoint that has them."""
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             check_quantizable(trainer, pl_module, self.targets.module, self)
-        with thawed(_quantized_weights(pl_module)):
+        with unfrozen(_quantized_weights(pl_module)):
             plan = QuantizerPlan(self.weights, self.activations, self._is_target(pl_module))
             self._loading = insert_quantizers_on_load(pl_module, plan)
             if stage == "fit":
@@ -131,46 +136,46 @@ class QuantizationAwareTraining(CompressionCallback):
         self._stop_loading(pl_module)
         for name in _TIMES:
             check_time_fits(trainer, name, getattr(self.schedule, name))
-        check_times_come(trainer, {name: getattr(self.schedule, name) for name in _TIMES})
+        check_times_within_run(trainer, {name: getattr(self.schedule, name) for name in _TIMES})
         check_learned(trainer, pl_module)
         state = self._fit_state.start_from(pl_module) or {"steps": 0, "statistics": {}}
         self.steps = state["steps"]
         restore_statistics(pl_module, state["statistics"])
         self._fit_state.begin(pl_module)
-        counted_optimizer, *_ = owners(trainer.optimizers, self.layers(pl_module))
+        counted_optimizer, *_ = optimizers_of(trainer.optimizers, self.layers(pl_module))
         self._hooks = [CompletedSteps(counted_optimizer, self._count)]
-        self._stage = None
+        self._phase = None
         super().on_train_start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Enter the stage that is due; the first batch is observed before the model is trained on it."""
+        """Enter the phase that is due; the first batch is observed before the model is trained on it."""
         for hook in self._hooks:
-            hook.begin()
+            hook.reset()
         now = progress(trainer, self.steps, in_step=False, in_batch=False)
-        stage = self._stage_at(now)
-        found = list(quantizers_of(pl_module))
-        if stage[0] and not all(attached.quantizer.ready for attached in found):
-            self._tracer(trainer).at_first_batch(pl_module, found, batch, batch_idx, divisor=_OBSERVED_FRACTION)
-            self._update(trainer, found)
+        phase = self._phase_at(now)
+        refs = list(quantizers_of(pl_module))
+        if phase[0] and not all(ref.quantizer.ready for ref in refs):
+            self._tracer(trainer).at_first_batch(pl_module, refs, batch, batch_idx, divisor=_BATCH_DIVISOR)
+            self._update(trainer, refs)
         for model in (pl_module, *averaged_models(trainer)):
-            _enter_stage(model, found, quantizing=stage[1])
-        for attached in found:
-            attached.quantizer.observing = stage[0]
-        if stage != self._stage:
-            if stage[2] and not self._frozen:
+            _enter_phase(model, refs, quantizing=phase[1])
+        for ref in refs:
+            ref.quantizer.observing = phase[0]
+        if phase != self._phase:
+            if phase[2] and not self._frozen:
                 self._frozen = _freeze_norms(pl_module.get_submodule(self.targets.module))
-            self._stage = stage
+            self._phase = phase
             self.num_changes += 1
-            check_ranks_agree(trainer, digest(found), "QuantizationAwareTraining: scales")
+            check_ranks_agree(trainer, digest(refs), "QuantizationAwareTraining: scales")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Compute the scales of the next batch from the statistics of this one."""
-        found = list(quantizers_of(pl_module))
-        self._update(trainer, found)
-        for attached in found:
-            attached.quantizer.observing = 0
+        refs = list(quantizers_of(pl_module))
+        self._update(trainer, refs)
+        for ref in refs:
+            ref.quantizer.observing = 0
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -184,8 +189,8 @@ class QuantizationAwareTraining(CompressionCallback):
         for handle in handles:
             handle.remove()
         super().teardown(trainer, pl_module, stage)
-        for attached in quantizers_of(pl_module):
-            attached.quantizer.observing, attached.quantizer.observed = 0, None
+        for ref in quantizers_of(pl_module):
+            ref.quantizer.observing, ref.quantizer.observed = 0, None
 
     def current_state(self) -> dict[str, Any]:
         """Return the number of completed steps, and the observers' statistics by quantizer name."""
@@ -203,23 +208,25 @@ class QuantizationAwareTraining(CompressionCallback):
             plan.check_same(pl_module, graph)
         elif graph is not None:
             placement = plan.insert_traced(pl_module, graph)
-            self.left_in_float = [node.name for node in placement.left_in_float()]
-            if self.left_in_float:
-                rank_zero_info(f"QuantizationAwareTraining: unquantized ops (FP32) are {shorten(self.left_in_float)}.")
+            self.unquantized_ops = [node.name for node in placement.unquantized_ops()]
+            if self.unquantized_ops:
+                rank_zero_info(
+                    f"QuantizationAwareTraining: unquantized ops (FP32) are {shorten(self.unquantized_ops)}."
+                )
 
     def _count(self, optimizer: Optimizer) -> None:
         self.steps += 1
 
-    def _stage_at(self, now: Progress) -> tuple[int, bool, bool]:
-        """Return the fraction of a batch to observe (1/n), and whether to fake-quantize and to freeze batch norms."""
+    def _phase_at(self, now: Progress) -> tuple[int, bool, bool]:
+        """Return the divisor of the batch to observe, and whether to fake-quantize and to freeze batch norms."""
         schedule = self.schedule
         observes = now.reached(schedule.observe) and not now.reached(schedule.freeze_observers)
-        part = _OBSERVED_FRACTION if observes else 0
-        return part, now.reached(schedule.fake_quantize), now.reached(schedule.freeze_batch_norm)
+        divisor = _BATCH_DIVISOR if observes else 0
+        return divisor, now.reached(schedule.fake_quantize), now.reached(schedule.freeze_batch_norm)
 
     def _is_target(self, pl_module: LightningModule) -> Mapping[str, bool]:
         try:
-            return owners_of(self.targets.select(pl_module))
+            return owning_modules(self.targets.select(pl_module))
         except ValueError as error:
             if not is_built_late(pl_module):
                 raise
@@ -231,9 +238,11 @@ class QuantizationAwareTraining(CompressionCallback):
     def _tracer(self, trainer: Trainer) -> GraphTracer:
         return GraphTracer(trainer, self.targets, self.example_inputs)
 
-    def _update(self, trainer: Trainer, found: Sequence[QuantizerRef]) -> None:
+    def _update(self, trainer: Trainer, refs: Sequence[QuantizerRef]) -> None:
         several = trainer.world_size > 1
-        update(found, *((partial(_reduce, dist.ReduceOp.MAX), partial(_reduce, dist.ReduceOp.SUM)) if several else ()))
+        update_scales(
+            refs, *((partial(_reduce, dist.ReduceOp.MAX), partial(_reduce, dist.ReduceOp.SUM)) if several else ())
+        )
 
     def _stop_loading(self, pl_module: LightningModule) -> None:
         stop_inserting_on_load(pl_module, self._loading)
@@ -243,23 +252,23 @@ class QuantizationAwareTraining(CompressionCallback):
 _TIMES = ("observe", "fake_quantize", "freeze_observers", "freeze_batch_norm")
 
 
-def _has_some(numbers: QuantizationSpec) -> bool:
-    return any(numbers.values()) if isinstance(numbers, Mapping) else numbers is not None
+def _quantizes_any(spec: QuantizationSpec) -> bool:
+    return any(spec.values()) if isinstance(spec, Mapping) else spec is not None
 
 
 def _quantized_weights(model: nn.Module) -> Iterator[nn.Parameter]:
     """Yield the weights that are quantized already: they are targets even if they are frozen by now."""
-    for attached in quantizers_of(model):
-        if attached.quantizer.is_weight:
-            yield from attached.module.parameters(recurse=False)
+    for ref in quantizers_of(model):
+        if ref.quantizer.is_weight:
+            yield from ref.module.parameters(recurse=False)
 
 
-def _enter_stage(model: nn.Module, found: Sequence[QuantizerRef], *, quantizing: bool) -> None:
+def _enter_phase(model: nn.Module, refs: Sequence[QuantizerRef], *, quantizing: bool) -> None:
     """Switch fake quantization on or off in a model or an average of it, which gets its first scales here."""
-    for attached, ours in zip(quantizers_of(model), found, strict=True):
-        attached.quantizer.quantizing = quantizing
-        if ours.quantizer.ready and not attached.quantizer.ready:
-            attached.quantizer.copy_from(attached.module, ours.module, ours.quantizer)
+    for ref, source in zip(quantizers_of(model), refs, strict=True):
+        ref.quantizer.quantizing = quantizing
+        if source.quantizer.ready and not ref.quantizer.ready:
+            ref.quantizer.copy_from(ref.module, source.module, source.quantizer)
 
 
 def _freeze_norms(model: nn.Module) -> list[RemovableHandle]:

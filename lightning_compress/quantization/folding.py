@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.arguments import call_model
 from lightning_compress.quantization.backend import Bias, QParams, Weight
-from lightning_compress.quantization.calibrate import call
 from lightning_compress.quantization.call_patcher import CallPatcher, CallSite, install_all
 from lightning_compress.quantization.placement import CHANNEL_AXIS
 from lightning_compress.quantization.tracing import Graph, Node
@@ -38,8 +38,8 @@ def fold(
     # A channel with gamma = 0 has scale 0, which no kernel supports: it gets a small scale, and its integers become 0.
     floor = positive.max() * 1e-7 if float(positive.max()) > 0 else torch.ones((), dtype=torch.float64)
     raised = positive.maximum(floor)
-    # A tiny gamma makes a tiny scale, in whose steps the bias would overflow. A larger scale has room for the bias; the
-    # integers of the weight shrink in return, and are negligible next to it.
+    # A tiny gamma makes a tiny scale, with which the INT32 bias would overflow. A larger scale has room for the bias;
+    # the integers of the weight shrink in return, and are negligible next to it.
     if bias is not None and input_scale:
         raised = raised.maximum(bias.detach().double().abs() / (input_scale * _MAX_BIAS))
     # Kernels need positive scales, and symmetric integers have a negative for each: the sign of gamma moves into them.
@@ -114,5 +114,5 @@ def arguments_of(model: nn.Module, graph: Graph, example_inputs: Any) -> dict[No
     patched = copy.deepcopy(model)
     install_all(patched, {name: CallPatcher(actions) for name, actions in table.items()})
     with torch.no_grad():
-        call(patched, example_inputs)
+        call_model(patched, example_inputs)
     return recorded

@@ -9,11 +9,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_compress.quantization.insertion import QuantizerRef, quantizers_of, remove_quantizers
-from lightning_compress.quantization.quantizer_plan import owners_of
+from lightning_compress.quantization.quantizer_plan import owning_modules
 from lightning_compress.quantization.tracing import Graph, record_graph
 from lightning_compress.targets import Targets
-from lightning_compress.trainer.example_inputs import common_ancestors, given_inputs, probe_before_fit
-from lightning_compress.trainer.probe import TrainingProbe
+from lightning_compress.trainer.example_inputs import common_ancestors, given_inputs
+from lightning_compress.trainer.probe import TrainingProbe, probe_before_fit
 
 
 class GraphTracer:
@@ -31,7 +31,7 @@ class GraphTracer:
         self._example_inputs = example_inputs
 
     def graph(self, pl_module: LightningModule) -> Graph:
-        """Record the calls of the deployed part in eval mode and without quantizers, in ``Callback.setup``.
+        """Record the calls of the deployable submodule in eval mode and without quantizers, in ``Callback.setup``.
 
         Raises:
             ValueError: If the model cannot be run.
@@ -49,11 +49,11 @@ class GraphTracer:
                     f"QuantizationAwareTraining could not run the model {how} ({type(error).__name__}: {error}): "
                     "give example_inputs that it runs on."
                 ) from error
-        layers = list(owners_of(self._targets.select(pl_module)))
+        layers = list(owning_modules(self._targets.select(pl_module)))
         return graph.within(_deployed(graph, self._targets.module, layers))
 
     def at_first_batch(
-        self, pl_module: LightningModule, found: Sequence[QuantizerRef], batch: Any, batch_idx: int, *, divisor: int
+        self, pl_module: LightningModule, refs: Sequence[QuantizerRef], batch: Any, batch_idx: int, *, divisor: int
     ) -> None:
         """Observe a batch before it is trained on, so that the first step has ranges.
 
@@ -62,7 +62,7 @@ class GraphTracer:
 
         Args:
             pl_module: The model.
-            found: Its quantizers.
+            refs: Its quantizers.
             batch: The batch.
             batch_idx: Its index.
             divisor: The first ``1 / divisor`` of the batch is observed.
@@ -79,7 +79,7 @@ class GraphTracer:
         with torch.compiler.set_stance("force_eager"), torch.no_grad():
             probe.loss() if pl_module.automatic_optimization else probe.run()
         # Weights are updated at once; activations only hand over their statistics, which are reduced over ranks first.
-        for ref, copied in zip(found, copies, strict=True):
+        for ref, copied in zip(refs, copies, strict=True):
             if ref.quantizer.is_weight:
                 ref.quantizer.copy_from(ref.module, copied.module, copied.quantizer)
             else:

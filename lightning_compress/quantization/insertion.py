@@ -101,6 +101,7 @@ def with_weight_bits(model: nn.Module, bits: int) -> nn.Module:
         quantizer = ref.quantizer
         if quantizer.is_weight and quantizer.spec.bits > bits:
             coarser = replace(quantizer.spec, bits=bits)
+            # The range stays: with fewer levels, each is wider by the ratio of the largest integers.
             with torch.no_grad():
                 quantizer.scale(ref.module).mul_(quantizer.spec.quant_max / coarser.quant_max)
             quantizer.spec = coarser
@@ -115,7 +116,7 @@ def round_weights_(model: nn.Module) -> None:
             weight = ref.module.get_parameter("weight")
             # Otherwise the next pass would compute the range from the rounded weights, and could change it.
             ref.quantizer.observing = 0
-            # Small negative weights are rounded to -0.0, which no integer stands for; adding 0.0 removes the sign.
+            # Small negative weights are rounded to -0.0, which INT8 cannot represent; adding 0.0 removes the sign.
             weight.copy_(ref.quantizer(ref.module, weight)).add_(0.0)
 
 

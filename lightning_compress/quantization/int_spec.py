@@ -38,7 +38,7 @@ class Int:
 
     def __post_init__(self) -> None:
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
-            raise ValueError(f"Int(bits={self.bits!r}) must be a whole number from 2 to 8; None keeps layers in FP32.")
+            raise ValueError(f"Int(bits={self.bits!r}) must be an integer from 2 to 8; None keeps layers in FP32.")
         is_group = isinstance(self.granularity, int) and not isinstance(self.granularity, bool) and self.granularity > 1
         if self.granularity not in (None, "tensor", "channel") and not is_group:
             raise ValueError(

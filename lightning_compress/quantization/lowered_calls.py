@@ -13,7 +13,7 @@ from lightning_compress.quantization.fake_quantized_call import FakeQuantizedCal
 
 
 class LoweredQuantizer:
-    """Quantizes and dequantizes an activation in the form of a backend; of several tensors, each."""
+    """Quantize and dequantize an activation, or each tensor of a tuple, with a backend's operators."""
 
     def __init__(self, qparams: QParams, backend: Backend) -> None:
         self.qparams = qparams

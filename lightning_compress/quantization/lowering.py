@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from lightning_compress.arguments import reason
 from lightning_compress.quantization.backend import Backend, Bias, QParams, QuantizedLayer, QuantizedOp
-from lightning_compress.quantization.calibrate import trace
 from lightning_compress.quantization.call_patcher import CallPatcher, CallSite, install_all
 from lightning_compress.quantization.fake_quantized_call import FakeQuantizedCall
 from lightning_compress.quantization.folding import (
@@ -32,11 +31,11 @@ from lightning_compress.quantization.insertion import QuantizerRef, quantizers_o
 from lightning_compress.quantization.lowered_calls import FoldedBatchNorm, LoweredCall, LoweredQuantizer
 from lightning_compress.quantization.placement import CHANNEL_AXIS, CLIPPING, Placement, QuantizationPoint, weight_point
 from lightning_compress.quantization.strip_compile import strip_compile
-from lightning_compress.quantization.tracing import Graph, Node
+from lightning_compress.quantization.tracing import Graph, Node, trace
 
 
 @dataclass
-class Lowered:
+class LoweredModel:
     """Copy of a model that computes in the form of a backend.
 
     Attributes:
@@ -44,17 +43,17 @@ class Lowered:
         layers: Calls with an INT8 weight, in the order of the run.
         ops: Other quantized calls, in the order of the run.
         activations: Quantization parameters of all activations, in the order of the run.
-        left_in_float: Unquantized ops (FP32), ``"<module>.<function>"``.
+        unquantized_ops: Unquantized ops (FP32), ``"<module>.<function>"``.
     """
 
     model: nn.Module
     layers: list[QuantizedLayer] = field(default_factory=list)
     ops: list[QuantizedOp] = field(default_factory=list)
     activations: list[QParams] = field(default_factory=list)
-    left_in_float: list[str] = field(default_factory=list)
+    unquantized_ops: list[str] = field(default_factory=list)
 
 
-def lower(model: nn.Module, example_inputs: Any, backend: Backend) -> Lowered:
+def lower(model: nn.Module, example_inputs: Any, backend: Backend) -> LoweredModel:
     """Lower a model with quantizers to a backend.
 
     Args:
@@ -90,7 +89,7 @@ def round_biases_(model: nn.Module, example_inputs: Any) -> None:
             layer = lowering.layer(node)
             bias = model.get_submodule(layer.bias_module)._parameters.get("bias")
             if bias is not None:
-                rounded.setdefault(bias, []).append(torch.zeros(()) if layer.rounding is None else layer.rounding)
+                rounded.setdefault(bias, []).append(torch.zeros(()) if layer.bias_error is None else layer.bias_error)
     for bias, errors in rounded.items():
         if len(errors) == 1:
             bias.copy_(bias.double() + errors[0].to(bias.device))
@@ -101,25 +100,25 @@ class _Lowering:
 
     def __init__(self, model: nn.Module, example_inputs: Any, *, unsigned: bool) -> None:
         quantized = strip_compile(copy.deepcopy(model)).eval()
-        found = {QuantizationPoint.from_name(ref.layer, ref.quantizer.name): ref for ref in quantizers_of(quantized)}
-        _check(found)
+        refs = {QuantizationPoint.from_name(ref.layer, ref.quantizer.name): ref for ref in quantizers_of(quantized)}
+        _check(refs)
         self.plain = copy.deepcopy(quantized)
         remove_quantizers(self.plain)
         # The graph is traced again: of a model from a checkpoint, only the quantizers are known.
         self.graph = graph = _trace(self.plain, example_inputs)
-        self.found = found
+        self.refs = refs
         self.unsigned = unsigned
         self.arguments = arguments_of(self.plain, graph, example_inputs)
         # Targets are the layers with a weight quantizer. If only activations are quantized, the placement must have
         # taken all layers for targets.
         layers = [node for node in graph.nodes if node.call.function in CHANNEL_AXIS]
-        is_target = {node.module: weight_point(node) in found for node in layers}
-        has_weights = any(point.role == "weight" for point in found)
+        is_target = {node.module: weight_point(node) in refs for node in layers}
+        has_weights = any(point.role == "weight" for point in refs)
         self.placement = Placement(graph, is_target if has_weights else dict.fromkeys(is_target, True))
-        self._unquantized = set(self.placement.left_in_float())
+        self._unquantized = set(self.placement.unquantized_ops())
 
-    def run(self, backend: Backend) -> Lowered:
-        lowered = Lowered(self.plain)
+    def run(self, backend: Backend) -> LoweredModel:
+        lowered = LoweredModel(self.plain)
         table: dict[str, dict[CallSite, Any]] = {}
         for node in self.graph.nodes:
             action = self._activations_of(node, backend, lowered)
@@ -132,7 +131,7 @@ class _Lowering:
             elif (op := self._quantized_op(node)) is not None:
                 lowered.ops.append(op)
             if self._is_unquantized(node):
-                lowered.left_in_float.append(node.name)
+                lowered.unquantized_ops.append(node.name)
             if action is not None:
                 table.setdefault(node.module, {})[node.call] = action
         install_all(self.plain, {name: CallPatcher(actions) for name, actions in table.items()})
@@ -140,11 +139,11 @@ class _Lowering:
 
     def is_layer(self, node: Node) -> bool:
         """Return True if the weight of a call is quantized."""
-        return weight_point(node) in self.found and node.call.function in CHANNEL_AXIS
+        return weight_point(node) in self.refs and node.call.function in CHANNEL_AXIS
 
     def layer(self, node: Node) -> QuantizedLayer:
-        """Quantize the weight and the bias of a call, with the batch norm behind it folded."""
-        ref = self.found[weight_point(node)]
+        """Quantize the weight and the bias of a call, with the batch norm after it folded."""
+        ref = self.refs[weight_point(node)]
         args, kwargs = self.arguments[node]
         weight, bias = argument(args, kwargs, 1, "weight"), argument(args, kwargs, 2, "bias")
         norm = self._norm(node)
@@ -161,16 +160,16 @@ class _Lowering:
             _check_finite(norm.module, "statistics or weights", factor + shift)
             bias = shift if bias is None else shift + factor * bias.detach().double()
             scale = scale * factor
-        # The int32 accumulator counts steps of input scale * weight scale, and the bias is added to it in the same
-        # steps. There are none for an FP32 input, nor where output channels of several groups share a weight scale.
+        # The LSB of the int32 accumulator is input scale * weight scale, and the bias is added to it in the same unit.
+        # There is none for an FP32 input, nor where output channels of several groups share a weight scale.
         qparams = self._input_qparams(node)
         bias_qparams = None if shares_scales(node.call.function, args, kwargs) else qparams
         input_scale = bias_qparams.scale if bias_qparams is not None else None
         folded = fold(node.module, integers, scale, axis, bias=bias, input_scale=input_scale)
         quantized = quantize_bias(folded, bias, bias_qparams)
-        rounding = None
+        bias_error = None
         if bias is not None and isinstance(quantized, Bias):
-            rounding = quantized.integers.double() * quantized.scale.double() - bias.detach().double()
+            bias_error = quantized.integers.double() * quantized.scale.double() - bias.detach().double()
         return QuantizedLayer(
             name=node.module,
             function=node.call.function,
@@ -178,7 +177,7 @@ class _Lowering:
             bias=quantized,
             input=qparams,
             bias_module=node.module if norm is None else norm.module,
-            rounding=rounding,
+            bias_error=bias_error,
             is_integer=not self._is_unquantized(node),
         )
 
@@ -204,8 +203,8 @@ class _Lowering:
         inputs = [self._input_qparams(node, k) for k in range(len(self.placement.data_operands(node)))]
         if node.call.function == "linear":  # its kernel can return the accumulator in FP32
             return None in inputs
-        # A clip behind an FP32 call is part of the quantization of its result: it clamps to the same range.
-        clips = node.call.function in CLIPPING and QuantizationPoint(node.module, node.call) in self.found
+        # A clip after an FP32 call is part of the quantization of its result: it clamps to the same range.
+        clips = node.call.function in CLIPPING and QuantizationPoint(node.module, node.call) in self.refs
         return not clips and (None in inputs or self._output_qparams(node) is None)
 
     def _quantized_op(self, node: Node) -> QuantizedOp | None:
@@ -216,32 +215,32 @@ class _Lowering:
         return QuantizedOp(node.module, node.call.function, qparams) if qparams is not None else None
 
     def _output_qparams(self, node: Node) -> QParams | None:
-        """Return the parameters of a call's output, or of the norm or clip behind it that is fused with it."""
-        own = self.found.get(QuantizationPoint(node.module, node.call))
+        """Return the parameters of a call's output, or of the norm or clip after it that is fused with it."""
+        own = self.refs.get(QuantizationPoint(node.module, node.call))
         if own is not None:
             return self._qparams(own)
         users = self.placement.users.get(node.outputs[0], [])
         is_fused = len(users) == 1 and (users[0].call.function in CLIPPING or self._is_folded_norm(users[0]))
         return self._output_qparams(users[0]) if is_fused else None
 
-    def _activations_of(self, node: Node, backend: Backend, lowered: Lowered) -> FakeQuantizedCall | None:
+    def _activations_of(self, node: Node, backend: Backend, lowered: LoweredModel) -> FakeQuantizedCall | None:
         """Return the action that quantizes the activations of a call, and list their parameters in ``lowered``."""
         roles = [f"input_{k}" for k in range(len(node.operands))] + ["inner", "output"]
         points = {role: QuantizationPoint(node.module, node.call, role) for role in roles}
         action = FakeQuantizedCall()
         for role, point in points.items():
-            if point in self.found:
-                qparams = replace(self._qparams(self.found[point]), is_input=role.startswith("input_"))
+            if point in self.refs:
+                qparams = replace(self._qparams(self.refs[point]), is_input=role.startswith("input_"))
                 lowered.activations.append(qparams)
                 action.put(role, LoweredQuantizer(qparams, backend))  # type: ignore[arg-type]
-        # Targets recognize an integer kernel by quantization nodes around it. Where they do not look through a call
-        # that only moves values, its outputs are quantized again, to the same integers.
-        if node.call.function in backend.opaque and (moved := self._input_qparams(node)) is not None:
+        # Runtimes select an INT8 kernel by the quantize nodes around a call. Where they do not propagate parameters
+        # through a call that only moves values, its outputs are quantized again, to the same integers.
+        if node.call.function in backend.not_propagated and (moved := self._input_qparams(node)) is not None:
             again = replace(moved, is_requantized=True, is_input=False)
             lowered.activations += [again] * len(node.outputs)
             action.output = LoweredQuantizer(again, backend)  # type: ignore[assignment]
             return action
-        return action if any(point in self.found for point in points.values()) else None
+        return action if any(point in self.refs for point in points.values()) else None
 
     def _qparams(self, ref: QuantizerRef) -> QParams:
         scale, zero_point = ref.quantizer.qparams(ref.module)
@@ -255,17 +254,17 @@ class _Lowering:
     def _input_qparams(self, node: Node, k: int = 0) -> QParams | None:
         """Return the parameters of an operand: its own, or those of the call that produced it."""
         own = QuantizationPoint(node.module, node.call, f"input_{k}")
-        if own in self.found:
-            return self._qparams(self.found[own])
+        if own in self.refs:
+            return self._qparams(self.refs[own])
         producer = self.graph.producer.get(self.placement.origin(self.placement.data_operands(node)[k]))
-        output = self.found.get(QuantizationPoint(producer.module, producer.call)) if producer is not None else None
+        output = self.refs.get(QuantizationPoint(producer.module, producer.call)) if producer is not None else None
         return self._qparams(output) if output is not None else None
 
 
-def _check(found: Mapping[QuantizationPoint, QuantizerRef]) -> None:
-    if not found:
+def _check(refs: Mapping[QuantizationPoint, QuantizerRef]) -> None:
+    if not refs:
         raise ValueError("The model has no quantizers: train it with QuantizationAwareTraining, or calibrate() it.")
-    for point, ref in found.items():
+    for point, ref in refs.items():
         spec = ref.quantizer.spec
         if not ref.quantizer.ready:
             raise ValueError(

@@ -27,17 +27,17 @@ class Effect:
         layer: Layer name.
         num_weights: Number of weights of the layer.
         bits: Bits per weight.
-        rise: Delta loss: mean loss minus that of the FP32 model; NaN or infinite if the loss is.
+        delta_loss: Mean loss minus that of the FP32 model; NaN or infinite if the loss is.
     """
 
     layer: str
     num_weights: int
     bits: int
-    rise: float
+    delta_loss: float
 
     @property
     def num_bytes(self) -> int:
-        """Size of the packed integers in whole bytes."""
+        """Size of the bit-packed weights in bytes, rounded up."""
         return -(-self.num_weights * self.bits // 8)
 
 
@@ -101,11 +101,11 @@ def choose(effects: Iterable[Effect], *, max_bytes: int | None = None, mean_bits
         given = f"max_bytes={max_bytes}" if mean_bits is None else f"mean_bits={mean_bits}"
         raise ValueError(f"{given} is impossible: {_smallest([layer[0] for layer in layers])}.")
     options = [
-        _Option(effect, i, size - sizes[i][0], effect.rise - min(e.rise for e in layer))
+        _Option(effect, i, size - sizes[i][0], effect.delta_loss - min(e.delta_loss for e in layer))
         for i, layer in enumerate(layers)
         for k, (effect, size) in enumerate(zip(layer, sizes[i], strict=True))
         # An option with more bits that does not lower the loss is never needed.
-        if all(effect.rise < smaller.rise for smaller in layer[:k])
+        if all(effect.delta_loss < smaller.delta_loss for smaller in layer[:k])
     ]
     return [option.effect for option in _cheapest(options, spare)] if options else []
 
@@ -152,7 +152,7 @@ def _cheapest(options: Sequence[_Option], spare: int) -> list[_Option]:
 def _capacity(options: Sequence[_Option], spare: int, num_layers: int) -> tuple[np.ndarray, list[int]]:
     """Return the constraint on the total size as a matrix and upper bounds, one row for each digit in base 1024.
 
-    A long addition with a carry variable behind each digit but the last: ``sum(digits) + carry_in - 1024 * carry_out``
+    A long addition with a carry variable after each digit but the last: ``sum(digits) + carry_in - 1024 * carry_out``
     is at most the digit of ``spare``. There are integral carries exactly if the total is at most ``spare``, and a carry
     is never larger than the number of layers, each of which adds one digit.
     """
@@ -171,7 +171,7 @@ def _capacity(options: Sequence[_Option], spare: int, num_layers: int) -> tuple[
 
 def _finite(layer: Sequence[Effect]) -> list[Effect]:
     """Return the effects that can be chosen: those with a finite delta loss."""
-    finite = [effect for effect in layer if math.isfinite(effect.rise)]
+    finite = [effect for effect in layer if math.isfinite(effect.delta_loss)]
     if not finite:
         raise ValueError(f"{layer[0].layer!r} has no finite loss with any number of bits: exclude it in targets.")
     return finite

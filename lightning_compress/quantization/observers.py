@@ -203,7 +203,8 @@ class Learned(Observer):
     """Scale, and zero point of affine quantizers, as parameters that the optimizer trains.
 
     LSQ, Esser et al. 2020 (arXiv:1902.08153); with a trained zero point LSQ+, Bhalgat et al. 2020 (arXiv:2004.09576).
-    The initial value minimizes the mean squared error on the last batch before training, for activations and weights.
+    The initial value minimizes the mean squared error on the last batch before fake quantization starts; in calibrate,
+    activations use all batches.
 
     >>> from lightning_compress import Int, calibrate
     >>> model = calibrate(torch.nn.Linear(2, 1), [torch.ones(4, 2)], weights=Int(4, observer=Learned()))

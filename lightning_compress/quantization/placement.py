@@ -20,15 +20,15 @@ CHANNEL_AXIS = {
     "conv_transpose3d": 1,
 }
 # Functions of several activations. Their kernels rescale each operand, so that every one needs a scale of its own.
-_JOINING = {"add", "sub", "mul", "cat"}
+_MULTI_INPUT = {"add", "sub", "mul", "cat"}
 _AVERAGING = {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean"}
 # Activations that only clip. Runtimes fuse them into the layer before, as clipping of its integers: they need a
 # quantized output, and no quantized input.
 CLIPPING = {"relu", "relu6", "hardtanh", "clamp"}
 # Activations that runtimes compute by a lookup table or a kernel of their own, from quantized to quantized.
-_CURVED = {"hardswish", "silu", "sigmoid", "hardsigmoid", "leaky_relu", "elu", "prelu"}
+_NONLINEAR = {"hardswish", "silu", "sigmoid", "hardsigmoid", "leaky_relu", "elu", "prelu"}
 # Functions that move values without changing them: the result has the scale of the argument, and needs no quantizer.
-PASSING = {
+DATA_MOVEMENT = {
     "max_pool1d", "max_pool2d", "max_pool1d_with_indices", "max_pool2d_with_indices", "adaptive_max_pool2d",
     "flatten", "reshape", "view", "view_as", "permute", "transpose", "swapaxes", "movedim", "squeeze", "unsqueeze",
     "chunk", "split", "unbind", "tensor_split", "narrow", "getitem", "expand", "expand_as", "contiguous", "clone",
@@ -36,12 +36,13 @@ PASSING = {
     "channel_shuffle", "roll", "to", "float", "type_as", "select", "index_select", "repeat", "t", "detach", "stack",
 }  # fmt: skip
 # Functions that read the shape or type of a tensor, not its values.
-_FORMAL = {"dim", "size", "get", "numel", "is_floating_point", "data_ptr", "stride", "is_contiguous", "type", "len"}
+_METADATA = {"dim", "size", "get", "numel", "is_floating_point", "data_ptr", "stride", "is_contiguous", "type", "len"}
 _NORMS = {"batch_norm"}
 # Products of attention, and the functions that may stand between a product and the softmax.
 _PRODUCTS = {"matmul", "rmatmul", "bmm", "baddbmm", "einsum"}
-_SCORING = _JOINING | PASSING | {"div", "truediv", "masked_fill", "tanh", "clamp", "max", "maximum"}
+_SCORING = _MULTI_INPUT | DATA_MOVEMENT | {"div", "truediv", "masked_fill", "tanh", "clamp", "max", "maximum"}
 
+# "conv2d_1_call_2_input_0" is operand 0 of the second conv2d in the third forward pass of the module.
 _NAME = re.compile(
     r"(?P<function>[a-z]\w*?)(?:_(?P<occurrence>\d+))?(?:_call_(?P<repeat>\d+))?(?:_(?P<role>input_\d+|weight|inner))?"
 )
@@ -85,10 +86,10 @@ class QuantizationPoint:
         """
         if name == "weight":
             return cls(module, CallSite(""), "weight")
-        found = _NAME.fullmatch(name)
-        assert found is not None, name
-        call = CallSite(found["function"], int(found["occurrence"] or 0), int(found["repeat"] or 0))
-        return cls(module, call, found["role"] or "output")
+        match = _NAME.fullmatch(name)
+        assert match is not None, name
+        call = CallSite(match["function"], int(match["occurrence"] or 0), int(match["repeat"] or 0))
+        return cls(module, call, match["role"] or "output")
 
 
 def weight_point(node: Node) -> QuantizationPoint:
@@ -110,9 +111,9 @@ class Placement:
 
     def __init__(self, graph: Graph, is_target: dict[str, bool]) -> None:
         self.graph = graph
-        # Reading a shape needs no integers, and must not count as a second reader of a convolution's output.
+        # Reading a shape does not read values, and must not count as a second reader of a convolution's output.
         self.users = {
-            value: [n for n in nodes if n.call.function not in _FORMAL] for value, nodes in graph.users().items()
+            value: [n for n in nodes if n.call.function not in _METADATA] for value, nodes in graph.users().items()
         }
         self._is_target = is_target
         self._required: dict[int, bool] = {}
@@ -142,13 +143,13 @@ class Placement:
             self._place_output(node, points)
         return list(points)
 
-    def left_in_float(self) -> list[Node]:
-        """Return the unquantized ops (FP32): layers that are no targets, and functions without integer kernels."""
+    def unquantized_ops(self) -> list[Node]:
+        """Return the unquantized ops (FP32): layers that are not targets, and functions without integer kernels."""
         return [
             node
             for node in self.graph.nodes
             if not self.is_integer(node)
-            and node.call.function not in PASSING | _FORMAL
+            and node.call.function not in DATA_MOVEMENT | _METADATA
             and not self.is_folded(node)
             and any(len(shape) > 0 for shape in node.shapes)
         ]
@@ -159,14 +160,15 @@ class Placement:
         if name in CHANNEL_AXIS:
             return self._reads_target(node)
         # Residual additions, gates and concatenations are quantized, since the layers around them would otherwise be
-        # separated by FP32 islands. A product with a number only rescales, and is left alone. The result of an in-place
-        # call that is read from the tensor written into cannot be quantized: a hook replaces the returned tensor only.
-        if name in _JOINING:
+        # separated by FP32 islands. A product with a number only rescales, and needs no quantizer. The result of an
+        # in-place call that is read from the tensor written into cannot be quantized: a hook replaces the returned
+        # tensor only.
+        if name in _MULTI_INPUT:
             joins = len(self.data_operands(node)) > 1 or name == "cat"
             return joins and node.outputs[0] not in self._scores | self.graph.written
-        if name in _CURVED and node.outputs[0] in self.graph.written:
+        if name in _NONLINEAR and node.outputs[0] in self.graph.written:
             return False
-        return name in _AVERAGING or name in _CURVED or name in CLIPPING
+        return name in _AVERAGING or name in _NONLINEAR or name in CLIPPING
 
     def is_folded(self, node: Node) -> bool:
         """Return True if a call is a batch norm that will be folded into the target before it."""
@@ -187,7 +189,7 @@ class Placement:
         A zero-dimensional tensor is a number to integer kernels: quantized to a scale of its own, it would only lose
         precision.
         """
-        if node.call.function in _JOINING:
+        if node.call.function in _MULTI_INPUT:
             return [v for v, shape in zip(node.operands, node.shapes, strict=True) if len(shape) > 0]
         return list(node.operands[:1])
 
@@ -195,7 +197,7 @@ class Placement:
         """Return the value from which another was moved without a change."""
         while (
             (producer := self.graph.producer.get(value)) is not None
-            and producer.call.function in PASSING
+            and producer.call.function in DATA_MOVEMENT
             and producer.operands
         ):
             value = producer.operands[0]
@@ -205,12 +207,12 @@ class Placement:
         """Return the attention scores and masks.
 
         They stay in FP32: softmax has no integer kernel, so that quantizing them saves nothing, and a mask of -1e38
-        would leave all scores a single step of the scale.
+        would leave all scores within 1 LSB of each other.
         """
         scores: set[int] = set()
         for node in self.graph.nodes:
             if node.call.function == "scaled_dot_product_attention":
-                scores |= self._ancestors(node.operands[3:])  # the mask, behind query, key and value
+                scores |= self._ancestors(node.operands[3:])  # the mask, after query, key and value
             elif node.call.function == "softmax":
                 # A softmax belongs to attention if it reads a product or if its result is a factor of one; a classifier
                 # has neither.
@@ -237,13 +239,13 @@ class Placement:
         users = self.users.get(value, [])
         return any(
             node.call.function in _PRODUCTS
-            or (node.call.function in PASSING and any(map(self._is_multiplied, node.outputs)))
+            or (node.call.function in DATA_MOVEMENT and any(map(self._is_multiplied, node.outputs)))
             for node in users
         )
 
     def _place_output(self, node: Node, points: dict[QuantizationPoint, None]) -> None:
         value = node.outputs[0]
-        if node.call.function in PASSING | _FORMAL or not self._is_quantized_at_producer(value):
+        if node.call.function in DATA_MOVEMENT | _METADATA or not self._is_quantized_at_producer(value):
             return
         # The last layer's output has no integer reader, but is quantized as well: its kernel returns integers.
         computed = self._is_computed_from_integers(node) or self._is_required(value)
@@ -273,7 +275,7 @@ class Placement:
         if len(users) != 1:
             return False
         if users[0].call.function in CLIPPING:
-            # The same holds behind an FP32 function; of two clips in a row, only one is fused.
+            # The same holds after an FP32 function; of two clips in a row, only one is fused.
             return node.call.function not in CLIPPING
         return self.is_folded(users[0])
 
@@ -286,7 +288,7 @@ class Placement:
         return self._required[value]
 
     def _requires(self, node: Node, value: int) -> bool:
-        if node.call.function in PASSING:
+        if node.call.function in DATA_MOVEMENT:
             return any(self._is_required(output) for output in node.outputs)
         # Clips take FP32 inputs as well as integers.
         if node.call.function in CLIPPING:

@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from lightning_compress.quantization.insertion import quantizers_of
-from lightning_compress.trainer.lightning import callbacks_of, is_a
+from lightning_compress.trainer.queries import callbacks_of, is_a
 
 
 def check_quantizable(trainer: Trainer, pl_module: LightningModule, module: str, quantization: Callback) -> None:
@@ -15,12 +15,12 @@ def check_quantizable(trainer: Trainer, pl_module: LightningModule, module: str,
     Args:
         trainer: Trainer of the fit.
         pl_module: The model.
-        module: Name of its deployable part.
+        module: Name of its deployable submodule.
         quantization: The callback.
 
     Raises:
-        ValueError: For model-parallel strategies, synchronized batch norms, a second callback of the kind, and a weight
-            averaging callback before this one.
+        ValueError: For model-parallel strategies, synchronized batch norms, a second QuantizationAwareTraining
+            callback, and a weight averaging callback before this one.
     """
     if is_a(trainer.strategy, "ModelParallelStrategy"):
         raise ValueError(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lightning_compress.functional.fake_quantize import (
+    MIN_SCALE,
     fake_quantize,
     fake_quantize_learned,
     qparams_from_range,
@@ -22,7 +21,6 @@ from lightning_compress.quantization.observers import Learned, RangeStatistics
 PREFIX = "quant_"
 """Prefix of the names of buffers and parameters that belong to a quantizer."""
 
-_MIN_SCALE = torch.finfo(torch.float32).tiny * 2**24
 _MIN_SAMPLES = 16  # observed of each batch, if only a part of it is
 _MIN_SUBSAMPLED = 4096  # number of values up to which a tensor is observed as a whole
 
@@ -40,7 +38,7 @@ class Quantizer:
         is_weight: The tensor is a weight: it is observed, and its scale updated, in every forward pass.
 
     Attributes:
-        observing: Divisor of the observed part: the first ``1 / observing`` of each batch is observed; 0 for none.
+        observing: Divisor of the batch: the first ``1 / observing`` of each batch is observed; 0 for none.
         quantizing: Fake-quantize the tensor.
         ready: The scale has been set.
         observed: Statistics since the last update.
@@ -115,7 +113,7 @@ class Quantizer:
         return getattr(module, f"{PREFIX}{self.name}_zero_point")
 
     def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
-        """Observe and fake-quantize ``x``, as far as ``observing`` and ``quantizing`` say."""
+        """Observe and fake-quantize ``x`` if ``observing`` and ``quantizing`` are set."""
         if self.observing:
             self._observe(module, x)
         if not (self.quantizing and self.ready):
@@ -128,7 +126,7 @@ class Quantizer:
             # gradient accumulation and ranks may divide a batch in any way.
             num_values = x.numel() // scale.numel() if self.is_weight else math.prod(x.shape[1:])
             # An optimizer step may take the scale across zero; abs() flips the gradient with the sign.
-            scale = scale.abs() + _MIN_SCALE
+            scale = scale.abs() + MIN_SCALE
             learned = fake_quantize_learned(
                 grouped, scale, zero_point, quant_min=quant_min, quant_max=quant_max, num_values=num_values
             )
@@ -136,8 +134,8 @@ class Quantizer:
         # Averaged models (EMA) have fractional zero points. The scale is cloned, because a second call of a shared
         # layer writes a new one in place before the backward pass of the first.
         scale, zero_point = scale.clone(), round_zero_point(zero_point, quant_min=quant_min, quant_max=quant_max)
-        # While the range is still observed, clipped activations keep their gradient: masking it would no longer hold
-        # back activations that outgrow their range, and training from scratch diverges.
+        # While ranges are still observed, clipped activations keep their gradient. Without it nothing pulls back
+        # activations that outgrow the range, and training from scratch diverges.
         masks = self.is_weight or not self.observing
         return fake_quantize(
             grouped, scale, zero_point, quant_min=quant_min, quant_max=quant_max, masks_gradient=masks
@@ -156,7 +154,7 @@ class Quantizer:
         zero_point = round_zero_point(
             self.zero_point(module), quant_min=self.spec.quant_min, quant_max=self.spec.quant_max
         )
-        return scale.abs() + _MIN_SCALE if self.is_learned else scale, zero_point
+        return scale.abs() + MIN_SCALE if self.is_learned else scale, zero_point
 
     def update(self, module: nn.Module) -> None:
         """Compute scale and zero point from the statistics since the last update, already reduced over ranks."""
@@ -168,7 +166,7 @@ class Quantizer:
         # Ranges of weights follow the current values; those of activations accumulate.
         self.statistics = observer.accumulate(None if self.is_weight else self.statistics, new)
         if not self._is_trained():
-            self._set(module, *_compute_qparams(self.spec, self.statistics))
+            self._set(module, *compute_qparams(self.spec, self.statistics))
 
     @torch.no_grad()
     def _set(self, module: nn.Module, scale: Tensor, zero_point: Tensor) -> None:
@@ -225,47 +223,7 @@ class Quantizer:
                 return self._grouped(x).flatten(0, 1)
 
 
-class QuantizerInModule(Protocol):
-    """Pair of a quantizer and its module, as :class:`~lightning_compress.quantization.insertion.QuantizerRef`."""
-
-    @property
-    def module(self) -> nn.Module:
-        """Module that holds scale and zero point."""
-
-    @property
-    def quantizer(self) -> Quantizer:
-        """Quantizer of one tensor."""
-
-
-def update_all(spec: Int, refs: Sequence[QuantizerInModule]) -> None:
-    """Call :meth:`Quantizer.update` on activation quantizers of one specification, batched where possible."""
-    observer = spec.observer
-    assert observer is not None
-    if observer.bins:
-        # A range search is dominated by its histograms, so that batching would save nothing.
-        for ref in refs:
-            ref.quantizer.update(ref.module)
-        return
-    # One row per quantizer: a few kernels for the whole model instead of a few per tensor, at every step.
-    observed = [ref.quantizer.observed for ref in refs]
-    new = [s.min_max for s in observed if s is not None]
-    previous = [
-        n if ref.quantizer.statistics is None else ref.quantizer.statistics.min_max
-        for ref, n in zip(refs, new, strict=True)
-    ]
-    none = new[0].new_empty(len(new), 0)
-    statistics = observer.accumulate(RangeStatistics(torch.cat(previous), none), RangeStatistics(torch.cat(new), none))
-    scale, zero_point = _compute_qparams(spec, statistics)
-    for i, ref in enumerate(refs):
-        ref.quantizer.statistics = RangeStatistics(statistics.min_max[i : i + 1], none[i : i + 1])
-        ref.quantizer.observed, ref.quantizer.ready = None, True
-    with torch.no_grad():
-        torch._foreach_copy_([r.quantizer.scale(r.module) for r in refs], list(scale.float().unbind()))
-        if not spec.symmetric:
-            torch._foreach_copy_([r.quantizer.zero_point(r.module) for r in refs], list(zero_point.float().unbind()))
-
-
-def _compute_qparams(spec: Int, statistics: RangeStatistics) -> tuple[Tensor, Tensor]:
+def compute_qparams(spec: Int, statistics: RangeStatistics) -> tuple[Tensor, Tensor]:
     """Compute scale and zero point, ``(rows,)`` each."""
     observer = spec.observer
     assert observer is not None

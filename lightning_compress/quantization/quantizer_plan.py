@@ -12,7 +12,7 @@ from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.placement import CHANNEL_AXIS, Placement, QuantizationPoint, weight_point
 from lightning_compress.quantization.quantizer import PREFIX, Quantizer
 from lightning_compress.quantization.tracing import Graph
-from lightning_compress.targets import COMPILED, Target, matches, shorten
+from lightning_compress.targets import COMPILED, TRANSPOSED_CONVOLUTIONS, Target, matches, shorten
 
 QuantizationSpec = Int | Mapping[str, Int | None] | None
 """One specification for all modules, or by globs over module names, the first match first; ``None`` keeps FP32."""
@@ -35,7 +35,8 @@ class QuantizerPlan:
     def __init__(self, weights: QuantizationSpec, activations: QuantizationSpec, is_target: Mapping[str, bool]) -> None:
         self.weights = _by_glob(weights, Int.for_weights)
         self.activations = _by_glob(activations, Int.for_activations)
-        # A layer with FP32 weights by its glob is no target; with weights=None, layers stay integer for activations.
+        # A layer whose glob gives FP32 weights is not a target. With weights=None all targets stay, so that their
+        # activations are quantized.
         self.is_target = {
             name: chosen and (weights is None or _first_match(self.weights, name) is not None)
             for name, chosen in is_target.items()
@@ -131,7 +132,7 @@ class QuantizerPlan:
             table.setdefault(point.module, {})[point] = Quantizer(point.name, spec)
 
 
-def owners_of(targets: Iterable[Target]) -> dict[str, bool]:
+def owning_modules(targets: Iterable[Target]) -> dict[str, bool]:
     """Return the names of the modules that own the targets, as the model spells them, each with True."""
     return {target.name.rpartition(".")[0]: True for target in targets}
 
@@ -139,7 +140,7 @@ def owners_of(targets: Iterable[Target]) -> dict[str, bool]:
 def _channel_axis(module: nn.Module, point: QuantizationPoint) -> int:
     if point.call.function:
         return CHANNEL_AXIS[point.call.function]
-    return int(isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)))
+    return int(isinstance(module, TRANSPOSED_CONVOLUTIONS))
 
 
 def _by_glob(spec: QuantizationSpec, complete: Callable[[Int], Int]) -> dict[str, Int | None]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.quantization.calibrate import call
+from lightning_compress.arguments import call_model
 from lightning_compress.quantization.call_patcher import patcher_of
 from lightning_compress.quantization.fake_quantized_call import FakeQuantizedCall, FakeQuantizePatcher
 from lightning_compress.quantization.quantizer import Quantizer
@@ -50,7 +50,7 @@ def record(model: nn.Module, inputs: Any) -> tuple[Any, list[tuple[str, Tensor]]
                 assert isinstance(action, FakeQuantizedCall)
                 _wrap_quantizers(action, layer, recorded)
     with torch.no_grad():
-        output = call(copied, inputs)
+        output = call_model(copied, inputs)
     return output, recorded
 
 

@@ -55,8 +55,8 @@ class Sensitivity(Printed):
         exceeds the budget.
 
         Args:
-            max_bytes: Largest size of the packed integers of all layers, each layer's in whole bytes. Scales and
-                unquantized parameters are not included.
+            max_bytes: Largest size of the bit-packed weights of all layers in bytes, each layer's rounded up. Scales
+                and unquantized parameters are not included.
             mean_bits: Alternatively, the largest mean number of bits per weight over the weights of all layers.
 
         Returns:
@@ -75,14 +75,14 @@ class Sensitivity(Printed):
             ImportError: If matplotlib is not installed.
         """
         layers = by_layer(self.effects)
-        rises = {bits: [_rise(layer, bits) for layer in layers.values()] for bits in self._bits()}
-        draw_sensitivity(path, list(layers), rises, loss=self.loss)
+        delta_losses = {bits: [_delta_loss(layer, bits) for layer in layers.values()] for bits in self._bits()}
+        draw_sensitivity(path, list(layers), delta_losses, loss=self.loss)
 
     def to_csv(self) -> str:
         """Return the effects as CSV text with a header."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("layer", "num_weights", "bits", "rise"))
+        writer.writerow(("layer", "num_weights", "bits", "delta_loss"))
         writer.writerows(astuple(effect) for effect in self.effects)
         return text.getvalue()
 
@@ -92,8 +92,8 @@ class Sensitivity(Printed):
         for column in ("weights", *(f"{bits} bits" for bits in self._bits())):
             table.add_column(column, justify="right")
         for name, layer in by_layer(self.effects).items():
-            rises = [f"{_rise(layer, bits):+.3g}" for bits in self._bits()]
-            table.add_row(name, f"{layer[0].num_weights:,}", *rises)
+            delta_losses = [f"{_delta_loss(layer, bits):+.3g}" for bits in self._bits()]
+            table.add_row(name, f"{layer[0].num_weights:,}", *delta_losses)
         yield table
         yield f"The FP32 loss is {self.loss:.4g}."
 
@@ -133,7 +133,7 @@ def sensitivity(
     >>> linear = nn.Linear(2, 1, bias=False)
     >>> _ = linear.weight.data.copy_(torch.tensor([[1.0, 0.6]]))
     >>> result = sensitivity(linear, [torch.ones(1, 2)], loss=lambda model, batch: model(batch).sum(), bits=(2, 8))
-    >>> [(effect.layer, effect.bits, round(effect.rise, 3)) for effect in result.effects]
+    >>> [(effect.layer, effect.bits, round(effect.delta_loss, 3)) for effect in result.effects]
     [('', 2, 0.4), ('', 8, -0.002)]
     """
     specs, batches = [Int(number) for number in sorted(set(bits))], list(batches)
@@ -201,7 +201,7 @@ def _mean_loss(model: nn.Module, batches: Sequence[Any], loss: Loss) -> float:
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
-    """Return a copy in eval mode without quantizers; a model that is frozen as a whole is thawed."""
+    """Return a copy in eval mode without quantizers; a fully frozen model is unfrozen."""
     plain = copy.deepcopy(model).eval()
     remove_quantizers(plain)
     if not any(parameter.requires_grad for parameter in plain.parameters()):
@@ -209,5 +209,5 @@ def _plain_copy(model: nn.Module) -> nn.Module:
     return plain
 
 
-def _rise(layer: Sequence[Effect], bits: int) -> float:
-    return next((effect.rise for effect in layer if effect.bits == bits), math.nan)
+def _delta_loss(layer: Sequence[Effect], bits: int) -> float:
+    return next((effect.delta_loss for effect in layer if effect.bits == bits), math.nan)

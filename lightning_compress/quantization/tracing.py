@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lightning_compress.arguments import call_model
 from lightning_compress.quantization.call_patcher import (
     CallIndex,
     CallPatcher,
@@ -157,7 +159,7 @@ class _Run:
         return self._values[id(tensor)]
 
     def alias(self, tensor: Tensor) -> Tensor:
-        """Return the result of an in-place call as another object than its argument, to tell which of them is read."""
+        """Return the result of an in-place call as another object, so that their readers can be distinguished."""
         value = self._written[id(tensor)] = self._values[id(tensor)]
         alias = tensor.view_as(tensor)
         self._kept_alive.append(alias)
@@ -193,3 +195,11 @@ def record_graph(model: nn.Module) -> Iterator[Graph]:
 
 def _note_call(called: set[str], name: str, module: nn.Module, args: Any) -> None:
     called.add(name)
+
+
+def trace(model: nn.Module, inputs: Any) -> Graph:
+    """Record the calls of a model without quantizers in eval mode; a copy of the model is run."""
+    traced = copy.deepcopy(model).eval()
+    with record_graph(traced) as graph, torch.no_grad():
+        call_model(traced, inputs)
+    return graph

@@ -6,7 +6,7 @@ from rich.console import Console
 
 
 class Printed:
-    """Mixin for rich renderables: ``str`` renders them as plain text, 100 columns wide and without colours."""
+    """Mixin for rich renderables: ``str`` renders them as plain text, 100 columns wide and without colors."""
 
     def __str__(self) -> str:
         console = Console(width=100, color_system=None)

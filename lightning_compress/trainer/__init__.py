@@ -1,1 +1,1 @@
-"""Everything that is read of a Lightning Trainer, and the base classes of the compression callbacks."""
+"""Everything that is read from a Lightning Trainer, and the base classes of the compression callbacks."""

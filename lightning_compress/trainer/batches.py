@@ -1,4 +1,4 @@
-"""Batches as ``training_step`` gets them."""
+"""Batches as ``training_step`` gets them, and the call of ``training_step``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.connectors.data_connector import _request_dataloader
 from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 ADVICE = "give example_inputs, or set the LightningModule's example_input_array."
@@ -55,3 +56,9 @@ def first_training_batch(trainer: Trainer, pl_module: LightningModule, max_sampl
             raise ValueError(f"Reading a batch before the fit would advance this training data: {ADVICE}")
         # The model is still on the CPU in Callback.setup.
         return prepare_batch(trainer, pl_module, batch, device=torch.device("cpu"))
+
+
+def training_step(pl_module: LightningModule, batch: Any, batch_idx: int) -> Any:
+    """Call a module's ``training_step`` with or without ``batch_idx``, as Lightning does."""
+    takes_index = is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2)
+    return pl_module.training_step(batch, batch_idx) if takes_index else pl_module.training_step(batch)

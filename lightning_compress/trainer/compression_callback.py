@@ -1,8 +1,8 @@
-"""Base class of the compression callbacks.
+"""Base class of the compression techniques.
 
 One training step of Lightning, and the work of a constraint in it::
 
-    on_train_batch_start                   the batch is kept at hand; a constraint due at step 0 is set up
+    on_train_batch_start                   the batch is stored; a constraint due at step 0 is set up
     training_step, backward  (x accumulation)
         on_after_backward                  manual optimization only: gradients are projected
     on_before_optimizer_step               dense gradients are read, then gradients are projected
@@ -26,17 +26,15 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.constraints.layer import Layer
-from lightning_compress.targets import Target, Targets
+from lightning_compress.targets import TRANSPOSED_CONVOLUTIONS, Target, Targets
 from lightning_compress.trainer.fit_state import FitState
-from lightning_compress.trainer.lightning import (
+from lightning_compress.trainer.model_selection import ModelSelection
+from lightning_compress.trainer.queries import (
     callbacks_of,
     check_strategy,
     guard_weight_loading,
     is_built_late,
 )
-from lightning_compress.trainer.model_selection import ModelSelection
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class CompressionCallback(Callback):
@@ -70,8 +68,8 @@ class CompressionCallback(Callback):
     def current_state(self) -> dict[str, Any]:
         """Return the state during a fit: tensors, numbers, strings, lists and dicts only."""
 
-    def outside_fit(self) -> dict[str, Any]:
-        """Return the attributes that refer to a fit, with the values that they have outside of one."""
+    def attributes_outside_fit(self) -> dict[str, Any]:
+        """Return the attributes that exist only during a fit, with their values outside of it."""
         return {"_guard": None}
 
     @property
@@ -94,7 +92,7 @@ class CompressionCallback(Callback):
                 raise
 
     def check(self, layers: Sequence[Layer]) -> None:
-        """Raise a ``ValueError`` that names layers on which the technique cannot work."""
+        """Raise a ``ValueError`` that names layers that the technique does not support."""
 
     def layers(self, model: nn.Module) -> list[Layer]:
         """Return the selected weights of a model."""
@@ -103,7 +101,7 @@ class CompressionCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Suspend the selection of a best model until all techniques have reached their targets."""
         self._remove_guard()
-        # The first technique does so for all, since each would release what another one holds.
+        # Only the first technique does so, since each resumes the callbacks that it suspended itself.
         if techniques(trainer)[0] is self and not _all_reached(trainer):
             self._selection.suspend(trainer)
 
@@ -115,12 +113,12 @@ class CompressionCallback(Callback):
             self._selection.resume()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Restore the other callbacks, keep the state for a next fit and let go of the model."""
+        """Restore the other callbacks, keep the state for a next fit and release the model."""
         self._selection.resume()
         self._remove_guard()
         if self.is_fitting:
             self._fit_state.keep(self.state_dict())
-        vars(self).update(self.outside_fit())
+        vars(self).update(self.attributes_outside_fit())
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Clean up as after a fit, since Lightning calls no ``teardown`` then."""
@@ -143,11 +141,11 @@ class CompressionCallback(Callback):
         """Return the attributes of a copy: without hooks, weights, and methods that Lightning attached."""
         state = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
         fit_state = FitState(self.state_dict() or None)
-        return {**state, "_fit_state": fit_state, "_selection": ModelSelection(), **self.outside_fit()}
+        return {**state, "_fit_state": fit_state, "_selection": ModelSelection(), **self.attributes_outside_fit()}
 
 
 def _input_dim(target: Target) -> int:
-    return 0 if isinstance(target.module, _TRANSPOSED) else 1
+    return 0 if isinstance(target.module, TRANSPOSED_CONVOLUTIONS) else 1
 
 
 def techniques(trainer: Trainer) -> list[CompressionCallback]:

@@ -1,4 +1,4 @@
-"""Base class of callbacks that hold weights in a constraint and replace it on a schedule."""
+"""Base class of callbacks that enforce a constraint on weights and update it on a schedule."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 
-from lightning_compress.constraints.completed_steps import CompletedSteps, held_layers, owners
+from lightning_compress.constraints.completed_steps import CompletedSteps, layers_in, optimizers_of
 from lightning_compress.constraints.constraint import Constraint
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.schedules import Progress, Schedule
 from lightning_compress.targets import Targets
 from lightning_compress.trainer.compression_callback import CompressionCallback, techniques
-from lightning_compress.trainer.lightning import averaged_models
-from lightning_compress.trainer.progress import check_time_fits, check_times_come, progress
+from lightning_compress.trainer.progress import check_time_fits, check_times_within_run, progress
+from lightning_compress.trainer.queries import averaged_models
 from lightning_compress.trainer.ranks import check_ranks_agree
 
 C = TypeVar("C", bound=Constraint)
@@ -27,7 +27,7 @@ C = TypeVar("C", bound=Constraint)
 class ConstraintCallback(CompressionCallback, Generic[C]):
     """Project weights, gradients, optimizer state and averages of the weights onto a constraint.
 
-    The constraint is replaced at the times of a schedule, the last of which always comes.
+    The constraint is replaced at the times of a schedule, and the last update is always made.
 
     Args:
         targets: The constrained tensors.
@@ -44,10 +44,10 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
         self.steps = 0
         self.constraint: C | None = None
         self._tick = -1
-        self._landed = False
+        self._finished = False
         self._starting = False
         self._optimizers: list[Optimizer] = []
-        self._held: dict[int, list[Layer]] = {}
+        self._layers_by_optimizer: dict[int, list[Layer]] = {}
         self._hooks: list[CompletedSteps] = []
 
     @abstractmethod
@@ -57,7 +57,7 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
     @property
     def reached(self) -> bool:
         """True once the last update of the schedule has been made."""
-        return self._landed
+        return self._finished
 
     @property
     def is_fitting(self) -> bool:
@@ -75,9 +75,10 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
         """The optimizer that holds most of the constrained weights, and counts the completed steps."""
         return self._optimizers[0]
 
-    def outside_fit(self) -> dict[str, Any]:
-        """Return the attributes that refer to a fit, with the values that they have outside of one."""
-        return {**super().outside_fit(), "constraint": None, "_optimizers": [], "_held": {}, "_hooks": []}
+    def attributes_outside_fit(self) -> dict[str, Any]:
+        """Return the attributes that exist only during a fit, with their values outside of it."""
+        fresh: dict[str, Any] = {"constraint": None, "_optimizers": [], "_layers_by_optimizer": {}, "_hooks": []}
+        return {**super().attributes_outside_fit(), **fresh}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check strategy, targets and schedule before the fit."""
@@ -92,8 +93,8 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
         layers = self.layers(pl_module)
         self.check(layers)
         _check_overlap(trainer, self, layers)
-        self._optimizers = owners(trainer.optimizers, layers)
-        self._held = {id(optimizer): held_layers(optimizer, layers) for optimizer in self._optimizers}
+        self._optimizers = optimizers_of(trainer.optimizers, layers)
+        self._layers_by_optimizer = {id(optimizer): layers_in(optimizer, layers) for optimizer in self._optimizers}
         self.constraint = self.constraint_class(layers)
         self.prepare(trainer, state)
         self._fit_state.begin(pl_module)
@@ -104,20 +105,21 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
         """Start with free weights, or restore the state of an earlier fit."""
         assert self.constraint is not None
         state = state or {}
-        self.steps, self._tick, self._landed = state.get("steps", 0), state.get("tick", -1), state.get("landed", False)
+        self.steps, self._tick = state.get("steps", 0), state.get("tick", -1)
+        self._finished = state.get("landed", False)
         if "constraint" in state:
             self.constraint.load_state_dict(state["constraint"])
         self._starting = True
-        check_times_come(trainer, self.times)
+        check_times_within_run(trainer, self.times)
 
-    def held_by(self, optimizer: Optimizer) -> list[Layer]:
+    def layers_of(self, optimizer: Optimizer) -> list[Layer]:
         """Return the constrained weights that an optimizer holds."""
-        return self._held.get(id(optimizer), [])
+        return self._layers_by_optimizer.get(id(optimizer), [])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Make an update that is due before the first step."""
         for hook in self._hooks:
-            hook.begin()  # forget a step that raised, which manual optimization may have caught
+            hook.reset()  # forget a step that raised, which manual optimization may have caught
         if self._starting and self._tick < 0:
             self.update(trainer, progress(trainer, self.steps, in_step=False, in_batch=False))
         self._starting = False
@@ -142,7 +144,7 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
     ) -> None:
         """Make the last update if the run ends without a step that could have done so."""
         now = progress(trainer, self.steps, in_step=False)
-        if not self._landed and now.fraction == 1.0:
+        if not self._finished and now.fraction == 1.0:
             self.update(trainer, now)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
@@ -161,7 +163,7 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
         """Return the constraint, the number of steps and the position in the schedule."""
         assert self.constraint is not None
         constraint = self.constraint.state_dict()
-        return {"steps": self.steps, "constraint": constraint, "tick": self._tick, "landed": self._landed}
+        return {"steps": self.steps, "constraint": constraint, "tick": self._tick, "landed": self._finished}
 
     def constraint_replaced(self, trainer: Trainer) -> None:
         """Project all that goes with the weights after the constraint has changed, and compare ranks."""
@@ -182,7 +184,7 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
         self.after_step(trainer, optimizer)
 
 
-def constraints_on(trainer: Trainer, kind: type[C], layer: Layer) -> Iterator[ConstraintCallback[C]]:
+def callbacks_constraining(trainer: Trainer, kind: type[C], layer: Layer) -> Iterator[ConstraintCallback[C]]:
     """Yield the callbacks of a fit that hold a layer's weight in a constraint of the given class."""
     for other in techniques(trainer):
         if not isinstance(other, ConstraintCallback) or not isinstance(other.constraint, kind) or not other._hooks:
@@ -193,7 +195,7 @@ def constraints_on(trainer: Trainer, kind: type[C], layer: Layer) -> Iterator[Co
 
 def _check_overlap(trainer: Trainer, callback: ConstraintCallback[Any], layers: Sequence[Layer]) -> None:
     for layer in layers:
-        if any(other is not callback for other in constraints_on(trainer, callback.constraint_class, layer)):
+        if any(other is not callback for other in callbacks_constraining(trainer, callback.constraint_class, layer)):
             raise ValueError(
                 f"{layer.name!r} is {callback.verb} by two callbacks: separate them with Targets(include=...) and "
                 "exclude."

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_compress.trainer.lightning import callbacks_of, is_a
+from lightning_compress.trainer.queries import callbacks_of, is_a
 
 
 @dataclass
@@ -18,7 +18,7 @@ class ModelSelection:
 
     A dense model is almost always more accurate than the compressed one, so a plain monitor would keep the first epoch.
     While suspended, a monitored ``ModelCheckpoint`` keeps no best but writes its ``last.ckpt``, and ``EarlyStopping``
-    makes no check; neither has anything to forget afterwards.
+    makes no check, so no score of a dense model remains.
     """
 
     _replaced: list[tuple[Any, str, Any]] = field(default_factory=list)

@@ -13,6 +13,13 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_compress.arguments import as_arguments
+from lightning_compress.trainer.batches import ADVICE, first_training_batch, training_step
+from lightning_compress.trainer.example_inputs import given_inputs
+
+NOT_CALLED = (
+    "training_step never calls the deployable module itself: name the network with Targets(module='...'), or give "
+    "example_inputs."
+)
 
 
 class TrainingProbe:
@@ -46,7 +53,7 @@ class TrainingProbe:
         self.deployable: nn.Module = self.model.get_submodule(module)
         self._trainer = trainer
         self.batch, self._batch_idx = batch, batch_idx
-        self._seen: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._captured: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._example_inputs = example_inputs if example_inputs is not None else pl_module.example_input_array
 
     def loss(self) -> Tensor:
@@ -56,10 +63,12 @@ class TrainingProbe:
             ValueError: If ``training_step`` returns no loss.
         """
         with isolate_rng(), self._trainer.precision_plugin.train_step_context():
-            output = self.model.training_step(self.batch, self._batch_idx)
-        loss = output["loss"] if isinstance(output, dict) else output
+            output = training_step(self.model, self.batch, self._batch_idx)
+        loss = output.get("loss") if isinstance(output, dict) else output
         if not isinstance(loss, Tensor):
-            raise ValueError("training_step returned no loss for this batch, and a loss is needed to score weights.")
+            raise ValueError(
+                "training_step returned no loss for this batch: return a tensor or a dict with the key 'loss'."
+            )
         return loss
 
     def run(self) -> Any:
@@ -69,11 +78,11 @@ class TrainingProbe:
             return self.deployable(*args, **kwargs)
 
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return positional and keyword arguments of the deployable submodule, given or seen in one training step."""
-        if self._seen is None and self._example_inputs is None:
-            self._seen = self._seen_inputs()
-        if self._seen is not None:
-            return self._seen
+        """Return the arguments of the deployable submodule, given or captured in one training step."""
+        if self._captured is None and self._example_inputs is None:
+            self._captured = self._capture_inputs()
+        if self._captured is not None:
+            return self._captured
         # In setup the model is not yet on the strategy's device.
         return as_arguments(self._trainer.strategy.batch_to_device(self._example_inputs, self.model.device))
 
@@ -84,20 +93,45 @@ class TrainingProbe:
                 dist.all_reduce(tensor.div_(self._trainer.world_size))
         return list(tensors)
 
-    def _seen_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    def _capture_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        captured: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         hook = self.deployable.register_forward_pre_hook(
-            lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+            lambda module, args, kwargs: captured.append((args, kwargs)), with_kwargs=True
         )
         with torch.no_grad():
             self.loss()
         hook.remove()
-        if not seen:
-            raise ValueError(
-                "training_step does not call the deployable module as a whole: name the network with "
-                "Targets(module='...'), or give example_inputs."
-            )
-        return seen[0]
+        if not captured:
+            raise ValueError(NOT_CALLED)
+        return captured[0]
+
+
+def probe_before_fit(
+    trainer: Trainer, pl_module: LightningModule, *, module: str, example_inputs: Any, max_samples: int | None = None
+) -> tuple[TrainingProbe, bool]:
+    """Copy a model in ``Callback.setup``, in eval mode, to run it on example inputs or else in a training step.
+
+    Args:
+        trainer: The Trainer of the fit.
+        pl_module: The model.
+        module: Name of the deployable submodule.
+        example_inputs: Its arguments, or ``None`` for the module's ``example_input_array``.
+        max_samples: Largest number of samples of a batch of training data; by default the loader's batch size.
+
+    Returns:
+        The copy, and True if it has example inputs.
+
+    Raises:
+        ValueError: If there is nothing to run it on.
+    """
+    inputs = given_inputs(pl_module, example_inputs)
+    if inputs is None and not pl_module.automatic_optimization:
+        raise ValueError(f"A training step with manual optimization cannot be run before the fit: {ADVICE}")
+    batch = first_training_batch(trainer, pl_module, max_samples) if inputs is None else None
+    inputs = trainer.precision_plugin.convert_input(inputs)
+    probe = TrainingProbe(trainer, pl_module, batch, 0, module=module, example_inputs=inputs)
+    trainer.precision_plugin.convert_module(probe.model.eval())  # as the strategy will do it with the model
+    return probe, inputs is not None
 
 
 def _drop_compiled_methods(model: LightningModule) -> None:

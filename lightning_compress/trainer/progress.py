@@ -8,7 +8,7 @@ from typing import TypeGuard
 from lightning.pytorch import Trainer
 
 from lightning_compress.schedules import Progress, time_value
-from lightning_compress.trainer.lightning import callbacks_of, is_a
+from lightning_compress.trainer.queries import callbacks_of, is_a
 
 
 def progress(trainer: Trainer, steps: int, *, in_step: bool, in_batch: bool = True) -> Progress:
@@ -61,13 +61,17 @@ def check_time_fits(trainer: Trainer, name: str, time: int | float | str) -> Non
             "or write an int (optimizer steps) or a string such as '12ep' (epochs)."
         )
     if isinstance(time, str) and is_bounded(trainer.max_epochs) and time_value(time) > trainer.max_epochs:
-        raise ValueError(f"{name}={time!r} lies beyond the run's {trainer.max_epochs} epochs.")
+        raise ValueError(
+            f"{name}={time!r} lies beyond the run's {trainer.max_epochs} epochs: use an earlier time or a longer run."
+        )
     if isinstance(time, int) and is_bounded(trainer.max_steps) and time > trainer.max_steps:
-        raise ValueError(f"{name}={time} lies beyond the run's {trainer.max_steps} steps.")
+        raise ValueError(
+            f"{name}={time} lies beyond the run's {trainer.max_steps} steps: use an earlier time or a longer run."
+        )
 
 
-def check_times_come(trainer: Trainer, times: Mapping[str, int | float | str]) -> None:
-    """Check that the times of a schedule come in this run, now that its data is known.
+def check_times_within_run(trainer: Trainer, times: Mapping[str, int | float | str]) -> None:
+    """Check that the times of a schedule lie within this run, now that its data is known.
 
     Raises:
         ValueError: For steps past its end, and for times that depend on the length of data without one.
@@ -81,7 +85,9 @@ def check_times_come(trainer: Trainer, times: Mapping[str, int | float | str]) -
                 "or write an int (optimizer steps) or epochs before the last, such as '1ep'."
             )
         if isinstance(time, int) and name != "every" and is_bounded(total) and time > total:
-            raise ValueError(f"{name}={time} lies beyond the run's {total} optimizer steps.")
+            raise ValueError(
+                f"{name}={time} lies beyond the run's {total} optimizer steps: use an earlier time or a longer run."
+            )
 
 
 def _needs_length(trainer: Trainer, name: str, time: int | float | str) -> bool:

@@ -20,8 +20,8 @@ def check_ranks_agree(trainer: Trainer, digest: bytes, name: str) -> None:
     """
     if trainer.world_size == 1:
         return
-    mine = torch.tensor(list(digest), dtype=torch.uint8, device=trainer.strategy.root_device)
-    everywhere = [torch.empty_like(mine) for _ in range(trainer.world_size)]
-    dist.all_gather(everywhere, mine)
-    if any(not torch.equal(mine, other) for other in everywhere):
+    local = torch.tensor(list(digest), dtype=torch.uint8, device=trainer.strategy.root_device)
+    everywhere = [torch.empty_like(local) for _ in range(trainer.world_size)]
+    dist.all_gather(everywhere, local)
+    if any(not torch.equal(local, other) for other in everywhere):
         raise RuntimeError(f"{name} differ between ranks; do all ranks hold the same weights?")

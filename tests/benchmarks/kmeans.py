@@ -25,7 +25,7 @@ from lightning_compress.clustering.clusterer import Clusterer
 from lightning_compress.clustering.codebook_spec import CodebookSpec
 from lightning_compress.constraints.codebook import CodebookConstraint
 from lightning_compress.constraints.layer import Layer
-from lightning_compress.functional.kmeans import cluster_rows, inertia
+from lightning_compress.functional.kmeans import cluster_rows
 
 NUM_CLUSTERS = 16
 
@@ -36,7 +36,8 @@ def layer() -> Tensor:
 
 
 def ours(row: Tensor) -> float:
-    return inertia(row, *cluster_rows(row, NUM_CLUSTERS))
+    codebook, assignment = cluster_rows(row, NUM_CLUSTERS)
+    return float((row.double() - codebook.double().gather(1, assignment.long())).square().sum())
 
 
 def theirs(row: Tensor) -> float:

@@ -52,7 +52,7 @@ def test_another_network_is_named_and_left_as_it_is() -> None:
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
 
 
-def test_a_prefix_is_recognised() -> None:
+def test_a_prefix_is_recognized() -> None:
     _, log = shrunk()
     with pytest.raises(ValueError, match=r"the model has no tensor '.*' but 'net\..*': pass its submodule 'net'"):
         log.replay_(nn.ModuleDict({"net": Residual()}))
@@ -86,7 +86,7 @@ def test_files_of_version_1_stay_readable(tmp_path: Path) -> None:
     log = lc.RemovalLog.load(tmp_path / "log.json")
     cut = TensorCut((3, 4, 2, 2), {1: (0, 3)})
     assert log == lc.RemovalLog({"up.weight": cut}, {"up.out_channels": (4, 2)}, ("up.weight",))
-    assert (cut.left, log.layers) == ((3, 2, 2, 2), {"up": (0, 3)})
+    assert (cut.final_shape, log.layers) == ((3, 2, 2, 2), {"up": (0, 3)})
     log.save(tmp_path / "again.json")
     assert json.loads((tmp_path / "again.json").read_text()) == json.loads((tmp_path / "log.json").read_text())
 
@@ -118,5 +118,5 @@ def test_two_cuts_are_one(rows: tuple[int, ...], columns: tuple[int, ...], data:
     first = TensorCut((6, 6), {0: rows})
     again = data.draw(st.sets(st.integers(0, len(rows) - 1), min_size=1)) if len(rows) > 1 else {0}
     second = TensorCut((len(rows), 6), {0: tuple(sorted(again)), 1: columns})
-    assert torch.equal(first.then(second).select(tensor), second.select(first.select(tensor)))
-    assert first.then(second).left == tuple(second.select(first.select(tensor)).shape)
+    assert torch.equal(first.compose(second).select(tensor), second.select(first.select(tensor)))
+    assert first.compose(second).final_shape == tuple(second.select(first.select(tensor)).shape)

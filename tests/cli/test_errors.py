@@ -60,7 +60,7 @@ FROM_CONSTRUCTORS = [
     (["--model.checkpoint=nothere.pt"], ["checkpoint='nothere.pt' does not exist"]),
     (["--model.label_smoothing=2"], ["label_smoothing=2", "[0, 1)"]),
     (["--trainer.accelerator=gpuu"], ["gpuu"]),
-    (["--quantization.weights.bits=9"], ["Int(bits=9) must be a whole number from 2 to 8"]),
+    (["--quantization.weights.bits=9"], ["Int(bits=9) must be an integer from 2 to 8"]),
     (["--quantization.activations.granularity=channel"], ["activations: Int(granularity='channel') is for weights"]),
     (["--quantization.schedule.fake_quantize=2.5"], ["fake_quantize=2.5", "'2.5ep'"]),
 ]

@@ -112,7 +112,7 @@ def test_without_matplotlib_the_rest_is_written(recipe, capsys, monkeypatch):
     ("arguments", "words"),
     [
         (["--bits=2,x"], "--bits=2,x must be comma-separated integers"),
-        (["--bits=9"], "Int(bits=9) must be a whole number from 2 to 8"),
+        (["--bits=9"], "Int(bits=9) must be an integer from 2 to 8"),
         (["--num_batches=0"], "there is no batch"),
         (["--num_batches=many"], "num_batches=many must be an integer"),
         (["--mean_bits=4", "--max_bytes=10"], "either --max_bytes or --mean_bits"),

@@ -127,7 +127,7 @@ def test_present_centers_are_the_start() -> None:
     weight = torch.tensor([[0.0, 1.0, 10.0, 11.0, 20.0, 21.0]]) + 1
     stuck = torch.tensor([1.0, 2.0, 16.5])
     clusterer = make(weight, spec=CodebookSpec(3))
-    clusterer.update([None], fraction=0.0, starts={"0.weight": stuck})
+    clusterer.update([None], fraction=0.0, initial_centers={"0.weight": stuck})
     assert clusterer.constraint.assignments[0].index.tolist() == [0, 1, 2, 2, 2, 2]
     weights_of(clusterer)[0].copy_(torch.tensor([[1.0, 2.0, 16.0, 16.0, 17.0, 17.0]]))
     clusterer.update([None])
@@ -250,7 +250,7 @@ def test_clustering_starts_from_soft_clusters(granularity: str) -> None:
     weight[:, ::3] = 0.0
     clusterer = make(weight, spec=CodebookSpec(3, granularity))
     (clusters,) = clusterer.soft_clusters([None]).values()
-    clusterer.update([None], starts={"0.weight": clusters.codebooks})
+    clusterer.update([None], initial_centers={"0.weight": clusters.codebooks})
     assert torch.equal(weights_of(clusterer)[0] == 0, weight == 0)
     values = clusterer.constraint.assignments[0].values(weights_of(clusterer)[0])
     assert values.numel() == 1 + clusters.codebooks.numel()

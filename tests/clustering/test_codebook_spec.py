@@ -98,14 +98,14 @@ def test_fewer_distinct_weights_than_clusters_stay_as_they_are(granularity: Any)
 
 
 def test_sensitive_weights_are_preferred() -> None:
-    weight, sensitivity = torch.tensor([[0.0, 4.0, 10.0]]), torch.tensor([[1.0, 3.0, 1.0]])
+    weight, importance = torch.tensor([[0.0, 4.0, 10.0]]), torch.tensor([[1.0, 3.0, 1.0]])
     assert clustered(CodebookSpec(2), weight)[2].tolist() == [2.0, 10.0]
-    assert clustered(CodebookSpec(2), weight, sensitivity=sensitivity)[2].tolist() == [3.0, 10.0]
+    assert clustered(CodebookSpec(2), weight, importance=importance)[2].tolist() == [3.0, 10.0]
     heavy = torch.tensor([[100.0, 100.0, 1.0]])
-    assert clustered(CodebookSpec(2), weight, sensitivity=heavy)[2][0] == 0.0
+    assert clustered(CodebookSpec(2), weight, importance=heavy)[2][0] == 0.0
 
 
-def test_vectors_of_neighbours() -> None:
+def test_vectors_of_neighbors() -> None:
     weight = torch.tensor([[1.0, 5.0, 9.0, 0.0], [9.0, 2.0, 1.0, 7.0]])
     found, index, values = clustered(CodebookSpec(2, vector_size=2), weight)
     assert found.tolist() == [[1, 6, 9, 1], [9, 1, 1, 6]]
@@ -145,14 +145,15 @@ def test_found_codebooks_are_a_fixed_point(spec: CodebookSpec, input_dim: int, d
     weight = normal(4, 6, 2)
     zeros = weight.abs() < 0.4 if dead else None
     found, index, values = clustered(spec, weight, input_dim, zeros=zeros)
-    again, others, _ = clustered(spec, weight, input_dim, zeros=zeros, start=values[int(dead) :])
+    again, others, _ = clustered(spec, weight, input_dim, zeros=zeros, initial_centers=values[int(dead) :])
     torch.testing.assert_close(again, found)
     assert torch.equal(others, index)
 
 
 def test_a_start_may_have_lost_its_order() -> None:
     weight = torch.tensor([[1.0, 2.0, 9.0, 8.0, 5.0, 5.0]])
-    assert clustered(CodebookSpec(3), weight, start=torch.tensor([9.0, 1.0, 5.0]))[2].tolist() == [1.5, 5.0, 8.5]
+    initial = torch.tensor([9.0, 1.0, 5.0])
+    assert clustered(CodebookSpec(3), weight, initial_centers=initial)[2].tolist() == [1.5, 5.0, 8.5]
 
 
 @pytest.mark.parametrize(
@@ -181,9 +182,9 @@ def test_masses() -> None:
     points, zeros = torch.tensor([1.0, 2.0]), torch.tensor([True, False])
     assert point_masses(points, None, None) is None
     assert point_masses(points, zeros, None).tolist() == [0.0, 1.0]
-    sensitivity = torch.tensor([3.0, 4.0])
-    assert point_masses(points, zeros, sensitivity).tolist() == [0.0, 4.0]
-    assert sensitivity.tolist() == [3.0, 4.0]
+    importance = torch.tensor([3.0, 4.0])
+    assert point_masses(points, zeros, importance).tolist() == [0.0, 4.0]
+    assert importance.tolist() == [3.0, 4.0]
 
 
 @pytest.mark.parametrize("num_clusters", [1, 2**16 + 1, 2.0, "4"])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.clustering.layout import Granularity, Layout
-from lightning_compress.clustering.soft_weights import SoftClusters, harden, soft_clusters_of, soften
+from lightning_compress.clustering.soft_weights import _KEY, SoftClusters, harden, soften
 from lightning_compress.functional.soft_kmeans import soft_assign
 
 WEIGHT = torch.tensor([[-1.1, 0.0, 0.9], [1.0, -0.8, 2.1]])
@@ -26,6 +26,15 @@ def make(
     return SoftClusters(
         layout, codebooks.expand(layout.num_codebooks, -1).clone(), torch.full((layout.num_codebooks,), 0.1), masses
     )
+
+
+def soft_clusters_of(model: nn.Module) -> list[tuple[str, SoftClusters]]:
+    """The names of softly clustered weights in a model with their soft clusters."""
+    return [
+        (f"{name}.{attribute}".lstrip("."), clusters)
+        for name, module in model.named_modules()
+        for attribute, clusters in vars(module).get(_KEY, {}).items()
+    ]
 
 
 def net(masses: Tensor | None = None) -> tuple[nn.Sequential, SoftClusters]:
@@ -157,7 +166,7 @@ def test_harden_restores() -> None:
     assert not model[0]._forward_pre_hooks
     assert not model[0]._forward_hooks
     assert not model[0]._forward_hooks_always_called
-    assert list(soft_clusters_of(model)) == []
+    assert soft_clusters_of(model) == []
     harden(model)
 
 
@@ -194,8 +203,8 @@ def test_several_weights_of_one_module() -> None:
 
 def test_names_are_those_of_the_state_dict() -> None:
     model, clusters = net()
-    assert list(soft_clusters_of(model)) == [("0.weight", clusters)]
-    assert list(soft_clusters_of(model[0])) == [("weight", clusters)]
+    assert soft_clusters_of(model) == [("0.weight", clusters)]
+    assert soft_clusters_of(model[0]) == [("weight", clusters)]
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
@@ -209,7 +218,7 @@ def test_copies_compute_with_clusters_of_their_own(duplicate) -> None:
     assert not torch.equal(other(INPUTS), model(INPUTS))
     harden(other)
     assert torch.equal(other(INPUTS), torch.relu(nn.functional.linear(INPUTS, WEIGHT, model[0].bias)))
-    assert list(soft_clusters_of(model)) == [("0.weight", clusters)]
+    assert soft_clusters_of(model) == [("0.weight", clusters)]
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])

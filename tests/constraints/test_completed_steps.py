@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress.constraints.completed_steps import owners, step_was_skipped
+from lightning_compress.constraints.completed_steps import optimizers_of, step_was_skipped
 from lightning_compress.constraints.layer import Layer
 
 
@@ -16,19 +16,19 @@ def make() -> tuple[nn.Sequential, list[Layer]]:
 def test_the_optimizer_with_the_most_weights_comes_first() -> None:
     net, layers = make()
     small, large = torch.optim.SGD(net[0].parameters(), lr=0.1), torch.optim.SGD(net[1:].parameters(), lr=0.1)
-    assert owners([small, large], layers) == [large, small]
+    assert optimizers_of([small, large], layers) == [large, small]
 
 
 def test_an_optimizer_without_any_is_left_out() -> None:
     net, layers = make()
     first, rest = torch.optim.SGD(net[0].parameters(), lr=0.1), torch.optim.SGD(net[1:].parameters(), lr=0.1)
-    assert owners([first, rest], layers[1:]) == [rest]
+    assert optimizers_of([first, rest], layers[1:]) == [rest]
 
 
 def test_a_weight_that_no_optimizer_holds_is_named() -> None:
     net, layers = make()
     with pytest.raises(ValueError, match=r"No optimizer holds '2\.weight'.*configure_optimizers"):
-        owners([torch.optim.SGD(net[:2].parameters(), lr=0.1)], layers)
+        optimizers_of([torch.optim.SGD(net[:2].parameters(), lr=0.1)], layers)
 
 
 @pytest.mark.parametrize(("found", "skipped"), [(1.0, True), (0.0, False)])

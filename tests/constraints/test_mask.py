@@ -20,6 +20,10 @@ def make(values: Tensor | None = None) -> tuple[nn.Linear, MaskConstraint]:
     return linear, MaskConstraint([Layer("weight", linear.weight)])
 
 
+def num_pruned(constraint: MaskConstraint) -> int:
+    return sum(int(zeros.sum()) for zeros in constraint.zeros)
+
+
 def bits(tensor: Tensor) -> list[int]:
     return tensor.flatten().view(torch.int32).tolist()
 
@@ -29,7 +33,7 @@ def test_at_first_everything_may_live() -> None:
     before = linear.weight.clone()
     constraint.project_weights_()
     assert torch.equal(linear.weight, before)
-    assert constraint.num_pruned == 0
+    assert num_pruned(constraint) == 0
     assert constraint.masks[0].all()
 
 
@@ -39,7 +43,7 @@ def test_replace_writes_zeros_and_leaves_the_rest() -> None:
     constraint.replace([MASK])
     assert linear.weight is parameter
     assert linear.weight.tolist() == [[1.0, 0.0, 3.0], [0.0, 0.0, -6.0]]
-    assert constraint.num_pruned == 3
+    assert num_pruned(constraint) == 3
     assert torch.equal(constraint.masks[0], MASK)
 
 
@@ -167,7 +171,7 @@ def test_masks_of_other_weights_are_refused_by_name() -> None:
         constraint.load_state_dict({"other.weight": torch.zeros(1, dtype=torch.uint8)})
     with pytest.raises(ValueError, match=r"'weight' does not fit its shape \(2, 3\)"):
         constraint.load_state_dict({"weight": torch.zeros(9, dtype=torch.uint8)})
-    assert constraint.num_pruned == 0
+    assert num_pruned(constraint) == 0
 
 
 def test_equal_masks_have_one_digest_and_a_flipped_bit_another() -> None:

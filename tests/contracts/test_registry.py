@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import pkgutil
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,6 +21,12 @@ from lightning_compress.quantization.observers import Observer
 from lightning_compress.trainer.compression_callback import CompressionCallback
 from tests.cases import CASES, LOSSES
 from tests.export.test_exported_file import TARGETS
+from tests.quantization.test_observers import OBSERVERS
+
+# All classes exist only once their modules are imported, which the public names do one by one.
+for info in pkgutil.walk_packages(lc.__path__, "lightning_compress."):
+    if not info.name.endswith("__main__"):
+        importlib.import_module(info.name)
 
 
 def leaves(base: type) -> set[type]:
@@ -42,21 +50,35 @@ def parts_of(value: Any) -> Iterator[Any]:
         yield from parts_of(part)
 
 
-@pytest.mark.parametrize("base", [CompressionCallback, Score, Pattern, Growth, Distribution, Rewind, Observer])
+TECHNIQUE_PARTS = (CompressionCallback, Score, Pattern, Growth, Distribution, Rewind, Observer)
+
+
+@pytest.mark.parametrize("base", [*TECHNIQUE_PARTS, LogitLoss, FeatureLoss])
+def test_every_choice_has_a_public_name(base: type) -> None:
+    missing = [kind.__name__ for kind in leaves(base) if getattr(lc, kind.__name__, None) is not kind]
+    assert not missing, f"add an import and a line of _HOME to lightning_compress/__init__.py for {missing}"
+
+
+@pytest.mark.parametrize("base", TECHNIQUE_PARTS)
 def test_every_choice_of_a_technique_has_a_case(base: type) -> None:
     used = {type(part) for case in CASES for callback in case.callbacks() for part in parts_of(callback)}
     # Defaults that depend on the tensor are filled in by the callback.
     used |= {type(part) for part in parts_of(lc.Int().for_activations())}
     used |= {type(part) for part in parts_of(lc.Int().for_weights())}
     missing = [kind.__name__ for kind in leaves(base) if kind not in used]
-    assert not missing, f"add a line to CASES for {missing}"
+    assert not missing, f"add a line to CASES in tests/cases.py for {missing}"
+
+
+def test_every_observer_is_tested_by_itself() -> None:
+    missing = [kind.__name__ for kind in leaves(Observer) - {type(observer) for observer in OBSERVERS}]
+    assert not missing, f"add to OBSERVERS in tests/quantization/test_observers.py {missing}"
 
 
 @pytest.mark.parametrize("base", [LogitLoss, FeatureLoss])
 def test_every_loss_has_an_entry(base: type) -> None:
     used = {type(loss) for losses in LOSSES.values() for loss in losses.values()}
     missing = [kind.__name__ for kind in leaves(base) if kind not in used]
-    assert not missing, f"add an entry to LOSSES for {missing}"
+    assert not missing, f"add an entry to LOSSES in tests/cases.py for {missing}"
 
 
 def test_every_export_target_has_a_line() -> None:

@@ -56,9 +56,9 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
 
 
 def test_one_channel_stands_for_all() -> None:
-    grey = Conversion(Normalization((0.5,), (0.5,)), Normalization((0.0,), (1.0,)))
-    torch.testing.assert_close(grey(IMAGES), IMAGES * 0.5 + 0.5)
-    torch.testing.assert_close(grey(IMAGES[:, :1]), IMAGES[:, :1] * 0.5 + 0.5)
+    gray = Conversion(Normalization((0.5,), (0.5,)), Normalization((0.0,), (1.0,)))
+    torch.testing.assert_close(gray(IMAGES), IMAGES * 0.5 + 0.5)
+    torch.testing.assert_close(gray(IMAGES[:, :1]), IMAGES[:, :1] * 0.5 + 0.5)
 
 
 def test_lists_become_tuples_of_numbers() -> None:

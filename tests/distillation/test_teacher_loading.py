@@ -13,11 +13,11 @@ from torch import Tensor, nn
 import lightning_compress as lc
 from lightning_compress.distillation.frozen_network import FrozenNetwork
 from lightning_compress.distillation.image_conversion import Conversion
-from lightning_compress.distillation.teacher_loading import as_teachers, build_teacher, load_network
+from lightning_compress.distillation.teacher_loading import as_teachers, build_teacher, load_module
 
 HALVES = lc.Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET = lc.Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-GREY = lc.Normalization((0.1,), (0.3,))
+GRAY = lc.Normalization((0.1,), (0.3,))
 SMALL = {"in_chans": 1, "img_size": 8}
 
 
@@ -32,7 +32,7 @@ def weights_of(tmp_path: Path, name: str, seed: int = 1, **arguments: Any) -> tu
 
 
 def build(teacher: lc.Teacher, **options: Any) -> FrozenNetwork:
-    defaults = {"num_classes": None, "layers": (), "images": None, "student": None, "cache": None}
+    defaults = {"num_classes": None, "layers": (), "student_normalization": None, "student": None, "cache": None}
     return build_teacher(teacher, **{**defaults, **options})
 
 
@@ -82,7 +82,7 @@ def test_a_checkpoint_of_a_module(tmp_path: Path) -> None:
     teacher = build(lc.Teacher(path), num_classes=9)
     assert same_weights(teacher.network, module.model)
     assert teacher.identity["name"] == path
-    assert same_weights(load_network(path, "teacher"), module)
+    assert same_weights(load_module(path, "teacher"), module)
 
 
 def test_a_network_of_ones_own_and_what_is_passed_on(tmp_path: Path) -> None:
@@ -201,25 +201,25 @@ def test_what_is_alike_or_unknown_is_left_alone() -> None:
     assert conversion(lc.Teacher(net), student=timm_net("test_efficientnet")) is None
     assert conversion(lc.Teacher(net)) is None
     assert conversion(lc.Teacher(net), student=nn.Linear(2, 2)) is None
-    assert conversion(lc.Teacher(nn.Linear(2, 2)), images=HALVES) is None
-    assert conversion(lc.Teacher(net), images=IMAGENET) is None
+    assert conversion(lc.Teacher(nn.Linear(2, 2)), student_normalization=HALVES) is None
+    assert conversion(lc.Teacher(net), student_normalization=IMAGENET) is None
 
 
 def test_what_the_user_says_comes_first() -> None:
     net, student = timm_net("test_efficientnet"), timm_net("test_resnet")
     other = lc.Normalization((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
-    assert conversion(lc.Teacher(net), images=other, student=student) == Conversion(other, IMAGENET)
+    assert conversion(lc.Teacher(net), student_normalization=other, student=student) == Conversion(other, IMAGENET)
     assert conversion(lc.Teacher(net, normalization=other), student=student) == Conversion(HALVES, other)
-    assert conversion(lc.Teacher(nn.Linear(2, 2), normalization=GREY), images=other.__class__((0.0,), (1.0,))) == (
-        Conversion(lc.Normalization((0.0,), (1.0,)), GREY)
-    )
+    unit = lc.Normalization((0.0,), (1.0,))
+    teacher = lc.Teacher(nn.Linear(2, 2), normalization=GRAY)
+    assert conversion(teacher, student_normalization=unit) == Conversion(unit, GRAY)
     assert conversion(lc.Teacher(net, normalization=HALVES), student=student) is None
 
 
 def test_a_normalization_needs_to_know_from_what() -> None:
     words = r"Teacher\(normalization=...\) needs the normalization of the student's images: set the"
     with pytest.raises(ValueError, match=words):
-        conversion(lc.Teacher(timm_net("test_resnet"), normalization=GREY), student=nn.Linear(2, 2))
+        conversion(lc.Teacher(timm_net("test_resnet"), normalization=GRAY), student=nn.Linear(2, 2))
 
 
 def resized(network: nn.Module, size: int) -> nn.Module:

@@ -60,7 +60,7 @@ def test_a_quantized_model_is_written_measured_and_left_as_it_was(
     assert [*tmp_path.iterdir()] == [file.path] == [tmp_path / name]
     assert file.num_bytes == file.path.stat().st_size > 0
     assert file.latency > 0
-    assert file.left_in_float == ("gelu",)
+    assert file.unquantized_ops == file.left_in_float == ("gelu",)  # the second is the old name
     assert file.steps is not None
     assert set(file.steps) == {"fc.linear_input_0", "fc.linear"}
     assert max(file.steps.values()) <= 1
@@ -70,7 +70,7 @@ def test_a_quantized_model_is_written_measured_and_left_as_it_was(
 def test_an_fp32_model_has_no_steps(export: Export, kind: type[ExportedFile], name: str, tmp_path: Path) -> None:
     file = export(SUBJECTS["linear"].make(), tmp_path / name, SUBJECTS["linear"].batch(2))
     assert isinstance(file, kind)
-    assert (file.steps, file.left_in_float) == (None, ())
+    assert (file.steps, file.unquantized_ops) == (None, ())
     assert file.difference < 1e-5
 
 

@@ -62,7 +62,7 @@ def test_what_was_measured(file: ProgramFile) -> None:
     assert file.difference < 1e-3
     assert file.steps is not None
     assert max(file.steps.values()) <= 1
-    assert file.left_in_float == ()
+    assert file.unquantized_ops == ()
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])

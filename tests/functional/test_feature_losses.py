@@ -87,11 +87,11 @@ def naive_contrastive(student: Tensor, teacher: Tensor, labels: Tensor | None = 
     return total / (2 * n)
 
 
-def labelled(student: Tensor, teacher: Tensor) -> Tensor:
+def labeled(student: Tensor, teacher: Tensor) -> Tensor:
     return contrastive(student, teacher, LABELS.repeat(2)[: len(student)])
 
 
-def naive_labelled(student: Tensor, teacher: Tensor) -> Tensor:
+def naive_labeled(student: Tensor, teacher: Tensor) -> Tensor:
     return naive_contrastive(student, teacher, LABELS)
 
 
@@ -101,9 +101,9 @@ LOSSES: dict[str, tuple[Loss, Loss, tuple[int, ...], tuple[int, ...]]] = {
     "similarity": (similarity_preserving, naive_similarity, (4, 3, 2), (4, 5)),
     "relational": (relational, naive_relational, (4, 3, 2), (4, 5)),
     "contrastive": (contrastive, naive_contrastive, (4, 6), (4, 6)),
-    "labelled": (labelled, naive_labelled, (4, 6), (4, 6)),
+    "labeled": (labeled, naive_labeled, (4, 6), (4, 6)),
 }
-INTO_BOTH = ("contrastive", "labelled")
+INTO_BOTH = ("contrastive", "labeled")
 
 
 def case(name: str, dtype: torch.dtype = torch.float64, scale: float = 1.0) -> tuple[Loss, Loss, Tensor, Tensor]:
@@ -191,7 +191,7 @@ def test_equal_features_have_no_loss(name: str) -> None:
 def test_the_order_of_samples_does_not_matter(name: str) -> None:
     loss, _, student, teacher = case(name)
     order = torch.tensor([2, 0, 3, 1])
-    if name == "labelled":
+    if name == "labeled":
         moved = contrastive(student[order], teacher[order], LABELS[order])
     else:
         moved = loss(student[order], teacher[order])

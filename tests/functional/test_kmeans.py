@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_compress.functional import kmeans
-from lightning_compress.functional.kmeans import cluster_rows, inertia
+from lightning_compress.functional.kmeans import cluster_rows
 from lightning_compress.functional.weighted_points import sort_values
+from tests.functional.inertia import inertia
 
 INITS = ["optimal", "kmeans++", "linear", "density"]
 LONG = 9000  # longer than the rows that are sorted
@@ -309,7 +310,7 @@ def test_arguments_are_not_modified() -> None:
     for columns in (100, LONG):
         rows, weights, start = normal(2, columns), normal(2, columns, seed=1).abs(), torch.tensor([[-1.0, 1.0]] * 2)
         copies = [t.clone() for t in (rows, weights, start)]
-        cluster_rows(rows, 2, weights=weights, start=start)
+        cluster_rows(rows, 2, weights=weights, initial_centers=start)
         assert all(torch.equal(a, b) for a, b in zip((rows, weights, start), copies, strict=True))
 
 
@@ -356,11 +357,11 @@ def test_a_start_that_is_settled_stays() -> None:
     # The middle of the values is 5, and they are means: a local optimum, and not the best.
     rows = torch.tensor([[0.0, 4.0, 6.0, 10.0, 10.0, 30.0]])
     start = torch.tensor([[5.0, 40.0]])
-    codebooks, assignments = cluster_rows(rows, 2, start=start)
+    codebooks, assignments = cluster_rows(rows, 2, initial_centers=start)
     assert codebooks.tolist() == [[6.0, 30.0]]
     assert assignments.tolist() == [[0, 0, 0, 0, 0, 1]]
     local = torch.tensor([[0.0, 1.0, 10.0, 11.0, 20.0, 21.0]])
-    codebooks, _ = cluster_rows(local, 3, start=torch.tensor([[0.0, 1.0, 15.5]]))
+    codebooks, _ = cluster_rows(local, 3, initial_centers=torch.tensor([[0.0, 1.0, 15.5]]))
     assert codebooks.tolist() == [[0.0, 1.0, 15.5]]
     assert cluster_rows(local, 3)[0].tolist() == [[0.5, 10.5, 20.5]]
 
@@ -368,21 +369,21 @@ def test_a_start_that_is_settled_stays() -> None:
 def test_a_start_is_of_each_row() -> None:
     rows = torch.tensor([[0.0, 1.0, 10.0, 11.0, 20.0, 21.0]] * 2)
     start = torch.tensor([[0.0, 1.0, 15.5], [0.0, 10.0, 20.0]])
-    assert cluster_rows(rows, 3, start=start)[0].tolist() == [[0.0, 1.0, 15.5], [0.5, 10.5, 20.5]]
+    assert cluster_rows(rows, 3, initial_centers=start)[0].tolist() == [[0.0, 1.0, 15.5], [0.5, 10.5, 20.5]]
 
 
 @pytest.mark.parametrize("columns", [2000, LONG])
 def test_found_codebooks_are_a_fixed_point(columns: int) -> None:
     rows = normal(2, columns)
     codebooks, assignments = cluster_rows(rows, 8)
-    again, others = cluster_rows(rows, 8, start=codebooks)
+    again, others = cluster_rows(rows, 8, initial_centers=codebooks)
     torch.testing.assert_close(again, codebooks)
     assert torch.equal(others, assignments)
 
 
 def test_an_empty_cluster_keeps_its_value() -> None:
     rows = torch.tensor([[1.0, 2.0, 3.0]])
-    codebooks, assignments = cluster_rows(rows, 3, start=torch.tensor([[-50.0, 2.0, 70.0]]))
+    codebooks, assignments = cluster_rows(rows, 3, initial_centers=torch.tensor([[-50.0, 2.0, 70.0]]))
     assert codebooks.tolist() == [[-50.0, 2.0, 70.0]]
     assert assignments.tolist() == [[1, 1, 1]]
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_compress.functional import vector_kmeans as module
-from lightning_compress.functional.kmeans import cluster_rows, inertia
+from lightning_compress.functional.kmeans import cluster_rows
 from lightning_compress.functional.vector_kmeans import cluster_vectors
+from tests.functional.inertia import inertia
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -64,7 +65,7 @@ def test_equals_the_algorithm(dimensions: int, weighted: bool, monkeypatch: pyte
     assert len(index.unique()) == 4
     for cells in (2**22, 12):  # the second: three vectors at a time
         monkeypatch.setattr(module, "_MAX_CELLS", cells)
-        found, others = cluster_vectors(points, 4, weights=weights if weighted else None, start=start)
+        found, others = cluster_vectors(points, 4, weights=weights if weighted else None, initial_centers=start)
         torch.testing.assert_close(found, expected)
         assert torch.equal(others.long(), index)
 
@@ -97,7 +98,7 @@ def test_single_numbers_come_near_the_optimum() -> None:
 def test_an_empty_cluster_begins_anew_at_the_farthest_vector() -> None:
     vectors = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [50.0, 50.0]])
     start = torch.tensor([[0.0, 0.0], [-99.0, -99.0]])
-    codebook, index = cluster_vectors(vectors, 2, start=start)
+    codebook, index = cluster_vectors(vectors, 2, initial_centers=start)
     assert index.tolist() == [0, 0, 0, 1]
     torch.testing.assert_close(codebook, torch.tensor([[1 / 3, 1 / 3], [50.0, 50.0]]))
 
@@ -105,7 +106,7 @@ def test_an_empty_cluster_begins_anew_at_the_farthest_vector() -> None:
 def test_several_empty_clusters_begin_at_different_vectors() -> None:
     vectors = torch.tensor([[0.0, 0.0], [1.0, 0.0], [30.0, 0.0], [0.0, 50.0]])
     start = torch.tensor([[0.0, 0.0], [-99.0, -99.0], [-99.0, -98.0]])
-    codebook, index = cluster_vectors(vectors, 3, start=start)
+    codebook, index = cluster_vectors(vectors, 3, initial_centers=start)
     assert codebook[index.long()].tolist() == [[0.5, 0.0], [0.5, 0.0], [30.0, 0.0], [0.0, 50.0]]
 
 

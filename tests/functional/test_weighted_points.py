@@ -13,9 +13,9 @@ from lightning_compress.functional.weighted_points import (
     bin_values,
     first_reaching,
     interval_means,
-    outermost,
     prefix_sums,
     sort_values,
+    weighted_range,
 )
 
 
@@ -52,7 +52,7 @@ def test_bins_lie_at_the_means_of_their_values(weighted: bool, num_bins: int) ->
                 torch.testing.assert_close(points.positions[r, b], mean, rtol=1e-6, atol=1e-9)
 
 
-def test_values_of_one_bin_are_neighbours() -> None:
+def test_values_of_one_bin_are_neighbors() -> None:
     rows = normal(2, 500)
     bins = bin_values(rows, None, 16).spread(torch.arange(16).expand(2, -1))
     for row, labels in zip(rows, bins, strict=True):
@@ -85,7 +85,7 @@ def test_interval_means_are_those_of_slices() -> None:
 def test_outermost_points_have_mass() -> None:
     positions = torch.tensor([[1.0, 2.0, 3.0, 4.0]] * 3)
     masses = torch.tensor([[0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
-    first, last = outermost(WeightedPoints(positions, masses, torch.clone))
+    first, last = weighted_range(WeightedPoints(positions, masses, torch.clone))
     assert first.flatten().tolist() == [2.0, 1.0, 1.0]
     assert last.flatten().tolist() == [3.0, 4.0, 4.0]
 

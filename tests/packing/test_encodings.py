@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+import typing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_compress import packing
 from lightning_compress.packing import tensor_encoder
 from lightning_compress.packing.bit_patterns import Mask
 from lightning_compress.packing.encoding_types import PositionEncoding
-from lightning_compress.packing.encodings import CODEBOOKS, ENCODINGS, INTEGER_CODEBOOKS, POSITIONS, VALUES
+from lightning_compress.packing.encodings import CODEBOOKS, ENCODINGS, INTEGER_CODEBOOKS, POSITIONS, VALUES, Encoding
 from lightning_compress.packing.index_streams import INDEX_ENCODINGS
 from lightning_compress.packing.packed_file import PackedFile
 from lightning_compress.packing.reader import load_packed
@@ -26,7 +30,16 @@ Pack = Callable[..., PackedFile]
 OLD_FILE = Path(__file__).with_name("format_version_1.bin")
 
 
-def test_every_encoding_has_a_sample() -> None:
+def test_every_encoding_is_listed_and_has_a_sample() -> None:
+    found = {
+        value.kind
+        for info in pkgutil.iter_modules(packing.__path__, "lightning_compress.packing.")
+        for value in vars(importlib.import_module(info.name)).values()
+        if isinstance(value, typing.get_args(Encoding))
+    }
+    assert found == set(ENCODINGS), f"list in packing/encodings.py: {found - set(ENCODINGS)}"
+    missing = set(ENCODINGS) - set(SAMPLES)
+    assert not missing, f"add a sample to tests/packing/samples.py for {missing}"
     assert set(SAMPLES) == set(ENCODINGS)
 
 

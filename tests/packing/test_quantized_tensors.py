@@ -27,7 +27,7 @@ def quantized(layer: nn.Module, integers: lc.Int, *, axis: int = 0) -> dict[str,
 
 
 def packed_as_integers(file: PackedFile) -> bool:
-    return "integers" in next(t for t in file.tensors if t.name == "weight").encoding
+    return "quantized" in next(t for t in file.tensors if t.name == "weight").encoding
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel", 16])

@@ -240,8 +240,8 @@ def test_resumed_after_the_channels_are_gone(tmp_path: Path) -> None:
     [
         ({"growth": lc.SET()}, "leave distribution and growth out"),
         ({"distribution": lc.ERK()}, "leave distribution and growth out"),
-        ({"pattern": lc.Channels(of="macs"), "scope": "layer"}, "counts the whole network"),
-        ({"sparsity": {"*": 0.5}, "pattern": lc.Channels(of="parameters")}, "counts the whole network"),
+        ({"pattern": lc.Channels(of="macs"), "scope": "layer"}, "is a cost of the full network"),
+        ({"sparsity": {"*": 0.5}, "pattern": lc.Channels(of="parameters")}, "is a cost of the full network"),
     ],
 )
 def test_refused_at_once(options: dict[str, Any], words: str) -> None:

@@ -38,8 +38,8 @@ def test_ranges_cover_all_batches() -> None:
     together = lc.calibrate(Residual().eval(), [torch.cat(batches)], **options)
     model = Residual().eval()
     model.load_state_dict({k: v for k, v in together.state_dict().items() if "quant_" not in k})
-    apart = lc.calibrate(model, iter(batches), **options)
-    assert_same(scales_of(apart.state_dict()), scales_of(together.state_dict()))
+    streamed = lc.calibrate(model, iter(batches), **options)
+    assert_same(scales_of(streamed.state_dict()), scales_of(together.state_dict()))
 
 
 def test_a_moving_average_is_updated_per_batch() -> None:
@@ -89,7 +89,7 @@ def test_no_batch() -> None:
 
 def test_the_error_for_nan_names_the_quantizer() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    with pytest.raises(ValueError, match=r"NaN or infinity at '0\.linear_input_0'"):
+    with pytest.raises(ValueError, match=r"NaN or infinity observed at '0\.linear_input_0': check the inputs"):
         lc.calibrate(model, [torch.tensor([[1.0, float("nan")]])])
 
 

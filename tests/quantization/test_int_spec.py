@@ -9,7 +9,7 @@ import lightning_compress as lc
 
 @pytest.mark.parametrize("bits", [1, 9, 0, -4, 32, 8.0, True, "8", None])
 def test_invalid_bits(bits: Any) -> None:
-    with pytest.raises(ValueError, match=r"must be a whole number from 2 to 8; None keeps layers in FP32"):
+    with pytest.raises(ValueError, match=r"must be an integer from 2 to 8; None keeps layers in FP32"):
         lc.Int(bits)
 
 

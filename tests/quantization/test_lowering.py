@@ -1,4 +1,4 @@
-"""Lowered models against their fake-quantized simulation."""
+"""LoweredModel models against their fake-quantized simulation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import lightning_compress as lc
 from lightning_compress.quantization.backend import Backend, Bias, QParams, QuantizedLayer, Weight
 from lightning_compress.quantization.insertion import is_quantized, quantizers_of
-from lightning_compress.quantization.lowering import Lowered, lower
+from lightning_compress.quantization.lowering import LoweredModel, lower
 from tests.cases import assert_same
 from tests.export.nets import SUBJECTS, Subject, outputs
 
@@ -39,17 +39,17 @@ class Eager(Backend):
         return bias.integers * bias.scale
 
 
-def lowered_of(model: nn.Module, subject: Subject = SUBJECT, **kwargs: Any) -> Lowered:
+def lowered_of(model: nn.Module, subject: Subject = SUBJECT, **kwargs: Any) -> LoweredModel:
     return lower(model, subject.batch(2), Eager(), **kwargs)
 
 
-def layers(lowered: Lowered) -> Mapping[str, QuantizedLayer]:
+def layers(lowered: LoweredModel) -> Mapping[str, QuantizedLayer]:
     return {layer.name: layer for layer in lowered.layers}
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
 @pytest.mark.parametrize("unsigned", [True, False])
-def test_a_lowered_model_is_within_a_step_of_the_simulation(name: str, unsigned: bool) -> None:
+def test_a_lowered_model_is_within_1_lsb_of_the_simulation(name: str, unsigned: bool) -> None:
     subject = SUBJECTS[name]
     model = subject.quantized()
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -125,7 +125,7 @@ def test_layers_that_are_not_targets_are_listed() -> None:
     model = lc.calibrate(SUBJECT.make(), [SUBJECT.batch(4)], targets=lc.Targets(exclude=("squeeze",)))
     lowered = lowered_of(model)
     assert "squeeze" not in layers(lowered)
-    assert lowered.left_in_float == ["squeeze.conv2d"]
+    assert lowered.unquantized_ops == ["squeeze.conv2d"]
 
 
 class Weighted(nn.Module):
@@ -142,17 +142,17 @@ class Weighted(nn.Module):
 def test_calls_with_fp32_inputs_are_listed() -> None:
     x = torch.randn(8, 4)
     lowered = lower(lc.calibrate(Weighted(), [x], activations={"": None, "*": lc.Int(8)}), x, Eager())
-    assert lowered.left_in_float == ["add", "relu", "last.linear"]
+    assert lowered.unquantized_ops == ["add", "relu", "last.linear"]
     everything = lower(lc.calibrate(Weighted(), [x], activations=None), x, Eager())
-    assert everything.left_in_float == ["left.linear", "right.linear", "add", "relu", "last.linear"]
-    assert lower(lc.calibrate(Weighted(), [x]), x, Eager()).left_in_float == []
+    assert everything.unquantized_ops == ["left.linear", "right.linear", "add", "relu", "last.linear"]
+    assert lower(lc.calibrate(Weighted(), [x]), x, Eager()).unquantized_ops == []
 
 
 def test_layers_with_fp32_weights_are_listed() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
     x = torch.randn(8, 3, 2, 2)
     lowered = lower(lc.calibrate(model, [x], weights=None), x, Eager())
-    assert lowered.left_in_float == ["0.conv2d", "1.batch_norm"]
+    assert lowered.unquantized_ops == ["0.conv2d", "1.batch_norm"]
 
 
 def test_quantized_additions_have_the_parameters_of_their_outputs() -> None:
@@ -166,15 +166,15 @@ def test_norms_with_batch_statistics_are_not_folded() -> None:
     x = torch.randn(8, 3, 2, 2)
     quantized = lc.calibrate(model, [x])
     lowered = lower(quantized, x, Eager())
-    assert lowered.left_in_float == ["0.conv2d", "1.batch_norm"]
+    assert lowered.unquantized_ops == ["0.conv2d", "1.batch_norm"]
     step = lowered.activations[-1].scale
     assert (outputs(quantized, x)[0] - outputs(lowered.model, x)[0]).abs().max() <= 1.01 * step
     torch.testing.assert_close(lc.finalize(quantized, example_inputs=x)(x), quantized(x), atol=1.01 * step, rtol=0)
 
 
-def test_norms_behind_grouped_transposed_convolutions_are_not_folded() -> None:
+def test_norms_after_grouped_transposed_convolutions_are_not_folded() -> None:
     lowered = lowered_of(SUBJECTS["transposed"].quantized(), SUBJECTS["transposed"])
-    assert lowered.left_in_float == [
+    assert lowered.unquantized_ops == [
         "3.conv_transpose2d", "4.batch_norm", "6.conv_transpose2d", "7.batch_norm",
     ]  # fmt: skip
     biases = {name: layer.bias for name, layer in layers(lowered).items()}
@@ -223,9 +223,9 @@ def test_nan_in_parameters_and_statistics_is_named(name: str, words: str) -> Non
         lowered_of(model)
 
 
-def test_results_of_opaque_functions_are_quantized_again() -> None:
-    class Opaque(Eager):
-        opaque = frozenset({"flatten", "chunk"})
+def test_results_without_propagated_parameters_are_quantized_again() -> None:
+    class NotPropagating(Eager):
+        not_propagated = frozenset({"flatten", "chunk"})
 
     class Halves(nn.Module):
         def __init__(self) -> None:
@@ -237,7 +237,7 @@ def test_results_of_opaque_functions_are_quantized_again() -> None:
             return left * right
 
     model = lc.calibrate(Halves(), [torch.randn(8, 2, 4)])
-    plain, again = (lower(model, torch.randn(2, 2, 4), backend) for backend in (Eager(), Opaque()))
+    plain, again = (lower(model, torch.randn(2, 2, 4), backend) for backend in (Eager(), NotPropagating()))
     assert not any(qparams.is_requantized for qparams in plain.activations)
     assert [qparams.name for qparams in again.activations if qparams.is_requantized] == ["fc.linear", "fc.linear"]
     x = torch.randn(3, 2, 4)

@@ -38,8 +38,8 @@ def num_bits(choice: tuple[Effect, ...]) -> int:
     return sum(e.num_weights * e.bits for e in choice)
 
 
-def rise(choice: tuple[Effect, ...]) -> float:
-    return sum(e.rise for e in choice)
+def delta_loss(choice: tuple[Effect, ...]) -> float:
+    return sum(e.delta_loss for e in choice)
 
 
 def as_choice(found: lc.Sensitivity, specs: dict[str, lc.Int | None]) -> tuple[Effect, ...]:
@@ -54,7 +54,7 @@ def test_the_choice_is_optimal_within_bytes(found: lc.Sensitivity, data: st.Data
     budget = data.draw(st.integers(min(sizes), max(sizes) + 1))
     chosen = as_choice(found, found.choose(max_bytes=budget))
     assert num_bytes(chosen) <= budget
-    assert rise(chosen) == min(rise(choice) for choice in choices(found) if num_bytes(choice) <= budget)
+    assert delta_loss(chosen) == min(delta_loss(choice) for choice in choices(found) if num_bytes(choice) <= budget)
 
 
 @given(measurements(), st.floats(2, 8))
@@ -68,7 +68,7 @@ def test_the_choice_is_optimal_within_mean_bits(found: lc.Sensitivity, mean_bits
         return
     chosen = as_choice(found, found.choose(mean_bits=mean_bits))
     assert num_bits(chosen) <= budget
-    assert rise(chosen) == min(map(rise, possible))
+    assert delta_loss(chosen) == min(map(delta_loss, possible))
 
 
 @given(measurements(largest=10**11), st.data(), st.integers(-1, 1))
@@ -81,7 +81,7 @@ def test_a_single_byte_decides_between_choices_of_any_size(
     budget = max(data.draw(st.sampled_from(sizes)) - missing, sizes[0])
     chosen = as_choice(found, found.choose(max_bytes=budget))
     assert num_bytes(chosen) <= budget
-    assert rise(chosen) == min(rise(choice) for choice in choices(found) if num_bytes(choice) <= budget)
+    assert delta_loss(chosen) == min(delta_loss(choice) for choice in choices(found) if num_bytes(choice) <= budget)
 
 
 @given(measurements(), st.data())
@@ -89,13 +89,14 @@ def test_a_single_byte_decides_between_choices_of_any_size(
 def test_a_common_factor_of_sizes_costs_nothing(found: lc.Sensitivity, data: st.DataObject) -> None:
     # Eight weights per byte and bit: sizes in bytes then have the factor, too.
     small, huge = (
-        [Effect(e.layer, e.num_weights * factor, e.bits, e.rise) for e in found.effects] for factor in (8, 8 * 10**9)
+        [Effect(e.layer, e.num_weights * factor, e.bits, e.delta_loss) for e in found.effects]
+        for factor in (8, 8 * 10**9)
     )
     sizes = [num_bytes(choice) for choice in choices(lc.Sensitivity(1.0, tuple(small)))]
     budget = data.draw(st.integers(min(sizes), max(sizes)))
     of_small, of_huge = choose(small, max_bytes=budget), choose(huge, max_bytes=budget * 10**9)
     assert sum(e.num_bytes for e in of_huge) <= budget * 10**9
-    assert sum(e.rise for e in of_huge) == sum(e.rise for e in of_small)
+    assert sum(e.delta_loss for e in of_huge) == sum(e.delta_loss for e in of_small)
 
 
 @given(measurements())
@@ -125,9 +126,11 @@ def test_a_mean_in_the_message_is_possible_where_its_product_rounds_down() -> No
 
 
 def test_of_equal_delta_losses_the_fewest_bits_are_chosen() -> None:
-    rises = {("a", 39): (1.0, 1.0, 0.0), ("b", 14): (0.0, 0.0, 0.0), ("c", 93): (1.0, 2.0, 1.0)}
+    delta_losses = {("a", 39): (1.0, 1.0, 0.0), ("b", 14): (0.0, 0.0, 0.0), ("c", 93): (1.0, 2.0, 1.0)}
     effects = [
-        Effect(*key, bits, rise) for key, row in rises.items() for bits, rise in zip((2, 4, 8), row, strict=True)
+        Effect(*key, bits, delta_loss)
+        for key, row in delta_losses.items()
+        for bits, delta_loss in zip((2, 4, 8), row, strict=True)
     ]
     assert [e.bits for e in choose(effects, max_bytes=100)] == [8, 2, 2]
     # Also where the sizes in bytes are equal.
@@ -137,9 +140,9 @@ def test_of_equal_delta_losses_the_fewest_bits_are_chosen() -> None:
 def test_a_choice_that_exceeds_the_budget_by_a_byte_does_not_hide_the_best_one() -> None:
     """As a single constraint, in which 1 byte in 1e8 is within the solver's tolerance, this gives no solution."""
     effects = [
-        Effect(name, 100_000_009, bits, rise)
-        for name, rises in (("a", (0.4456, 0.2351, 0.0821)), ("b", (0.3744, 0.1368, 0.0657)))
-        for bits, rise in zip((2, 4, 8), rises, strict=True)
+        Effect(name, 100_000_009, bits, delta_loss)
+        for name, delta_losses in (("a", (0.4456, 0.2351, 0.0821)), ("b", (0.3744, 0.1368, 0.0657)))
+        for bits, delta_loss in zip((2, 4, 8), delta_losses, strict=True)
     ]
     assert [e.bits for e in choose(effects, max_bytes=150_000_014)] == [8, 4]
     assert [e.bits for e in choose(effects, max_bytes=150_000_013)] == [4, 4]

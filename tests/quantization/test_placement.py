@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import lightning_compress as lc
-from lightning_compress.quantization.calibrate import trace
 from lightning_compress.quantization.call_patcher import CallSite
 from lightning_compress.quantization.placement import Placement, QuantizationPoint
+from lightning_compress.quantization.tracing import trace
 from tests.quantization.nets import Attends, Dense, Gate, Keywords, Residual, Scores, Statements, conv
 
 
@@ -23,7 +23,7 @@ def names(model: nn.Module, x: Tensor | None = None, exclude: tuple[str, ...] = 
 
 
 def left(placement: Placement) -> list[str]:
-    return [f"{node.module}.{node.call.function}".lstrip(".") for node in placement.left_in_float()]
+    return [f"{node.module}.{node.call.function}".lstrip(".") for node in placement.unquantized_ops()]
 
 
 def test_residual() -> None:

@@ -66,8 +66,9 @@ def test_delta_losses_are_those_of_layers_quantized_with_plain_torch() -> None:
     ]
     for effect in found.effects:
         expected = mean_loss(quantize_layer(model, effect.layer, effect.bits)) - found.loss
-        assert effect.rise == pytest.approx(expected, abs=1e-6)
-    assert max(abs(e.rise) for e in found.effects if e.bits == 2) > 1e-2  # otherwise the comparison proves nothing
+        assert effect.delta_loss == pytest.approx(expected, abs=1e-6)
+    # Otherwise the comparison proves nothing.
+    assert max(abs(e.delta_loss) for e in found.effects if e.bits == 2) > 1e-2
 
 
 def test_model_gradients_hooks_and_random_state_are_unchanged() -> None:
@@ -91,7 +92,7 @@ def test_a_random_loss_has_the_same_seed_in_every_measurement() -> None:
     exact = lc.sensitivity(make(), batches(), loss=loss, bits=(4,))
     found = lc.sensitivity(make(), batches(), loss=noisy, bits=(4,))
     for ours, theirs in zip(found.effects, exact.effects, strict=True):
-        assert ours.rise == pytest.approx(theirs.rise, abs=1e-4)
+        assert ours.delta_loss == pytest.approx(theirs.delta_loss, abs=1e-4)
 
 
 def test_targets_and_frozen_layers() -> None:
@@ -122,7 +123,7 @@ def test_errors_of_arguments() -> None:
         lc.sensitivity(model, [], loss=loss)
     with pytest.raises(ValueError, match="there is no number of bits"):
         lc.sensitivity(model, batches(), loss=loss, bits=())
-    with pytest.raises(ValueError, match=r"bits=9\) must be a whole number from 2 to 8"):
+    with pytest.raises(ValueError, match=r"bits=9\) must be an integer from 2 to 8"):
         lc.sensitivity(model, batches(), loss=loss, bits=(9,))
     with pytest.raises(ValueError, match="must run that model, and not another"):
         lc.sensitivity(model, batches(), loss=lambda _, batch: loss(model, batch))
@@ -156,7 +157,7 @@ def test_the_table() -> None:
 def test_csv_has_every_digit() -> None:
     found = lc.Sensitivity(0.5, (Effect("a,b", 1000, 2, 1 / 3),))
     (row,) = csv.DictReader(io.StringIO(found.to_csv()))
-    assert row == {"layer": "a,b", "num_weights": "1000", "bits": "2", "rise": repr(1 / 3)}
+    assert row == {"layer": "a,b", "num_weights": "1000", "bits": "2", "delta_loss": repr(1 / 3)}
 
 
 SPECIAL = lc.Sensitivity(

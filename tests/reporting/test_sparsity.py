@@ -83,7 +83,7 @@ def test_the_table() -> None:
     assert ["all parameters", "135", "50", "37.04%"] in cells
 
 
-def test_thousands_are_marked_and_no_colour_codes_are_in_the_text() -> None:
+def test_thousands_are_marked_and_no_color_codes_are_in_the_text() -> None:
     text = str(report(nn.Linear(1000, 30)))
     assert "30,000" in text
     assert "\x1b" not in text

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+import lightning_compress as lc
 from lightning_compress.trainer.probe import TrainingProbe
+
+NET = lc.Targets(module="net")
 
 
 class Use(pl.Callback):
@@ -80,7 +83,7 @@ def test_inputs_are_seen_in_a_training_step(small: type, loader: DataLoader, tra
 
 def test_a_module_that_is_not_called_as_a_whole(small: type, loader: DataLoader, trainer: Callable) -> None:
     def check(probe: TrainingProbe, module: pl.LightningModule) -> None:
-        with pytest.raises(ValueError, match=r"Targets\(module='\.\.\.'\), or give example_inputs"):
+        with pytest.raises(ValueError, match=r"never calls .* Targets\(module='\.\.\.'\), or give example_inputs"):
             probe.inputs()
 
     run(small(), loader, trainer, Use(check))
@@ -118,16 +121,18 @@ def test_a_training_step_without_a_loss(trainer: Callable, loader: DataLoader) -
         def __init__(self) -> None:
             super().__init__()
             self.net = nn.Linear(8, 3)
+            self.output: Any = None
 
-        def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
-            return None
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
+            return self.output
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     def check(probe: TrainingProbe, module: pl.LightningModule) -> None:
-        with pytest.raises(ValueError, match="returned no loss"):
-            probe.loss()
+        for probe.model.output in (None, {}, {"loss": None}):
+            with pytest.raises(ValueError, match="returned no loss for this batch: return a tensor or a dict with the"):
+                probe.loss()
 
     run(Skips(), loader, trainer, Use(check))
 
@@ -138,3 +143,24 @@ def test_a_loss_in_a_dict(small: type, loader: DataLoader, trainer: Callable) ->
             return {"loss": super().training_step(batch, batch_idx)}
 
     run(InDict(), loader, trainer, Use(lambda probe, _: probe.loss().backward()))
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        lc.Pruning(0.5, score=lc.SNIP(), schedule=lc.Schedule(begin=0, curve="one_shot"), targets=NET),
+        lc.Pruning(0.5, pattern=lc.Channels(), schedule=lc.Schedule(begin=0, curve="one_shot"), targets=NET),
+        lc.QuantizationAwareTraining(targets=NET),
+    ],
+    ids=["SNIP", "Channels", "QAT"],
+)
+def test_a_training_step_without_an_index(
+    small: type, loader: DataLoader, trainer: Callable, callback: pl.Callback
+) -> None:
+    class WithoutIndex(small):
+        def training_step(self, batch: list[Tensor]) -> Tensor:
+            return super().training_step(batch, 0)
+
+    module = WithoutIndex()
+    trainer(callback, max_epochs=1).fit(module, loader)
+    assert callback.num_changes >= 1

@@ -20,7 +20,7 @@ from lightning_compress.export.onnx.kernels import (
     KernelCounts,
     check_integer_kernels,
     optimized_graph,
-    quantized_calls_in_float,
+    quantized_calls_in_fp32,
 )
 from lightning_compress.export.onnx.operators import OnnxBackend
 from lightning_compress.export.onnx.parity import Parity, check_parity
@@ -28,7 +28,7 @@ from lightning_compress.export.onnx.runtime import file_latency, run_file
 from lightning_compress.export.output_comparison import model_outputs, output_names, relative_difference
 from lightning_compress.export.requirements import require
 from lightning_compress.quantization.insertion import is_quantized, with_weight_bits
-from lightning_compress.quantization.lowering import Lowered
+from lightning_compress.quantization.lowering import LoweredModel
 from lightning_compress.quantization.recording import record
 from lightning_compress.targets import shorten
 
@@ -37,8 +37,8 @@ from lightning_compress.targets import shorten
 class OnnxFile(ExportedFile):
     """An ``.onnx`` file and its measurements in ONNX Runtime.
 
-    Calls in ``left_in_float`` are first those that were not quantized, then those that were but have no INT8 kernels in
-    ONNX Runtime, such as transposed convolutions.
+    Calls in ``unquantized_ops`` are first those that were not quantized, then those that were but have no INT8 kernels
+    in ONNX Runtime, such as transposed convolutions.
 
     Attributes:
         integers: Number of INT8 and of FP32 kernels; ``None`` for an FP32 file.
@@ -80,7 +80,7 @@ def export_onnx(
     Raises:
         ImportError: If the packages of the extra ``export`` are not installed.
         ValueError: If a quantizer has not observed a batch, if the model cannot be exported, or if a quantized layer or
-            addition of the file computes in FP32 or differs from the model by more than a step of its scale.
+            addition of the file computes in FP32 or differs from the model by more than 1 LSB.
 
     Example::
 
@@ -90,7 +90,7 @@ def export_onnx(
         >>> model = lc.calibrate(nn.Linear(4, 2), [batch])
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = lc.export_onnx(model, f"{folder}/model.onnx", batch)
-        >>> file.integers.integer, file.left_in_float
+        >>> file.integers.integer, file.unquantized_ops
         ({'linear': 1}, ())
     """
     require("onnx", "onnxruntime", "onnxscript")
@@ -98,25 +98,25 @@ def export_onnx(
     inputs = as_arguments(with_two_samples(example_inputs) if dynamic_batch else example_inputs)
     simulated = with_weight_bits(model, 7) if reduce_range else model
     lowered = lower_or_copy(simulated, inputs, backend)
-    parity, integers, left = None, None, tuple(lowered.left_in_float)
+    parity, integers, unquantized_ops = None, None, tuple(lowered.unquantized_ops)
     with atomic_write(path) as partial:
         _write(lowered.model, inputs, partial, backend, dynamic_batch=dynamic_batch)
         if is_quantized(model):
             graph = optimized_graph(partial)
-            integers, left = check_integer_kernels(graph, lowered), _left_in_float(graph, lowered)
+            integers, unquantized_ops = check_integer_kernels(graph, lowered), _unquantized_ops(graph, lowered)
             _, recorded = record(simulated, inputs)
             parity = check_parity(partial, lowered, recorded, inputs)
             _warn_of_overflow(parity)
         # From the given model, not from the one with 7-bit weights: their error is part of the difference.
-        apart = relative_difference(model_outputs(model, inputs), run_file(partial, inputs))
+        difference = relative_difference(model_outputs(model, inputs), run_file(partial, inputs))
         seconds = file_latency(partial, as_arguments(example_inputs))
     return OnnxFile(
         path=Path(path),
         num_bytes=Path(path).stat().st_size,
         latency=seconds,
         steps=parity.steps if parity is not None else None,
-        difference=apart,
-        left_in_float=left,
+        difference=difference,
+        unquantized_ops=unquantized_ops,
         integers=integers,
         parity=parity,
     )
@@ -163,15 +163,15 @@ def _clean(path: Path) -> None:
     onnx.save(model, path)
 
 
-def _left_in_float(graph: Any, lowered: Lowered) -> tuple[str, ...]:
-    layers, ops = quantized_calls_in_float(graph, lowered)
+def _unquantized_ops(graph: Any, lowered: LoweredModel) -> tuple[str, ...]:
+    layers, ops = quantized_calls_in_fp32(graph, lowered)
     if layers:
         warnings.warn(
             f"ONNX Runtime has no INT8 kernels for {shorten(layers)}: their weights are stored as INT8, but they "
             "compute in FP32.",
             stacklevel=3,
         )
-    return (*lowered.left_in_float, *(name for name in layers if name not in lowered.left_in_float), *ops)
+    return (*lowered.unquantized_ops, *(name for name in layers if name not in lowered.unquantized_ops), *ops)
 
 
 def _warn_of_overflow(parity: Parity) -> None:

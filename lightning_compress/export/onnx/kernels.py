@@ -13,7 +13,7 @@ import numpy as np
 
 from lightning_compress.export.onnx.runtime import session
 from lightning_compress.quantization.backend import QuantizedLayer, QuantizedOp
-from lightning_compress.quantization.lowering import Lowered
+from lightning_compress.quantization.lowering import LoweredModel
 from lightning_compress.targets import shorten
 
 _INTEGER = {
@@ -28,7 +28,8 @@ _FLOAT = {
     "Conv": "conv", "FusedConv": "conv", "ConvTranspose": "conv_transpose", "Gemm": "linear", "FusedGemm": "linear",
     "MatMul": "matmul", "Add": "add", "Mul": "mul", "Concat": "concat",
 }  # fmt: skip
-_NO_WORK = {
+# Operators that only move or convert values, or clip them to a range: they are not counted as kernels.
+_DATA_MOVEMENT = {
     "QuantizeLinear", "DequantizeLinear", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Shape",
     "Constant", "ReorderInput", "ReorderOutput", "Cast", "Gather", "Slice", "Split", "Identity", "Clip", "Pad",
     "Expand", "MaxPool", "NhwcMaxPool",
@@ -39,6 +40,8 @@ _SCALES = {
     "QLinearAveragePool": 3, "QLinearGlobalAveragePool": 3, "QLinearReduceMean": 3, "QLinearSigmoid": 3,
     "QLinearLeakyRelu": 3, "QLinearSoftmax": 3,
 }  # fmt: skip
+# Layers that must have INT8 kernels. Transposed convolutions are not among them: ONNX Runtime has no INT8 kernel for
+# ConvTranspose, so that they compute in FP32, with a warning instead of an error.
 _LAYERS = {"conv": ("conv1d", "conv2d", "conv3d"), "linear": ("linear",)}
 
 
@@ -58,7 +61,7 @@ class KernelCounts:
         def listed(counts: dict[str, int]) -> str:
             return ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items())) or "none"
 
-        return f"integer: {listed(self.integer)}; float: {listed(self.float)}"
+        return f"INT8: {listed(self.integer)}; FP32: {listed(self.float)}"
 
 
 def optimized_graph(path: Path) -> Any:
@@ -71,7 +74,7 @@ def optimized_graph(path: Path) -> Any:
         return onnx.load(optimized).graph
 
 
-def check_integer_kernels(graph: Any, lowered: Lowered) -> KernelCounts:
+def check_integer_kernels(graph: Any, lowered: LoweredModel) -> KernelCounts:
     """Count the kernels of an optimized graph.
 
     Args:
@@ -86,17 +89,17 @@ def check_integer_kernels(graph: Any, lowered: Lowered) -> KernelCounts:
         layers = [layer for layer in lowered.layers if layer.is_integer and layer.function in functions]
         if (number := counts.integer.get(kind, 0)) < len(layers):
             # All layers of the kind are named if every weight is read by some INT8 kernel, which need not be its own.
-            names = [layer.name for layer in _layers_in_float(graph, layers) or layers]
+            names = [layer.name for layer in _layers_in_fp32(graph, layers) or layers]
             which = f"{len(layers) - number} of {len(layers)} {kind} layers"
             raise _missing_kernels(which, names, counts, f"targets=Targets(exclude=({names[0]!r},))")
     additions = [op for op in lowered.ops if op.function == "add"]
-    if missing := _ops_in_float(graph, additions):
+    if missing := _ops_in_fp32(graph, additions):
         which, names = f"{len(missing)} of {len(additions)} additions", [op.name for op in missing]
         raise _missing_kernels(which, names, counts, f"activations={{{missing[0].module!r}: None, '*': Int(8)}}")
     return counts
 
 
-def quantized_calls_in_float(graph: Any, lowered: Lowered) -> tuple[list[str], list[str]]:
+def quantized_calls_in_fp32(graph: Any, lowered: LoweredModel) -> tuple[list[str], list[str]]:
     """Return quantized calls that compute in FP32, as ONNX Runtime has no INT8 kernels for them.
 
     Args:
@@ -107,9 +110,9 @@ def quantized_calls_in_float(graph: Any, lowered: Lowered) -> tuple[list[str], l
         Names of the calls with a weight, and of the others.
     """
     checked = {function for functions in _LAYERS.values() for function in functions}
-    layers = _layers_in_float(graph, [layer for layer in lowered.layers if layer.function not in checked])
+    layers = _layers_in_fp32(graph, [layer for layer in lowered.layers if layer.function not in checked])
     names = [f"{layer.name}.{layer.function}".lstrip(".") for layer in layers]
-    return names, [op.name for op in _ops_in_float(graph, lowered.ops)]
+    return names, [op.name for op in _ops_in_fp32(graph, lowered.ops)]
 
 
 def _missing_kernels(which: str, names: list[str], counts: KernelCounts, exclusion: str) -> ValueError:
@@ -124,7 +127,7 @@ def _count(graph: Any) -> KernelCounts:
     for node in _compute_nodes(graph):
         if node.op_type in _INTEGER:
             integer[_INTEGER[node.op_type]] += 1
-        elif node.op_type not in _NO_WORK:
+        elif node.op_type not in _DATA_MOVEMENT:
             floats[_FLOAT.get(node.op_type, node.op_type)] += 1
     return KernelCounts(dict(integer), dict(floats))
 
@@ -137,7 +140,7 @@ def _compute_nodes(graph: Any) -> list[Any]:
     return [node for node in graph.node if kinds.get(node.output[0]) != onnx.TensorProto.INT64]
 
 
-def _layers_in_float(graph: Any, layers: Sequence[QuantizedLayer]) -> list[QuantizedLayer]:
+def _layers_in_fp32(graph: Any, layers: Sequence[QuantizedLayer]) -> list[QuantizedLayer]:
     """Return the layers with a weight that no INT8 kernel reads."""
     # Optimization renames nodes, so that layers are recognized by the values of their weights.
     constants = _constants(graph)
@@ -150,7 +153,7 @@ def _layers_in_float(graph: Any, layers: Sequence[QuantizedLayer]) -> list[Quant
     return [layer for layer in layers if not is_read(layer.weight.integers.numpy())]
 
 
-def _ops_in_float(graph: Any, ops: Sequence[QuantizedOp]) -> list[QuantizedOp]:
+def _ops_in_fp32(graph: Any, ops: Sequence[QuantizedOp]) -> list[QuantizedOp]:
     """Return the operators with output parameters that no INT8 kernel has."""
     constants = _constants(graph)
     outputs = set()

@@ -19,7 +19,7 @@ class OnnxBackend(Backend):
     """
 
     name = "ONNX"
-    opaque = frozenset({
+    not_propagated = frozenset({
         "pad", "chunk", "split", "tensor_split", "unbind", "getitem", "select", "index_select", "max_pool2d",
     })  # fmt: skip
 
@@ -32,7 +32,7 @@ class OnnxBackend(Backend):
         """Quantize and dequantize; fewer bits than the type has are clipped in between."""
         scale, zero = torch.tensor(qparams.scale), torch.tensor(qparams.zero_point, dtype=self._dtype)
         q = self._op("QuantizeLinear", (x, scale, zero), {}, dtype=self._dtype, shape=x.shape)
-        if qparams.quant_max - qparams.quant_min < 254:
+        if not qparams.is_8_bit:
             ends = (torch.tensor(end, dtype=self._dtype) for end in (qparams.quant_min, qparams.quant_max))
             q = self._op("Clip", (q, *ends), {}, dtype=self._dtype, shape=x.shape)
         return self._op("DequantizeLinear", (q, scale, zero), {}, dtype=x.dtype, shape=x.shape)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from lightning_compress.arguments import Arguments
-from lightning_compress.export.lowered_parity import check_steps, largest_steps
+from lightning_compress.export.lowered_parity import check_lsb_errors, max_lsb_errors
 from lightning_compress.export.onnx.runtime import feeds_of, session
 from lightning_compress.quantization.backend import QParams
-from lightning_compress.quantization.lowering import Lowered
+from lightning_compress.quantization.lowering import LoweredModel
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Parity:
     """Differences of a file from the model.
 
     Attributes:
-        steps: Largest difference of each activation's integers on identical inputs, in steps of its scale, by name.
-        overflowing: Activations that differ by more than a step in ONNX Runtime's default kernels on this CPU: without
+        steps: Largest difference of each activation's integers on identical inputs in LSB, by name.
+        overflowing: Activations that differ by more than 1 LSB in ONNX Runtime's default kernels on this CPU: without
             VNNI, the 16-bit sums of two products overflow with 8-bit weights.
     """
 
@@ -32,7 +32,9 @@ class Parity:
     overflowing: tuple[str, ...]
 
 
-def check_parity(path: Path, lowered: Lowered, simulated: Sequence[tuple[str, Tensor]], inputs: Arguments) -> Parity:
+def check_parity(
+    path: Path, lowered: LoweredModel, simulated: Sequence[tuple[str, Tensor]], inputs: Arguments
+) -> Parity:
     """Compare the integers of every activation with those of the simulation, computed from the simulation's inputs.
 
     Args:
@@ -42,7 +44,7 @@ def check_parity(path: Path, lowered: Lowered, simulated: Sequence[tuple[str, Te
         inputs: Inputs of the simulation.
 
     Raises:
-        ValueError: If one differs by more than a step in ONNX Runtime's precise kernels, which do not overflow.
+        ValueError: If one differs by more than 1 LSB in ONNX Runtime's precise kernels, which do not overflow.
     """
     import onnx
 
@@ -58,14 +60,14 @@ def check_parity(path: Path, lowered: Lowered, simulated: Sequence[tuple[str, Te
     serialized, names = model.SerializeToString(), [qparams.name for qparams in all_qparams]
     outputs = [point.computed for point in points]
 
-    def steps(*, precise: bool) -> dict[str, int]:
+    def lsb_errors(*, precise: bool) -> dict[str, int]:
         if not outputs:  # ONNX Runtime takes an empty list for all outputs
             return {}
         actual = session(serialized, precise=precise).run(outputs, feeds)
-        return largest_steps(names, *([torch.from_numpy(array) for array in arrays] for arrays in (expected, actual)))
+        return max_lsb_errors(names, *([torch.from_numpy(array) for array in arrays] for arrays in (expected, actual)))
 
-    overflowing = (name for name, number in steps(precise=False).items() if number > 1)
-    return Parity(check_steps(steps(precise=True)), tuple(overflowing))
+    overflowing = (name for name, number in lsb_errors(precise=False).items() if number > 1)
+    return Parity(check_lsb_errors(lsb_errors(precise=True)), tuple(overflowing))
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def _split(model: Any, all_qparams: Sequence[QParams]) -> list[_SplitPoint]:
     for node, qparams in zip(nodes, all_qparams, strict=True):
         if qparams.is_requantized or node.output[0] in points:
             continue
-        # With fewer than 8 bits, the simulated integers are those behind the clip.
+        # With fewer than 8 bits, the simulated integers are those after the clip.
         clip = next((n for n in graph.node if n.op_type == "Clip" and n.input[0] == node.output[0]), None)
         computed = clip.output[0] if clip is not None else node.output[0]
         kind = next(i.data_type for i in graph.initializer if i.name == node.input[2])

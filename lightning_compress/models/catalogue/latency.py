@@ -35,12 +35,12 @@ def latencies(input_sizes: Mapping[str, int], *, timer: Timer = time.perf_counte
     names, result = list(input_sizes), dict[str, float]()
     for start in range(0, len(names), _GROUP_SIZE):
         group = names[start : start + _GROUP_SIZE]
-        models = {name: _create(name, kwargs) for name in group}
+        models = {name: _create_in_eval_mode(name, kwargs) for name in group}
         result |= _medians(models, [input_sizes[name] for name in group], timer)
     return result
 
 
-def _create(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
+def _create_in_eval_mode(name: str, kwargs: Mapping[str, Any]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         return timm.create_model(name, **kwargs).eval()
 

@@ -1,7 +1,7 @@
 """Network architectures that timm lacks: LeNet-300-100, LeNet-5, Conv-4, CIFAR ResNets and SqueezeNet.
 
 Importing this package registers them with timm, so that ``timm.create_model`` and :class:`ClassificationModule` build
-them by name. One file per family; ``building.py`` has the code that they share.
+them by name. One file per family; ``common.py`` has the code that they share.
 """
 
 from lightning_compress.models.networks.cifar_resnet import CifarBlock, CifarResNet

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.models import register_model
 from torch import Tensor, nn
 
-from lightning_compress.models.networks.building import init_he_, own_arguments
+from lightning_compress.models.networks.common import init_he_, own_arguments
 
 
 class CifarBlock(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 from timm.models import register_model
 from torch import Tensor, nn
 
-from lightning_compress.models.networks.building import init_he_, own_arguments
+from lightning_compress.models.networks.common import init_he_, own_arguments
 
 
 class Conv4(nn.Module):

@@ -283,16 +283,16 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def squeezenet1_0(pretrained: bool = False, **kwargs: Any) -> SqueezeNet:
     """Build SqueezeNet 1.0, 1.25 M parameters."""
-    return _create("squeezenet1_0", pretrained, stem=(96, 7), stages=_STAGES_1_0, **kwargs)
+    return _build_squeezenet("squeezenet1_0", pretrained, stem=(96, 7), stages=_STAGES_1_0, **kwargs)
 
 
 @register_model
 def squeezenet1_1(pretrained: bool = False, **kwargs: Any) -> SqueezeNet:
     """Build SqueezeNet 1.1, 1.24 M parameters: the accuracy of 1.0 at less than half its computation."""
-    return _create("squeezenet1_1", pretrained, stem=(64, 3), stages=_STAGES_1_1, **kwargs)
+    return _build_squeezenet("squeezenet1_1", pretrained, stem=(64, 3), stages=_STAGES_1_1, **kwargs)
 
 
-def _create(name: str, pretrained: bool, **kwargs: Any) -> Any:
+def _build_squeezenet(name: str, pretrained: bool, **kwargs: Any) -> Any:
     return build_model_with_cfg(
         SqueezeNet,
         name,

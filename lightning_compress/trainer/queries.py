@@ -64,7 +64,8 @@ def _check_same_model(pl_module: LightningModule, stored: Mapping[str, Tensor], 
         if name not in ours or name not in stored:
             where = "is only in the checkpoint" if name not in ours else "is only in the model"
         elif ours[name].shape != stored[name].shape:
-            where = f"has shape {tuple(stored[name].shape)} there and {tuple(ours[name].shape)} here"
+            shapes = tuple(stored[name].shape), tuple(ours[name].shape)
+            where = f"has shape {shapes[0]} in the checkpoint and {shapes[1]} in the model"
         else:
             continue
         raise ValueError(f"The checkpoint is of another model: {name!r} {where}.")
