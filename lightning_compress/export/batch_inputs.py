@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map, tree_map_only
 
 
 def with_two_samples(example_inputs: Any) -> Any:
@@ -18,8 +18,9 @@ def dynamic_batch_shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return the ``dynamic_shapes`` of ``torch.export`` for inputs with the batch as their first dimension."""
     batch = torch.export.Dim("batch", min=1)
 
-    def shape(tensor: Tensor) -> Any:
-        return {0: batch} if tensor.ndim else None
+    def shape(value: Any) -> Any:
+        # Flags and numbers among the inputs are constants of the file.
+        return {0: batch} if isinstance(value, Tensor) and value.ndim else None
 
-    shapes = tuple(tree_map_only(Tensor, shape, list(args)))
-    return (*shapes,) if not kwargs else {**dict(enumerate(shapes)), **tree_map_only(Tensor, shape, kwargs)}
+    shapes = tuple(tree_map(shape, list(args)))
+    return (*shapes,) if not kwargs else {**dict(enumerate(shapes)), **tree_map(shape, kwargs)}

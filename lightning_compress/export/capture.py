@@ -24,8 +24,15 @@ def lower_or_copy(model: nn.Module, inputs: Arguments, backend: Backend) -> Lowe
     """Lower a model with quantizers for a target, or copy a model without quantizers as FP32.
 
     Raises:
-        ValueError: If the model cannot be lowered, or the target does not support one of its quantized layers.
+        ValueError: If a parameter is not in FP32, if the model cannot be lowered, or the target does not support one
+            of its quantized layers.
     """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise ValueError(
+                f"{name!r} has the dtype {tensor.dtype}, and exported files compute in FP32: export model.float() with "
+                "example_inputs in FP32."
+            )
     if not is_quantized(model):
         return LoweredModel(finalize(model))
     lowered = lower(model, inputs, backend)

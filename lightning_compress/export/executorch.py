@@ -23,7 +23,7 @@ from lightning_compress.export.requirements import require
 from lightning_compress.export.subprocess_check import run_in_subprocess
 from lightning_compress.quantization.backend import Backend, Bias, QParams, QuantizedLayer, Weight
 from lightning_compress.quantization.lowering import LoweredModel
-from lightning_compress.quantization.placement import DATA_MOVEMENT
+from lightning_compress.quantization.value_roles import DATA_MOVEMENT
 from lightning_compress.targets import shorten
 
 _COMPUTING = {"convolution", "conv1d", "conv2d", "linear", "addmm", "mm", "bmm"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 
 from lightning_compress.arguments import Arguments
 from lightning_compress.quantization.finalize import finalize
@@ -27,11 +27,21 @@ def model_outputs(model: nn.Module, inputs: Arguments) -> list[Tensor]:
 
 
 def output_names(model: nn.Module, inputs: Arguments) -> list[str] | None:
-    """Return the keys of the output of a model that returns a dict, else ``None``."""
+    """Return the names of the tensors of a model that returns a dict, else ``None``.
+
+    A tensor is named by its key, and one in a nested structure by all keys and positions, as ``"hidden_states_0"``.
+    """
     args, kwargs = inputs
     with torch.no_grad():
         output = copy.deepcopy(model)(*args, **kwargs)
-    return list(output) if isinstance(output, dict) else None
+    if not isinstance(output, dict):
+        return None
+    leaves, _ = tree_flatten_with_path(output)
+    return ["_".join(map(_key_name, path)) for path, leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def _key_name(key: Any) -> str:
+    return str(next(getattr(key, name) for name in ("key", "idx", "name") if hasattr(key, name)))
 
 
 def relative_difference(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:

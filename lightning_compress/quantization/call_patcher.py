@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_compress.quantization.forward_pass import ForwardPass, Location, PassPath, active, location_of
-from lightning_compress.quantization.function_names import canonical, is_floating, positional
+from lightning_compress.quantization.function_names import is_floating, name_of_call, positional
 
 _KEY = "_call_patcher"
 
@@ -108,7 +108,7 @@ class CallIndex:
 
 def _is_prefix(first: Location, second: Location) -> bool:
     """Return True if two locations are the same as far as both go: checkpointing hides the frames around a function."""
-    return all(a == b for a, b in zip(first, second))
+    return all(a == b for a, b in zip(first, second, strict=False))
 
 
 def _common_suffix(first: PassPath, second: PassPath) -> int:
@@ -151,7 +151,7 @@ class CallPatcher:
         self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any, frame: FrameType | None
     ) -> Any:
         """Call the function, or the action of this call instead."""
-        name = canonical(function)
+        name = name_of_call(function, args, kwargs)
         if name not in self.names:
             return function(*args, **kwargs)
         args, kwargs = positional(args, kwargs)
@@ -217,7 +217,7 @@ def install_all(
         f"{name}.{child}".lstrip(".") for name in (*table, *around) for child, _ in modules[name].named_children()
     }
     for name in sorted({*table, *around, *children, *(called or ())}):
-        if name in table or not isinstance(modules[name], nn.Identity):
+        if name in table or is_patchable(modules[name]):
             patcher = table.get(name) or CallPatcher()
             patcher.name = name
             patcher.index = None if index is None else index.get(name, CallIndex())
@@ -241,6 +241,11 @@ def uninstall(module: nn.Module) -> None:
         for key in [key for key, hook in hooks.items() if hook in (_enter, _leave)]:
             del hooks[key]
             module._forward_hooks_always_called.pop(key, None)
+
+
+def is_patchable(module: nn.Module) -> bool:
+    """Return True if a module makes calls that can be seen: an identity makes none, TorchScript hides them."""
+    return not isinstance(module, (nn.Identity, torch.jit.ScriptModule))
 
 
 def patcher_of(module: nn.Module) -> CallPatcher | None:

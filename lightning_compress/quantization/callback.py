@@ -208,7 +208,7 @@ class QuantizationAwareTraining(CompressionCallback):
             plan.check_same(pl_module, graph)
         elif graph is not None:
             placement = plan.insert_traced(pl_module, graph)
-            self.unquantized_ops = [node.name for node in placement.unquantized_ops()]
+            self.unquantized_ops = [*(node.name for node in placement.unquantized_ops()), *graph.opaque]
             if self.unquantized_ops:
                 rank_zero_info(
                     f"QuantizationAwareTraining: unquantized ops (FP32) are {shorten(self.unquantized_ops)}."

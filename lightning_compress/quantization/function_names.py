@@ -26,6 +26,24 @@ _SAME = {"iadd": "add", "imul": "mul", "concat": "cat", "concatenate": "cat", "r
 _PROPERTIES = {"T": "transpose", "mT": "transpose", "H": "transpose", "mH": "transpose", "data": "detach"}
 
 
+def name_of_call(function: Any, args: Any, kwargs: Any) -> str:
+    """Return the canonical name of the function of a call.
+
+    Padding with zeros, or with values of the tensor, only moves values; with another constant it has a name of its own,
+    and so have powers with an exponent below 1, which are roots and inverses.
+
+    >>> name_of_call(torch.nn.functional.pad, (torch.ones(2), (1, 1)), {"value": 5.0})
+    'constant_pad'
+    """
+    name = canonical(function)
+    if name == "pow":
+        exponent = args[1] if len(args) > 1 else kwargs.get("exponent")
+        return "root" if isinstance(exponent, (int, float)) and exponent < 1 else name
+    if name == "pad" and (args[3] if len(args) > 3 else kwargs.get("value")):
+        return "constant_pad"
+    return name
+
+
 def positional(args: Any, kwargs: Any) -> tuple[Any, Any]:
     """Move the tensor operands of a call from keyword to positional arguments.
 
@@ -41,9 +59,14 @@ def positional(args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 
 def is_floating(args: Any) -> bool:
-    """Return True if the first argument is a floating-point tensor, or a list of them."""
-    first = args[0] if args else None
-    if isinstance(first, (list, tuple)) and first:
-        first = first[0]
+    """Return True if an argument is a floating-point tensor, or a list that begins with one.
+
+    >>> is_floating(("ij,jk->ik", torch.ones(2, 2), torch.ones(2, 2))), is_floating((torch.ones(2).long(), 1))
+    (True, False)
+    """
     # Batch norm counts its batches with an int64 addition, in training only: it must not shift the counters.
-    return isinstance(first, Tensor) and first.is_floating_point()
+    for argument in args:
+        first = argument[0] if isinstance(argument, (list, tuple)) and argument else argument
+        if isinstance(first, Tensor) and first.is_floating_point():
+            return True
+    return False

@@ -50,7 +50,7 @@ class GraphTracer:
                     "give example_inputs that it runs on."
                 ) from error
         layers = list(owning_modules(self._targets.select(pl_module)))
-        return graph.within(_deployed(graph, self._targets.module, layers))
+        return graph.within(_deployed(graph, self._targets.module, layers), layers)
 
     def at_first_batch(
         self, pl_module: LightningModule, refs: Sequence[QuantizerRef], batch: Any, batch_idx: int, *, divisor: int

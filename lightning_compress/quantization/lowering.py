@@ -118,7 +118,7 @@ class _Lowering:
         self._unquantized = set(self.placement.unquantized_ops())
 
     def run(self, backend: Backend) -> LoweredModel:
-        lowered = LoweredModel(self.plain)
+        lowered = LoweredModel(self.plain, unquantized_ops=[*self.graph.opaque])
         table: dict[str, dict[CallSite, Any]] = {}
         for node in self.graph.nodes:
             action = self._activations_of(node, backend, lowered)

@@ -172,11 +172,15 @@ class MSE(Observer):
         )
 
 
+_VALUES_PER_LEVEL = 8
+
+
 @dataclass(frozen=True)
 class Histogram(Observer):
     """Range with the smallest Kullback-Leibler divergence between the values and their quantized distribution.
 
-    Entropy calibration, Migacz 2017 ("8-bit Inference with TensorRT").
+    Entropy calibration, Migacz 2017 ("8-bit Inference with TensorRT"). The divergence of a handful of values says
+    nothing about their distribution: with fewer than 8 values per level the range is that of :class:`MinMax`.
 
     >>> observer = Histogram()
     >>> statistics = observer.observe(torch.tensor([[-1.0, 0.0, 1.0, 2.0]]))
@@ -189,13 +193,16 @@ class Histogram(Observer):
 
     def compute_range(self, statistics: RangeStatistics, *, num_levels: int, symmetric: bool) -> tuple[Tensor, Tensor]:
         """Return the clipped range with the smallest divergence."""
-        return range_search.best_range(
+        lower, upper = range_search.best_range(
             statistics.counts,
             statistics.min_max,
             num_levels=num_levels,
             symmetric=symmetric,
             loss=range_search.divergence,
         )
+        is_sparse = statistics.counts.sum(dim=1) < _VALUES_PER_LEVEL * num_levels
+        least, largest = MinMax().compute_range(statistics, num_levels=num_levels, symmetric=symmetric)
+        return torch.where(is_sparse, least.to(lower), lower), torch.where(is_sparse, largest.to(upper), upper)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_compress.quantization.call_patcher import CallSite
 from lightning_compress.quantization.tracing import Graph, Node
+from lightning_compress.quantization.value_roles import DATA_MOVEMENT, fp32_values
 
 # Functions with a weight, and the dimension of its output channels: transposed convolutions store (in, out, ...).
 CHANNEL_AXIS = {
@@ -27,22 +27,9 @@ _AVERAGING = {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_p
 CLIPPING = {"relu", "relu6", "hardtanh", "clamp"}
 # Activations that runtimes compute by a lookup table or a kernel of their own, from quantized to quantized.
 _NONLINEAR = {"hardswish", "silu", "sigmoid", "hardsigmoid", "leaky_relu", "elu", "prelu"}
-# Functions that move values without changing them: the result has the scale of the argument, and needs no quantizer.
-DATA_MOVEMENT = {
-    "max_pool1d", "max_pool2d", "max_pool1d_with_indices", "max_pool2d_with_indices", "adaptive_max_pool2d",
-    "flatten", "reshape", "view", "view_as", "permute", "transpose", "swapaxes", "movedim", "squeeze", "unsqueeze",
-    "chunk", "split", "unbind", "tensor_split", "narrow", "getitem", "expand", "expand_as", "contiguous", "clone",
-    "dropout", "dropout1d", "dropout2d", "feature_dropout", "pad", "pixel_shuffle", "pixel_unshuffle", "unflatten",
-    "channel_shuffle", "roll", "to", "float", "type_as", "select", "index_select", "repeat", "t", "detach", "stack",
-}  # fmt: skip
 # Functions that read the shape or type of a tensor, not its values.
 _METADATA = {"dim", "size", "get", "numel", "is_floating_point", "data_ptr", "stride", "is_contiguous", "type", "len"}
 _NORMS = {"batch_norm"}
-# Products of attention, and the functions that may stand between a product and the softmax.
-_PRODUCTS = {"matmul", "rmatmul", "bmm", "baddbmm", "einsum"}
-_SCORING = _MULTI_INPUT | DATA_MOVEMENT | {"div", "truediv", "masked_fill", "tanh", "clamp", "max", "maximum"}
-
-# "conv2d_1_call_2_input_0" is operand 0 of the second conv2d in the third forward pass of the module.
 _NAME = re.compile(
     r"(?P<function>[a-z]\w*?)(?:_(?P<occurrence>\d+))?(?:_call_(?P<repeat>\d+))?(?:_(?P<role>input_\d+|weight|inner))?"
 )
@@ -117,7 +104,7 @@ class Placement:
         }
         self._is_target = is_target
         self._required: dict[int, bool] = {}
-        self._scores = self._find_scores()
+        self._fp32 = fp32_values(graph, self.users)
 
     def weights(self) -> list[Node]:
         """Return the calls that read the weight of a target."""
@@ -163,9 +150,10 @@ class Placement:
         # separated by FP32 islands. A product with a number only rescales, and needs no quantizer. The result of an
         # in-place call that is read from the tensor written into cannot be quantized: a hook replaces the returned
         # tensor only.
+        if self._fp32.intersection(node.outputs):
+            return False
         if name in _MULTI_INPUT:
-            joins = len(self.data_operands(node)) > 1 or name == "cat"
-            return joins and node.outputs[0] not in self._scores | self.graph.written
+            return (len(self.data_operands(node)) > 1 or name == "cat") and node.outputs[0] not in self.graph.written
         if name in _NONLINEAR and node.outputs[0] in self.graph.written:
             return False
         return name in _AVERAGING or name in _NONLINEAR or name in CLIPPING
@@ -202,46 +190,6 @@ class Placement:
         ):
             value = producer.operands[0]
         return value
-
-    def _find_scores(self) -> set[int]:
-        """Return the attention scores and masks.
-
-        They stay in FP32: softmax has no integer kernel, so that quantizing them saves nothing, and a mask of -1e38
-        would leave all scores within 1 LSB of each other.
-        """
-        scores: set[int] = set()
-        for node in self.graph.nodes:
-            if node.call.function == "scaled_dot_product_attention":
-                scores |= self._ancestors(node.operands[3:])  # the mask, after query, key and value
-            elif node.call.function == "softmax":
-                # A softmax belongs to attention if it reads a product or if its result is a factor of one; a classifier
-                # has neither.
-                ancestors = self._ancestors(node.operands[:1])
-                producers = [self.graph.producer[value] for value in ancestors if value in self.graph.producer]
-                has_product = any(producer.call.function in _PRODUCTS for producer in producers)
-                if has_product or self._is_multiplied(node.outputs[0]):
-                    scores |= ancestors
-        return scores
-
-    def _ancestors(self, values: Sequence[int]) -> set[int]:
-        """Return values and those they are computed from by functions that may follow an attention product."""
-        ancestors: set[int] = set()
-        remaining = list(values)
-        while remaining:
-            value = remaining.pop()
-            producer = self.graph.producer.get(value)
-            if value not in ancestors and producer is not None and producer.call.function in _SCORING:
-                remaining += producer.operands
-            ancestors.add(value)
-        return ancestors
-
-    def _is_multiplied(self, value: int) -> bool:
-        users = self.users.get(value, [])
-        return any(
-            node.call.function in _PRODUCTS
-            or (node.call.function in DATA_MOVEMENT and any(map(self._is_multiplied, node.outputs)))
-            for node in users
-        )
 
     def _place_output(self, node: Node, points: dict[QuantizationPoint, None]) -> None:
         value = node.outputs[0]

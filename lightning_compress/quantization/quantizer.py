@@ -187,7 +187,8 @@ class Quantizer:
     @torch.no_grad()
     def _observe(self, module: nn.Module, x: Tensor) -> None:
         assert self.spec.observer is not None
-        if self._is_trained():
+        # Experts without tokens and heads without boxes get empty tensors, which have no range.
+        if self._is_trained() or not x.numel():
             return
         if not self.is_weight and self.observing > 1 and _has_batch_dimension(x):
             # The first samples are contiguous in memory: a strided view would cost more than it saves.

@@ -50,9 +50,11 @@ class QuantizerPlan:
             graph: Graph of a run of it, or of a copy; module names are relative to it.
 
         Raises:
-            ValueError: If a glob matches nothing, or a group size does not divide the input features of a layer.
+            ValueError: If a glob matches nothing, if a target is no linear or convolutional layer, or if a group size
+                does not divide the input features of a layer.
         """
         placement = Placement(graph, dict(self.is_target))
+        self._check_kinds(model, graph)
         shapes: dict[QuantizationPoint, torch.Size] = {}
         functions: dict[QuantizationPoint, str] = {}
         for node in placement.weights():
@@ -115,6 +117,19 @@ class QuantizerPlan:
                     "before, or start from lc.float_copy(model).requires_grad_().train()."
                 )
 
+    def _check_kinds(self, model: nn.Module, graph: Graph) -> None:
+        """Check that a called target computes by a function with a quantized form, or is a container of such calls."""
+        for node in graph.nodes:
+            for value in node.operands:
+                owner, _, parameter = graph.parameters.get(value, "").rpartition(".")
+                is_chosen = parameter == "weight" and owner == node.module and self.is_target.get(owner, False)
+                if is_chosen and node.call.function not in CHANNEL_AXIS and not _is_layer(model.get_submodule(owner)):
+                    kind = type(model.get_submodule(owner)).__name__
+                    raise ValueError(
+                        f"The target {owner!r} ({kind}) computes by {node.call.function!r}, for which there is no "
+                        f"quantized form: remove {kind} from Targets(types=...), or replace it by nn.Linear."
+                    )
+
     def _spec_at(self, point: QuantizationPoint) -> Int | None:
         if point.role != "weight":
             return _first_match(self.activations, point.module)
@@ -135,6 +150,10 @@ class QuantizerPlan:
 def owning_modules(targets: Iterable[Target]) -> dict[str, bool]:
     """Return the names of the modules that own the targets, as the model spells them, each with True."""
     return {target.name.rpartition(".")[0]: True for target in targets}
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
 
 
 def _channel_axis(module: nn.Module, point: QuantizationPoint) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,10 +21,11 @@ from lightning_compress.quantization.call_patcher import (
     CallSite,
     Position,
     install,
+    is_patchable,
     uninstall,
 )
 from lightning_compress.quantization.forward_pass import PassPath, active
-from lightning_compress.quantization.function_names import canonical, is_floating, positional
+from lightning_compress.quantization.function_names import is_floating, name_of_call, positional
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Node:
         outputs: Values of the returned tensors.
         shapes: Shapes of the operands.
         is_tensor: The call returns a tensor, not a tuple that holds one.
+        path: Modules around the call, from the one that was called from outside.
     """
 
     module: str
@@ -48,6 +50,7 @@ class Node:
     outputs: tuple[int, ...]
     shapes: tuple[torch.Size, ...]
     is_tensor: bool
+    path: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -65,6 +68,9 @@ class Graph:
         parameters: Names of parameters and buffers, by value.
         called: Names of the modules that were called.
         index: By module name, the positions of its calls, by which they are found again in other runs.
+        masks: Values with entries of -10,000 or less, or infinite ones, as attention masks have them.
+        outputs: Tensors that a module returned, by module name; no numbers, as losses are.
+        opaque: Names of TorchScript modules, the calls of which are not seen.
         written: Values that an in-place call returned, and that were then read from the tensor it had written into.
             Replacing the returned tensor does not reach these readers.
     """
@@ -75,14 +81,54 @@ class Graph:
     called: set[str] = field(default_factory=set)
     written: set[int] = field(default_factory=set)
     index: dict[str, CallIndex] = field(default_factory=dict)
+    masks: set[int] = field(default_factory=set)
+    opaque: list[str] = field(default_factory=list)
+    outputs: dict[str, set[int]] = field(default_factory=dict)
 
-    def within(self, modules: Sequence[str]) -> Graph:
-        """Return the subgraph of some modules; values from outside have no producer in it."""
+    def within(self, modules: Sequence[str], layers: Sequence[str] = ()) -> Graph:
+        """Return the subgraph of some modules; values from outside have no producer in it.
+
+        Calls on which no output of the modules depends are left out: they compute losses and metrics.
+
+        Args:
+            modules: Names of the modules.
+            layers: Names of layers that belong to the subgraph also where they are called from outside of ``modules``.
+        """
         prefixes = tuple(f"{name}." if name else "" for name in modules)
-        nodes = [node for node in self.nodes if f"{node.module}.".startswith(prefixes)]
+        around = {layer.split(".")[0] for layer in layers}
+        live = self._ancestors({value for name in modules for value in self.outputs.get(name, ())})
+        nodes = [
+            node
+            for node in self.nodes
+            if f"{node.module}.".startswith(prefixes)
+            and (not around or not set(modules).isdisjoint(node.path) or node.module.split(".")[0] in around)
+            and (not live or set(modules).isdisjoint(node.path) or not live.isdisjoint(node.outputs))
+        ]
         kept = set(map(id, nodes))
         producer = {value: node for value, node in self.producer.items() if id(node) in kept}
-        return Graph(nodes, producer, self.parameters, self.called, self.written, self.index)
+        return Graph(
+            nodes,
+            producer,
+            self.parameters,
+            self.called,
+            self.written,
+            self.index,
+            self.masks,
+            self.opaque,
+            self.outputs,
+        )
+
+    def _ancestors(self, values: set[int]) -> set[int]:
+        """Return values and all that they are computed from."""
+        found: set[int] = set()
+        remaining = list(values)
+        while remaining:
+            value = remaining.pop()
+            if value not in found:
+                found.add(value)
+                producer = self.producer.get(value)
+                remaining += producer.operands if producer is not None else ()
+        return found
 
     def users(self) -> dict[int, list[Node]]:
         """Return the calls that read a value, by value."""
@@ -104,7 +150,7 @@ class _Recorder(CallPatcher):
     def handle(
         self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any, frame: FrameType | None
     ) -> Any:
-        name = canonical(function)
+        name = name_of_call(function, args, kwargs)
         call = partial(function, *args, **kwargs)
         args, kwargs = positional(args, kwargs)  # for inspection only: some functions have another order of arguments
         if not is_floating(args):
@@ -112,6 +158,7 @@ class _Recorder(CallPatcher):
         assert frame is not None, "traced runs are eager"
         current = active[-1]
         position = Position.of(current, name, frame)
+        path = tuple(module_name for module_name, _ in current.path)
         site = CallSite(name, current.count(name), self.run.repeat_of(self.name, current.path))
         operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         values = tuple(self.run.value(tensor) for tensor in operands)
@@ -122,12 +169,15 @@ class _Recorder(CallPatcher):
         if outputs:
             second = args[1] if len(args) > 1 else kwargs.get("weight")
             weight = next((n for n, p in module.named_parameters(recurse=False) if p is second), None)
-            node = Node(self.name, site, values, weight, outputs, shapes, isinstance(output, Tensor))
+            node = Node(self.name, site, values, weight, outputs, shapes, isinstance(output, Tensor), path)
             self.run.graph.nodes.append(node)
             self.run.graph.producer.update(dict.fromkeys(outputs, node))
             self.run.graph.index.setdefault(self.name, CallIndex()).add(current.path, position, site)
         # An increased version counter identifies in-place calls, whatever their names.
         return self.run.alias(output) if output is args[0] and _version(output) != version else output
+
+
+_MASKING = -1e4  # no activation is that far out, and the exponential of it is 0 in any precision
 
 
 class _Run:
@@ -155,8 +205,10 @@ class _Run:
 
     def new_value(self, tensor: Tensor) -> int:
         self._kept_alive.append(tensor)
-        self._values[id(tensor)] = len(self._kept_alive) - 1
-        return self._values[id(tensor)]
+        value = self._values[id(tensor)] = len(self._kept_alive) - 1
+        if tensor.is_floating_point() and tensor.ndim and tensor.numel() and bool(tensor.detach().amin() <= _MASKING):
+            self.graph.masks.add(value)
+        return value
 
     def alias(self, tensor: Tensor) -> Tensor:
         """Return the result of an in-place call as another object, so that their readers can be distinguished."""
@@ -179,11 +231,13 @@ def record_graph(model: nn.Module) -> Iterator[Graph]:
         model: The model; module names in the graph are relative to it.
     """
     run = _Run(model)
-    modules = {name: module for name, module in model.named_modules() if not isinstance(module, nn.Identity)}
+    modules = {name: module for name, module in model.named_modules() if is_patchable(module)}
+    run.graph.opaque = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     handles = []
     for name, module in modules.items():
         install(module, _Recorder(name, run))
         handles.append(module.register_forward_pre_hook(partial(_note_call, run.graph.called, name)))
+        handles.append(module.register_forward_hook(partial(_note_output, run, name)))
     try:
         yield run.graph
     finally:
@@ -195,6 +249,12 @@ def record_graph(model: nn.Module) -> Iterator[Graph]:
 
 def _note_call(called: set[str], name: str, module: nn.Module, args: Any) -> None:
     called.add(name)
+
+
+def _note_output(run: _Run, name: str, module: nn.Module, args: Any, output: Any) -> None:
+    leaves = tree_leaves(dict(output) if isinstance(output, Mapping) else output)
+    tensors = (leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim)
+    run.graph.outputs.setdefault(name, set()).update(map(run.value, tensors))
 
 
 def trace(model: nn.Module, inputs: Any) -> Graph:

@@ -16,12 +16,12 @@ from torch.overrides import _get_current_function_mode_stack
 from lightning_compress.quantization.call_patcher import (
     CallPatcher,
     CallSite,
-    canonical,
     install,
     install_all,
     patcher_of,
     uninstall,
 )
+from lightning_compress.quantization.function_names import canonical
 
 
 class Note:

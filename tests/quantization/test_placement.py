@@ -101,7 +101,7 @@ def test_results_of_in_place_statements_are_quantized_by_their_readers() -> None
     ("how", "floats"),
     [
         ("add", ["matmul", "mul", "div", "add", "softmax", "matmul"]),
-        ("where", ["matmul", "div", "add", "softmax", "matmul"]),
+        ("where", ["matmul", "div", "where", "add", "softmax", "matmul"]),
         ("bias", ["matmul", "mul", "div", "add", "add", "softmax", "matmul"]),
         ("function", ["add", "scaled_dot_product_attention"]),
     ],

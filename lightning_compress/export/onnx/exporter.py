@@ -80,7 +80,8 @@ def export_onnx(
     Raises:
         ImportError: If the packages of the extra ``export`` are not installed.
         ValueError: If a quantizer has not observed a batch, if the model cannot be exported, or if a quantized layer or
-            addition of the file computes in FP32 or differs from the model by more than 1 LSB.
+            addition of the file computes in FP32 or differs from the model by more than 1 LSB; if the model has
+            operators that ``opset`` lacks.
 
     Example::
 
@@ -138,28 +139,60 @@ def _write(model: nn.Module, inputs: Arguments, path: Path, backend: OnnxBackend
     assert onnx_program is not None
     onnx_program.save(str(path), external_data=False)
     _clean(path)
+    _check_opset(path, backend.opset)
+
+
+def _separate_constants(graph: Any) -> None:
+    """Give each layer a DequantizeLinear node and constants of its own, in place.
+
+    ONNX Runtime rewrites weights and zero points for its precise kernels, which fails for those of two layers: of a
+    layer that is called twice, and of two layers with equal weights, which the exporter merges.
+    """
+    constants = {initializer.name: initializer for initializer in graph.initializer}
+    consumers: dict[str, list[tuple[Any, int]]] = {}
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            consumers.setdefault(name, []).append((node, i))
+    used: set[str] = set()
+    for node in [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]:
+        output = node.output[0]
+        for number, (consumer, position) in enumerate(consumers.get(output, [])):
+            own = type(node).FromString(node.SerializeToString()) if number else node
+            for i, role in ((0, "weight"), (2, "zero_point")):
+                if own.input[i] in used:
+                    constant = type(constants[own.input[i]]).FromString(constants[own.input[i]].SerializeToString())
+                    constant.name = f"{output}_{role}_{number}"
+                    constants[constant.name] = constant
+                    graph.initializer.append(constant)
+                    own.input[i] = constant.name
+                used.add(own.input[i])
+            if number:
+                own.name = own.output[0] = consumer.input[position] = f"{output}_copy_{number}"
+                # Before all consumers: nodes must be sorted.
+                graph.node.insert(0, own)
+
+
+def _check_opset(path: Path, opset: int) -> None:
+    """Check that the exporter has converted its operators: it may keep a newer version without an error."""
+    import onnx
+
+    written = next(each.version for each in onnx.load(path).opset_import if each.domain in ("", "ai.onnx"))
+    if written != opset:
+        raise ValueError(
+            f"The model could not be written with opset={opset}: its operators need opset {written}; pass "
+            f"opset={written}, or another one of at least 18."
+        )
 
 
 def _clean(path: Path) -> None:
-    """Remove the exporter's annotations, a third of a small file, and give each constant its own zero point."""
+    """Remove the exporter's annotations, a third of a small file, and give each layer constants of its own."""
     import onnx
 
     model = onnx.load(path)
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, model.graph):
         part.ClearField("doc_string")
         part.ClearField("metadata_props")
-    constants = {initializer.name: initializer for initializer in model.graph.initializer}
-    used: set[str] = set()
-    # ONNX Runtime rewrites weights and zero points for its precise kernels, which fails for a shared zero point.
-    for node in model.graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in constants:
-            if node.input[2] in used:
-                own = onnx.TensorProto()
-                own.CopyFrom(constants[node.input[2]])
-                own.name = f"{node.output[0]}_zero_point"
-                model.graph.initializer.append(own)
-                node.input[2] = own.name
-            used.add(node.input[2])
+    _separate_constants(model.graph)
     onnx.save(model, path)
 
 

@@ -116,10 +116,8 @@ def _split(model: Any, all_qparams: Sequence[QParams]) -> list[_SplitPoint]:
 def _quantize_nodes(graph: Any, all_qparams: Sequence[QParams]) -> list[Any]:
     """Return the QuantizeLinear node of each quantized activation.
 
-    Nodes stand in the order of the activations. Where a tensor is quantized twice with the same parameters, however,
-    the exporter may have merged both nodes, so that an activation shares the node of an earlier one. The assignment is
-    found by depth-first search: every activation takes an earlier node if it can and some are left to merge, else the
-    next node with its parameters, and a contradiction undoes the latest merge.
+    Nodes stand in the order of the activations. Where a tensor is quantized twice with the same parameters, or computed
+    twice, the exporter may have merged both nodes, so that an activation shares the node of an earlier one.
     """
     import onnx
 
@@ -127,27 +125,47 @@ def _quantize_nodes(graph: Any, all_qparams: Sequence[QParams]) -> list[Any]:
     nodes = [node for node in graph.node if node.op_type == "QuantizeLinear"]
     stored = [tuple(constants[name].item() for name in node.input[1:]) for node in nodes]
     wanted = [(float(np.float32(qparams.scale)), qparams.zero_point) for qparams in all_qparams]
+    # Inputs that are quantized twice are common, equal computations are not: they are merged if nothing else fits.
+    inputs = [qparams.is_input for qparams in all_qparams]
+    chosen = _assign(stored, wanted, inputs) or _assign(stored, wanted, [True] * len(wanted))
+    assert chosen is not None, "the QuantizeLinear nodes of the file are not those of the model"
+    return [nodes[k] for k in chosen]
+
+
+def _assign(
+    stored: Sequence[tuple[Any, ...]], wanted: Sequence[tuple[Any, ...]], may_merge: Sequence[bool]
+) -> list[int] | None:
+    """Assign a node to each activation by depth-first search, or return ``None`` if that is not possible.
+
+    Every activation takes an earlier node if it can and some are left to merge, else the next node with its parameters,
+    and a contradiction undoes the latest merge.
+
+    >>> _assign(stored=["a", "b"], wanted=["a", "a", "b"], may_merge=[True, True, True])
+    [0, 0, 1]
+    """
     chosen: list[int] = []
     merged: list[bool] = []
-    may_merge = True
-    while len(chosen) < len(all_qparams):
+    tries_merge = True
+    while len(chosen) < len(wanted) or len(chosen) - sum(merged) < len(stored):
         i = len(chosen)
-        candidates = [chosen[k] for k in range(i) if all_qparams[k].is_input and wanted[k] == wanted[i]]
         following = i - sum(merged)
-        if may_merge and all_qparams[i].is_input and candidates and sum(merged) < len(all_qparams) - len(nodes):
+        candidates = [chosen[k] for k in range(i) if i < len(wanted) and may_merge[k] and wanted[k] == wanted[i]]
+        is_left = sum(merged) < len(wanted) - len(stored)
+        if i < len(wanted) and tries_merge and may_merge[i] and candidates and is_left:
             merged.append(True)
             chosen.append(candidates[-1])
-        elif following < len(nodes) and wanted[i] == stored[following]:
+        elif i < len(wanted) and following < len(stored) and wanted[i] == stored[following]:
             merged.append(False)
             chosen.append(following)
         else:
             while merged and not merged[-1]:
                 merged.pop()
                 chosen.pop()
-            assert merged, f"the file has no QuantizeLinear node for {all_qparams[i].name!r}"
+            if not merged:
+                return None
             merged.pop()
             chosen.pop()
-            may_merge = False
+            tries_merge = False
             continue
-        may_merge = True
-    return [nodes[k] for k in chosen]
+        tries_merge = True
+    return chosen
