@@ -20,6 +20,7 @@ from lightning_compress.quantization.insertion import QuantizerRef, digest, is_q
 from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.quantization_checks import check_learned, check_quantizable
 from lightning_compress.quantization.quantizer_checkpoint import (
+    check_stored_formats,
     insert_quantizers_on_load,
     restore_statistics,
     statistics_of,
@@ -29,6 +30,7 @@ from lightning_compress.quantization.quantizer_plan import QuantizationSpec, Qua
 from lightning_compress.quantization.scale_updates import update_scales
 from lightning_compress.quantization.tracing import Graph
 from lightning_compress.schedules import Progress, QATSchedule
+from lightning_compress.serialization import to_plain
 from lightning_compress.targets import Targets, shorten, unfrozen
 from lightning_compress.trainer.compression_callback import CompressionCallback
 from lightning_compress.trainer.progress import check_time_fits, check_times_within_run, progress
@@ -92,6 +94,7 @@ class QuantizationAwareTraining(CompressionCallback):
         QuantizerPlan(weights, activations, {})
         self._phase: tuple[int, bool, bool] | None = None
         self._failure: ValueError | None = None
+        self._plan: QuantizerPlan | None = None
         self._hooks: list[CompletedSteps] = []
         self._frozen: list[RemovableHandle] = []
         self._loading: RemovableHandle | None = None
@@ -113,7 +116,7 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def attributes_outside_fit(self) -> dict[str, Any]:
         """Return the attributes that refer to a fit, with the values that they have outside of one."""
-        return {**super().attributes_outside_fit(), "_hooks": [], "_frozen": [], "_loading": None}
+        return {**super().attributes_outside_fit(), "_hooks": [], "_frozen": [], "_loading": None, "_plan": None}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Insert the quantizers into the model, or wait for a checkpoint that has them."""
@@ -122,6 +125,7 @@ class QuantizationAwareTraining(CompressionCallback):
             check_quantizable(trainer, pl_module, self.targets.module, self)
         with unfrozen(_quantized_weights(pl_module)):
             plan = QuantizerPlan(self.weights, self.activations, self._is_target(pl_module))
+            self._plan = plan
             self._loading = insert_quantizers_on_load(pl_module, plan)
             if stage == "fit":
                 self._quantize(trainer, pl_module, plan)
@@ -195,7 +199,18 @@ class QuantizationAwareTraining(CompressionCallback):
     def current_state(self) -> dict[str, Any]:
         """Return the number of completed steps, and the observers' statistics by quantizer name."""
         assert self._fit_state.model is not None
-        return {"steps": self.steps, "statistics": statistics_of(self._fit_state.model)}
+        specs = {ref.name: to_plain(ref.quantizer.spec) for ref in quantizers_of(self._fit_state.model)}
+        return {"steps": self.steps, "statistics": statistics_of(self._fit_state.model), "specs": specs}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Check that the quantizers of a checkpoint have the formats of this callback.
+
+        Raises:
+            ValueError: If one differs in its bits, symmetry or granularity: its scale would be that of another grid.
+        """
+        stored = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("specs", {})
+        if self._plan is not None:
+            check_stored_formats(stored, self._plan)
 
     def _quantize(self, trainer: Trainer, pl_module: LightningModule, plan: QuantizerPlan) -> None:
         """Insert the quantizers, or check that those which the model has already are the same."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.quantization.insertion import quantizers_of, remove_quantizers
+from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.observers import RangeStatistics
+from lightning_compress.quantization.placement import QuantizationPoint
 from lightning_compress.quantization.quantizer import PREFIX
 from lightning_compress.quantization.quantizer_plan import QuantizerPlan
+from lightning_compress.serialization import from_plain
 
 _PLAN = "_quantization_plan"
 
@@ -63,3 +67,27 @@ def _insert_stored(pl_module: LightningModule, stored: Mapping[str, Tensor], pre
 
 def _quantizer_keys(state: Mapping[str, Tensor]) -> set[str]:
     return {key for key in state if key.rpartition(".")[2].startswith(PREFIX)}
+
+
+def check_stored_formats(stored: Mapping[str, Any], plan: QuantizerPlan) -> None:
+    """Check that the quantizers of a checkpoint have the formats of a plan.
+
+    Args:
+        stored: Specification of each quantizer of the checkpoint by its name, as plain data.
+        plan: Specifications of the callback.
+
+    Raises:
+        ValueError: If one differs in its bits, symmetry or granularity: its scale would be that of another grid.
+    """
+    for name, plain in stored.items():
+        module, _, quantizer = name.rpartition(".")
+        expected, spec = plan.spec_at(QuantizationPoint.from_name(module, quantizer)), from_plain(plain)
+        if expected is None or _format_of(expected) != _format_of(spec):
+            raise ValueError(
+                f"The checkpoint quantizes {name!r} to {spec.bits} bits ({spec}), and the callback has "
+                f"{expected or 'FP32'}: pass the formats of the checkpoint, or load its weights alone to start anew."
+            )
+
+
+def _format_of(spec: Int) -> tuple[object, ...]:
+    return spec.bits, spec.symmetric, spec.granularity

@@ -110,10 +110,10 @@ class QuantizerPlan:
             points += [*map(weight_point, placement.weights()), *placement.activations()]
         for point in points:
             name = f"{point.module}.{point.name}".lstrip(".").replace(COMPILED, "")
-            if specs.get(name) != self._spec_at(point):
+            if specs.get(name) != self.spec_at(point):
                 raise ValueError(
                     f"The model is quantized already, with {specs.get(name) or 'FP32'} at {name!r} where the callback "
-                    f"requires {self._spec_at(point) or 'FP32'}: pass the same weights, activations and targets as "
+                    f"requires {self.spec_at(point) or 'FP32'}: pass the same weights, activations and targets as "
                     "before, or start from lc.float_copy(model).requires_grad_().train()."
                 )
 
@@ -130,7 +130,8 @@ class QuantizerPlan:
                         f"quantized form: remove {kind} from Targets(types=...), or replace it by nn.Linear."
                     )
 
-    def _spec_at(self, point: QuantizationPoint) -> Int | None:
+    def spec_at(self, point: QuantizationPoint) -> Int | None:
+        """Return the specification of a quantization point; ``None`` for FP32."""
         if point.role != "weight":
             return _first_match(self.activations, point.module)
         targets = {name.replace(COMPILED, "") for name, chosen in self.is_target.items() if chosen}

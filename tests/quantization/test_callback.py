@@ -570,3 +570,15 @@ def test_after_the_fit_only_quantizers_are_left() -> None:
     assert not any(isinstance(value, QuantizerPlan) for value in vars(model).values())
     assert all(attached.quantizer.observing == 0 for attached in quantizers_of(model))
     assert _get_current_function_mode_stack() == []
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_a_checkpoint_of_other_bits_is_an_error(stage: str, tmp_path: Path) -> None:
+    run = trainer([lc.QuantizationAwareTraining()], max_steps=2)
+    run.fit(Net(), Loader())
+    run.save_checkpoint(tmp_path / "eight.ckpt")
+    four = lc.QuantizationAwareTraining(weights=lc.Int(4), activations=lc.Int(4))
+    same = lc.QuantizationAwareTraining(activations=lc.Int(8, observer=lc.MSE()))  # the ranges may be found otherwise
+    trainer([same], max_steps=3).fit(Net(), Loader(), ckpt_path=tmp_path / "eight.ckpt")
+    with pytest.raises(ValueError, match=r"quantizes '[\w.]+' to 8 bits .* load its weights alone"):
+        getattr(trainer([four], max_steps=3), stage)(Net(), Loader(), ckpt_path=tmp_path / "eight.ckpt")
