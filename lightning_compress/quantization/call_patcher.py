@@ -71,9 +71,9 @@ class CallIndex:
     def add(self, path: PassPath, position: Position, call: CallSite) -> None:
         """Add a call of the traced run."""
         self.repeats[path] = call.repeat
-        self._calls.setdefault((call.repeat, call.function, position.location[:1]), []).append(
-            (position, call.occurrence)
-        )
+        calls = self._calls.setdefault((call.repeat, call.function, position.location[:1]), [])
+        if (position, call.occurrence) not in calls:  # a run may call the model several times
+            calls.append((position, call.occurrence))
 
     def find(self, current: ForwardPass, function: str, position: Position) -> CallSite | None:
         """Return the traced call that a call corresponds to; ``None`` if the traced run did not make it."""
