@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lightning_compress.quantization.call_patcher import CallSite
 from lightning_compress.quantization.tracing import Graph, Node
-from lightning_compress.quantization.value_roles import DATA_MOVEMENT, fp32_values
+from lightning_compress.quantization.value_roles import DATA_MOVEMENT, fp32_values, origin
 
 # Functions with a weight, and the dimension of its output channels: transposed convolutions store (in, out, ...).
 CHANNEL_AXIS = {
@@ -183,13 +183,7 @@ class Placement:
 
     def origin(self, value: int) -> int:
         """Return the value from which another was moved without a change."""
-        while (
-            (producer := self.graph.producer.get(value)) is not None
-            and producer.call.function in DATA_MOVEMENT
-            and producer.operands
-        ):
-            value = producer.operands[0]
-        return value
+        return origin(self.graph, value)
 
     def _place_output(self, node: Node, points: dict[QuantizationPoint, None]) -> None:
         value = node.outputs[0]

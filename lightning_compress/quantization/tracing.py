@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -96,7 +96,7 @@ class Graph:
         """
         prefixes = tuple(f"{name}." if name else "" for name in modules)
         around = {layer.split(".")[0] for layer in layers}
-        live = self._ancestors({value for name in modules for value in self.outputs.get(name, ())})
+        live = self.ancestors(value for name in modules for value in self.outputs.get(name, ()))
         nodes = [
             node
             for node in self.nodes
@@ -118,16 +118,16 @@ class Graph:
             self.outputs,
         )
 
-    def _ancestors(self, values: set[int]) -> set[int]:
-        """Return values and all that they are computed from."""
+    def ancestors(self, values: Iterable[int], through: Container[str] | None = None) -> set[int]:
+        """Return values and all that they are computed from, by the given functions only if there are any."""
         found: set[int] = set()
         remaining = list(values)
         while remaining:
             value = remaining.pop()
-            if value not in found:
-                found.add(value)
-                producer = self.producer.get(value)
-                remaining += producer.operands if producer is not None else ()
+            producer = self.producer.get(value)
+            if value not in found and producer is not None and (through is None or producer.call.function in through):
+                remaining += producer.operands
+            found.add(value)
         return found
 
     def users(self) -> dict[int, list[Node]]:

@@ -37,6 +37,17 @@ def fp32_values(graph: Graph, users: Mapping[int, Sequence[Node]]) -> set[int]:
     return _Roles(graph, users).find()
 
 
+def origin(graph: Graph, value: int) -> int:
+    """Return the value from which another was moved without a change."""
+    while (
+        (producer := graph.producer.get(value)) is not None
+        and producer.call.function in DATA_MOVEMENT
+        and producer.operands
+    ):
+        value = producer.operands[0]
+    return value
+
+
 class _Roles:
     def __init__(self, graph: Graph, users: Mapping[int, Sequence[Node]]) -> None:
         self.graph = graph
@@ -71,15 +82,7 @@ class _Roles:
 
     def _scores(self, values: Iterable[int]) -> set[int]:
         """Return values and those they are computed from by functions that may follow an attention product."""
-        scores: set[int] = set()
-        remaining = list(values)
-        while remaining:
-            value = remaining.pop()
-            producer = self.graph.producer.get(value)
-            if value not in scores and producer is not None and producer.call.function in _SCORING:
-                remaining += producer.operands
-            scores.add(value)
-        return scores
+        return self.graph.ancestors(values, through=_SCORING)
 
     def _readers(self, value: int) -> Iterator[Node]:
         """Yield the calls that read a value, perhaps after it was moved."""
@@ -88,11 +91,6 @@ class _Roles:
             if node.call.function in DATA_MOVEMENT:
                 for output in node.outputs:
                     yield from self._readers(output)
-
-    def _origin(self, value: int) -> int:
-        while (producer := self.graph.producer.get(value)) is not None and producer.call.function in DATA_MOVEMENT:
-            value = producer.operands[0]
-        return value
 
     def _statistics(self, divisor: int) -> set[int]:
         """Return the values between a reduction and the divisor that is computed from it; none without a reduction."""
@@ -119,7 +117,11 @@ class _Roles:
         found: set[int] = set()
         while (producer := self.graph.producer.get(value)) is not None:
             name, operands = producer.call.function, producer.operands
-            is_square = name == "mul" and len(operands) > 1 and self._origin(operands[0]) == self._origin(operands[1])
+            is_square = (
+                name == "mul"
+                and len(operands) > 1
+                and origin(self.graph, operands[0]) == origin(self.graph, operands[1])
+            )
             if name in ("exp", "softmax"):  # a softmax by hand: its argument holds attention scores, or logits
                 return found | {value} | self._scores(operands[:1])
             if not (name in _POWERS | DATA_MOVEMENT or is_square):
@@ -130,16 +132,16 @@ class _Roles:
 
     def _centered(self, value: int) -> set[int]:
         """Return a difference from a mean, and the mean; nothing for other values, as those of a residual stream."""
-        producer = self.graph.producer.get(self._origin(value))
+        producer = self.graph.producer.get(origin(self.graph, value))
         if producer is None or producer.call.function not in ("add", "sub"):
             return set()
         means = [
             operand
             for operand in producer.operands
-            if (inner := self.graph.producer.get(self._origin(operand))) is not None
+            if (inner := self.graph.producer.get(origin(self.graph, operand))) is not None
             and inner.call.function in _REDUCTIONS
         ]
-        return {value, *producer.outputs, *means, *map(self._origin, means)} if means else set()
+        return {value, *producer.outputs, *means, *(origin(self.graph, mean) for mean in means)} if means else set()
 
     def _mark_normalized(self, node: Node) -> None:
         """Mark the results of a division by a statistic, or of products with its inverse, and the affine map after."""
@@ -181,14 +183,10 @@ class _Roles:
 
     def _is_mask(self, value: int) -> bool:
         """Return True for a value that masks others; not for loud activations, which layers compute."""
-        return value in self.graph.masks and not self._is_of_layers(value, set())
-
-    def _is_of_layers(self, value: int, seen: set[int]) -> bool:
-        producer = self.graph.producer.get(value)
-        if producer is None or value in seen:
+        if value not in self.graph.masks:
             return False
-        seen.add(value)
-        return producer.weight is not None or any(self._is_of_layers(operand, seen) for operand in producer.operands)
+        producers = map(self.graph.producer.get, self.graph.ancestors([value]))
+        return all(producer is None or producer.weight is None for producer in producers)
 
     def _is_constant(self, value: int) -> bool:
         """Return True if a value is computed from parameters and buffers alone."""
