@@ -6,26 +6,27 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
 from lightning_compress.arguments import Arguments
-from lightning_compress.export.batch_inputs import dynamic_batch_shapes
+from lightning_compress.export.batch_inputs import dynamic_shapes
 from lightning_compress.export.failures import failure_message
 from lightning_compress.quantization.backend import Backend
-from lightning_compress.quantization.finalize import finalize
+from lightning_compress.quantization.finalize import copy_for_deployment
 from lightning_compress.quantization.insertion import is_quantized
 from lightning_compress.quantization.lowering import LoweredModel, lower
+from lightning_compress.quantization.simulation import Simulation, simulate
 
 
-def lower_or_copy(model: nn.Module, inputs: Arguments, backend: Backend) -> LoweredModel:
-    """Lower a model with quantizers for a target, or copy a model without quantizers as FP32.
+def run_copy(model: nn.Module, inputs: Arguments) -> Simulation:
+    """Run a copy of a model for deployment, and record its calls if it has quantizers.
 
     Raises:
-        ValueError: If a parameter is not in FP32, if the model cannot be lowered, or the target does not support one
-            of its quantized layers.
+        ValueError: If a parameter is not in FP32, or if the model cannot be run on the inputs.
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
@@ -33,24 +34,37 @@ def lower_or_copy(model: nn.Module, inputs: Arguments, backend: Backend) -> Lowe
                 f"{name!r} has the dtype {tensor.dtype}, and exported files compute in FP32: export model.float() with "
                 "example_inputs in FP32."
             )
-    if not is_quantized(model):
-        return LoweredModel(finalize(model))
-    lowered = lower(model, inputs, backend)
+    with _explicit_masks():
+        return simulate(copy_for_deployment(model, "", "export"), inputs)
+
+
+def lower_for(simulation: Simulation, backend: Backend) -> LoweredModel:
+    """Lower a model with quantizers for a target; a model without quantizers stays as it is.
+
+    Raises:
+        ValueError: If the model cannot be lowered, or the target does not support one of its quantized layers.
+    """
+    if not is_quantized(simulation.model):
+        return LoweredModel(simulation.model)
+    lowered = lower(simulation, backend)
     backend.check(lowered.layers)
     return lowered
 
 
-def capture(model: nn.Module, inputs: Arguments, *, dynamic_batch: bool) -> ExportedProgram:
+def capture(model: nn.Module, inputs: Arguments, *, dynamic_batch: bool, dynamic_size: bool = False) -> ExportedProgram:
     """Capture the graph of a model without the parameters that lowering has replaced by constants.
 
     Args:
         model: The model.
         inputs: Its positional and keyword arguments.
         dynamic_batch: True if the first dimension of inputs may have any size.
+        dynamic_size: True if the others may, as far as the model allows it.
     """
     args, kwargs = inputs
-    shapes = dynamic_batch_shapes(args, kwargs) if dynamic_batch else None
-    program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+    is_dynamic = dynamic_batch or dynamic_size
+    shapes = dynamic_shapes(args, kwargs, batch=dynamic_batch, size=dynamic_size) if is_dynamic else None
+    with _explicit_masks():
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     _drop_unused(program)
     return program
 
@@ -72,6 +86,18 @@ def exporting(model: nn.Module, target: str, program: Callable[[], ExportedProgr
             yield
         except Exception as error:
             raise ValueError(failure_message(error, model, target, program)) from error
+
+
+@contextlib.contextmanager
+def _explicit_masks() -> Iterator[None]:
+    """Let ``nn.Transformer`` use masks as they are: it looks for a causal one in their values, which a graph lacks."""
+    transformer: Any = nn.modules.transformer
+    detect = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = detect
 
 
 def _drop_unused(program: ExportedProgram) -> None:

@@ -14,11 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_compress.arguments import Arguments, as_arguments
 from lightning_compress.atomic_files import atomic_write
-from lightning_compress.export.capture import capture, exporting, lower_or_copy
+from lightning_compress.export.capture import capture, exporting, lower_for, run_copy
 from lightning_compress.export.executorch_passes import duplicate_dequantize, quantize_concatenated
 from lightning_compress.export.exported_file import ExportedFile
 from lightning_compress.export.lowered_parity import SplitModel, compare_segments
-from lightning_compress.export.output_comparison import model_outputs, relative_difference, top1_agreement
+from lightning_compress.export.output_comparison import relative_difference, tensor_leaves, top1_agreement
 from lightning_compress.export.requirements import require
 from lightning_compress.export.subprocess_check import run_in_subprocess
 from lightning_compress.quantization.backend import Backend, Bias, QParams, QuantizedLayer, Weight
@@ -86,15 +86,16 @@ def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -
     """
     require("executorch", "torchao", extra="executorch")
     backend, inputs = ExecutorchBackend(), as_arguments(example_inputs)
-    lowered = lower_or_copy(model, inputs, backend)
+    simulation = run_copy(model, inputs)
+    lowered = lower_for(simulation, backend)
     edge = _delegate(lowered.model, inputs)
     graph = edge.exported_program().graph_module
     undelegated = tuple(_call_name(node) for node in _undelegated(graph))
     _check_delegated(graph, lowered)
     with atomic_write(path) as partial:
         partial.write_bytes(_serialize(model, edge))
-        steps = compare_segments(model, inputs, backend, _run_split)
-        expected, (actual, seconds) = model_outputs(model, inputs), _run_file(partial, inputs, undelegated)
+        steps = compare_segments(simulation, backend, _run_split)
+        expected, (actual, seconds) = tensor_leaves(simulation.output), _run_file(partial, inputs, undelegated)
     return ExecutorchFile(
         path=Path(path),
         num_bytes=Path(path).stat().st_size,

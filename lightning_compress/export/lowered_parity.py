@@ -17,7 +17,7 @@ from lightning_compress.arguments import Arguments
 from lightning_compress.quantization.backend import Backend, Bias, QParams, Weight
 from lightning_compress.quantization.insertion import is_quantized
 from lightning_compress.quantization.lowering import lower
-from lightning_compress.quantization.recording import record
+from lightning_compress.quantization.simulation import Simulation
 
 
 class SplitModel(nn.Module):
@@ -27,21 +27,20 @@ class SplitModel(nn.Module):
     which is an input of the model.
 
     Args:
-        model: A model with quantizers; a copy is lowered.
-        inputs: Its positional and keyword arguments.
+        simulation: Run of a model with quantizers.
         backend: Target of the export.
 
     Attributes:
         feeds: Activations of the simulation in the order of execution, dequantized to FP32.
     """
 
-    def __init__(self, model: nn.Module, inputs: Arguments, backend: Backend) -> None:
+    def __init__(self, simulation: Simulation, backend: Backend) -> None:
         super().__init__()
         self._backend = _SplitBackend(backend)
-        lowered = lower(model, inputs, self._backend)
+        lowered = lower(simulation, self._backend)
         self.model = lowered.model
         self._qparams = [qparams for qparams in lowered.activations if not qparams.is_requantized]
-        _, simulated = record(model, inputs)
+        simulated = simulation.integers
         assert [name for name, _ in simulated] == [qparams.name for qparams in self._qparams], (
             "both runs quantize alike"
         )
@@ -73,13 +72,12 @@ class SplitModel(nn.Module):
 
 
 def compare_segments(
-    model: nn.Module, inputs: Arguments, backend: Backend, run: Callable[[SplitModel, Arguments], Sequence[Tensor]]
+    simulation: Simulation, backend: Backend, run: Callable[[SplitModel, Arguments], Sequence[Tensor]]
 ) -> dict[str, int] | None:
     """Compare every quantized activation of a lowered model with the simulation.
 
     Args:
-        model: The model.
-        inputs: Its positional and keyword arguments.
+        simulation: Run of the model on positional and keyword arguments.
         backend: Target of the export.
         run: Runs the split model on arguments in the target's runtime.
 
@@ -89,10 +87,10 @@ def compare_segments(
     Raises:
         ValueError: If one differs by more than 1 LSB.
     """
-    if not is_quantized(model):
+    if not is_quantized(simulation.model):
         return None
-    split = SplitModel(model, inputs, backend)
-    return split.lsb_errors(run(split, ((*inputs, split.feeds), {})))
+    split = SplitModel(simulation, backend)
+    return split.lsb_errors(run(split, ((*simulation.inputs, split.feeds), {})))
 
 
 class _SplitBackend(Backend):

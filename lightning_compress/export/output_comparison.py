@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves
-
-from lightning_compress.arguments import Arguments
-from lightning_compress.quantization.finalize import finalize
 
 
 def tensor_leaves(values: Any) -> list[Tensor]:
@@ -19,21 +14,11 @@ def tensor_leaves(values: Any) -> list[Tensor]:
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
-def model_outputs(model: nn.Module, inputs: Arguments) -> list[Tensor]:
-    """Run a copy of a model, fake-quantized if it has quantizers, in eval mode."""
-    args, kwargs = inputs
-    with torch.no_grad():
-        return tensor_leaves(finalize(model)(*args, **kwargs))
-
-
-def output_names(model: nn.Module, inputs: Arguments) -> list[str] | None:
-    """Return the names of the tensors of a model that returns a dict, else ``None``.
+def output_names(output: Any) -> list[str] | None:
+    """Return the names of the tensors of an output that is a dict, else ``None``.
 
     A tensor is named by its key, and one in a nested structure by all keys and positions, as ``"hidden_states_0"``.
     """
-    args, kwargs = inputs
-    with torch.no_grad():
-        output = copy.deepcopy(model)(*args, **kwargs)
     if not isinstance(output, dict):
         return None
     leaves, _ = tree_flatten_with_path(output)

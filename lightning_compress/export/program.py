@@ -16,10 +16,10 @@ from torch.export import ExportedProgram
 from lightning_compress.arguments import Arguments, as_arguments
 from lightning_compress.atomic_files import atomic_write
 from lightning_compress.export.batch_inputs import with_two_samples
-from lightning_compress.export.capture import capture, exporting, lower_or_copy
+from lightning_compress.export.capture import capture, exporting, lower_for, run_copy
 from lightning_compress.export.exported_file import ExportedFile
 from lightning_compress.export.lowered_parity import SplitModel, compare_segments
-from lightning_compress.export.output_comparison import model_outputs, relative_difference
+from lightning_compress.export.output_comparison import relative_difference, tensor_leaves
 from lightning_compress.export.subprocess_check import run_in_subprocess
 from lightning_compress.profiling import measure_latency
 from lightning_compress.quantization.backend import Backend, Bias, QParams, Weight
@@ -81,15 +81,16 @@ def export_program(
         ProgramBackend(),
         as_arguments(with_two_samples(example_inputs) if dynamic_batch else example_inputs),
     )
-    lowered = lower_or_copy(model, inputs, backend)
+    simulation = run_copy(model, inputs)
+    lowered = lower_for(simulation, backend)
     with exporting(model, backend.name):
         program = capture(lowered.model, inputs, dynamic_batch=dynamic_batch)
     with atomic_write(path) as partial:
         _save(program, partial)
         loaded = torch.export.load(partial)
         _check_integers(loaded, lowered)
-        steps = compare_segments(model, inputs, backend, _run_split)
-        difference = relative_difference(model_outputs(model, inputs), run_in_subprocess(_SCRIPT, partial, inputs))
+        steps = compare_segments(simulation, backend, _run_split)
+        difference = relative_difference(tensor_leaves(simulation.output), run_in_subprocess(_SCRIPT, partial, inputs))
         seconds = _latency(loaded.module(), as_arguments(example_inputs))
     return ProgramFile(
         path=Path(path),

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -54,6 +55,7 @@ class Weight:
         scale: Positive, ``(channels,)``.
         axis: Channel dimension.
         zero_point: Zeros, int64, ``(channels,)``; stored here, so that exporters find a constant.
+        value: Dequantized weight, float32.
     """
 
     name: str
@@ -61,9 +63,17 @@ class Weight:
     scale: Tensor
     axis: int
     zero_point: Tensor
+    value: Tensor
+
+    @classmethod
+    def of(cls, name: str, integers: Tensor, scale: Tensor, axis: int) -> Weight:
+        """Return the weight with its zero points and its dequantized value."""
+        shape = [-1 if dim == axis else 1 for dim in range(integers.ndim)]
+        zeros = torch.zeros(len(scale), dtype=torch.int64)
+        return cls(name, integers, scale, axis, zeros, integers * scale.view(shape))
 
     def dequantize(self) -> Tensor:
-        """Return the weight in FP32."""
+        """Compute the weight in FP32 from its integers; a graph of it stores these."""
         shape = [-1 if dim == self.axis else 1 for dim in range(self.integers.ndim)]
         return self.integers * self.scale.view(shape)
 
@@ -95,7 +105,8 @@ class QuantizedLayer:
         weight: Weight.
         bias: Bias, if there is one; in FP32 if the input is FP32, or if groups of channels share scales.
         input: Quantization parameters of the input; ``None`` if it is FP32.
-        bias_module: Name of the module that owns the bias: the layer, or the batch norm that is folded into it.
+        bias_module: Name of the module that owns the bias: the layer, or the batch norm that is folded into it last;
+            ``None`` if another affine map is folded last.
         bias_error: Rounding error of the bias, float64; ``None`` without an INT32 bias.
         is_integer: True if both input and output are quantized, so that an INT8 kernel can compute it.
     """
@@ -105,7 +116,7 @@ class QuantizedLayer:
     weight: Weight
     bias: Bias | Tensor | None
     input: QParams | None
-    bias_module: str
+    bias_module: str | None
     bias_error: Tensor | None
     is_integer: bool
 

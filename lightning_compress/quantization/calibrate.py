@@ -13,6 +13,7 @@ from torch import nn
 from lightning_compress.arguments import call_model
 from lightning_compress.quantization.insertion import is_quantized, quantizers_of
 from lightning_compress.quantization.int_spec import Int
+from lightning_compress.quantization.quantizer import quantizer_mode
 from lightning_compress.quantization.quantizer_plan import QuantizationSpec, QuantizerPlan, owning_modules
 from lightning_compress.quantization.scale_updates import update_scales
 from lightning_compress.quantization.tracing import trace
@@ -62,14 +63,10 @@ def calibrate(
     refs = list(quantizers_of(prepared))
     if not refs:
         raise ValueError("calibrate: the first batch calls none of the targets; is it an input of the model?")
-    for ref in refs:
-        ref.quantizer.observing, ref.quantizer.quantizing = 1, False
-    with torch.no_grad():
+    with torch.no_grad(), quantizer_mode((ref.quantizer for ref in refs), observing=1, quantizing=False):
         for batch in chain([first], remaining):
             call_model(prepared, batch)
             # Moving averages are updated with each batch; all other statistics are merged and searched once.
             update_scales([ref for ref in refs if ref.quantizer.updates_per_batch])
-    update_scales(refs)
-    for ref in refs:
-        ref.quantizer.observing, ref.quantizer.quantizing = 0, True
+        update_scales(refs)
     return prepared

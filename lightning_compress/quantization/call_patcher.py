@@ -157,9 +157,13 @@ class CallPatcher:
         args, kwargs = positional(args, kwargs)
         if not is_floating(args):
             return function(*args, **kwargs)
-        call = self._identify(name, frame)
-        action = self.defaults.get(name) if call is None else self.actions.get(call, self.defaults.get(name))
+        action = self.action_at(name, self._identify(name, frame))
         return function(*args, **kwargs) if action is None else action(module, function, args, kwargs)
+
+    def action_at(self, name: str, call: CallSite | None) -> Action | None:
+        """Return the action at a call of a function; ``None`` stands for a call that the traced run did not make."""
+        default = self.defaults.get(name)
+        return default if call is None else self.actions.get(call, default)
 
     def _identify(self, name: str, frame: FrameType | None) -> CallSite | None:
         current = active[-1]
@@ -213,9 +217,8 @@ def install_all(
     """
     modules = dict(model.named_modules())
     around = {".".join(name.split(".")[:depth]) for name in table for depth in range(name.count(".") + 2)} | {""}
-    children = {
-        f"{name}.{child}".lstrip(".") for name in (*table, *around) for child, _ in modules[name].named_children()
-    }
+    first_names = {module: name for name, module in modules.items()}  # a module may stand in several places
+    children = {first_names[child] for name in (*table, *around) for child in modules[name].children()}
     for name in sorted({*table, *around, *children, *(called or ())}):
         if name in table or is_patchable(modules[name]):
             patcher = table.get(name) or CallPatcher()
@@ -231,6 +234,11 @@ def install(module: nn.Module, patcher: CallPatcher) -> None:
     # Outermost, so that functions called in hooks of the user are counted no matter when these are registered.
     module.register_forward_pre_hook(_enter, prepend=True)
     module.register_forward_hook(_leave, always_call=True)
+
+
+def replace_patcher(module: nn.Module, patcher: CallPatcher) -> None:
+    """Give a module another patcher in place of its own."""
+    vars(module)[_KEY] = patcher
 
 
 def uninstall(module: nn.Module) -> None:

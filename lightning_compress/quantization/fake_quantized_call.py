@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.quantization.call_patcher import Action, CallPatcher, CallSite
-from lightning_compress.quantization.placement import CHANNEL_AXIS, QuantizationPoint
+from lightning_compress.quantization.function_names import CHANNEL_AXIS
+from lightning_compress.quantization.placement import QuantizationPoint
 from lightning_compress.quantization.quantizer import Quantizer
 
 

@@ -34,7 +34,7 @@ def finalize(model: nn.Module, *, module: str = "", example_inputs: Any = None) 
     >>> finalize(nn.Sequential(nn.Linear(2, 1)), module="0").weight.requires_grad
     False
     """
-    plain = _copy_for_deployment(model, module, "finalize")
+    plain = copy_for_deployment(model, module, "finalize")
     round_weights_(plain)
     if example_inputs is not None and is_quantized(plain):
         round_biases_(plain, example_inputs)
@@ -60,12 +60,17 @@ def float_copy(model: nn.Module, *, module: str = "") -> nn.Module:
     >>> list(float_copy(quantized).state_dict())
     ['weight', 'bias']
     """
-    plain = _copy_for_deployment(model, module, "float_copy")
+    plain = copy_for_deployment(model, module, "float_copy")
     remove_quantizers(plain)
     return plain
 
 
-def _copy_for_deployment(model: nn.Module, module: str, caller: str) -> nn.Module:
+def copy_for_deployment(model: nn.Module, module: str, caller: str) -> nn.Module:
+    """Return a copy of a submodule in eval mode, with frozen parameters and without ``torch.compile``.
+
+    Raises:
+        ValueError: If there is no such submodule.
+    """
     if module and module not in dict(model.named_modules()):
         raise ValueError(f"{caller}: the model has no module {module!r}.")
     return strip_compile(copy.deepcopy(model.get_submodule(module)).eval()).requires_grad_(False)

@@ -1,19 +1,11 @@
-"""Folding of batch norms and biases into INT8 weights and INT32 biases."""
+"""Folding of affine maps and biases into INT8 weights and INT32 biases."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_compress.arguments import call_model
 from lightning_compress.quantization.backend import Bias, QParams, Weight
-from lightning_compress.quantization.call_patcher import CallPatcher, CallSite, install_all
-from lightning_compress.quantization.placement import CHANNEL_AXIS
-from lightning_compress.quantization.tracing import Graph, Node
 
 # Largest integer of a bias: the accumulator that it is added to is int32, and half of its range is left to the sum of
 # products.
@@ -28,7 +20,7 @@ def fold(
     Args:
         name: Layer name.
         integers: Integers of the weight.
-        scale: Scale of each channel times the factor of the batch norm, float64; may be negative or zero.
+        scale: Scale of each channel times the factor of the affine maps, float64; may be negative or zero.
         axis: Channel dimension of the weight.
         bias: Folded bias, if there is one.
         input_scale: Scale of the input, if the bias is to be quantized.
@@ -45,7 +37,7 @@ def fold(
     # Kernels need positive scales, and symmetric integers have a negative for each: the sign of gamma moves into them.
     signed = integers.double() * torch.sign(scale).view(shape)
     folded = torch.round(signed * (positive / raised).view(shape)).to(torch.int8)
-    return Weight(name, folded, raised.float(), axis, torch.zeros(len(raised), dtype=torch.int64))
+    return Weight.of(name, folded, raised.float(), axis)
 
 
 def quantize_bias(weight: Weight, bias: Tensor | None, qparams: QParams | None) -> Bias | Tensor | None:
@@ -59,60 +51,3 @@ def quantize_bias(weight: Weight, bias: Tensor | None, qparams: QParams | None) 
     scale = weight.scale.double() * qparams.scale
     integers = torch.round(exact / scale).to(torch.int32)
     return Bias(weight.name, integers, scale.float(), (integers * scale).float())
-
-
-def is_foldable(args: Any, kwargs: Any) -> bool:
-    """Return True if a batch norm uses running statistics, not those of the batch."""
-    statistics = all(argument(args, kwargs, i, n) is not None for i, n in ((1, "running_mean"), (2, "running_var")))
-    return statistics and not argument(args, kwargs, 5, "training")
-
-
-def shares_scales(function: str, args: Any, kwargs: Any) -> bool:
-    """Return True if channels of several groups share a scale, as in a grouped transposed convolution.
-
-    Its weight is ``(in, out / groups, ...)``: there is no dimension for the factor that a batch norm has for each
-    output channel.
-    """
-    return function.startswith("conv_transpose") and (argument(args, kwargs, 6, "groups") or 1) > 1
-
-
-def as_factor(args: Any, kwargs: Any) -> tuple[Tensor, Tensor]:
-    """Return a batch norm in eval mode as factor and shift of each channel, float64."""
-    mean, var = (argument(args, kwargs, i, n).double() for i, n in ((1, "running_mean"), (2, "running_var")))
-    gamma, beta = (argument(args, kwargs, i, n) for i, n in ((3, "weight"), (4, "bias")))
-    eps = argument(args, kwargs, 7, "eps")
-    factor = torch.rsqrt(var + (1e-5 if eps is None else eps))
-    factor = factor if gamma is None else factor * gamma.detach().double()
-    shift = -mean * factor
-    return factor, shift if beta is None else shift + beta.detach().double()
-
-
-def argument(args: Any, kwargs: Any, index: int, name: str) -> Any:
-    """Return an argument of a call, given by position or by keyword."""
-    return args[index] if len(args) > index else kwargs.get(name)
-
-
-class _ArgumentRecorder:
-    """Action that records the arguments of a call."""
-
-    def __init__(self, recorded: dict[Node, tuple[Any, Any]], node: Node) -> None:
-        self.recorded = recorded
-        self.node = node
-
-    def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        self.recorded[self.node] = (None, *args[1:]), kwargs
-        return function(*args, **kwargs)
-
-
-def arguments_of(model: nn.Module, graph: Graph, example_inputs: Any) -> dict[Node, tuple[Any, Any]]:
-    """Record the arguments of layers and batch norms in one run; the activation is replaced by ``None``."""
-    recorded: dict[Node, tuple[Any, Any]] = {}
-    table: dict[str, dict[CallSite, Any]] = {}
-    for node in graph.nodes:
-        if node.call.function in CHANNEL_AXIS or node.call.function == "batch_norm":
-            table.setdefault(node.module, {})[node.call] = _ArgumentRecorder(recorded, node)
-    patched = copy.deepcopy(model)
-    install_all(patched, {name: CallPatcher(actions) for name, actions in table.items()})
-    with torch.no_grad():
-        call_model(patched, example_inputs)
-    return recorded

@@ -7,6 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Functions with a weight, and the dimension of its output channels: transposed convolutions store (in, out, ...).
+CHANNEL_AXIS = {
+    "conv1d": 0,
+    "conv2d": 0,
+    "conv3d": 0,
+    "linear": 0,
+    "conv_transpose1d": 1,
+    "conv_transpose2d": 1,
+    "conv_transpose3d": 1,
+}
+
 
 # Dynamo of torch 2.14 cannot trace the string operations on the name.
 @torch.compiler.assume_constant_result
@@ -30,7 +41,7 @@ def name_of_call(function: Any, args: Any, kwargs: Any) -> str:
     """Return the canonical name of the function of a call.
 
     Padding with zeros, or with values of the tensor, only moves values; with another constant it has a name of its own,
-    and so have powers with an exponent below 1, which are roots and inverses.
+    and so have powers with an exponent below 1, which are roots and inverses, and sums with a factor.
 
     >>> name_of_call(torch.nn.functional.pad, (torch.ones(2), (1, 1)), {"value": 5.0})
     'constant_pad'
@@ -39,6 +50,8 @@ def name_of_call(function: Any, args: Any, kwargs: Any) -> str:
     if name == "pow":
         exponent = args[1] if len(args) > 1 else kwargs.get("exponent")
         return "root" if isinstance(exponent, (int, float)) and exponent < 1 else name
+    if name in ("add", "sub") and kwargs.get("alpha", 1) != 1:
+        return f"scaled_{name}"
     if name == "pad" and (args[3] if len(args) > 3 else kwargs.get("value")):
         return "constant_pad"
     return name

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_compress.quantization.insertion import QuantizerRef, quantizers_of, remove_quantizers
+from lightning_compress.quantization.quantizer import quantizer_mode
 from lightning_compress.quantization.quantizer_plan import owning_modules
 from lightning_compress.quantization.tracing import Graph, record_graph
 from lightning_compress.targets import Targets
@@ -74,9 +75,8 @@ class GraphTracer:
         module = self._targets.module
         probe = TrainingProbe(self._trainer, pl_module, batch, batch_idx, module=module, example_inputs=inputs)
         copies = list(quantizers_of(probe.model))
-        for copied in copies:
-            copied.quantizer.observing, copied.quantizer.quantizing = divisor, False
-        with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        mode = quantizer_mode((copied.quantizer for copied in copies), observing=divisor, quantizing=False)
+        with mode, torch.compiler.set_stance("force_eager"), torch.no_grad():
             probe.loss() if pl_module.automatic_optimization else probe.run()
         # Weights are updated at once; activations only hand over their statistics, which are reduced over ranks first.
         for ref, copied in zip(refs, copies, strict=True):

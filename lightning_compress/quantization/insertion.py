@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -92,20 +91,6 @@ def remove_quantizers(model: nn.Module) -> None:
             for key in [key for key, hook in hooks.items() if getattr(hook, "hook", None) is _prepare_load]:
                 del hooks[key]
         uninstall(module)
-
-
-def with_weight_bits(model: nn.Module, bits: int) -> nn.Module:
-    """Return a copy of a quantized model with at most ``bits`` bits per weight, over the same ranges."""
-    reduced = copy.deepcopy(model)
-    for ref in quantizers_of(reduced):
-        quantizer = ref.quantizer
-        if quantizer.is_weight and quantizer.spec.bits > bits:
-            coarser = replace(quantizer.spec, bits=bits)
-            # The range stays: with fewer levels, each is wider by the ratio of the largest integers.
-            with torch.no_grad():
-                quantizer.scale(ref.module).mul_(quantizer.spec.quant_max / coarser.quant_max)
-            quantizer.spec = coarser
-    return reduced
 
 
 @torch.no_grad()

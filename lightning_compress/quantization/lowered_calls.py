@@ -52,20 +52,25 @@ class LoweredCall(FakeQuantizedCall):
         return super().__call__(module, function, args, kwargs)
 
 
-class FoldedBatchNorm(FakeQuantizedCall):
-    """Batch norm that has been folded away: returns its input."""
+class FoldedCall(FakeQuantizedCall):
+    """Affine map that has been folded away: returns its input.
+
+    Attributes:
+        position: Position of the input among the arguments.
+    """
+
+    position: int
 
     @classmethod
-    def of(cls, action: FakeQuantizedCall | None) -> FoldedBatchNorm:
+    def of(cls, action: FakeQuantizedCall | None, position: int) -> FoldedCall:
         """Return the call with the activation quantizers of an action."""
         folded = cls()
-        vars(folded).update(vars(action) if action is not None else {})
+        vars(folded).update(vars(action) if action is not None else {}, position=position)
         return folded
 
     def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Return the input."""
-        return super().__call__(module, _first_argument, args, kwargs)
+        return super().__call__(module, self._input, args, kwargs)
 
-
-def _first_argument(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return x
+    def _input(self, *args: Any, **kwargs: Any) -> Any:
+        return args[self.position]

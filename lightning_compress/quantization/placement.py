@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 
+from lightning_compress.quantization.affine_maps import is_foldable
 from lightning_compress.quantization.call_patcher import CallSite
+from lightning_compress.quantization.function_names import CHANNEL_AXIS
 from lightning_compress.quantization.tracing import Graph, Node
 from lightning_compress.quantization.value_roles import DATA_MOVEMENT, fp32_values, origin
 
-# Functions with a weight, and the dimension of its output channels: transposed convolutions store (in, out, ...).
-CHANNEL_AXIS = {
-    "conv1d": 0,
-    "conv2d": 0,
-    "conv3d": 0,
-    "linear": 0,
-    "conv_transpose1d": 1,
-    "conv_transpose2d": 1,
-    "conv_transpose3d": 1,
-}
 # Functions of several activations. Their kernels rescale each operand, so that every one needs a scale of its own.
-_MULTI_INPUT = {"add", "sub", "mul", "cat"}
+_MULTI_INPUT = {"add", "sub", "mul", "cat", "stack"}
+_LISTED = {"cat", "stack"}
 _AVERAGING = {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean"}
 # Activations that only clip. Runtimes fuse them into the layer before, as clipping of its integers: they need a
 # quantized output, and no quantized input.
@@ -29,7 +24,6 @@ CLIPPING = {"relu", "relu6", "hardtanh", "clamp"}
 _NONLINEAR = {"hardswish", "silu", "sigmoid", "hardsigmoid", "leaky_relu", "elu", "prelu"}
 # Functions that read the shape or type of a tensor, not its values.
 _METADATA = {"dim", "size", "get", "numel", "is_floating_point", "data_ptr", "stride", "is_contiguous", "type", "len"}
-_NORMS = {"batch_norm"}
 _NAME = re.compile(
     r"(?P<function>[a-z]\w*?)(?:_(?P<occurrence>\d+))?(?:_call_(?P<repeat>\d+))?(?:_(?P<role>input_\d+|weight|inner))?"
 )
@@ -85,8 +79,37 @@ def weight_point(node: Node) -> QuantizationPoint:
     return QuantizationPoint(node.module, CallSite("") if node.weight == "weight" else node.call, "weight")
 
 
+class Role(Enum):
+    """Way in which a call is computed."""
+
+    INTEGER = auto()  # by an integer kernel, or fused into one
+    FOLDED = auto()  # folded into the layer before: a batch norm or another affine map of each channel
+    MOVING = auto()  # values are moved without a change, or metadata is read
+    CONSTANT = auto()  # computed once, from parameters and buffers alone
+    FP32 = auto()
+
+
+@dataclass(frozen=True)
+class PlacedCall:
+    """Call with its role.
+
+    Attributes:
+        node: The call.
+        role: Way in which it is computed.
+        data: Operands that are activations, or are used like one.
+        points: Quantization points of its activations.
+        affine_maps: Calls that are folded into a layer, in order.
+    """
+
+    node: Node
+    role: Role
+    data: tuple[int, ...]
+    points: tuple[QuantizationPoint, ...] = ()
+    affine_maps: tuple[Node, ...] = ()
+
+
 class Placement:
-    """Finds the quantization points of a graph.
+    """Finds role and quantization points of each call of a graph.
 
     Activations are quantized where they are produced, so that all readers share the same integers. Where that is not
     possible, each reader quantizes its input.
@@ -94,9 +117,13 @@ class Placement:
     Args:
         graph: Graph of one run of the model.
         is_target: By module name, True if the weight of the module is to be quantized.
+
+    Attributes:
+        users: Calls that read the elements of a value, by value.
+        calls: Calls with their roles, in the order of the run.
     """
 
-    def __init__(self, graph: Graph, is_target: dict[str, bool]) -> None:
+    def __init__(self, graph: Graph, is_target: Mapping[str, bool]) -> None:
         self.graph = graph
         # Reading a shape does not read values, and must not count as a second reader of a convolution's output.
         self.users = {
@@ -105,47 +132,44 @@ class Placement:
         self._is_target = is_target
         self._required: dict[int, bool] = {}
         self._fp32 = fp32_values(graph, self.users)
+        self._affine_maps = {node: self._maps_after(node) for node in graph.nodes if self._reads_target(node)}
+        self._folded = {node for maps in self._affine_maps.values() for node in maps}
+        self._roles = {node: self._role(node) for node in graph.nodes}
+        self.calls = {node: self._place(node) for node in graph.nodes}
 
     def weights(self) -> list[Node]:
         """Return the calls that read the weight of a target."""
-        return [node for node in self.graph.nodes if self._reads_target(node)]
+        return list(self._affine_maps)
 
     def activations(self) -> list[QuantizationPoint]:
         """Return the quantization points of activations without duplicates, in the order of the run."""
-        points: dict[QuantizationPoint, None] = {}
-        for node in self.graph.nodes:
-            if not self.is_integer(node):
-                # An FP32 function is followed by a quantizer where an integer kernel reads its result.
-                self._place_output(node, points)
-                continue
-            # Integer kernels read integers only. An input is quantized here if its producer cannot do it: the input of
-            # the network, a parameter that is an operand, the result of a function that returns a tuple.
-            if node.call.function not in CLIPPING:
-                for k, value in enumerate(self.data_operands(node)):
-                    if not self._is_quantized_at_producer(self.origin(value)):
-                        points[QuantizationPoint(node.module, node.call, f"input_{k}")] = None
-            # SiLU is x * sigmoid(x) in integer runtimes: the product needs quantized operands.
-            if node.call.function == "silu":
-                points[QuantizationPoint(node.module, node.call, "inner")] = None
-            self._place_output(node, points)
-        return list(points)
+        return list(dict.fromkeys(point for call in self.calls.values() for point in call.points))
 
     def unquantized_ops(self) -> list[Node]:
         """Return the unquantized ops (FP32): layers that are not targets, and functions without integer kernels."""
         return [
             node
-            for node in self.graph.nodes
-            if not self.is_integer(node)
-            and node.call.function not in DATA_MOVEMENT | _METADATA
-            and not self.is_folded(node)
-            and any(len(shape) > 0 for shape in node.shapes)
+            for node, role in self._roles.items()
+            if role is Role.FP32 and any(len(shape) > 0 for shape in node.shapes)
         ]
 
-    def is_integer(self, node: Node) -> bool:
-        """Return True if a call is to be computed by an integer kernel."""
+    def origin(self, value: int) -> int:
+        """Return the value from which another was moved without a change."""
+        return origin(self.graph, value)
+
+    def _role(self, node: Node) -> Role:
+        if node.operands and all(value in self.graph.constants for value in node.operands):
+            return Role.CONSTANT
+        if node in self._folded:
+            return Role.FOLDED
+        if node.call.function in DATA_MOVEMENT | _METADATA:
+            return Role.MOVING
+        return Role.INTEGER if self._is_integer(node) else Role.FP32
+
+    def _is_integer(self, node: Node) -> bool:
         name = node.call.function
         if name in CHANNEL_AXIS:
-            return self._reads_target(node)
+            return node in self._affine_maps
         # Residual additions, gates and concatenations are quantized, since the layers around them would otherwise be
         # separated by FP32 islands. A product with a number only rescales, and needs no quantizer. The result of an
         # in-place call that is read from the tensor written into cannot be quantized: a hook replaces the returned
@@ -153,46 +177,47 @@ class Placement:
         if self._fp32.intersection(node.outputs):
             return False
         if name in _MULTI_INPUT:
-            return (len(self.data_operands(node)) > 1 or name == "cat") and node.outputs[0] not in self.graph.written
+            is_single = len(_data_operands(node)) < 2 and name not in _LISTED
+            return not is_single and node.outputs[0] not in self.graph.written
         if name in _NONLINEAR and node.outputs[0] in self.graph.written:
             return False
         return name in _AVERAGING or name in _NONLINEAR or name in CLIPPING
 
-    def is_folded(self, node: Node) -> bool:
-        """Return True if a call is a batch norm that will be folded into the target before it."""
-        producer = self.graph.producer.get(node.operands[0]) if node.operands else None
-        return node.call.function in _NORMS and producer is not None and self.folds_into(producer) is node
+    def _maps_after(self, layer: Node) -> tuple[Node, ...]:
+        """Return the affine maps that alone read a layer's output, one after the other, as these can be folded."""
+        maps: list[Node] = []
+        value = layer.outputs[0]
+        while (reader := self._only_reader(value)) is not None and is_foldable(layer, reader, value):
+            maps.append(reader)
+            value = reader.outputs[0]
+        return tuple(maps)
 
-    def folds_into(self, node: Node) -> Node | None:
-        """Return the batch norm that is the only reader of a target's output, if there is one."""
-        if node.call.function not in CHANNEL_AXIS or not self._reads_target(node):
-            return None
-        # A second reader needs the output before the norm, which no longer exists after folding.
-        users = self.users.get(node.outputs[0], [])
-        return users[0] if len(users) == 1 and users[0].call.function in _NORMS else None
+    def _only_reader(self, value: int) -> Node | None:
+        # A second reader needs the output before the map, which no longer exists after folding.
+        users = self.users.get(value, [])
+        return users[0] if len(users) == 1 else None
 
-    def data_operands(self, node: Node) -> list[int]:
-        """Return the operands that are activations, or are used like one; no weights, and no zero-dimensional tensors.
+    def _place(self, node: Node) -> PlacedCall:
+        role, data = self._roles[node], _data_operands(node)
+        points: list[str] = []
+        # Integer kernels read integers only. An input is quantized here if its producer cannot do it: the input of
+        # the network, a parameter that is an operand, the result of a function that returns a tuple.
+        if role is Role.INTEGER and node.call.function not in CLIPPING:
+            points += [f"input_{k}" for k, v in enumerate(data) if not self._is_quantized_at_producer(self.origin(v))]
+            # SiLU is x * sigmoid(x) in integer runtimes: the product needs quantized operands.
+            points += ["inner"] if node.call.function == "silu" else []
+        # An FP32 function is followed by a quantizer where an integer kernel reads its result.
+        points += ["output"] if self._quantizes_output(node) else []
+        placed = tuple(QuantizationPoint(node.module, node.call, name) for name in points)
+        return PlacedCall(node, role, data, placed, self._affine_maps.get(node, ()))
 
-        A zero-dimensional tensor is a number to integer kernels: quantized to a scale of its own, it would only lose
-        precision.
-        """
-        if node.call.function in _MULTI_INPUT:
-            return [v for v, shape in zip(node.operands, node.shapes, strict=True) if len(shape) > 0]
-        return list(node.operands[:1])
-
-    def origin(self, value: int) -> int:
-        """Return the value from which another was moved without a change."""
-        return origin(self.graph, value)
-
-    def _place_output(self, node: Node, points: dict[QuantizationPoint, None]) -> None:
+    def _quantizes_output(self, node: Node) -> bool:
         value = node.outputs[0]
-        if node.call.function in DATA_MOVEMENT | _METADATA or not self._is_quantized_at_producer(value):
-            return
+        if self._roles[node] is Role.MOVING or not self._is_quantized_at_producer(value):
+            return False
         # The last layer's output has no integer reader, but is quantized as well: its kernel returns integers.
         computed = self._is_computed_from_integers(node) or self._is_required(value)
-        if computed and not self._is_clipped_or_folded(value, node):
-            points[QuantizationPoint(node.module, node.call)] = None
+        return computed and not self._is_fused_with_reader(value, node)
 
     def _is_quantized_at_producer(self, value: int) -> bool:
         """Return True if a value can be quantized where it is returned; otherwise each reader quantizes it."""
@@ -201,25 +226,20 @@ class Placement:
 
     def _is_computed_from_integers(self, node: Node) -> bool:
         """Return True if an integer kernel computes the output, by itself or fused with the call before."""
-        # Clips and folded norms are fused into their producers: they compute integers if those do.
-        if node.call.function in CLIPPING or self.is_folded(node):
+        # Clips are fused into their producers: they compute integers if those do.
+        if node.call.function in CLIPPING:
             producer = self.graph.producer.get(node.operands[0])
-            return (
-                producer is not None
-                and (self.is_folded(producer) or self.is_integer(producer))
-                and self._is_computed_from_integers(producer)
-            )
-        return self.is_integer(node)
+            return producer is not None and self._is_computed_from_integers(producer)
+        return self._roles[node] in (Role.INTEGER, Role.FOLDED)
 
-    def _is_clipped_or_folded(self, value: int, node: Node) -> bool:
+    def _is_fused_with_reader(self, value: int, node: Node) -> bool:
         """Return True if the only reader of a value is fused with its producer: the value itself is never stored."""
-        users = self.users.get(value, [])
-        if len(users) != 1:
+        reader = self._only_reader(value)
+        if reader is None:
             return False
-        if users[0].call.function in CLIPPING:
-            # The same holds after an FP32 function; of two clips in a row, only one is fused.
-            return node.call.function not in CLIPPING
-        return self.is_folded(users[0])
+        # The same holds for clips after an FP32 function; of two clips in a row, only one is fused.
+        is_clip = reader.call.function in CLIPPING and node.call.function not in CLIPPING
+        return is_clip or self._roles[reader] is Role.FOLDED
 
     def _is_required(self, value: int) -> bool:
         """Return True if an integer kernel reads a value, perhaps after it was moved."""
@@ -230,12 +250,24 @@ class Placement:
         return self._required[value]
 
     def _requires(self, node: Node, value: int) -> bool:
-        if node.call.function in DATA_MOVEMENT:
+        role = self._roles[node]
+        if role is Role.MOVING:
             return any(self._is_required(output) for output in node.outputs)
         # Clips take FP32 inputs as well as integers.
-        if node.call.function in CLIPPING:
-            return False
-        return self.is_integer(node) and value in self.data_operands(node)
+        return role is Role.INTEGER and node.call.function not in CLIPPING and value in _data_operands(node)
 
     def _reads_target(self, node: Node) -> bool:
-        return node.call.function in CHANNEL_AXIS and self._is_target.get(node.module, False)
+        # The weight that another layer computes is no constant that could be stored as integers.
+        is_layer = node.call.function in CHANNEL_AXIS and len(node.operands) > 1
+        return is_layer and node.operands[1] in self.graph.constants and self._is_target.get(node.module, False)
+
+
+def _data_operands(node: Node) -> tuple[int, ...]:
+    """Return the operands that are activations, or are used like one; no weights, and no zero-dimensional tensors.
+
+    A zero-dimensional tensor is a number to integer kernels: quantized to a scale of its own, it would only lose
+    precision.
+    """
+    if node.call.function in _MULTI_INPUT:
+        return tuple(v for v, shape in zip(node.operands, node.shapes, strict=True) if len(shape) > 0)
+    return node.operands[:1]

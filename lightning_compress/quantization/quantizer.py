@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -222,6 +224,25 @@ class Quantizer:
                 return x.movedim(self.axis, 0).flatten(1)
             case _:
                 return self._grouped(x).flatten(0, 1)
+
+
+@contextmanager
+def quantizer_mode(quantizers: Iterable[Quantizer], *, observing: int, quantizing: bool) -> Iterator[None]:
+    """Set the mode of quantizers inside the context; after it they are in their mode of before.
+
+    Args:
+        quantizers: The quantizers.
+        observing: As :attr:`Quantizer.observing`.
+        quantizing: As :attr:`Quantizer.quantizing`.
+    """
+    before = [(quantizer, quantizer.observing, quantizer.quantizing) for quantizer in quantizers]
+    for quantizer, _, _ in before:
+        quantizer.observing, quantizer.quantizing = observing, quantizing
+    try:
+        yield
+    finally:
+        for quantizer, was_observing, was_quantizing in before:
+            quantizer.observing, quantizer.quantizing = was_observing, was_quantizing
 
 
 def compute_qparams(spec: Int, statistics: RangeStatistics) -> tuple[Tensor, Tensor]:

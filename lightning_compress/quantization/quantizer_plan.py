@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.quantization.function_names import CHANNEL_AXIS
 from lightning_compress.quantization.insertion import insert_quantizers, quantizers_of
 from lightning_compress.quantization.int_spec import Int
-from lightning_compress.quantization.placement import CHANNEL_AXIS, Placement, QuantizationPoint, weight_point
+from lightning_compress.quantization.placement import Placement, QuantizationPoint, weight_point
 from lightning_compress.quantization.quantizer import PREFIX, Quantizer
 from lightning_compress.quantization.tracing import Graph
 from lightning_compress.targets import COMPILED, TRANSPOSED_CONVOLUTIONS, Target, matches, shorten

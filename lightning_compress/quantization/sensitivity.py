@@ -6,8 +6,7 @@ import copy
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from lightning_compress.quantization.insertion import quantizers_of, remove_quantizers
 from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.mixed_precision import Effect, as_quantization_spec, by_layer, choose
-from lightning_compress.quantization.quantizer import Quantizer
+from lightning_compress.quantization.quantizer import Quantizer, quantizer_mode
 from lightning_compress.quantization.quantizer_plan import QuantizerPlan
 from lightning_compress.quantization.tracing import Graph, record_graph
 from lightning_compress.reporting.figures import draw_sensitivity
@@ -177,20 +176,10 @@ def _losses(model: nn.Module, plan: QuantizerPlan, graph: Graph, measure: Callab
         layers.setdefault(ref.layer, []).append(ref.quantizer)
     losses = {}
     for layer, quantizers in layers.items():
-        with _quantizing(quantizers):
+        with quantizer_mode(quantizers, observing=1, quantizing=True):
             losses[layer] = measure()
     remove_quantizers(model)
     return losses
-
-
-@contextmanager
-def _quantizing(quantizers: Sequence[Quantizer]) -> Iterator[None]:
-    """Observe and fake-quantize weights inside the context."""
-    for quantizer in quantizers:
-        quantizer.observing, quantizer.quantizing = 1, True
-    yield
-    for quantizer in quantizers:
-        quantizer.observing, quantizer.quantizing = 0, False
 
 
 def _mean_loss(model: nn.Module, batches: Sequence[Any], loss: Loss) -> float:

@@ -5,27 +5,30 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_compress.arguments import call_model
 from lightning_compress.quantization.call_patcher import (
+    Action,
     CallIndex,
     CallPatcher,
     CallSite,
     Position,
     install,
     is_patchable,
+    patcher_of,
+    replace_patcher,
     uninstall,
 )
 from lightning_compress.quantization.forward_pass import PassPath, active
-from lightning_compress.quantization.function_names import is_floating, name_of_call, positional
+from lightning_compress.quantization.function_names import CHANNEL_AXIS, is_floating, name_of_call, positional
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,9 @@ class Node:
         shapes: Shapes of the operands.
         is_tensor: The call returns a tensor, not a tuple that holds one.
         path: Modules around the call, from the one that was called from outside.
+        arguments: Arguments of a layer or an affine map, with ``None`` for the tensors that are not constant.
+        action: Action at the call, if the model that was run had one.
+        in_training: The module was in training mode.
     """
 
     module: str
@@ -51,6 +57,9 @@ class Node:
     shapes: tuple[torch.Size, ...]
     is_tensor: bool
     path: tuple[str, ...] = ()
+    arguments: tuple[Any, Any] | None = field(default=None, compare=False, repr=False)
+    action: Action | None = field(default=None, compare=False, repr=False)
+    in_training: bool = False
 
     @property
     def name(self) -> str:
@@ -66,6 +75,7 @@ class Graph:
         nodes: Calls.
         producer: Call that returned a value, by value; inputs of the model, parameters and buffers have none.
         parameters: Names of parameters and buffers, by value.
+        constants: Parameters, buffers and the tensors that are computed from them alone, by value.
         called: Names of the modules that were called.
         index: By module name, the positions of its calls, by which they are found again in other runs.
         masks: Values with entries of -10,000 or less, or infinite ones, as attention masks have them.
@@ -78,6 +88,7 @@ class Graph:
     nodes: list[Node] = field(default_factory=list)
     producer: dict[int, Node] = field(default_factory=dict)
     parameters: dict[int, str] = field(default_factory=dict)
+    constants: dict[int, Tensor] = field(default_factory=dict, repr=False)
     called: set[str] = field(default_factory=set)
     written: set[int] = field(default_factory=set)
     index: dict[str, CallIndex] = field(default_factory=dict)
@@ -106,17 +117,7 @@ class Graph:
         ]
         kept = set(map(id, nodes))
         producer = {value: node for value, node in self.producer.items() if id(node) in kept}
-        return Graph(
-            nodes,
-            producer,
-            self.parameters,
-            self.called,
-            self.written,
-            self.index,
-            self.masks,
-            self.opaque,
-            self.outputs,
-        )
+        return replace(self, nodes=nodes, producer=producer)
 
     def ancestors(self, values: Iterable[int], through: Container[str] | None = None) -> set[int]:
         """Return values and all that they are computed from, by the given functions only if there are any."""
@@ -139,40 +140,64 @@ class Graph:
         return users
 
 
-class _Recorder(CallPatcher):
-    """CallPatcher that records every call and changes none."""
+# Functions of which the constant arguments are kept: layers, and what can be folded into them.
+_WITH_CONSTANTS = {*CHANNEL_AXIS, "batch_norm", "mul", "add", "sub", "div", "truediv"}
 
-    def __init__(self, name: str, run: _Run) -> None:
+
+class _Recorder(CallPatcher):
+    """CallPatcher that records every call, and leaves it to the patcher that the module has, if there is one."""
+
+    def __init__(self, name: str, run: _Run, inner: CallPatcher | None) -> None:
         super().__init__()
-        self.name = name
+        self.inner = inner or CallPatcher()
+        # Positions in the model that was traced for the inner patcher, of which this model may be a part.
+        self.name = self.inner.name or name
+        self.module_name = name
         self.run = run
 
     def handle(
         self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any, frame: FrameType | None
     ) -> Any:
         name = name_of_call(function, args, kwargs)
-        call = partial(function, *args, **kwargs)
+        given = args, kwargs
         args, kwargs = positional(args, kwargs)  # for inspection only: some functions have another order of arguments
         if not is_floating(args):
-            return call()
+            return function(*given[0], **given[1])
         assert frame is not None, "traced runs are eager"
         current = active[-1]
         position = Position.of(current, name, frame)
         path = tuple(module_name for module_name, _ in current.path)
-        site = CallSite(name, current.count(name), self.run.repeat_of(self.name, current.path))
+        site = CallSite(name, current.count(name), self.run.repeat_of(self.module_name, current.path))
+        index = self.inner.index
+        action = self.inner.action_at(name, site if index is None else index.find(current, name, position))
         operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         values = tuple(self.run.value(tensor) for tensor in operands)
         shapes = tuple(tensor.shape for tensor in operands)
         version = _version(args[0])
-        output = call()
+        output = function(*given[0], **given[1]) if action is None else action(module, function, args, kwargs)
         outputs = tuple(self.run.new_value(t) for t in tree_leaves(output) if isinstance(t, Tensor))
         if outputs:
+            self.run.note_constants(values, output)
             second = args[1] if len(args) > 1 else kwargs.get("weight")
             weight = next((n for n, p in module.named_parameters(recurse=False) if p is second), None)
-            node = Node(self.name, site, values, weight, outputs, shapes, isinstance(output, Tensor), path)
+            arguments = self.run.constants_of((args, kwargs)) if name in _WITH_CONSTANTS else None
+            is_tensor = isinstance(output, Tensor)
+            node = Node(
+                self.module_name,
+                site,
+                values,
+                weight,
+                outputs,
+                shapes,
+                is_tensor,
+                path,
+                arguments,
+                action,
+                module.training,
+            )
             self.run.graph.nodes.append(node)
             self.run.graph.producer.update(dict.fromkeys(outputs, node))
-            self.run.graph.index.setdefault(self.name, CallIndex()).add(current.path, position, site)
+            self.run.graph.index.setdefault(self.module_name, CallIndex()).add(current.path, position, site)
         # An increased version counter identifies in-place calls, whatever their names.
         return self.run.alias(output) if output is args[0] and _version(output) != version else output
 
@@ -190,7 +215,9 @@ class _Run:
         self._written: dict[int, int] = {}
         self._repeats: dict[str, dict[PassPath, int]] = {}
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            self.graph.parameters[self.new_value(tensor)] = name
+            value = self.new_value(tensor)
+            self.graph.parameters[value] = name
+            self.graph.constants[value] = tensor
 
     def repeat_of(self, module: str, path: PassPath) -> int:
         """Return the number of a pass among the passes of a module with different paths, in the order of the run."""
@@ -210,6 +237,16 @@ class _Run:
             self.graph.masks.add(value)
         return value
 
+    def note_constants(self, operands: Sequence[int], output: Any) -> None:
+        """Note the results of a call on constants alone."""
+        if operands and all(value in self.graph.constants for value in operands):
+            self.graph.constants.update({self.value(t): t for t in tree_leaves(output) if isinstance(t, Tensor)})
+
+    def constants_of(self, arguments: Any) -> Any:
+        """Return arguments of a call with ``None`` for the tensors that are not constant."""
+        constants = self.graph.constants
+        return tree_map_only(Tensor, lambda t: t if self._values.get(id(t)) in constants else None, arguments)
+
     def alias(self, tensor: Tensor) -> Tensor:
         """Return the result of an in-place call as another object, so that their readers can be distinguished."""
         value = self._written[id(tensor)] = self._values[id(tensor)]
@@ -225,7 +262,7 @@ def _version(tensor: Any) -> int:
 
 @contextmanager
 def record_graph(model: nn.Module) -> Iterator[Graph]:
-    """Record the calls that a model without patchers makes inside the context.
+    """Record the calls that a model makes inside the context; actions of its patchers are carried out.
 
     Args:
         model: The model; module names in the graph are relative to it.
@@ -234,8 +271,10 @@ def record_graph(model: nn.Module) -> Iterator[Graph]:
     modules = {name: module for name, module in model.named_modules() if is_patchable(module)}
     run.graph.opaque = [name for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
     handles = []
+    inner = {name: patcher_of(module) for name, module in modules.items()}
     for name, module in modules.items():
-        install(module, _Recorder(name, run))
+        recorder = _Recorder(name, run, inner[name])
+        install(module, recorder) if inner[name] is None else replace_patcher(module, recorder)
         handles.append(module.register_forward_pre_hook(partial(_note_call, run.graph.called, name)))
         handles.append(module.register_forward_hook(partial(_note_output, run, name)))
     try:
@@ -243,8 +282,9 @@ def record_graph(model: nn.Module) -> Iterator[Graph]:
     finally:
         for handle in handles:
             handle.remove()
-        for module in modules.values():
-            uninstall(module)
+        for name, module in modules.items():
+            patcher = inner[name]
+            uninstall(module) if patcher is None else replace_patcher(module, patcher)
 
 
 def _note_call(called: set[str], name: str, module: nn.Module, args: Any) -> None:

@@ -12,7 +12,7 @@ DATA_MOVEMENT = {
     "flatten", "reshape", "view", "view_as", "permute", "transpose", "swapaxes", "movedim", "squeeze", "unsqueeze",
     "chunk", "split", "unbind", "tensor_split", "narrow", "getitem", "expand", "expand_as", "contiguous", "clone",
     "dropout", "dropout1d", "dropout2d", "feature_dropout", "pad", "pixel_shuffle", "pixel_unshuffle", "unflatten",
-    "channel_shuffle", "roll", "to", "float", "type_as", "select", "index_select", "repeat", "t", "detach", "stack",
+    "channel_shuffle", "roll", "to", "float", "type_as", "select", "index_select", "repeat", "t", "detach",
     "requires_grad",
 }  # fmt: skip
 # Products of attention, and the functions that may stand between a product and the softmax.
@@ -176,9 +176,8 @@ class _Roles:
                 self.values.add(value)
                 for user in self.users.get(value, ()):
                     others = [operand for operand in user.operands if operand != value]
-                    if user.call.function in {"mul", "add", "sub"} | DATA_MOVEMENT and all(
-                        map(self._is_constant, others)
-                    ):
+                    is_map = user.call.function in {"mul", "add", "sub"} | DATA_MOVEMENT
+                    if is_map and all(other in self.graph.constants for other in others):
                         remaining += user.outputs
 
     def _is_mask(self, value: int) -> bool:
@@ -187,13 +186,6 @@ class _Roles:
             return False
         producers = map(self.graph.producer.get, self.graph.ancestors([value]))
         return all(producer is None or producer.weight is None for producer in producers)
-
-    def _is_constant(self, value: int) -> bool:
-        """Return True if a value is computed from parameters and buffers alone."""
-        producer = self.graph.producer.get(value)
-        if producer is None:
-            return value in self.graph.parameters
-        return bool(producer.operands) and all(map(self._is_constant, producer.operands))
 
 
 def _divisors(node: Node) -> tuple[int, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lightning_compress as lc
-from lightning_compress.export.onnx.runtime import run_file
+from lightning_compress.export.onnx.runtime import run, session
 
 onnx = pytest.importorskip("onnx")
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no VNNI:UserWarning")
@@ -54,7 +56,7 @@ def test_layers_that_share_constants(make: type[nn.Module], tmp_path: Path) -> N
     assert file.parity is not None
     assert max(file.parity.steps.values()) <= 1
     # With ONNX Runtime's precise kernels too, which rewrite the constants of each layer.
-    (actual,) = run_file(file.path, ((x,), {}))
+    (actual,) = run(session(file.path), ((x,), {}))
     torch.testing.assert_close(actual, model(x), rtol=0.05, atol=0.05)
 
 
@@ -87,7 +89,7 @@ def test_nested_outputs_have_the_names_of_their_keys(tmp_path: Path) -> None:
     file = lc.export_onnx(Nested().eval(), tmp_path / "model.onnx", x)
     outputs = onnx.load(file.path).graph.output
     assert [each.name for each in outputs] == ["hidden_states_0", "hidden_states_1", "logits"]
-    assert [each.shape[-1] for each in run_file(file.path, ((x,), {}))] == [4, 4, 2]
+    assert [each.shape[-1] for each in run(session(file.path), ((x,), {}))] == [4, 4, 2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -107,3 +109,94 @@ def test_an_opset_that_was_not_written_is_an_error(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     file = lc.export_onnx(nn.Linear(4, 4), tmp_path / "model.onnx", torch.randn(2, 4), opset=20)
     assert [each.version for each in onnx.load(file.path).opset_import if each.domain == ""] == [20]
+
+
+class Repeated(nn.Module):
+    """Linear layer on tokens that is called three times, as in a network with shared layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = self.layer(x)
+        return x
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 5, 6), (4, 2, 5, 6)])
+def test_a_linear_layer_on_tokens_that_is_called_several_times(shape: tuple[int, ...], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    file = lc.export_onnx(lc.calibrate(Repeated(), [x]), tmp_path / "model.onnx", x)
+    assert file.integers is not None
+    assert file.integers.integer == {"linear": 3}
+
+
+class Counted(nn.Sequential):
+    """Network that counts the passes and the copies of it."""
+
+    passes = copies = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        Counted.passes += 1
+        return super().forward(x)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        Counted.copies += 1
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
+
+
+def test_an_export_copies_the_model_twice_and_runs_it_three_times(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(64, 2)]
+    x = torch.randn(4, 2, 6, 6)
+    model = lc.calibrate(Counted(*layers), [x])
+    Counted.passes = Counted.copies = 0
+    lc.export_onnx(model, tmp_path / "model.onnx", x)
+    assert (Counted.copies, Counted.passes) == (2, 3)
+
+
+def test_images_of_any_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    quantized = lc.calibrate(model, [torch.randn(2, 3, 12, 16)])
+    file = lc.export_onnx(quantized, tmp_path / "model.onnx", torch.randn(2, 3, 12, 16), dynamic_size=True)
+    x = torch.randn(3, 3, 20, 9)
+    (actual,) = run(session(file.path), ((x,), {}))
+    torch.testing.assert_close(actual, quantized(x), rtol=0.05, atol=0.05)
+
+
+def test_a_model_of_one_input_size_has_no_dynamic_size(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    with pytest.raises(ValueError, match=r"fixes the size of its inputs, .*: use dynamic_size=False\.$"):
+        lc.export_onnx(model, tmp_path / "model.onnx", torch.randn(2, 6), dynamic_size=True)
+    assert not list(tmp_path.iterdir())
+
+
+class Decoder(nn.Module):
+    """Transformer that looks for a causal mask among the values of the one it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.layers, self.out = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.layers(x, mask=nn.Transformer.generate_square_subsequent_mask(x.shape[1])))
+
+
+@pytest.mark.parametrize("dynamic_size", [False, True])
+def test_a_causal_mask_of_a_transformer(dynamic_size: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 8)
+    model = Decoder().eval()
+    quantized = lc.calibrate(model, [x])
+    file = lc.export_onnx(quantized, tmp_path / "model.onnx", x, dynamic_size=dynamic_size)
+    assert file.integers is not None
+    assert file.integers.integer["linear"] > 4
+    (actual,) = run(session(file.path), ((x,), {}))
+    torch.testing.assert_close(actual, model(x), rtol=0.1, atol=0.1)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 import lightning_compress as lc
 import lightning_compress.models.networks
 from lightning_compress.export import program as programs
-from lightning_compress.export.capture import capture
+from lightning_compress.export.capture import capture, run_copy
 from lightning_compress.export.program import ProgramBackend, ProgramFile
 from lightning_compress.quantization.lowering import lower
 from tests.cases import assert_same
@@ -123,7 +123,7 @@ def test_floats(tmp_path: Path) -> None:
 
 def test_weights_that_are_not_integers_are_noticed(model: nn.Module) -> None:
     inputs = ((SUBJECT.batch(2),), {})
-    lowered = lower(model, inputs, ProgramBackend())
+    lowered = lower(run_copy(model, inputs), ProgramBackend())
     program = capture(lowered.model, inputs, dynamic_batch=True)
     programs._check_integers(program, lowered)
     name = next(name for name, value in program.constants.items() if value.dtype == torch.int8)

@@ -18,7 +18,6 @@ from lightning_compress.quantization.insertion import (
     is_quantized,
     quantizers_of,
     remove_quantizers,
-    with_weight_bits,
 )
 from lightning_compress.quantization.quantizer import Quantizer
 from lightning_compress.quantization.quantizer_plan import QuantizerPlan
@@ -218,16 +217,6 @@ def test_groups_of_a_linear_layer() -> None:
     assert (rounded - model.weight).abs().max() <= 0.5001 * model.quant_weight_scale.max()
 
 
-def test_a_copy_with_fewer_bits() -> None:
-    model = calibrated()
-    coarse = with_weight_bits(model, 4)
-    weights = [a.quantizer for a in quantizers_of(coarse) if a.quantizer.is_weight]
-    assert {quantizer.spec.bits for quantizer in weights} == {4}
-    ours, theirs = (scales_of(m.state_dict())["first.0.quant_weight_scale"] for m in (coarse, model))
-    torch.testing.assert_close(ours, theirs * 127 / 7)
-    assert all(a.quantizer.spec.bits == 8 for a in quantizers_of(model))
-
-
 def test_zeros_and_equal_weights_survive() -> None:
     model = Residual()
     with torch.no_grad():
@@ -246,3 +235,20 @@ def test_every_quantizer_has_a_name_of_its_own() -> None:
         names = [ref.name for ref in quantizers_of(calibrated(make))]
         assert len(names) == len(set(names))
         assert all(isinstance(ref.quantizer, Quantizer) for ref in quantizers_of(calibrated(make)))
+
+
+def test_a_module_in_two_places() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act, self.first = nn.ReLU(), nn.Linear(8, 8)
+            self.head = nn.Sequential(nn.LayerNorm(8), self.act, nn.Linear(8, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.act(self.first(x)))
+
+    torch.manual_seed(0)
+    model, x = Shared().eval(), torch.randn(16, 8)
+    quantized = lc.calibrate(model, [x])
+    assert {ref.name for ref in quantizers_of(quantized) if ref.layer == "act"} == {"act.relu", "act.relu_call_1"}
+    assert (quantized(x) - model(x)).abs().max() < 0.05

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from lightning_compress.arguments import Arguments, as_arguments
+from lightning_compress.arguments import as_arguments
 from lightning_compress.atomic_files import atomic_write
 from lightning_compress.export.batch_inputs import with_two_samples
-from lightning_compress.export.capture import capture, exporting, lower_or_copy
+from lightning_compress.export.capture import capture, exporting, lower_for, run_copy
 from lightning_compress.export.exported_file import ExportedFile
 from lightning_compress.export.onnx.kernels import (
     KernelCounts,
@@ -24,12 +24,13 @@ from lightning_compress.export.onnx.kernels import (
 )
 from lightning_compress.export.onnx.operators import OnnxBackend
 from lightning_compress.export.onnx.parity import Parity, check_parity
-from lightning_compress.export.onnx.runtime import file_latency, run_file
-from lightning_compress.export.output_comparison import model_outputs, output_names, relative_difference
+from lightning_compress.export.onnx.runtime import latency, run, session
+from lightning_compress.export.output_comparison import output_names, relative_difference, tensor_leaves
 from lightning_compress.export.requirements import require
-from lightning_compress.quantization.insertion import is_quantized, with_weight_bits
+from lightning_compress.quantization.accumulator_range import limit_pair_sums_
+from lightning_compress.quantization.insertion import is_quantized
 from lightning_compress.quantization.lowering import LoweredModel
-from lightning_compress.quantization.recording import record
+from lightning_compress.quantization.simulation import Simulation
 from lightning_compress.targets import shorten
 
 
@@ -42,8 +43,8 @@ class OnnxFile(ExportedFile):
 
     Attributes:
         integers: Number of INT8 and of FP32 kernels; ``None`` for an FP32 file.
-        parity: Differences of the activations from those of the model (with 7-bit weights if their range is reduced);
-            ``None`` for an FP32 file.
+        parity: Differences of the activations from those of the model (with the scales of the file if the range of
+            weights is reduced); ``None`` for an FP32 file.
     """
 
     integers: KernelCounts | None
@@ -56,8 +57,9 @@ def export_onnx(
     example_inputs: Any,
     *,
     unsigned: bool = True,
-    reduce_range: bool = False,
+    reduce_range: bool = True,
     dynamic_batch: bool = True,
+    dynamic_size: bool = False,
     opset: int = 21,
 ) -> OnnxFile:
     """Export a model to ONNX, run the file and compare it with the model layer by layer.
@@ -69,9 +71,13 @@ def export_onnx(
         path: Path of the file; an existing file is replaced once the new one is complete.
         example_inputs: Inputs of the model: a tensor, a tuple, or a dict of keyword arguments.
         unsigned: Quantize activations to uint8, for which ONNX Runtime has its fast kernels on x86; else to int8.
-        reduce_range: Quantize weights to 7 bits, for x86 without VNNI, where 16-bit sums of two products overflow with
-            8 bits.
+        reduce_range: Keep the weights of each channel so small that no 16-bit sum of two products overflows, as x86
+            kernels without VNNI compute them: the file computes the same on every CPU, with a resolution of 7 to 8
+            bits. Weights that were trained with ``Int(7)`` stay as they are. ``False`` keeps 8 bits, and needs a CPU
+            with VNNI or an ARM one.
         dynamic_batch: Let the first dimension of inputs have any size.
+        dynamic_size: Let the other dimensions have any size where the model allows it: height and width of images,
+            lengths of sequences.
         opset: Version of ONNX's operators.
 
     Returns:
@@ -81,7 +87,7 @@ def export_onnx(
         ImportError: If the packages of the extra ``export`` are not installed.
         ValueError: If a quantizer has not observed a batch, if the model cannot be exported, or if a quantized layer or
             addition of the file computes in FP32 or differs from the model by more than 1 LSB; if the model has
-            operators that ``opset`` lacks.
+            operators that ``opset`` lacks, or fixes its input size although ``dynamic_size`` is asked for.
 
     Example::
 
@@ -97,20 +103,23 @@ def export_onnx(
     require("onnx", "onnxruntime", "onnxscript")
     backend = OnnxBackend(opset, unsigned=unsigned)
     inputs = as_arguments(with_two_samples(example_inputs) if dynamic_batch else example_inputs)
-    simulated = with_weight_bits(model, 7) if reduce_range else model
-    lowered = lower_or_copy(simulated, inputs, backend)
+    given = simulation = run_copy(model, inputs)
+    if reduce_range and limit_pair_sums_(simulation):
+        simulation = given.again()
+    lowered = lower_for(simulation, backend)
     parity, integers, unquantized_ops = None, None, tuple(lowered.unquantized_ops)
     with atomic_write(path) as partial:
-        _write(lowered.model, inputs, partial, backend, dynamic_batch=dynamic_batch)
+        dynamic = {"dynamic_batch": dynamic_batch, "dynamic_size": dynamic_size}
+        _write(lowered.model, simulation, partial, backend, **dynamic)
         if is_quantized(model):
             graph = optimized_graph(partial)
             integers, unquantized_ops = check_integer_kernels(graph, lowered), _unquantized_ops(graph, lowered)
-            _, recorded = record(simulated, inputs)
-            parity = check_parity(partial, lowered, recorded, inputs)
+            parity = check_parity(partial, lowered, simulation)
             _warn_of_overflow(parity)
-        # From the given model, not from the one with 7-bit weights: their error is part of the difference.
-        difference = relative_difference(model_outputs(model, inputs), run_file(partial, inputs))
-        seconds = file_latency(partial, as_arguments(example_inputs))
+        runtime = session(partial)
+        # From the given model, not from the one with other scales: their error is part of the difference.
+        difference = relative_difference(tensor_leaves(given.output), run(runtime, inputs))
+        seconds = latency(runtime, as_arguments(example_inputs))
     return OnnxFile(
         path=Path(path),
         num_bytes=Path(path).stat().st_size,
@@ -123,23 +132,32 @@ def export_onnx(
     )
 
 
-def _write(model: nn.Module, inputs: Arguments, path: Path, backend: OnnxBackend, *, dynamic_batch: bool) -> None:
-    def program() -> ExportedProgram:
-        return capture(model, inputs, dynamic_batch=dynamic_batch)
+def _write(model: nn.Module, simulation: Simulation, path: Path, backend: OnnxBackend, **dynamic: bool) -> None:
+    import onnxscript.optimizer
 
-    with exporting(model, backend.name, program):
-        # The program and not the module: given a module, the exporter may trace it without the quantized operators.
+    def captured() -> ExportedProgram:
+        return capture(model, simulation.inputs, **dynamic)
+
+    with exporting(model, backend.name, captured):
+        program = captured()
         onnx_program = torch.onnx.export(
-            program(),
+            program,
             dynamo=True,
             opset_version=backend.opset,
-            output_names=output_names(model, inputs),
+            output_names=output_names(simulation.output),
+            custom_translation_table=backend.translations(),
+            optimize=False,
             verbose=False,
         )
-    assert onnx_program is not None
+        assert onnx_program is not None
+        backend.dequantize_constants(program, onnx_program.model)
+        # One iteration, which does all that there is to do: a second one only costs time.
+        onnxscript.optimizer.optimize(onnx_program.model, num_iterations=1)
     onnx_program.save(str(path), external_data=False)
     _clean(path)
     _check_opset(path, backend.opset)
+    if dynamic["dynamic_size"]:
+        _check_dynamic_size(path)
 
 
 def _separate_constants(graph: Any) -> None:
@@ -181,6 +199,17 @@ def _check_opset(path: Path, opset: int) -> None:
         raise ValueError(
             f"The model could not be written with opset={opset}: its operators need opset {written}; pass "
             f"opset={written}, or another one of at least 18."
+        )
+
+
+def _check_dynamic_size(path: Path) -> None:
+    """Check that an input has a dynamic dimension apart from the batch: the exporter fixes them without an error."""
+    import onnx
+
+    inputs = onnx.load(path).graph.input
+    if not any(dim.dim_param for each in inputs for dim in each.type.tensor_type.shape.dim[1:]):
+        raise ValueError(
+            "The model fixes the size of its inputs, as by a flattening before a linear layer: use dynamic_size=False."
         )
 
 

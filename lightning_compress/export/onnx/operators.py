@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import ExportedProgram
 
 from lightning_compress.quantization.backend import Backend, Bias, QParams, Weight
+
+# One operator for each quantized activation: capturing and translating a graph costs some milliseconds per node.
+_LIBRARY = torch.library.Library("lightning_compress", "DEF")
+_LIBRARY.define(
+    "quantize_dequantize(Tensor x, float scale, int zero_point, int quant_min, int quant_max, bool unsigned) -> Tensor"
+)
+
+
+def _quantize_dequantize(
+    x: Tensor, scale: float, zero_point: int, quant_min: int, quant_max: int, unsigned: bool
+) -> Tensor:
+    return (torch.clamp(torch.round(x / scale) + zero_point, quant_min, quant_max) - zero_point) * scale
+
+
+_LIBRARY.impl("quantize_dequantize", _quantize_dequantize, "CompositeExplicitAutograd")
+torch.library.register_fake("lightning_compress::quantize_dequantize", lambda x, *_: torch.empty_like(x), lib=_LIBRARY)
 
 
 class OnnxBackend(Backend):
     """Quantization as QuantizeLinear and DequantizeLinear nodes.
+
+    Weights and biases are FP32 constants in the captured graph, which :meth:`dequantize_constants` replaces by nodes.
 
     Args:
         opset: Version of the operators.
@@ -26,29 +46,91 @@ class OnnxBackend(Backend):
     def __init__(self, opset: int, *, unsigned: bool) -> None:
         self.opset = opset
         self.unsigned = unsigned
-        self._dtype = torch.uint8 if unsigned else torch.int8
+        self._constants: dict[int, Weight | Bias] = {}
 
     def activation(self, x: Tensor, qparams: QParams) -> Tensor:
-        """Quantize and dequantize; fewer bits than the type has are clipped in between."""
-        scale, zero = torch.tensor(qparams.scale), torch.tensor(qparams.zero_point, dtype=self._dtype)
-        q = self._op("QuantizeLinear", (x, scale, zero), {}, dtype=self._dtype, shape=x.shape)
-        if not qparams.is_8_bit:
-            ends = (torch.tensor(end, dtype=self._dtype) for end in (qparams.quant_min, qparams.quant_max))
-            q = self._op("Clip", (q, *ends), {}, dtype=self._dtype, shape=x.shape)
-        return self._op("DequantizeLinear", (q, scale, zero), {}, dtype=x.dtype, shape=x.shape)
+        """Quantize and dequantize."""
+        given = qparams.scale, qparams.zero_point, qparams.quant_min, qparams.quant_max
+        return torch.ops.lightning_compress.quantize_dequantize.default(x, *given, self.unsigned)
 
     def weight(self, weight: Weight) -> Tensor:
-        """Dequantize an int8 constant per channel."""
-        return self._constant(weight.integers, weight.scale, weight.axis)
+        """Return the FP32 constant."""
+        self._constants[weight.value.data_ptr()] = weight
+        return weight.value
 
     def bias(self, bias: Bias) -> Tensor:
-        """Dequantize an int32 constant per channel."""
-        return self._constant(bias.integers, bias.scale, 0)
+        """Return the FP32 constant."""
+        self._constants[bias.value.data_ptr()] = bias
+        return bias.value
 
-    def _constant(self, integers: Tensor, scale: Tensor, axis: int) -> Tensor:
-        zeros = torch.zeros(scale.shape, dtype=integers.dtype)
-        inputs, shape = (integers, scale, zeros), integers.shape
-        return self._op("DequantizeLinear", inputs, {"axis": axis}, dtype=scale.dtype, shape=shape)
+    def translations(self) -> dict[Callable[..., Any], Callable[..., Any]]:
+        """Return the translations of operators that ``torch.onnx.export`` takes."""
+        import onnxscript
 
-    def _op(self, name: str, inputs: Any, attributes: Any, *, dtype: torch.dtype, shape: Any) -> Tensor:
-        return torch.onnx.ops.symbolic(name, inputs, attributes, dtype=dtype, shape=shape, version=self.opset)
+        op: Any = getattr(onnxscript, f"opset{self.opset}")
+        dtype = torch.uint8 if self.unsigned else torch.int8
+
+        def quantize_dequantize(
+            x: Any, scale: float, zero_point: int, quant_min: int, quant_max: int, unsigned: bool
+        ) -> Any:
+            def constant(value: float, dtype: torch.dtype) -> Any:
+                return op.Constant(value=_as_proto(torch.tensor(value, dtype=dtype)))
+
+            step, zero = constant(scale, torch.float32), constant(zero_point, dtype)
+            q = op.QuantizeLinear(x, step, zero)
+            # Fewer bits than the type has are clipped.
+            if quant_max - quant_min < 254:
+                q = op.Clip(q, constant(quant_min, dtype), constant(quant_max, dtype))
+            return op.DequantizeLinear(q, step, zero)
+
+        return {torch.ops.lightning_compress.quantize_dequantize.default: quantize_dequantize}
+
+    def dequantize_constants(self, program: ExportedProgram, model: Any) -> None:
+        """Replace weights and biases in a translated program by integers and DequantizeLinear nodes, in place.
+
+        Args:
+            program: The captured program.
+            model: Its translation, an ``onnx_ir.Model``.
+        """
+        for name, tensor in program.constants.items():
+            stored = self._constants.get(tensor.data_ptr()) if isinstance(tensor, Tensor) else None
+            if stored is not None and name in model.graph.initializers:
+                _dequantize(model.graph, name, stored)
+
+
+def _dequantize(graph: Any, name: str, stored: Weight | Bias) -> None:
+    axis = stored.axis if isinstance(stored, Weight) else 0
+    value = graph.initializers.pop(name)
+    for number, (reader, position) in enumerate(list(value.uses())):
+        prefix = f"{name}_{number}"
+        if reader.op_type == "Transpose":
+            # Integers are stored as they are read: a transposition in between would hide them from other readers.
+            perm = list(reader.attributes["perm"].as_ints())
+            transposed = _dequantized(graph, prefix, stored.integers.permute(perm), stored.scale, perm.index(axis))
+            reader.outputs[0].replace_all_uses_with(transposed)
+            graph.remove(reader)
+        else:
+            reader.replace_input_with(position, _dequantized(graph, prefix, stored.integers, stored.scale, axis))
+
+
+def _dequantized(graph: Any, prefix: str, integers: Tensor, scale: Tensor, axis: int) -> Any:
+    """Return the output of a new DequantizeLinear node at the beginning of a graph."""
+    import onnx_ir as ir
+
+    zeros = torch.zeros(scale.shape, dtype=integers.dtype)
+    inputs = []
+    for role, tensor in (("integers", integers.contiguous()), ("scale", scale), ("zero_point", zeros)):
+        key = f"{prefix}_{role}"
+        inputs.append(ir.val(key, const_value=ir.tensor(tensor.numpy(), name=key)))
+        graph.register_initializer(inputs[-1])
+    node = ir.node("DequantizeLinear", inputs, attributes={"axis": axis})
+    value = node.outputs[0]
+    value.name, value.shape, value.dtype = f"{prefix}_value", ir.Shape(integers.shape), ir.DataType.FLOAT
+    graph.insert_before(graph[0], node)
+    return value
+
+
+def _as_proto(tensor: Tensor) -> Any:
+    import onnx
+
+    return onnx.numpy_helper.from_array(tensor.numpy())

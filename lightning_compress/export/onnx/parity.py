@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from lightning_compress.arguments import Arguments
 from lightning_compress.export.lowered_parity import check_lsb_errors, max_lsb_errors
 from lightning_compress.export.onnx.runtime import feeds_of, session
 from lightning_compress.quantization.backend import QParams
 from lightning_compress.quantization.lowering import LoweredModel
+from lightning_compress.quantization.simulation import Simulation
 
 
 @dataclass(frozen=True)
@@ -32,16 +31,13 @@ class Parity:
     overflowing: tuple[str, ...]
 
 
-def check_parity(
-    path: Path, lowered: LoweredModel, simulated: Sequence[tuple[str, Tensor]], inputs: Arguments
-) -> Parity:
+def check_parity(path: Path, lowered: LoweredModel, simulation: Simulation) -> Parity:
     """Compare the integers of every activation with those of the simulation, computed from the simulation's inputs.
 
     Args:
         path: The file.
         lowered: The lowered model that was written to the file.
-        simulated: Integers of every activation of the simulation, in the order of execution.
-        inputs: Inputs of the simulation.
+        simulation: Run of the model on positional and keyword arguments.
 
     Raises:
         ValueError: If one differs by more than 1 LSB in ONNX Runtime's precise kernels, which do not overflow.
@@ -49,9 +45,10 @@ def check_parity(
     import onnx
 
     model = onnx.load(path)
+    simulated = simulation.integers
     all_qparams = [qparams for qparams in lowered.activations if not qparams.is_requantized]
     assert [name for name, _ in simulated] == [qparams.name for qparams in all_qparams], "both runs quantize alike"
-    feeds = feeds_of(model.graph.input, inputs)
+    feeds = feeds_of(model.graph.input, simulation.inputs)
     points = _split(model, lowered.activations)
     expected = []
     for (_, integers), qparams, point in zip(simulated, all_qparams, points, strict=True):
@@ -66,8 +63,9 @@ def check_parity(
         actual = session(serialized, precise=precise).run(outputs, feeds)
         return max_lsb_errors(names, *([torch.from_numpy(array) for array in arrays] for arrays in (expected, actual)))
 
-    overflowing = (name for name, number in lsb_errors(precise=False).items() if number > 1)
-    return Parity(check_lsb_errors(lsb_errors(precise=True)), tuple(overflowing))
+    errors = lsb_errors(precise=False)
+    overflowing = tuple(name for name, number in errors.items() if number > 1)
+    return Parity(check_lsb_errors(lsb_errors(precise=True) if overflowing else errors), overflowing)
 
 
 @dataclass(frozen=True)

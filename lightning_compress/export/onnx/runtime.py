@@ -36,15 +36,13 @@ def session(model: Path | bytes, *, precise: bool = False, optimized: Path | Non
     return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
 
 
-def run_file(path: Path, inputs: Arguments) -> list[Tensor]:
-    """Run a file with the default kernels of this CPU and return its outputs."""
-    runtime = session(path)
+def run(runtime: Any, inputs: Arguments) -> list[Tensor]:
+    """Run a session and return its outputs."""
     return [torch.from_numpy(array) for array in runtime.run(None, feeds_of(runtime.get_inputs(), inputs))]
 
 
-def file_latency(path: Path, inputs: Arguments) -> float:
-    """Return the median seconds of a run with the default kernels of this CPU, on one thread."""
-    runtime = session(path)
+def latency(runtime: Any, inputs: Arguments) -> float:
+    """Return the median seconds of a run of a session."""
     feeds = feeds_of(runtime.get_inputs(), inputs)
     return measure_latency(lambda: runtime.run(None, feeds))
 
