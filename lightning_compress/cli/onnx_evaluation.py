@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only, tree_unflatten
 import lightning_compress as lc
 from lightning_compress.export.onnx.exporter import OnnxFile
 from lightning_compress.export.onnx.runtime import feeds_of, session
+from lightning_compress.quantization.finalize import copy_for_deployment
 
 _NUM_SAMPLES = 8
 
@@ -70,8 +71,9 @@ def export_int8_and_fp32(
         inputs: Example inputs of that submodule.
         directory: Directory to write to.
     """
-    finalized = lc.finalize(model, module=module).cpu()
-    int8 = lc.export_onnx(finalized, directory / "model.onnx", inputs)
+    # Not the finalized model: its weights are rounded, and rounded again to the scales of the file they would lose more.
+    quantized = copy_for_deployment(model, module, "export").cpu()
+    int8 = lc.export_onnx(quantized, directory / "model.onnx", inputs)
     return int8, lc.export_onnx(lc.float_copy(model, module=module).cpu(), directory / "float.onnx", inputs)
 
 
@@ -94,8 +96,7 @@ class _OnnxModule(nn.Module):
 
     def __init__(self, file: OnnxFile, output: Any) -> None:
         super().__init__()
-        assert file.parity is not None
-        self.session = session(file.path, precise=bool(file.parity.overflowing))
+        self.session = session(file.path)
         self.structure = torch.utils._pytree.tree_structure(output)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

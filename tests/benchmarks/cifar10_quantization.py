@@ -65,9 +65,9 @@ def of_file(deployed: nn.Module, images: torch.Tensor, loader: DataLoader) -> fl
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        lc.export_onnx(deployed, path, images)
+        lc.export_onnx(deployed, path, images, reduce_range=False)
         session_options = onnxruntime.SessionOptions()
-        # Without VNNI the fast kernels overflow on this kind of CPU; the precise ones compute what the file says.
+        # Without VNNI the fast kernels overflow with the full range; the precise ones compute what CPUs with it do.
         session_options.add_session_config_entry("session.x64quantprecision", "1")
         session = onnxruntime.InferenceSession(str(path), session_options, providers=["CPUExecutionProvider"])
         name = session.get_inputs()[0].name

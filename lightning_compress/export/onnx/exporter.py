@@ -221,6 +221,10 @@ def _clean(path: Path) -> None:
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, model.graph):
         part.ClearField("doc_string")
         part.ClearField("metadata_props")
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param.isdigit():  # a dimension that the model has fixed
+                dim.dim_value = int(dim.dim_param)
     _separate_constants(model.graph)
     onnx.save(model, path)
 
