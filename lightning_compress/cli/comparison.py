@@ -58,8 +58,3 @@ def _describe(exported: OnnxEvaluation) -> Iterator[Table | str]:
     int8 = exported.int8
     assert int8.parity is not None
     yield f"{int8.path.name}: {int8.integers}; {len(int8.parity.steps)} tensors, each within 1 LSB of the model."
-    if int8.parity.overflowing:
-        yield (
-            f"On this CPU, which has no VNNI, {len(int8.parity.overflowing)} of them overflow in the fast kernels; the "
-            "metrics were measured with the precise ones (session option session.x64quantprecision=1)."
-        )
