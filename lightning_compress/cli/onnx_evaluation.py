@@ -71,7 +71,7 @@ def export_int8_and_fp32(
         inputs: Example inputs of that submodule.
         directory: Directory to write to.
     """
-    # Not the finalized model: its weights are rounded, and rounded again to the scales of the file they would lose more.
+    # Not the finalized model: rounded weights would lose more when they are rounded again to the scales of the file.
     quantized = copy_for_deployment(model, module, "export").cpu()
     int8 = lc.export_onnx(quantized, directory / "model.onnx", inputs)
     return int8, lc.export_onnx(lc.float_copy(model, module=module).cpu(), directory / "float.onnx", inputs)
