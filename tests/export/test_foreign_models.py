@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +201,35 @@ def test_a_causal_mask_of_a_transformer(dynamic_size: bool, tmp_path: Path) -> N
     assert file.integers.integer["linear"] > 4
     (actual,) = run(session(file.path), ((x,), {}))
     torch.testing.assert_close(actual, model(x), rtol=0.1, atol=0.1)
+
+
+MOVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "roll": lambda y: y.roll((1, 1), (2, 3)),
+    "pixel shuffle": lambda y: F.pixel_unshuffle(F.pixel_shuffle(y, 2), 2),
+    "expand": lambda y: y[:, :1].expand(-1, 4, -1, -1),
+    "repeat": lambda y: y[:, :2].repeat(1, 2, 1, 1),
+    "stack": lambda y: torch.stack([y, y])[0],
+    "transposition": lambda y: y.mT,
+    "windows": lambda y: y.reshape(len(y), 2, 2, 36).permute(0, 2, 1, 3).reshape(len(y), 4, 6, 6),
+}
+
+
+class Moved(nn.Module):
+    """Residual addition of a branch, the values of which are moved."""
+
+    def __init__(self, move: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.move = move
+        self.a, self.b, self.out = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.a(x) + self.move(self.b(x)))
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_additions_of_moved_values_are_computed_in_integers(move: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 6, 6)
+    file = lc.export_onnx(lc.calibrate(Moved(MOVES[move]).eval(), [x]), tmp_path / "model.onnx", x)
+    assert file.integers is not None
+    assert (file.integers.integer["add"], file.integers.integer["conv"]) == (1, 3)

@@ -40,7 +40,8 @@ class OnnxBackend(Backend):
 
     name = "ONNX"
     not_propagated = frozenset({
-        "pad", "chunk", "split", "tensor_split", "unbind", "getitem", "select", "index_select", "max_pool2d",
+        "pad", "chunk", "split", "tensor_split", "unbind", "getitem", "select", "index_select", "max_pool2d", "roll",
+        "pixel_shuffle", "pixel_unshuffle", "expand", "expand_as", "repeat",
     })  # fmt: skip
 
     def __init__(self, opset: int, *, unsigned: bool) -> None:
