@@ -210,7 +210,7 @@ MOVES: dict[str, Callable[[Tensor], Tensor]] = {
     "repeat": lambda y: y[:, :2].repeat(1, 2, 1, 1),
     "stack": lambda y: torch.stack([y, y])[0],
     "transposition": lambda y: y.mT,
-    "windows": lambda y: y.reshape(len(y), 2, 2, 36).permute(0, 2, 1, 3).reshape(len(y), 4, 6, 6),
+    "windows": lambda y: y.reshape(-1, 2, 2, 36).permute(0, 2, 1, 3).reshape(-1, 4, 6, 6),
 }
 
 
