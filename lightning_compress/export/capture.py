@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from lightning_compress.arguments import Arguments
 from lightning_compress.export.batch_inputs import dynamic_shapes
 from lightning_compress.export.failures import failure_message
 from lightning_compress.quantization.backend import Backend
+from lightning_compress.quantization.call_patcher import unwound
 from lightning_compress.quantization.finalize import copy_for_deployment
 from lightning_compress.quantization.insertion import is_quantized
 from lightning_compress.quantization.lowering import LoweredModel, lower
@@ -63,7 +65,7 @@ def capture(model: nn.Module, inputs: Arguments, *, dynamic_batch: bool, dynamic
     args, kwargs = inputs
     is_dynamic = dynamic_batch or dynamic_size
     shapes = dynamic_shapes(args, kwargs, batch=dynamic_batch, size=dynamic_size) if is_dynamic else None
-    with _explicit_masks():
+    with _explicit_masks(), unwound():
         program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     _drop_unused(program)
     return program
@@ -116,13 +118,13 @@ def _drop_unused(program: ExportedProgram) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # Exporters log whole graphs at WARNING level, addressed to their developers.
+    # Exporters log and print whole graphs, addressed to their developers; their exceptions say what is wrong.
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "executorch")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -9,7 +9,8 @@ in the module, so that deep copies and pickles keep them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
@@ -276,6 +277,19 @@ def _leave(module: nn.Module, args: Any, output: Any) -> None:
     if patcher.modes and not _is_redirected(module):
         patcher.modes.pop().__exit__(None, None, None)
         active.pop()
+
+
+@contextmanager
+def unwound() -> Iterator[None]:
+    """Leave the passes that an exception has interrupted inside the context: ``torch.export`` runs no hooks then."""
+    num_before = len(active)
+    try:
+        yield
+    finally:
+        while len(active) > num_before:
+            patcher = patcher_of(active.pop().module)
+            assert patcher is not None
+            patcher.modes.pop().__exit__(None, None, None)
 
 
 def _is_redirected(module: nn.Module) -> bool:

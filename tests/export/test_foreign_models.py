@@ -233,3 +233,28 @@ def test_additions_of_moved_values_are_computed_in_integers(move: str, tmp_path:
     file = lc.export_onnx(lc.calibrate(Moved(MOVES[move]).eval(), [x]), tmp_path / "model.onnx", x)
     assert file.integers is not None
     assert (file.integers.integer["add"], file.integers.integer["conv"]) == (1, 3)
+
+
+class Branching(nn.Module):
+    """Network that branches on a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layers(x)
+        return y if y.sum() > 0 else -y
+
+
+def test_a_failed_export_prints_nothing_and_leaves_nothing_behind(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    x = torch.randn(4, 4)
+    model = lc.calibrate(Branching().eval(), [x])
+    with pytest.raises(ValueError, match=r"branches on values of a tensor .*; use torch\.where there\.$"):
+        lc.export_onnx(model, tmp_path / "model.onnx", x)
+    assert "".join(capfd.readouterr()) == ""
+    file = lc.export_onnx(model.layers, tmp_path / "model.onnx", x)
+    assert file.integers is not None
+    assert file.integers.integer == {"linear": 2}
