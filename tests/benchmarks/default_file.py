@@ -12,6 +12,7 @@ VNNI its 16-bit sums overflow. 10,000 test images each.
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class Signal(nn.Sequential):
         widths = (1, 32, 32, 64, 64)
         blocks = [
             nn.Sequential(nn.Conv1d(a, b, 9, stride=4, padding=4, bias=False), nn.BatchNorm1d(b), nn.ReLU())
-            for a, b in zip(widths, widths[1:], strict=False)
+            for a, b in itertools.pairwise(widths)
         ]
         super().__init__(*blocks, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(64, 10))
 
