@@ -45,7 +45,7 @@ def call_model(model: Callable[..., Any], inputs: Any) -> Any:
     return model(*args, **kwargs)
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     r"""Return the first line of an exception's message, without ANSI colors.
 
     >>> reason(ValueError("no such operator\nmore"))

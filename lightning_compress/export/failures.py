@@ -12,6 +12,7 @@ from torch.fx import Node
 
 from lightning_compress.arguments import reason
 
+_NODE = re.compile(r"Error when translating node %(\w+)")
 # How ONNX's and ExecuTorch's exporters name an operator without an implementation.
 _OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='(\w+\.\w+)|Missing out variants: \{'(\w+::\w+)")
 
@@ -27,7 +28,8 @@ def failure_message(
         target: Name of the target.
         program: Returns the graph of the model, in which the layer of an unsupported operator is searched.
     """
-    texts = [str(cause) for cause in _causes(error)]
+    causes = list(_causes(error))
+    texts, deepest = [str(cause) for cause in causes], causes[-1]
     start = f"{type(model).__name__} could not be exported to {target}"
     for text in texts:
         if match := _OPERATOR.search(text):
@@ -36,6 +38,8 @@ def failure_message(
                 f"{start}, which has no operator for {operator}: replace it by supported operators, or move it out of "
                 "the model."
             )
+    if node := next((match[1] for text in texts if (match := _NODE.search(text))), None):
+        return f"{start}: {node} cannot be translated ({reason(deepest)}); replace it by another form."
     if any("Constraints violated" in text for text in texts):
         return f"{start} with a dynamic batch size, as it only supports that of the example; use dynamic_batch=False."
     if any("data-dependent" in text for text in texts):

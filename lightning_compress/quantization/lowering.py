@@ -64,7 +64,7 @@ def lower(simulation: Simulation, backend: Backend) -> LoweredModel:
     remove_quantizers(model)
     lowered = LoweredModel(model, unquantized_ops=[*simulation.graph.opaque])
     table: dict[str, dict[CallSite, Any]] = {}
-    for node in simulation.graph.nodes:
+    for node in simulation.graph.without_dead_calls():
         action = lowering.lower(node, backend, lowered)
         if action is not None:
             table.setdefault(node.module, {})[node.call] = action
@@ -179,7 +179,8 @@ class _Lowering:
             input=qparams,
             bias_module=_bias_module(node, maps),
             bias_error=bias_error,
-            is_integer=not self._is_unquantized[node],
+            # On constants there may be nothing left to compute.
+            is_integer=not self._is_unquantized[node] and node.operands[0] not in self._graph.constants,
         )
 
     def _computes_in_fp32(self, call: PlacedCall) -> bool:

@@ -158,7 +158,8 @@ class Placement:
         return origin(self.graph, value)
 
     def _role(self, node: Node) -> Role:
-        if node.operands and all(value in self.graph.constants for value in node.operands):
+        is_layer = node.call.function in CHANNEL_AXIS  # a layer on learned queries is quantized as any other
+        if node.operands and not is_layer and all(value in self.graph.constants for value in node.operands):
             return Role.CONSTANT
         if node in self._folded:
             return Role.FOLDED

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ class Simulation:
         inputs: Inputs of the run: a tensor, a tuple, or a dict of keyword arguments.
         graph: Calls of the run.
         output: Output of the model.
-        integers: Name and integers (int32) of each quantized activation, in the order of execution.
+        integers: Name and integers (int32) of each quantized activation, in the order of execution; without those of
+            calls on which no output depends, which exporters leave out.
     """
 
     model: nn.Module
@@ -39,7 +41,7 @@ class Simulation:
         """Run the model again, with the scales that its quantizers have by now."""
         with torch.no_grad(), _recorded_integers(self.model) as integers:
             output = call_model(self.model, self.inputs)
-        return replace(self, output=output, integers=integers)
+        return replace(self, output=output, integers=_of_live_calls(self.graph, integers))
 
 
 def simulate(model: nn.Module, inputs: Any) -> Simulation:
@@ -59,7 +61,19 @@ def simulate(model: nn.Module, inputs: Any) -> Simulation:
             raise ValueError(
                 f"Could not run the model on the example inputs ({reason(error)}): give inputs that it runs on."
             ) from error
-    return Simulation(model, inputs, graph, output, integers)
+    return Simulation(model, inputs, graph, output, _of_live_calls(graph, integers))
+
+
+def _of_live_calls(graph: Graph, recorded: Sequence[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    live = set(map(id, graph.without_dead_calls()))
+    remaining, kept = iter(recorded), []
+    for node in graph.nodes:
+        action = node.action
+        if isinstance(action, FakeQuantizedCall):
+            num_quantized = len(action.operands) + (action.inner is not None) + (action.output is not None)
+            own = list(islice(remaining, num_quantized))
+            kept += own if id(node) in live else []
+    return kept
 
 
 class _RecordingQuantizer:

@@ -80,6 +80,7 @@ class Graph:
         index: By module name, the positions of its calls, by which they are found again in other runs.
         masks: Values with entries of -10,000 or less, or infinite ones, as attention masks have them.
         outputs: Tensors that a module returned, by module name; no numbers, as losses are.
+        returned: Tensors that the model returned; ``None`` if they come from calls that are not recorded.
         opaque: Names of TorchScript modules, the calls of which are not seen.
         written: Values that an in-place call returned, and that were then read from the tensor it had written into.
             Replacing the returned tensor does not reach these readers.
@@ -95,6 +96,7 @@ class Graph:
     masks: set[int] = field(default_factory=set)
     opaque: list[str] = field(default_factory=list)
     outputs: dict[str, set[int]] = field(default_factory=dict)
+    returned: set[int] | None = None
 
     def within(self, modules: Sequence[str], layers: Sequence[str] = ()) -> Graph:
         """Return the subgraph of some modules; values from outside have no producer in it.
@@ -130,6 +132,13 @@ class Graph:
                 remaining += producer.operands
             found.add(value)
         return found
+
+    def without_dead_calls(self) -> list[Node]:
+        """Return the calls on which something that the model returned depends."""
+        if self.returned is None:
+            return self.nodes
+        live = self.ancestors(self.returned)
+        return [node for node in self.nodes if not live.isdisjoint(node.outputs)]
 
     def users(self) -> dict[int, list[Node]]:
         """Return the calls that read a value, by value."""
@@ -237,6 +246,11 @@ class _Run:
             self.graph.masks.add(value)
         return value
 
+    def known_values(self, tensors: Iterable[Tensor]) -> set[int] | None:
+        """Return the values of tensors; ``None`` if one of them is new."""
+        values = [self._values.get(id(tensor)) for tensor in tensors]
+        return None if None in values or not values else {value for value in values if value is not None}
+
     def note_constants(self, operands: Sequence[int], output: Any) -> None:
         """Note the results of a call on constants alone."""
         if operands and all(value in self.graph.constants for value in operands):
@@ -293,6 +307,8 @@ def _note_call(called: set[str], name: str, module: nn.Module, args: Any) -> Non
 
 def _note_output(run: _Run, name: str, module: nn.Module, args: Any, output: Any) -> None:
     leaves = tree_leaves(dict(output) if isinstance(output, Mapping) else output)
+    if name == "":
+        run.graph.returned = run.known_values(leaf for leaf in leaves if isinstance(leaf, Tensor))
     tensors = (leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim)
     run.graph.outputs.setdefault(name, set()).update(map(run.value, tensors))
 

@@ -258,3 +258,58 @@ def test_a_failed_export_prints_nothing_and_leaves_nothing_behind(
     file = lc.export_onnx(model.layers, tmp_path / "model.onnx", x)
     assert file.integers is not None
     assert file.integers.integer == {"linear": 2}
+
+
+class Queries(nn.Module):
+    """Decoder with learned queries: its first layers compute the same for any input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(3, 8))
+        self.first, self.keys, self.out = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries = self.first(self.queries.expand(x.shape[0], -1, -1))
+        return self.out(torch.softmax(queries @ self.keys(x).mT, dim=-1) @ x)
+
+
+class Supervised(nn.Module):
+    """Network with a head for training, which it computes and drops in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head, self.out = nn.Linear(8, 8), nn.Linear(8, 4), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        y = F.relu(self.first(x))
+        outputs = self.out(y), F.relu(self.head(y))
+        return outputs if self.training else outputs[0]
+
+
+def test_heads_without_a_reader_are_not_exported(tmp_path: Path) -> None:
+    x = torch.randn(4, 8)
+    file = lc.export_onnx(lc.calibrate(Supervised().eval(), [x]), tmp_path / "model.onnx", x)
+    assert file.integers is not None
+    assert file.integers.integer == {"linear": 2}
+
+
+def test_a_function_that_cannot_be_translated_is_named(tmp_path: Path) -> None:
+    class Attention(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(x, x, x)
+
+    words = r"^Attention could not be exported to ONNX: scaled_dot_product_attention cannot be translated \(.*4D.*\); "
+    with pytest.raises(ValueError, match=words):
+        lc.export_onnx(Attention(), tmp_path / "model.onnx", torch.randn(2, 3, 4))
+
+
+@pytest.mark.parametrize("dynamic_batch", [True, False])
+def test_layers_on_constants(dynamic_batch: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 8)
+    model = lc.calibrate(Queries().eval(), [x])
+    file = lc.export_onnx(model, tmp_path / "model.onnx", x, dynamic_batch=dynamic_batch)
+    assert file.integers is not None
+    assert file.integers.integer["linear"] >= 2
+    (actual,) = run(session(file.path), ((x,), {}))
+    torch.testing.assert_close(actual, model(x), rtol=0.05, atol=0.05)
