@@ -178,8 +178,9 @@ class Placement:
         if self._fp32.intersection(node.outputs):
             return False
         if name in _MULTI_INPUT:
+            # Positions and masks of integers are no activations, and no kernel multiplies by them.
             is_single = len(_data_operands(node)) < 2 and name not in _LISTED
-            return not is_single and node.outputs[0] not in self.graph.written
+            return node.is_floating and not is_single and node.outputs[0] not in self.graph.written
         if name in _NONLINEAR and node.outputs[0] in self.graph.written:
             return False
         return name in _AVERAGING or name in _NONLINEAR or name in CLIPPING

@@ -42,6 +42,7 @@ class Node:
         weight: Name of the module's own parameter that is the second argument, if it is one.
         outputs: Values of the returned tensors.
         shapes: Shapes of the operands.
+        is_floating: All operands are floating-point tensors.
         is_tensor: The call returns a tensor, not a tuple that holds one.
         path: Modules around the call, from the one that was called from outside.
         arguments: Arguments of a layer or an affine map, with ``None`` for the tensors that are not constant.
@@ -55,6 +56,7 @@ class Node:
     weight: str | None
     outputs: tuple[int, ...]
     shapes: tuple[torch.Size, ...]
+    is_floating: bool
     is_tensor: bool
     path: tuple[str, ...] = ()
     arguments: tuple[Any, Any] | None = field(default=None, compare=False, repr=False)
@@ -189,20 +191,19 @@ class _Recorder(CallPatcher):
             self.run.note_constants(values, output)
             second = args[1] if len(args) > 1 else kwargs.get("weight")
             weight = next((n for n, p in module.named_parameters(recurse=False) if p is second), None)
-            arguments = self.run.constants_of((args, kwargs)) if name in _WITH_CONSTANTS else None
-            is_tensor = isinstance(output, Tensor)
             node = Node(
-                self.module_name,
-                site,
-                values,
-                weight,
-                outputs,
-                shapes,
-                is_tensor,
-                path,
-                arguments,
-                action,
-                module.training,
+                module=self.module_name,
+                call=site,
+                operands=values,
+                weight=weight,
+                outputs=outputs,
+                shapes=shapes,
+                is_floating=all(tensor.is_floating_point() for tensor in operands),
+                is_tensor=isinstance(output, Tensor),
+                path=path,
+                arguments=self.run.constants_of((args, kwargs)) if name in _WITH_CONSTANTS else None,
+                action=action,
+                in_training=module.training,
             )
             self.run.graph.nodes.append(node)
             self.run.graph.producer.update(dict.fromkeys(outputs, node))

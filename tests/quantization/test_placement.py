@@ -149,3 +149,17 @@ def test_zero_dimensional_tensors_are_not_quantized() -> None:
 )
 def test_names_are_parsed(place: QuantizationPoint) -> None:
     assert QuantizationPoint.from_name(place.module, place.name) == place
+
+
+def test_products_with_integers_are_computed_in_fp32() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x * torch.arange(x.shape[-1]))
+
+    found = Placement(trace(Positions(), torch.randn(2, 4)), {"fc": True})
+    assert left(found) == ["mul"]
+    assert {f"{point.module}.{point.name}".lstrip(".") for point in found.activations()} == {"mul", "fc.linear"}
