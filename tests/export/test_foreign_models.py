@@ -313,3 +313,26 @@ def test_layers_on_constants(dynamic_batch: bool, tmp_path: Path) -> None:
     assert file.integers.integer["linear"] >= 2
     (actual,) = run(session(file.path), ((x,), {}))
     torch.testing.assert_close(actual, model(x), rtol=0.05, atol=0.05)
+
+
+class Scaled(nn.Module):
+    """Blocks with equal learned scales and equal offsets, which the exporter stores once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.scales = nn.ParameterList(torch.full((4,), 0.9) for _ in range(3))
+        self.offsets = nn.ParameterList(torch.zeros(4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer, scale, offset in zip(self.layers, self.scales, self.offsets, strict=True):
+            x = F.relu(layer(x)) ** 2 * scale + offset
+        return x
+
+
+def test_equal_constants_of_several_blocks(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 4)
+    file = lc.export_onnx(lc.calibrate(Scaled().eval(), [x]), tmp_path / "model.onnx", x)
+    assert file.parity is not None
+    assert max(file.parity.steps.values()) <= 1

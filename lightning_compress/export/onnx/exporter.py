@@ -133,8 +133,6 @@ def export_onnx(
 
 
 def _write(model: nn.Module, simulation: Simulation, path: Path, backend: OnnxBackend, **dynamic: bool) -> None:
-    import onnxscript.optimizer
-
     def captured() -> ExportedProgram:
         return capture(model, simulation.inputs, **dynamic)
 
@@ -151,8 +149,7 @@ def _write(model: nn.Module, simulation: Simulation, path: Path, backend: OnnxBa
         )
         assert onnx_program is not None
         backend.dequantize_constants(program, onnx_program.model)
-        # One iteration, which does all that there is to do: a second one only costs time.
-        onnxscript.optimizer.optimize(onnx_program.model, num_iterations=1)
+        _simplify(onnx_program.model)
     onnx_program.save(str(path), external_data=False)
     _clean(path)
     _check_opset(path, backend.opset)
@@ -160,34 +157,27 @@ def _write(model: nn.Module, simulation: Simulation, path: Path, backend: OnnxBa
         _check_dynamic_size(path)
 
 
-def _separate_constants(graph: Any) -> None:
-    """Give each layer a DequantizeLinear node and constants of its own, in place.
+def _simplify(model: Any) -> None:
+    """Fold constants and remove what is unused, in place.
 
-    ONNX Runtime rewrites weights and zero points for its precise kernels, which fails for those of two layers: of a
-    layer that is called twice, and of two layers with equal weights, which the exporter merges.
+    Not by the exporter's own optimization: it merges equal nodes and constants, so that the quantized activations of
+    the file would no longer be those of the model, and ONNX Runtime rewrites weights for its precise kernels, which
+    fails for constants that two layers share.
     """
-    constants = {initializer.name: initializer for initializer in graph.initializer}
-    consumers: dict[str, list[tuple[Any, int]]] = {}
-    for node in graph.node:
-        for i, name in enumerate(node.input):
-            consumers.setdefault(name, []).append((node, i))
-    used: set[str] = set()
-    for node in [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants]:
-        output = node.output[0]
-        for number, (consumer, position) in enumerate(consumers.get(output, [])):
-            own = type(node).FromString(node.SerializeToString()) if number else node
-            for i, role in ((0, "weight"), (2, "zero_point")):
-                if own.input[i] in used:
-                    constant = type(constants[own.input[i]]).FromString(constants[own.input[i]].SerializeToString())
-                    constant.name = f"{output}_{role}_{number}"
-                    constants[constant.name] = constant
-                    graph.initializer.append(constant)
-                    own.input[i] = constant.name
-                used.add(own.input[i])
-            if number:
-                own.name = own.output[0] = consumer.input[position] = f"{output}_copy_{number}"
-                # Before all consumers: nodes must be sorted.
-                graph.node.insert(0, own)
+    import onnxscript.optimizer
+    from onnx_ir.passes import common
+
+    common.InlinePass()(model)
+    onnxscript.optimizer.fold_constants(model)
+    for each in (
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.OutputFixPass(),
+        common.NameFixPass(),
+    ):
+        each(model)
 
 
 def _check_opset(path: Path, opset: int) -> None:
@@ -214,7 +204,7 @@ def _check_dynamic_size(path: Path) -> None:
 
 
 def _clean(path: Path) -> None:
-    """Remove the exporter's annotations, a third of a small file, and give each layer constants of its own."""
+    """Remove the exporter's annotations, a third of a small file."""
     import onnx
 
     model = onnx.load(path)
@@ -225,7 +215,6 @@ def _clean(path: Path) -> None:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param.isdigit():  # a dimension that the model has fixed
                 dim.dim_value = int(dim.dim_param)
-    _separate_constants(model.graph)
     onnx.save(model, path)
 
 

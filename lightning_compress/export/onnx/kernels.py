@@ -71,7 +71,8 @@ def optimized_graph(path: Path) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
         session(path, optimized=optimized)
-        return onnx.load(optimized).graph
+        # With the types of intermediate results, by which arithmetic on shapes is recognized.
+        return onnx.shape_inference.infer_shapes(onnx.load(optimized)).graph
 
 
 def check_integer_kernels(graph: Any, lowered: LoweredModel) -> KernelCounts:

@@ -49,11 +49,14 @@ def check_parity(path: Path, lowered: LoweredModel, simulation: Simulation) -> P
     all_qparams = [qparams for qparams in lowered.activations if not qparams.is_requantized]
     assert [name for name, _ in simulated] == [qparams.name for qparams in all_qparams], "both runs quantize alike"
     feeds = feeds_of(model.graph.input, simulation.inputs)
+    kinds = {i.name: onnx.helper.tensor_dtype_to_np_dtype(i.data_type) for i in model.graph.initializer}
+    dtype = next((kinds[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"), np.uint8)
+    expected = [
+        (integers + qparams.offset).numpy().astype(dtype)
+        for (_, integers), qparams in zip(simulated, all_qparams, strict=True)
+    ]
     points = _split(model, lowered.activations)
-    expected = []
-    for (_, integers), qparams, point in zip(simulated, all_qparams, points, strict=True):
-        expected.append((integers + qparams.offset).numpy().astype(point.dtype))
-        feeds[point.fed] = expected[-1]
+    feeds |= {point.fed: array for point, array in zip(points, expected, strict=True)}
     serialized, names = model.SerializeToString(), [qparams.name for qparams in all_qparams]
     outputs = [point.computed for point in points]
 
@@ -75,12 +78,10 @@ class _SplitPoint:
     Attributes:
         computed: Name of the tensor, an output of the split graph.
         fed: Name of the input that its readers have instead.
-        dtype: Its type.
     """
 
     computed: str
     fed: str
-    dtype: np.dtype
 
 
 def _split(model: Any, all_qparams: Sequence[QParams]) -> list[_SplitPoint]:
@@ -96,7 +97,7 @@ def _split(model: Any, all_qparams: Sequence[QParams]) -> list[_SplitPoint]:
         clip = next((n for n in graph.node if n.op_type == "Clip" and n.input[0] == node.output[0]), None)
         computed = clip.output[0] if clip is not None else node.output[0]
         kind = next(i.data_type for i in graph.initializer if i.name == node.input[2])
-        point = _SplitPoint(computed, f"{computed}_fed", onnx.helper.tensor_dtype_to_np_dtype(kind))
+        point = _SplitPoint(computed, f"{computed}_fed")
         for reader in graph.node:
             for i, name in enumerate(reader.input):
                 if name == computed:
@@ -112,58 +113,12 @@ def _split(model: Any, all_qparams: Sequence[QParams]) -> list[_SplitPoint]:
 
 
 def _quantize_nodes(graph: Any, all_qparams: Sequence[QParams]) -> list[Any]:
-    """Return the QuantizeLinear node of each quantized activation.
-
-    Nodes stand in the order of the activations. Where a tensor is quantized twice with the same parameters, or computed
-    twice, the exporter may have merged both nodes, so that an activation shares the node of an earlier one.
-    """
+    """Return the QuantizeLinear node of each quantized activation; both stand in the order of the run."""
     import onnx
 
     constants = {constant.name: onnx.numpy_helper.to_array(constant) for constant in graph.initializer}
     nodes = [node for node in graph.node if node.op_type == "QuantizeLinear"]
     stored = [tuple(constants[name].item() for name in node.input[1:]) for node in nodes]
     wanted = [(float(np.float32(qparams.scale)), qparams.zero_point) for qparams in all_qparams]
-    # Inputs that are quantized twice are common, equal computations are not: they are merged if nothing else fits.
-    inputs = [qparams.is_input for qparams in all_qparams]
-    chosen = _assign(stored, wanted, inputs) or _assign(stored, wanted, [True] * len(wanted))
-    assert chosen is not None, "the QuantizeLinear nodes of the file are not those of the model"
-    return [nodes[k] for k in chosen]
-
-
-def _assign(
-    stored: Sequence[tuple[Any, ...]], wanted: Sequence[tuple[Any, ...]], may_merge: Sequence[bool]
-) -> list[int] | None:
-    """Assign a node to each activation by depth-first search, or return ``None`` if that is not possible.
-
-    Every activation takes an earlier node if it can and some are left to merge, else the next node with its parameters,
-    and a contradiction undoes the latest merge.
-
-    >>> _assign(stored=["a", "b"], wanted=["a", "a", "b"], may_merge=[True, True, True])
-    [0, 0, 1]
-    """
-    chosen: list[int] = []
-    merged: list[bool] = []
-    tries_merge = True
-    while len(chosen) < len(wanted) or len(chosen) - sum(merged) < len(stored):
-        i = len(chosen)
-        following = i - sum(merged)
-        candidates = [chosen[k] for k in range(i) if i < len(wanted) and may_merge[k] and wanted[k] == wanted[i]]
-        is_left = sum(merged) < len(wanted) - len(stored)
-        if i < len(wanted) and tries_merge and may_merge[i] and candidates and is_left:
-            merged.append(True)
-            chosen.append(candidates[-1])
-        elif i < len(wanted) and following < len(stored) and wanted[i] == stored[following]:
-            merged.append(False)
-            chosen.append(following)
-        else:
-            while merged and not merged[-1]:
-                merged.pop()
-                chosen.pop()
-            if not merged:
-                return None
-            merged.pop()
-            chosen.pop()
-            tries_merge = False
-            continue
-        tries_merge = True
-    return chosen
+    assert stored == wanted, "the QuantizeLinear nodes of the file are not those of the model"
+    return nodes
