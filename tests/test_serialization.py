@@ -144,7 +144,7 @@ def module_that_must_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """A module on the path that leaves a mark when it is imported, as code of an attacker would."""
     mark = tmp_path / "mark"
     (tmp_path / "payload.py").write_text(
-        f"open({str(mark)!r}, 'w').close()\nfrom dataclasses import dataclass\n@dataclass\nclass Loss:\n    x: int = 0\n"
+        f"from dataclasses import dataclass\nopen({str(mark)!r}, 'w').close()\n@dataclass\nclass Loss: x: int = 0\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     yield mark
@@ -153,9 +153,7 @@ def module_that_must_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_no_other_module_is_imported(module_that_must_not_run: Path) -> None:
     for plain in ({"class_path": "payload.Loss", "init_args": {}}, {"type_path": "payload.Loss"}):
-        with pytest.raises(
-            ValueError, match=r"is not imported, .*: if you trust it, call torch\.serialization\.add_safe"
-        ):
+        with pytest.raises(ValueError, match=r"is not imported, .*call torch\.serialization\.add_safe_globals"):
             from_plain({"losses": [plain]})
         with pytest.raises(ValueError, match="is not imported"):
             check_class_paths({"losses": [plain]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from lightning_compress.channels.module_sizes import REMOVABLE_ATTRIBUTES
@@ -87,7 +88,7 @@ def _parse_kept(name: str, data: Any, size: int) -> tuple[int, ...]:
     # Neighbors are compared instead of a set of all indices below the size, which a few bytes can make huge.
     if not kept or not all(type(index) is int for index in kept) or not 0 <= kept[0] <= kept[-1] < size:
         raise ValueError(f"the kept indices of {name!r} must lie below {size}")
-    if any(index >= following for index, following in zip(kept, kept[1:], strict=False)):
+    if any(index >= following for index, following in pairwise(kept)):
         raise ValueError(f"the kept indices of {name!r} must increase")
     return tuple(kept)
 

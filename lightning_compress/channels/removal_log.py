@@ -65,7 +65,8 @@ class RemovalLog:
             model: Model of the same class and arguments as the one that was shrunk.
 
         Raises:
-            ValueError: If tensors or attributes of the model have other names, shapes or values; the model is then unchanged.
+            ValueError: If tensors or attributes of the model have other names, shapes or values; the model is then
+                unchanged.
         """
         tensors = named_tensors(model)
         mismatch = tensor_mismatch(tensors, {name: cut.shape for name, cut in self.cuts.items()})

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.quantization.insertion import quantizers_of, remove_quantizers
-from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.observers import RangeStatistics
 from lightning_compress.quantization.placement import QuantizationPoint
 from lightning_compress.quantization.quantizer import PREFIX

@@ -121,11 +121,8 @@ def test_files_of_version_1_stay_readable(tmp_path: Path) -> None:
 
 def test_the_format_of_a_file(tmp_path: Path) -> None:
     read(tmp_path, VERSION_1).save(tmp_path / "log.json")
-    assert json.loads((tmp_path / "log.json").read_text()) == {
-        **json.loads(VERSION_1),
-        "version": 2,
-        "crc32": 171420196,
-    }
+    expected = {**json.loads(VERSION_1), "version": 2, "crc32": 171420196}
+    assert json.loads((tmp_path / "log.json").read_text()) == expected
 
 
 def test_a_formatter_may_rewrite_a_file(tmp_path: Path) -> None:
