@@ -70,6 +70,7 @@ def _sizes_after(model: nn.Module, cuts: Mapping[str, TensorCut]) -> tuple[dict[
 def _head_counts(attention: nn.Module, width: int) -> dict[str, int]:
     """Return the attributes of an attention module with ``width`` channels left in all heads together."""
     before = {name: getattr(attention, name) for name in ("num_heads", "attn_dim") if hasattr(attention, name)}
+    assert isinstance(attention.proj, nn.Linear)
     return {name: value * width // attention.proj.in_features for name, value in before.items()}
 
 
