@@ -2,7 +2,7 @@
 
 The default suite reads a few of each kind. All of them, with the counts printed::
 
-    python -m pytest tests/hostile -m "slow or not slow" -s -n 0
+    python -m pytest tests/hostile -m slow -s -n 0
 """
 
 from __future__ import annotations
