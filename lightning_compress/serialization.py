@@ -7,6 +7,8 @@ from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any
 
+import torch
+
 
 def to_plain(value: Any) -> Any:
     """Convert frozen dataclasses, also inside lists and mappings, to ``class_path`` and ``init_args`` as jsonargparse.
@@ -32,8 +34,12 @@ def to_plain(value: Any) -> Any:
 def from_plain(value: Any) -> Any:
     """Invert :func:`to_plain`, except that tuples outside specifications stay lists.
 
+    Plain data come from checkpoints, which may be malicious: only classes of this package, torch, timm and lightning
+    are imported, and classes that the user has allowed with ``torch.serialization.add_safe_globals``.
+
     Raises:
-        ValueError: If a ``class_path`` does not name a dataclass, or the dataclass does not accept the ``init_args``.
+        ValueError: If a ``class_path`` does not name a dataclass that is allowed, or the dataclass does not accept the
+            ``init_args``.
 
     >>> from lightning_compress.schedules import QATSchedule
     >>> from_plain(to_plain(QATSchedule())) == QATSchedule()
@@ -43,7 +49,7 @@ def from_plain(value: Any) -> Any:
         specification = _import_dataclass(value["class_path"])
         try:
             return specification(**from_plain(value["init_args"]))
-        except TypeError as error:
+        except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
             raise ValueError(f"init_args do not fit class_path={value['class_path']!r}: {error}.") from error
     if isinstance(value, Mapping) and set(value) == {"type_path"}:
         return _import_class(value["type_path"], "type_path")
@@ -52,7 +58,26 @@ def from_plain(value: Any) -> Any:
     return [from_plain(item) for item in value] if isinstance(value, list) else value
 
 
-def _import_dataclass(path: str) -> Any:
+def check_class_paths(value: Any) -> None:
+    """Check that all classes that plain data name are allowed, without importing any of them.
+
+    Raises:
+        ValueError: If a ``class_path`` or ``type_path`` names another class.
+
+    >>> check_class_paths({"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}})
+    """
+    if isinstance(value, Mapping):
+        for key in _PATH_KEYS & set(value):
+            _check_allowed(value[key], key)
+    for item in value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ():
+        check_class_paths(item)
+
+
+_PATH_KEYS = {"class_path", "type_path"}
+_PACKAGES = ("lightning_compress", "torch", "timm", "lightning")
+
+
+def _import_dataclass(path: Any) -> Any:
     cls = _import_class(path, "class_path")
     # Nothing but dataclasses is called: a checkpoint must not be able to run arbitrary code.
     if not is_dataclass(cls):
@@ -60,12 +85,37 @@ def _import_dataclass(path: str) -> Any:
     return cls
 
 
-def _import_class(path: str, key: str) -> Any:
+def _import_class(path: Any, key: str) -> Any:
+    _check_allowed(path, key)
+    if path in _safe_classes():
+        return _safe_classes()[path]
     module, _, name = path.rpartition(".")
     try:
         cls = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{key}={path!r} cannot be imported: {error}.") from error
+    except Exception as error:  # optional modules of the packages fail with errors of any kind
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{key}={path!r} cannot be imported: {reason}.") from error
     if not isinstance(cls, type):
         raise ValueError(f"{key}={path!r} is not a class.")
+    # The packages import others, under whose names nothing may be reached.
+    _check_allowed(f"{cls.__module__}.{cls.__qualname__}", key)
     return cls
+
+
+def _check_allowed(path: Any, key: str) -> None:
+    # Importing a module runs its code, and a file of that name may lie in the working directory.
+    package, *names = str(path).split(".")
+    is_ours = isinstance(path, str) and package in _PACKAGES and names and "__main__" not in names
+    if not is_ours and str(path) not in _safe_classes():
+        raise ValueError(
+            f"{key}={path!r} is not imported, because a checkpoint may only name classes of {', '.join(_PACKAGES)}: "
+            "if you trust it, call torch.serialization.add_safe_globals([the class]) first."
+        )
+
+
+def _safe_classes() -> dict[Any, type]:
+    """Return the classes that the user has allowed, by their paths."""
+    # Entries are objects, or pairs of an object and its path.
+    pairs = (entry if isinstance(entry, tuple) else (entry, "") for entry in torch.serialization.get_safe_globals())
+    found = ((path or f"{cls.__module__}.{cls.__qualname__}", cls) for cls, path in pairs if isinstance(cls, type))
+    return {path: cls for path, cls in found if not path.startswith("builtins.")}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 import lightning_compress as lc
-from lightning_compress.serialization import from_plain, to_plain
+from lightning_compress.serialization import check_class_paths, from_plain, to_plain
 
 RAMP = lc.Ramp(0.0, 2.0, lc.Schedule(begin="1ep", end="3ep", every=2, curve="cosine"))
 PAIRS = (("conv1", "layer1"), ("conv2", "layer2"))
@@ -111,13 +113,21 @@ class Renamed:
     ("plain", "words"),
     [
         ({"class_path": "torch.nn.Linear", "init_args": {}}, "'torch.nn.Linear' is not a specification: it must name"),
-        ({"class_path": "os.system", "init_args": {"command": "true"}}, "class_path='os.system' is not a class"),
-        ({"class_path": "nowhere.KD", "init_args": {}}, "class_path='nowhere.KD' cannot be imported: No module named"),
+        ({"class_path": "os.system", "init_args": {"command": "true"}}, "class_path='os.system' is not imported, bec"),
+        ({"class_path": "torch.nn.nowhere.KD", "init_args": {}}, "cannot be imported: No module named"),
+        ({"class_path": "torch.save", "init_args": {}}, "class_path='torch.save' is not a class"),
+        ({"class_path": "torchvision.KD", "init_args": {}}, "'torchvision.KD' is not imported, because a checkpoint"),
+        ({"class_path": "lightning_compress.cli.__main__.main", "init_args": {}}, "__main__.main' is not imported"),
+        ({"class_path": "lightning_compress.packing.reader.Path", "init_args": {}}, "Path' is not imported, because a"),
+        ({"class_path": 3, "init_args": {}}, "class_path=3 is not imported"),
+        ({"class_path": ["torch"], "init_args": {}}, "is not imported"),
+        ({"class_path": "lightning_compress.distillation.ramp.Ramp", "init_args": []}, "init_args do not fit"),
+        ({"class_path": "lightning_compress.schedules.Schedule", "init_args": 3}, "init_args do not fit"),
         (
             {"class_path": "lightning_compress.serialization.KD", "init_args": {}},
             "cannot be imported: module .* has no attri",
         ),
-        ({"class_path": "KD", "init_args": {}}, "class_path='KD' cannot be imported"),
+        ({"class_path": "KD", "init_args": {}}, "class_path='KD' is not imported"),
         ({"class_path": "lightning_compress.distillation.logits.KD", "init_args": {"heat": 3}}, "argument 'heat'"),
         ({"type_path": "torch.nn.functional.relu"}, "type_path='torch.nn.functional.relu' is not a class"),
         ({"type_path": "torch.nn.Nothing"}, "type_path='torch.nn.Nothing' cannot be imported"),
@@ -129,9 +139,50 @@ def test_unsupported_data(plain: dict[str, Any], words: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.fixture
+def module_that_must_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A module on the path that leaves a mark when it is imported, as code of an attacker would."""
+    mark = tmp_path / "mark"
+    (tmp_path / "payload.py").write_text(
+        f"from dataclasses import dataclass\nopen({str(mark)!r}, 'w').close()\n@dataclass\nclass Loss: x: int = 0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield mark
+    sys.modules.pop("payload", None)
+
+
+def test_no_other_module_is_imported(module_that_must_not_run: Path) -> None:
+    for plain in ({"class_path": "payload.Loss", "init_args": {}}, {"type_path": "payload.Loss"}):
+        with pytest.raises(ValueError, match=r"is not imported, .*call torch\.serialization\.add_safe_globals"):
+            from_plain({"losses": [plain]})
+        with pytest.raises(ValueError, match="is not imported"):
+            check_class_paths({"losses": [plain]})
+    assert not module_that_must_not_run.exists()
+
+
+def test_a_class_that_the_user_has_allowed() -> None:
+    specification = Renamed(5)
+    plain = to_plain({"a": specification, "b": Renamed})
+    with pytest.raises(ValueError, match="is not imported"):
+        from_plain(plain)
+    with torch.serialization.safe_globals([Renamed]):
+        assert from_plain(plain) == {"a": specification, "b": Renamed}
+        check_class_paths(plain)
+    with torch.serialization.safe_globals([(Renamed, "elsewhere.Named")]):
+        assert from_plain({"type_path": "elsewhere.Named"}) is Renamed
+
+
+def test_all_paths_are_checked_but_not_imported() -> None:
+    check_class_paths([{"class_path": "torch.nowhere.Nothing", "init_args": {"a": [1, None]}}, "os.system", 3])
+    with pytest.raises(ValueError, match=r"class_path='os\.system' is not imported"):
+        check_class_paths({"a": {"class_path": "torch.optim.SGD", "init_args": [{"class_path": "os.system"}]}})
+
+
 def test_an_instance_of_a_dataclass_is_not_a_class() -> None:
     import tests.test_serialization as here
 
     here.INSTANCE = replace(Renamed())
-    with pytest.raises(ValueError, match="is not a class"):
+    with pytest.raises(ValueError, match="is not imported"):
         from_plain({"class_path": "tests.test_serialization.INSTANCE", "init_args": {}})
+    with pytest.raises(ValueError, match="is not a class"):
+        from_plain({"class_path": "lightning_compress.packing.encodings.ENCODINGS", "init_args": {}})

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+REMOVABLE_ATTRIBUTES = frozenset(
+    [
+        *("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_parameters"),
+        *("num_heads", "attn_dim"),  # of attention modules
+    ]
+)
+"""Names of the attributes that a removal of channels changes; a file may set no others."""
 
 
 def is_depthwise(module: nn.Module | nn.Parameter) -> bool:
@@ -12,25 +22,25 @@ def is_depthwise(module: nn.Module | nn.Parameter) -> bool:
     return isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels == module.out_channels
 
 
-def module_sizes(module: nn.Module) -> dict[str, int]:
-    """Return the size attributes that a module should have for its tensors, which may have lost channels.
+def module_sizes(module: nn.Module, shape: Sequence[int] | None = None) -> dict[str, int]:
+    """Return the size attributes that a module should have for its weight, which may have lost channels.
 
-    >>> conv = nn.Conv2d(8, 8, 3, groups=8)
-    >>> conv.weight = nn.Parameter(conv.weight[:5])
-    >>> module_sizes(conv)
+    Args:
+        module: The module.
+        shape: Shape of its weight; by default that of the weight it has.
+
+    >>> module_sizes(nn.Conv2d(8, 8, 3, groups=8), (5, 1, 3, 3))
     {'in_channels': 5, 'out_channels': 5, 'groups': 5}
     """
+    if not isinstance(module, (_ConvNd, nn.Linear, _BatchNorm, nn.PReLU)) or module.weight is None:
+        return {}
+    shape = tuple(module.weight.shape if shape is None else shape)
     if is_depthwise(module):
-        assert isinstance(module, _ConvNd)
-        return dict.fromkeys(("in_channels", "out_channels", "groups"), len(module.weight))
+        return dict.fromkeys(("in_channels", "out_channels", "groups"), shape[0])
     if isinstance(module, _ConvTransposeNd):
-        return {"in_channels": module.weight.shape[0], "out_channels": module.weight.shape[1] * module.groups}
+        return {"in_channels": shape[0], "out_channels": shape[1] * module.groups}
     if isinstance(module, _ConvNd):
-        return {"in_channels": module.weight.shape[1] * module.groups, "out_channels": module.weight.shape[0]}
+        return {"in_channels": shape[1] * module.groups, "out_channels": shape[0]}
     if isinstance(module, nn.Linear):
-        return {"in_features": module.weight.shape[1], "out_features": module.weight.shape[0]}
-    if isinstance(module, _BatchNorm) and module.weight is not None:
-        return {"num_features": len(module.weight)}
-    if isinstance(module, nn.PReLU):
-        return {"num_parameters": len(module.weight)}
-    return {}
+        return {"in_features": shape[1], "out_features": shape[0]}
+    return {"num_features" if isinstance(module, _BatchNorm) else "num_parameters": shape[0]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +12,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lightning_compress.atomic_files import atomic_write
 from lightning_compress.channels.groups import named_tensors
+from lightning_compress.channels.log_format import format_log, parse_log
+from lightning_compress.channels.replay_check import attribute_mismatch, tensor_mismatch
 from lightning_compress.channels.tensor_cut import TensorCut, cut_tensors_, set_attribute_
-
-_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,15 @@ class RemovalLog:
             model: Model of the same class and arguments as the one that was shrunk.
 
         Raises:
-            ValueError: If the tensors of the model have other names or shapes; the model is then unchanged.
+            ValueError: If tensors or attributes of the model have other names, shapes or values; the model is then
+                unchanged.
         """
         tensors = named_tensors(model)
-        mismatch = _mismatch(tensors, {name: cut.shape for name, cut in self.cuts.items()})
+        mismatch = tensor_mismatch(tensors, {name: cut.shape for name, cut in self.cuts.items()})
         self.remember(model.named_parameters())
-        if mismatch and not _mismatch(tensors, {name: cut.final_shape for name, cut in self.cuts.items()}):
+        if mismatch and not tensor_mismatch(tensors, {name: cut.final_shape for name, cut in self.cuts.items()}):
             return
+        mismatch = mismatch or attribute_mismatch(model, self.cuts, self.attributes)
         if mismatch:
             raise ValueError(f"The removal log belongs to another model: {mismatch}.")
         cut_tensors_(model, self.cuts)
@@ -94,24 +95,20 @@ class RemovalLog:
 
     def save(self, path: str | Path) -> None:
         """Write the log to a JSON file, atomically."""
-        cuts = {name: {"shape": cut.shape, "kept": cut.kept} for name, cut in self.cuts.items()}
         with atomic_write(path) as partial:
-            data = {"tensors": cuts, "attributes": self.attributes, "transposed": self.transposed}
-            partial.write_text(json.dumps({"version": _VERSION, **data}))
+            partial.write_text(format_log(self.cuts, self.attributes, self.transposed))
 
     @staticmethod
     def load(path: str | Path) -> RemovalLog:
         """Read a file written by :meth:`save`.
 
         Raises:
-            ValueError: If the file is not a removal log of this version.
+            ValueError: If the file is not a removal log, of this version or an earlier one, or is damaged.
         """
         try:
-            return _parse_log(json.loads(Path(path).read_text()))
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(
-                f"{path} is not a removal log of version {_VERSION}: write one with RemovalLog.save."
-            ) from error
+            return RemovalLog(*parse_log(Path(path).read_text()))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a removal log ({error}): write one with RemovalLog.save.") from error
 
     def remember(self, parameters: Iterable[tuple[str, Tensor]]) -> None:
         """Record the names of parameters for as long as the parameters exist."""
@@ -125,39 +122,3 @@ class RemovalLog:
     def __reduce__(self) -> Any:
         # Weak references cannot be pickled, and names of parameters are only valid within a process.
         return RemovalLog, (self.cuts, self.attributes, self.transposed)
-
-
-def _mismatch(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Describe the first tensor that is missing or has another shape; empty if there is none."""
-    for name, shape in shapes.items():
-        if name not in tensors:
-            return f"the model has no tensor {name!r}{_prefix_hint(name, tensors)}"
-        if tuple(tensors[name].shape) != shape:
-            return f"{name!r} has shape {tuple(tensors[name].shape)} instead of {shape}"
-    return ""
-
-
-def _prefix_hint(name: str, present: Iterable[str]) -> str:
-    """Return a hint if a tensor is present under the same name with a longer or shorter prefix."""
-    longer = next((other.removesuffix(name) for other in present if other.endswith(f".{name}")), "")
-    shorter = next((name.removesuffix(other) for other in present if name.endswith(f".{other}")), "")
-    if longer:
-        return f" but {longer + name!r}: pass its submodule {longer[:-1]!r}"
-    if shorter:
-        return f" but {name.removeprefix(shorter)!r}: pass the module that contains it as {shorter[:-1]!r}"
-    return ""
-
-
-def _parse_log(data: Any) -> RemovalLog:
-    if data["version"] != _VERSION:
-        raise ValueError(data["version"])
-    cuts = {
-        name: TensorCut(tuple(cut["shape"]), {int(dim): tuple(kept) for dim, kept in cut["kept"].items()})
-        for name, cut in data["tensors"].items()
-    }
-    for cut in cuts.values():
-        for dim, kept in cut.kept.items():
-            if not kept or list(kept) != sorted(set(kept) & set(range(cut.shape[dim]))):
-                raise ValueError(kept)
-    attributes = {path: (before, after) for path, (before, after) in data["attributes"].items()}
-    return RemovalLog(cuts, attributes, data.get("transposed", ()))

@@ -20,6 +20,7 @@ import lightning_compress
 import lightning_compress.data
 import lightning_compress.models.classification
 from lightning_compress.cli.checkpoint_io import AtomicCheckpointIO
+from lightning_compress.cli.config_files import check_config_files
 from lightning_compress.cli.errors import exit_on_config_error
 from lightning_compress.cli.parser import CompressionArgumentParser
 from lightning_compress.cli.run_directory import run_directory
@@ -118,7 +119,9 @@ class CompressionCLI(LightningCLI):
         if isinstance(args, (dict, Namespace)):
             self.config = parser.parse_object(args)
         else:
-            self.config = parser.parse_args(args if args is not None else sys.argv[1:])
+            arguments = args if args is not None else sys.argv[1:]
+            check_config_files(arguments)
+            self.config = parser.parse_args(arguments)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: LightningCLI would silently override the configuration with a checkpoint's hyperparameters."""

@@ -6,5 +6,5 @@
 - ``teacher.py``: specifications of teachers; ``teacher_loading.py`` builds them, ``teacher_ensemble.py`` holds them.
 - ``frozen_network.py``, ``mean_teacher.py``, ``peer.py``: pretrained, averaged and jointly trained teachers.
 - ``student_capture.py``, ``feature_hooks.py``: inputs, logits and features of a step, read by forward hooks.
-- ``keyed.py``, ``logit_cache.py``: teacher logits on disk.
+- ``keyed.py``, ``logit_cache.py``, ``cached_rows.py``: teacher logits on disk.
 """

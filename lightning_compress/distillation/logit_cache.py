@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import errno
-import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_BLOCK = 2**16  # samples per file
-_SIGNATURE = 16  # values of a sample that are stored to detect another sample under the same key
+from lightning_compress.distillation.cached_rows import BLOCK, SIGNATURE, CachedRows
 
 
 class LogitCache:
     """Logits by key in memory-mapped files that several processes may read and write at the same time.
 
     Each row also stores a few values of its sample: another sample under the same key raises an error instead of
-    returning wrong logits. A row is valid once its last byte is set. Rows lost by truncation of a file are computed
-    again. Read-only files can be read.
+    returning wrong logits. Rows that are damaged or lost by truncation of a file are computed again. Read-only files
+    can be read.
 
     Args:
         directory: Directory of the files; created when the first row is written.
@@ -31,7 +29,7 @@ class LogitCache:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._blocks: dict[int, Any] = {}
+        self._blocks: dict[int, CachedRows] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # Memory maps would be pickled by value; a copy opens the files again.
@@ -72,86 +70,70 @@ class LogitCache:
         return torch.from_numpy(self._read(numbers)).to(inputs.device)
 
     def _find_cached(self, keys: np.ndarray, signatures: np.ndarray) -> np.ndarray:
-        """Return a mask ``(N,)`` of the keys with a valid row, after comparing the signatures of those rows."""
-        cached = np.zeros(len(keys), dtype=bool)
+        """Return a mask ``(N,)`` of the keys with an intact row, after comparing the signatures of those rows."""
+        cached, num_damaged = np.zeros(len(keys), dtype=bool), 0
         for block, rows, positions in self._by_block(keys):
-            if (table := self._table(block)) is None:
+            if (file := self._rows(block)) is None:
                 continue
-            complete = table["complete"][rows] == 1
-            if not np.array_equal(table["signature"][rows[complete]], signatures[positions[complete]], equal_nan=True):
+            intact = file.complete(rows)
+            complete = int(intact.sum())
+            intact[intact] = file.intact(rows[intact])
+            num_damaged += complete - int(intact.sum())
+            if not np.array_equal(file.signatures(rows[intact]), signatures[positions[intact]], equal_nan=True):
                 raise ValueError(
                     f"The cache in {str(self.directory)!r} holds other samples under these keys: augmentation must "
                     "depend on the key alone (no mixup), and another dataset or Keyed(seed=...) needs its own "
                     "directory."
                 )
-            cached[positions] = complete
+            cached[positions] = intact
+        if num_damaged:
+            warnings.warn(
+                f"The cache in {str(self.directory)!r} has {num_damaged} damaged rows in a batch, which are computed "
+                "again: check the disk.",
+                stacklevel=2,
+            )
         return cached
 
     def _read(self, keys: np.ndarray) -> np.ndarray:
-        blocks = [(positions, self._table(block)["logits"][rows]) for block, rows, positions in self._by_block(keys)]
+        blocks = [(positions, self._blocks[block].logits(rows)) for block, rows, positions in self._by_block(keys)]
         result = np.empty((len(keys), blocks[0][1].shape[1]), dtype=np.float32)
         for positions, logits in blocks:
+            if logits.shape[1] != result.shape[1]:
+                self._refuse_classes(logits.shape[1], result.shape[1])
             result[positions] = logits
         return result
 
     def _write(self, keys: np.ndarray, signatures: np.ndarray, logits: np.ndarray) -> None:
         for block, rows, positions in self._by_block(keys):
-            table = self._table(block, num_classes=logits.shape[1])
-            if table["logits"].shape[1] != logits.shape[1]:
-                raise ValueError(
-                    f"The cache in {str(self.directory)!r} has {table['logits'].shape[1]} classes, the teacher has "
-                    f"{logits.shape[1]}: give another directory."
-                )
-            if not table.flags.writeable:
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            table["signature"][rows], table["logits"][rows] = signatures[positions], logits[positions]
-            # Last, so that a row is never valid before it is written.
-            table["complete"][rows] = 1
+            file = self._rows(block)
+            if file is None:
+                file = self._blocks[block] = CachedRows.create(self.directory, block, logits.shape[1])
+            if file.num_classes != logits.shape[1]:
+                self._refuse_classes(file.num_classes, logits.shape[1])
+            file.write(rows, signatures[positions], logits[positions])
 
-    def _table(self, block: int, num_classes: int | None = None) -> Any:
-        """Return the rows of a file, or None if it does not exist and ``num_classes`` to create it is not given."""
-        if block not in self._blocks:
-            path = next(iter(sorted(self.directory.glob(f"logits-{block}-*.bin"))), None)
-            if path is None:
-                if num_classes is None:
-                    return None
-                path = self.directory / f"logits-{block}-{num_classes}.bin"
-                self._create(path, num_classes)
-            self._blocks[block] = _memory_map(path, num_classes=int(path.stem.rpartition("-")[2]))
-        return self._blocks[block]
+    def _refuse_classes(self, cached: int, computed: int) -> NoReturn:
+        raise ValueError(
+            f"The cache in {str(self.directory)!r} has {cached} classes, the teacher has {computed}: give another "
+            "directory."
+        )
 
-    def _create(self, path: Path, num_classes: int) -> None:
-        """Create a sparse file of zeros, which takes no disk space until rows are written."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        # Append mode keeps the content if another process has created the file in the meantime.
-        with path.open("ab") as file:
-            file.truncate(_BLOCK * _row(num_classes).itemsize)
+    def _rows(self, block: int) -> CachedRows | None:
+        """Return the rows of a block, or None if it has no file yet."""
+        if block not in self._blocks and (found := CachedRows.find(self.directory, block)) is not None:
+            self._blocks[block] = found
+        return self._blocks.get(block)
 
     @staticmethod
     def _by_block(keys: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """Group keys by file: its number, the rows in it, and the positions of their keys in the batch."""
-        blocks = keys // _BLOCK
+        blocks = keys // BLOCK
         groups = [(int(block), np.flatnonzero(blocks == block)) for block in np.unique(blocks)]
-        return [(block, keys[positions] % _BLOCK, positions) for block, positions in groups]
-
-
-def _memory_map(path: Path, num_classes: int) -> Any:
-    """Map a file, extended to its full length if it was truncated, and read-only if it cannot be written."""
-    try:
-        return np.memmap(path, _row(num_classes), mode="r+", shape=(_BLOCK,))
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        return np.memmap(path, _row(num_classes), mode="r", shape=(_BLOCK,))
-
-
-def _row(num_classes: int) -> np.dtype[Any]:
-    """Return the layout of a row, with ``complete`` at its end: a row that was truncated reads it as zero."""
-    return np.dtype([("signature", "<f4", _SIGNATURE), ("logits", "<f4", num_classes), ("complete", "u1")])
+        return [(block, keys[positions] % BLOCK, positions) for block, positions in groups]
 
 
 def _signatures(inputs: Tensor) -> np.ndarray:
     """Return values at evenly spaced positions of each sample, ``(N, 16)`` in float32."""
     flat = inputs.detach().flatten(1)
-    positions = torch.linspace(0, flat.shape[1] - 1, _SIGNATURE, device=flat.device).round().long()
+    positions = torch.linspace(0, flat.shape[1] - 1, SIGNATURE, device=flat.device).round().long()
     return flat[:, positions].float().cpu().numpy()

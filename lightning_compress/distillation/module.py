@@ -28,6 +28,7 @@ from lightning_compress.distillation.teacher_accuracy import teacher_accuracy
 from lightning_compress.distillation.teacher_ensemble import TeacherEnsemble
 from lightning_compress.distillation.teacher_loading import as_teachers, has_network
 from lightning_compress.distillation.wrapped_module import adopt_hooks
+from lightning_compress.models.checkpoint_loading import CheckedModule
 from lightning_compress.serialization import from_plain, to_plain
 from lightning_compress.trainer.batches import first_training_batch, training_step
 from lightning_compress.trainer.progress import check_time_fits, progress
@@ -37,7 +38,7 @@ _COMBINE = {"mean": average_uniformly, "confidence": average_by_confidence}
 _CHECKPOINT_KEY = "distillation"
 
 
-class DistillationModule(LightningModule):
+class DistillationModule(CheckedModule):
     """Train a student on its own loss and on distillation losses from one or several teachers.
 
     The student is a LightningModule, ``self.student``. In its ``training_step``, which computes the task loss, forward

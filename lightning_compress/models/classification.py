@@ -11,7 +11,6 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_compress.models import networks  # noqa: F401  (registers its networks with timm)
+from lightning_compress.models.checkpoint_loading import CheckedModule
 from lightning_compress.models.mixup import Mixup
 from lightning_compress.models.stem import keep_resolution_
 from lightning_compress.models.weights import load_weights_
@@ -31,7 +31,7 @@ def sgd(params: Iterable[Any]) -> Optimizer:
     return torch.optim.SGD(params, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
 
 
-class ClassificationModule(LightningModule):
+class ClassificationModule(CheckedModule):
     """Train a network for image classification with cross-entropy.
 
     Logs ``train/loss``, ``val/loss``, ``val/acc``, ``test/loss`` and ``test/acc`` (top-1 accuracy in [0, 1]).

@@ -37,6 +37,8 @@ _LEVELS = _probability_levels()
 _LEVEL_OF = np.searchsorted((_LEVELS[1:] + _LEVELS[:-1]) // 2, np.arange(_ONE + 1)).astype(np.uint8)
 _MODELS = [ans_stack.Categorical(np.array([p, _ONE - p], dtype=np.float64), perfect=False) for p in _LEVELS.tolist()]
 _BITS_OF_ZERO, _BITS_OF_ONE = -np.log2(_LEVELS / _ONE), -np.log2(1 - _LEVELS / _ONE)
+# With fewer rows the model has nothing to learn from, and with one column nothing to distinguish.
+_MIN_ROWS, _MIN_COLUMNS = 4, 2
 _STRENGTHS = (1, 4, 16)  # weights of the prior, in rows
 
 
@@ -53,8 +55,7 @@ class _Prior(NamedTuple):
 
 def _plan(nonzero: Mask, num_columns: int) -> EncodingPlan | None:
     rows = nonzero.reshape(-1, num_columns)
-    # With fewer rows the model has nothing to learn from, and with one column nothing to distinguish.
-    if len(rows) < 4 or num_columns < 2:
+    if len(rows) < _MIN_ROWS or num_columns < _MIN_COLUMNS:
         return None
     blocks = list(_row_blocks(len(rows)))
     heights = np.array([[stop - start] for start, stop in blocks])
@@ -95,6 +96,9 @@ def _encode(rows: Mask, blocks: list[tuple[int, int]], levels: NDArray[np.uint8]
 def _read(stream: Stream, size: int, num_columns: int) -> Mask:
     strength, sparsity = checked_parameters(2, stream.parameters)
     prior = _Prior(checked_int(strength, at_least=1, at_most=_ONE), checked_int(sparsity, at_least=1, at_most=_ONE - 1))
+    # As few rows as are never written, with their many columns, would take a lot of memory for counts.
+    if size < _MIN_ROWS * num_columns or num_columns < _MIN_COLUMNS:
+        raise ValueError(f"{size} elements in rows of {num_columns} do not have a mask by columns")
     nonzero = np.empty((size // num_columns, num_columns), np.bool_)
     stack, zeros_before = ans_stack.stack_of(stream.data), np.zeros(num_columns, np.int64)
     for start, stop in _row_blocks(len(nonzero)):

@@ -17,8 +17,10 @@ from typing import IO, Any
 from lightning_compress.packing.entry import Entry
 from lightning_compress.packing.entry_parsing import parse_entry
 
-VERSION = "1"
+VERSION = "2"
 FORMAT = "lightning_compress.packed"
+# Metadata of each version that can be read. The first one has no checksum of the index.
+_KEYS = {"1": {"format", "version", "index"}, "2": {"format", "version", "crc32", "index"}}
 _MAX_HEADER_BYTES = 2**27
 # A few bytes can inflate to gigabytes. Indices of real models grow 5 to 20 times.
 _MAX_INFLATION = 64
@@ -30,7 +32,7 @@ def header_of(entries: Sequence[Entry], num_bytes: int) -> bytes:
     index = json.dumps([entry.to_json() for entry in entries], separators=(",", ":")).encode()
     # JSON escapes none of the characters of base 85, which takes 5 characters for 4 bytes; base 64 takes 16 for 12.
     text = base64.b85encode(zlib.compress(index, 9)).decode()
-    metadata = {"format": FORMAT, "version": VERSION, "index": text}
+    metadata = {"format": FORMAT, "version": VERSION, "crc32": _checksum(text), "index": text}
     header = {"__metadata__": metadata, "packed": _description(num_bytes)}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     return len(encoded).to_bytes(_LENGTH_BYTES, "little") + encoded
@@ -72,21 +74,31 @@ def _index(header: Any) -> list[Any]:
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise ValueError("not a packed file of lightning_compress")
-    if metadata.get("version") != VERSION:
-        version = str(metadata.get("version"))[:20]
-        raise ValueError(f"version {version!r} of the format is not supported, only version {VERSION!r}")
-    index = _parse_json(_inflate(metadata.get("index")), "index")
+    version = str(metadata.get("version"))
+    if version not in _KEYS:
+        versions = " and ".join(map(repr, _KEYS))
+        raise ValueError(f"version {version[:20]!r} of the format is not supported, only {versions}")
+    if set(metadata) != _KEYS[version] or not isinstance(metadata["index"], str):
+        raise ValueError(f"the header does not have the keys of version {version!r}")
+    # Tensors have checksums of their own, which do not tell if one is missing or refers to another one's memory.
+    if "crc32" in metadata and metadata["crc32"] != _checksum(metadata["index"]):
+        raise ValueError("the index is damaged: its checksum does not match")
+    index = _parse_json(_inflate(metadata["index"]), "index")
     if not isinstance(index, list):
         raise ValueError("the index must be a list")
     return index
 
 
-def _inflate(text: Any) -> bytes:
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode('utf-8', 'surrogatepass')):08x}"
+
+
+def _inflate(text: str) -> bytes:
     inflate = zlib.decompressobj()
     try:
         deflated = base64.b85decode(text)
         index = inflate.decompress(deflated, 1024 + _MAX_INFLATION * len(deflated))
-    except (TypeError, ValueError, zlib.error):
+    except (ValueError, zlib.error):
         raise ValueError("the index is damaged") from None
     if not inflate.eof:
         raise ValueError("the index is incomplete, or inflates to more than that of any model")

@@ -17,6 +17,7 @@ from lightning_compress.packing.symbol_coders import plan_symbols, read_symbols
 # A gap of g zeros is coded as g // limit times the symbol `limit`, then g % limit. Gaps of randomly pruned weights are
 # geometrically distributed, hence memoryless, so that splitting the rare long ones costs next to nothing.
 _MAX_LIMIT = 255
+_CHUNK = 2**18  # symbols that are read at a time, which bounds memory
 _FIXED_WIDTHS = (3, 4, 6, 8)  # bits per gap that are tried for the size without entropy coding
 
 
@@ -58,13 +59,17 @@ def _read(stream: Stream, size: int, num_columns: int) -> Mask:
     num_symbols = checked_int(claimed, at_most=size)
     limit = checked_int(claimed_limit, at_least=1, at_most=_MAX_LIMIT)
     symbols = read_symbols(stream.data, coder, num_symbols=num_symbols, num_values=limit + 1)
-    # Every symbol below the limit ends a gap and stands for one element more, the nonzero one.
-    ends = symbols < limit
-    positions = np.cumsum(symbols + ends, dtype=np.int64)
-    if num_symbols and positions[-1] > size:
-        raise ValueError(f"positions exceed the {size} elements of the tensor")
-    nonzero = np.zeros(size, np.bool_)
-    nonzero[positions[ends] - 1] = True
+    nonzero, end = np.zeros(size, np.bool_), 0
+    # In chunks, because positions take 8 bytes for each byte of the symbols.
+    for start in range(0, num_symbols, _CHUNK):
+        chunk = symbols[start : start + _CHUNK]
+        # Every symbol below the limit ends a gap and stands for one element more, the nonzero one.
+        is_end = chunk < limit
+        positions = end + np.cumsum(chunk + is_end, dtype=np.int64)
+        end = int(positions[-1])
+        if end > size:
+            raise ValueError(f"positions exceed the {size} elements of the tensor")
+        nonzero[positions[is_end] - 1] = True
     return nonzero
 
 

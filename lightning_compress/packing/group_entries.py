@@ -12,6 +12,8 @@ from lightning_compress.packing.bit_patterns import BitPatterns
 from lightning_compress.packing.encoding_types import ReadContext
 from lightning_compress.packing.streams import Stream, checked_int, checked_parameters
 
+_CHUNK = 2**18  # values that are looked up at a time, which bounds memory
+
 
 @dataclass(frozen=True)
 class GroupEntries:
@@ -24,8 +26,8 @@ class GroupEntries:
     """
 
     table: BitPatterns
-    starts: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    starts: NDArray[Any]
+    sizes: NDArray[Any]
 
     @property
     def num_values(self) -> int:
@@ -38,9 +40,13 @@ class GroupEntries:
         Raises:
             ValueError: If an index is beyond the codebook of its group, which may be smaller than the largest one.
         """
-        if (indices >= self.sizes).any():
-            raise ValueError("an index is beyond the codebook of its group")
-        return self.table[self.starts + indices]
+        values = np.empty(len(indices), self.table.dtype)
+        for start in range(0, len(indices), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            if (indices[chunk] >= self.sizes[chunk]).any():
+                raise ValueError("an index is beyond the codebook of its group")
+            values[chunk] = self.table[np.add(self.starts[chunk], indices[chunk], dtype=np.int64)]
+        return values
 
     def with_zero(self) -> GroupEntries:
         """Raise a ``ValueError``."""
@@ -61,7 +67,9 @@ def read_group_entries(stream: Stream, context: ReadContext) -> GroupEntries:
         raise ValueError(f"{len(nonzero)} elements cannot be divided into groups of {group_size}")
     num_values = nonzero.reshape(-1, group_size).sum(axis=1)
     table, sizes = _split_codebooks(stream.data, len(num_values), context.like)
-    return GroupEntries(table, np.repeat(np.cumsum(sizes) - sizes, num_values), np.repeat(sizes, num_values))
+    # In the narrowest types, since there is one number for each value.
+    starts = (np.cumsum(sizes) - sizes).astype(np.min_scalar_type(len(table)))
+    return GroupEntries(table, np.repeat(starts, num_values), np.repeat(sizes.astype("<u2"), num_values))
 
 
 def _split_codebooks(data: bytes, num_groups: int, like: BitPatterns) -> tuple[BitPatterns, NDArray[np.int64]]:

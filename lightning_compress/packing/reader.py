@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,8 @@ Module = TypeVar("Module", bound=nn.Module)
 # A file of a few bytes can declare a tensor of zeros of any size. Real files stay far below this ratio: at a sparsity
 # of 99.9 %, FP32 elements with one bit per nonzero element are at a ratio of about 1,000.
 _MAX_RATIO = 1024
-_ALWAYS_ALLOWED = 2**26  # bytes in memory that a file of any size may declare
+_ALWAYS_ALLOWED = 2**24  # bytes in memory that a file of any size may declare
+_MIN_ITEM_BYTES = 4  # counted for an element of any dtype, because positions and indices take memory and time too
 
 
 @overload
@@ -86,8 +88,10 @@ def _name_file_in_errors(path: str | Path) -> Iterator[None]:
 
 
 def _check_ratio(entries: Sequence[Entry], size: int) -> None:
-    declared = sum(entry.num_dense_bytes for entry in entries if entry.shared_with is None)
-    if declared > max(_ALWAYS_ALLOWED, _MAX_RATIO * size):
+    own = [entry for entry in entries if entry.shared_with is None]
+    declared = sum(entry.num_dense_bytes for entry in own)
+    working = _MIN_ITEM_BYTES * sum(math.prod(entry.shape) for entry in own)
+    if max(declared, working) > max(_ALWAYS_ALLOWED, _MAX_RATIO * size):
         raise ValueError(
             f"its {size} bytes declare tensors of {declared} bytes; if that is correct, pass the model that has them "
             "as into="

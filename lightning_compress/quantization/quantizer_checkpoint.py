@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.quantization.insertion import quantizers_of, remove_quantizers
-from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.observers import RangeStatistics
 from lightning_compress.quantization.placement import QuantizationPoint
 from lightning_compress.quantization.quantizer import PREFIX
 from lightning_compress.quantization.quantizer_plan import QuantizerPlan
-from lightning_compress.serialization import from_plain
 
 _PLAN = "_quantization_plan"
+_FORMAT = ("bits", "symmetric", "granularity")  # attributes of an Int that determine its grid
 
 
 def insert_quantizers_on_load(pl_module: LightningModule, plan: QuantizerPlan) -> RemovableHandle:
@@ -81,13 +80,12 @@ def check_stored_formats(stored: Mapping[str, Any], plan: QuantizerPlan) -> None
     """
     for name, plain in stored.items():
         module, _, quantizer = name.rpartition(".")
-        expected, spec = plan.spec_at(QuantizationPoint.from_name(module, quantizer)), from_plain(plain)
-        if expected is None or _format_of(expected) != _format_of(spec):
+        # Compared as plain data: the observer may be of a class that a checkpoint must not import.
+        found = {field: plain["init_args"][field] for field in _FORMAT}
+        expected = plan.spec_at(QuantizationPoint.from_name(module, quantizer))
+        if expected is None or found != {field: getattr(expected, field) for field in _FORMAT}:
+            others = ", ".join(f"{field}={found[field]!r}" for field in _FORMAT[1:])
             raise ValueError(
-                f"The checkpoint quantizes {name!r} to {spec.bits} bits ({spec}), and the callback has "
+                f"The checkpoint quantizes {name!r} to {found['bits']} bits ({others}), and the callback has "
                 f"{expected or 'FP32'}: pass the formats of the checkpoint, or load its weights alone to start anew."
             )
-
-
-def _format_of(spec: Int) -> tuple[object, ...]:
-    return spec.bits, spec.symmetric, spec.granularity

@@ -15,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_compress.distillation import logit_cache as module
+from lightning_compress.distillation import cached_rows as module
+from lightning_compress.distillation.cached_rows import CachedRows
 from lightning_compress.distillation.logit_cache import LogitCache
 
 CLASSES = 5
+ROW = 4 * (16 + CLASSES) + 5  # bytes: signature, logits, checksum, and the mark that the row is complete
 
 
 def sample_of(key: int) -> Tensor:
@@ -74,7 +76,7 @@ def test_keys_in_several_blocks(tmp_path: Path) -> None:
     ask(LogitCache(tmp_path), *keys)
     ask(LogitCache(tmp_path), *reversed(keys), compute=never)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == sorted(f"logits-{block}-{CLASSES}.bin" for block in (0, 1, 3, 2**17, 2**32))
+    assert names == sorted(f"logits-v2-{block}-{CLASSES}.bin" for block in (0, 1, 3, 2**17, 2**32))
     with pytest.raises(AssertionError, match="computes 1 samples again"):
         ask(LogitCache(tmp_path), 5, compute=never)  # 2**33 + 5 is another
 
@@ -98,7 +100,7 @@ def test_any_batches(tmp_path_factory: pytest.TempPathFactory, batches: list[lis
 def test_files_take_no_room_before_they_are_written(tmp_path: Path) -> None:
     ask(LogitCache(tmp_path), 0, 60_000)
     (file,) = tmp_path.iterdir()
-    assert file.stat().st_size == 2**16 * (1 + 4 * (16 + CLASSES))
+    assert file.stat().st_size == 2**16 * ROW
     assert file.stat().st_blocks * 512 < file.stat().st_size / 10
 
 
@@ -152,7 +154,7 @@ def test_negative_keys(tmp_path: Path) -> None:
 
 def table(folder: Path, mode: str = "r+") -> Any:
     (file,) = folder.iterdir()
-    return np.memmap(file, module._row(CLASSES), mode=mode, shape=(2**16,))
+    return np.memmap(file, module._row(CLASSES, has_checksum=True), mode=mode, shape=(2**16,))
 
 
 def test_an_incomplete_row_is_computed_again(tmp_path: Path) -> None:
@@ -167,22 +169,24 @@ def test_an_incomplete_row_is_computed_again(tmp_path: Path) -> None:
     ask(LogitCache(tmp_path), 0, 1, 2, compute=never)
 
 
-@pytest.mark.parametrize("left", [0, 1, 84, 85, 86, 2 * 85 + 64, 3 * 85 - 1, 3 * 85, 3 * 85 + 1])
+@pytest.mark.parametrize(
+    "left", [0, 1, ROW - 2, ROW - 1, ROW, ROW + 1, 2 * ROW + 64, 3 * ROW - 1, 3 * ROW, 3 * ROW + 1]
+)
 def test_a_file_that_was_cut_has_lost_no_more_than_that(tmp_path: Path, left: int) -> None:
     ask(LogitCache(tmp_path), 0, 1, 2, 3)
     (file,) = tmp_path.iterdir()
     os.truncate(file, left)
     teacher = Counting()
     ask(LogitCache(tmp_path), 0, 1, 2, 3, compute=teacher)
-    assert len(teacher.seen) == 4 - left // 85
-    assert file.stat().st_size == 2**16 * 85
+    assert len(teacher.seen) == 4 - left // ROW
+    assert file.stat().st_size == 2**16 * ROW
     ask(LogitCache(tmp_path), 0, 1, 2, 3, compute=never)
 
 
 def test_a_file_that_another_process_has_made_meanwhile_stays(tmp_path: Path) -> None:
     ask(LogitCache(tmp_path), 0, 1)
-    (file,) = tmp_path.iterdir()
-    LogitCache(tmp_path)._create(file, CLASSES)
+    (_,) = tmp_path.iterdir()
+    CachedRows.create(tmp_path, 0, CLASSES)
     ask(LogitCache(tmp_path), 0, 1, compute=never)
 
 

@@ -29,9 +29,12 @@ def kinds_in(data: bytes) -> set[str]:
 
 
 def closed(header: dict[str, Any], index: object, payload: bytes, *, text: bytes | None = None) -> bytes:
-    """A file again, with sizes that fit."""
+    """A file again, with sizes and, if the header has one, a checksum that fit."""
     text = json.dumps(index).encode() if text is None else text
-    header["__metadata__"]["index"] = base64.b85encode(zlib.compress(text)).decode()
+    metadata = header["__metadata__"]
+    metadata["index"] = base64.b85encode(zlib.compress(text)).decode()
+    if "crc32" in metadata:
+        metadata["crc32"] = f"{zlib.crc32(metadata['index'].encode()):08x}"
     header["packed"] = {"dtype": "U8", "shape": [len(payload)], "data_offsets": [0, len(payload)]}
     written = json.dumps(header).encode()
     return len(written).to_bytes(8, "little") + written + payload

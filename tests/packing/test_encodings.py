@@ -7,13 +7,14 @@ import pkgutil
 import typing
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
 from lightning_compress import packing
-from lightning_compress.packing import tensor_encoder
+from lightning_compress.packing import gaps, group_entries, tensor_encoder
 from lightning_compress.packing.bit_patterns import Mask
 from lightning_compress.packing.encoding_types import PositionEncoding
 from lightning_compress.packing.encodings import CODEBOOKS, ENCODINGS, INTEGER_CODEBOOKS, POSITIONS, VALUES, Encoding
@@ -22,8 +23,9 @@ from lightning_compress.packing.packed_file import PackedFile
 from lightning_compress.packing.reader import load_packed
 from lightning_compress.packing.streams import EncodingPlan, Stream
 from lightning_compress.packing.symbol_coders import SYMBOL_CODERS
-from tests.packing.hostile import kinds_in
-from tests.packing.samples import SAMPLES, Random
+from lightning_compress.packing.writer import save_packed
+from tests.packing.hostile import closed, kinds_in, opened
+from tests.packing.samples import SAMPLES, Random, bits, clustered_channels, sparse, state
 
 Pack = Callable[..., PackedFile]
 
@@ -66,6 +68,22 @@ def test_a_file_of_the_first_version_can_be_read() -> None:
     }
     tensors = load_packed(OLD_FILE)
     assert {"sparse", "clustered", "vectors", "q.weight"} <= set(tensors)
+
+
+def test_files_of_both_versions_have_the_same_tensors(tmp_path: Path) -> None:
+    path = save_packed(state(), tmp_path / "file").path
+    header, index, payload = opened(path.read_bytes())
+    del header["__metadata__"]["crc32"]
+    header["__metadata__"]["version"] = "1"
+    (tmp_path / "old").write_bytes(closed(header, index, payload))
+    first, second = load_packed(path), load_packed(tmp_path / "old")
+    assert {name: bits(tensor) for name, tensor in first.items()} == {name: bits(t) for name, t in second.items()}
+
+
+@pytest.mark.parametrize("module", [gaps, group_entries])
+def test_the_size_of_chunks_does_not_matter(module: ModuleType, packed: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CHUNK", 7)
+    packed(**sparse(Random()), **clustered_channels(Random()))
 
 
 def test_an_encoding_is_used_once_it_is_registered(packed: Pack, monkeypatch: pytest.MonkeyPatch) -> None:

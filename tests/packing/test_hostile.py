@@ -92,7 +92,7 @@ def test_many_damaged_files(sound: bytes, tmp_path: Path) -> None:
 
 def zeros_of(shape: list[int], *streams: list[Any], **more: Any) -> Index:
     """An index of one tensor of zeros, with the checksum of none."""
-    return [{"name": "w", "dtype": "float32", "shape": shape, "crc32": 0, "streams": [*streams], **more}]
+    return [{"name": "w", "dtype": "float32", "shape": shape, "crc32": 0, "streams": [*streams]} | more]
 
 
 def header() -> dict[str, Any]:
@@ -131,12 +131,84 @@ def test_an_index_that_inflates_without_end(tmp_path: Path) -> None:
         read(closed(header(), None, b"", text=b" " * 2**26 + b"[]"), tmp_path / "file")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shape", "streams", "payload"),
+    [
+        ("float32", [2**11, 2**11], [["gaps", 0, 2**22, 1, "ans"], ["raw", 0]], b""),
+        ("uint8", [2**11, 2**11], [["gaps", 0, 2**22, 1, "ans"], ["raw", 0]], b""),
+        ("float32", [4, 2**20], [["columns", 4, 4, 1], ["raw", 0]], b"\1\0\0\1"),
+        ("float32", [1, 2**22], [["columns", 4, 4, 1], ["raw", 0]], b"\1\0\0\1"),
+        ("float32", [2**11, 2**11], [["codebook", 4, 1], ["indices", 0, "ans"]], b"\0\0\0\1"),
+        ("float32", [2**11, 2**11], [["blocks", 6, 2**22], ["indices", 0, "ans"]], b"\1\0\0\0\0\1"),
+    ],
+)
+def test_a_small_file_takes_little_memory_before_it_is_refused(
+    dtype: str, shape: list[int], streams: Any, payload: bytes, tmp_path: Path
+) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="'w' is damaged"):
+        read(closed(header(), zeros_of(shape, *streams, dtype=dtype), payload), tmp_path / "file")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60_000
+
+
+def test_elements_of_one_byte_count_as_four(tmp_path: Path) -> None:
+    index = zeros_of([2**24], ["raw", 0], dtype="bool")
+    with pytest.raises(ValueError, match=r"declare tensors of 16777216 bytes; if that is correct"):
+        read(closed(header(), index, b""), tmp_path / "file")
+
+
+def dropped(index: Index) -> None:
+    index[-2:] = [{**index[-1], "streams": [*index[-2]["streams"], *index[-1]["streams"]]}]
+
+
+def aliased(index: Index) -> None:
+    index[-2:] = [
+        {**index[-2], "streams": index[-2]["streams"]},
+        {"name": index[-1]["name"], "same": index[-2]["name"]},
+    ]
+
+
+def reordered(index: Index) -> None:
+    index[0], index[1] = index[1], index[0]
+
+
+@pytest.mark.parametrize("change", [dropped, aliased, reordered])
+def test_a_changed_index_is_seen(change: Callable[[Index], None], sound: bytes, tmp_path: Path) -> None:
+    header, index, payload = opened(sound)
+    checksum = header["__metadata__"]["crc32"]
+    change(index)
+    data = closed(header, index, payload)
+    with pytest.raises(ValueError, match="the index is damaged: its checksum does not match"):
+        read(data.replace(header["__metadata__"]["crc32"].encode(), checksum.encode()), tmp_path / "file")
+
+
+def test_every_flipped_bit_of_a_header_is_seen(tmp_path: Path) -> None:
+    path = save_packed({"w": torch.ones(3), "v": torch.zeros(2)}, tmp_path / "file").path
+    sound, expected = path.read_bytes(), {name: bits(tensor) for name, tensor in load_packed(path).items()}
+    for place in range(8 * (8 + int.from_bytes(sound[:8], "little"))):
+        changed = bytearray(sound)
+        changed[place // 8] ^= 1 << place % 8
+        try:
+            found = read(bytes(changed), tmp_path / "changed")
+        except ValueError:
+            continue
+        assert {name: bits(tensor) for name, tensor in found.items()} == expected, place
+
+
+def downgraded(header: Any, index: Any) -> None:
+    header["__metadata__"]["version"] = "1"
+
+
+def unsealed(header: Any, index: Any) -> None:
+    del header["__metadata__"]["crc32"]
+
+
 def renamed(header: Any, index: Any) -> None:
     index[1]["name"] = index[0]["name"]
 
 
 def versioned(header: Any, index: Any) -> None:
-    header["__metadata__"]["version"] = "2"
+    header["__metadata__"]["version"] = "3"
 
 
 def foreign(header: Any, index: Any) -> None:
@@ -161,7 +233,9 @@ def circular(header: Any, index: Any) -> None:
     ("change", "sentence"),
     [
         (renamed, "two tensors have the same name"),
-        (versioned, "version '2' of the format is not supported, only version '1'"),
+        (versioned, "version '3' of the format is not supported, only '1' and '2'"),
+        (downgraded, "the header does not have the keys of version '1'"),
+        (unsealed, "the header does not have the keys of version '2'"),
         (foreign, "not a packed file of lightning_compress"),
         (looped, "'dense' refers to 'dense', which refers to another tensor"),
         (scaled, "'q.weight' refers to 'nothing', which the file does not contain"),

@@ -90,7 +90,7 @@ def test_it_is_a_safetensors_file(tmp_path: Path) -> None:
     path = lc.save_packed(make(), tmp_path / "file").path
     with safe_open(path, "pt") as file:
         assert file.metadata()["format"] == "lightning_compress.packed"
-        assert file.metadata()["version"] == "1"
+        assert file.metadata()["version"] == "2"
         assert file.get_tensor("packed").dtype == torch.uint8
 
 
