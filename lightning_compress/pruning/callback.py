@@ -207,8 +207,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
             if self._pruner.accumulator is not None:
                 self._pruner.accumulator.read(layers, loss_scale(trainer, optimizer))
             if self._needs_gradients(trainer):
-                with_gradient = (layer for layer in layers if layer.parameter.grad is not None)
-                self._gradients.update({layer.name: layer.gradient.clone() for layer in with_gradient})
+                self._read_gradients(layers)
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def after_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
@@ -259,6 +258,13 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         if self._finished:
             return self.growth is not None and ticked and not now.reached(self.schedule.end)
         return ticked or self.schedule.finished(now)
+
+    def _read_gradients(self, layers: Sequence[Layer]) -> None:
+        """Keep dense gradients until the update; those of a step that was skipped are dropped."""
+        for layer in layers:
+            self._gradients.pop(layer.name, None)
+            if layer.parameter.grad is not None:
+                self._gradients[layer.name] = layer.gradient.clone()
 
     def _needs_gradients(self, trainer: Trainer) -> bool:
         if self.growth is None or not self.growth.needs_gradient or self._tick < 0:
