@@ -64,7 +64,7 @@ class Clusterer:
             ValueError: If a weight is not finite.
         """
         self._check_finite()
-        for i, layer in enumerate(self.constraint.layers):
+        for i, layer in self._trained():
             zero_mask = _zero_mask(layer, zeros[i])
             initial = initial_centers.get(layer.name, self._present_centers(i, pins_zero=zero_mask is not None))
             index, centers = self._cluster(i, layer.weight, zero_mask, initial)
@@ -84,7 +84,7 @@ class Clusterer:
         """
         self._check_finite()
         found = {}
-        for i, layer in enumerate(self.constraint.layers):
+        for i, layer in self._trained():
             zero_mask = _zero_mask(layer, zeros[i])
             initial = self._present_centers(i, pins_zero=zero_mask is not None)
             index, centers = self._cluster(i, layer.weight, zero_mask, initial)
@@ -96,8 +96,11 @@ class Clusterer:
         return found
 
     def _check_finite(self) -> None:
-        layers = self.constraint.layers
+        layers = [layer for _, layer in self._trained()]
         check_finite(layers, [layer.weight for layer in layers], quantity="weights", purpose="clustered")
+
+    def _trained(self) -> list[tuple[int, Layer]]:
+        return [(i, layer) for i, layer in enumerate(self.constraint.layers) if i not in self.constraint.frozen]
 
     def _free_mask(self, i: int, zero_mask: Tensor | None, fraction: float) -> Tensor | None:
         """True where a weight stays free; the largest are fixed first (Zhou et al. 2017, arXiv:1702.03044)."""

@@ -69,6 +69,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
     """
 
     constraint_class = MaskConstraint
+    options = ("sparsity", "pattern", "score", "distribution", "growth", "rewind", "recalibrate", "schedule")
     noun = "masks"
     verb = "masked"
 
@@ -250,10 +251,12 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         return self.schedule.curve == "one_shot" and self.growth is None
 
     def _is_due(self, now: Progress) -> bool:
-        if not now.reached(self.schedule.begin) or (self._is_single and self._finished):
+        if not now.reached(self.schedule.begin):
             return False
-        if self._is_single:
+        if self._finished and self._is_incomplete:
             return True
+        if self._is_single:
+            return not self._finished
         ticked = self.schedule.tick(now) > self._tick
         if self._finished:
             return self.growth is not None and ticked and not now.reached(self.schedule.end)

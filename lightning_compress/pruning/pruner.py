@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lightning_compress.constraints.finite import check_finite
 from lightning_compress.constraints.gradient_accumulator import GradientAccumulator
+from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.pruning.growth import Growth
 from lightning_compress.pruning.patterns import WeightPattern
@@ -110,8 +111,12 @@ class Pruner(ABC, Generic[G]):
             self._prune([_interpolate(*ends, fraction) for ends in zip(before, sparsities, strict=True)], step)
         self._scores_of_probe = {}
 
+    def _trained_layers(self) -> list[Layer]:
+        frozen = self.constraint.frozen
+        return [layer for i, layer in enumerate(self.constraint.layers) if i not in frozen]
+
     def _check_finite(self) -> None:
-        layers, sums = self.constraint.layers, self.accumulated_scores
+        layers, sums = self._trained_layers(), self.accumulated_scores
         check_finite(layers, [layer.weight for layer in layers], quantity="weights", purpose="ranked")
         scored = [layer for layer in layers if layer.name in sums]
         quantity = f"{type(self.score).__name__} scores"
@@ -185,6 +190,7 @@ class WeightPruner(Pruner[RankingGroup]):
         layers = self.constraint.layers
         num_pruned = self._num_pruned(sparsities)
         still = {i for i, layer in enumerate(layers) if growth.needs_gradient and layer.name not in gradients}
+        still -= self.constraint.frozen
         if still:
             # They take part in a rise of the sparsity, but not in what is dropped and grown.
             self._prune_by(num_pruned, lambda i: layers[i].weight.abs().float())
@@ -202,7 +208,7 @@ class WeightPruner(Pruner[RankingGroup]):
 
         num_dropped = [
             growth.num_dropped_and_grown(
-                group.num_weights - num - self._num_active(still & set(group.layers)), progress
+                self._size(group) - num - self._num_active(still & set(group.layers)), progress
             )
             for group, num in zip(self.ranking_groups, num_pruned, strict=True)
         ]
@@ -222,16 +228,25 @@ class WeightPruner(Pruner[RankingGroup]):
     def _choose(self, num_pruned: Sequence[int], importance: Callable[[int], Tensor]) -> list[Tensor]:
         layers = self.constraint.layers
         index = {id(layer): i for i, layer in enumerate(layers)}
-        masks: dict[int, Tensor] = {}
+        masks = dict(enumerate(self.constraint.masks))
         for group, num in zip(self.ranking_groups, num_pruned, strict=True):
-            members = [layers[i] for i in group.layers]
-            chosen = self.pattern.choose(members, lambda layer: importance(index[id(layer)]), num)
-            masks.update(zip(group.layers, chosen, strict=True))
-        return [masks[i] for i in range(len(layers))]
+            trained = self._trained(group)
+            members = [layers[i] for i in trained]
+            chosen = self.pattern.choose(members, lambda layer: importance(index[id(layer)]), num) if members else []
+            masks.update(zip(trained, chosen, strict=True))
+        return list(masks.values())
+
+    def _trained(self, group: RankingGroup) -> list[int]:
+        """Return the layers of a group that may change."""
+        return [i for i in group.layers if i not in self.constraint.frozen]
+
+    def _size(self, group: RankingGroup) -> int:
+        """Return the number of weights of a group that may change."""
+        return sum(self.constraint.layers[i].shape.numel() for i in self._trained(group))
 
     def _num_pruned(self, sparsities: Sequence[float]) -> list[int]:
         groups = zip(self.ranking_groups, sparsities, strict=True)
-        return [round(group.num_weights * sparsity) for group, sparsity in groups]
+        return [round(self._size(group) * sparsity) for group, sparsity in groups]
 
     @override
     def _current_sparsity(self, ranking_group: RankingGroup) -> float:
