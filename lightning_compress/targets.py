@@ -149,7 +149,8 @@ def shorten(names: list[str], limit: int = 8) -> str:
 
 
 def _has_matrix(parameter: nn.Parameter) -> bool:
-    return isinstance(parameter, UninitializedParameter) or parameter.ndim >= 2
+    # A layer without outputs, such as the head of a feature extractor, has a matrix without elements.
+    return isinstance(parameter, UninitializedParameter) or (parameter.ndim >= 2 and parameter.numel() > 0)
 
 
 def _check_can_be_constrained(target: Target) -> None:

@@ -68,6 +68,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
     """
 
     constraint_class = CodebookConstraint
+    options = ("num_clusters", "method", "granularity", "vector_size", "init", "weighted", "gradient", "schedule")
     noun = "clusters"
     verb = "clustered"
 
@@ -257,7 +258,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
     def _is_due(self, now: Progress) -> bool:
         if not now.reached(self.schedule.begin) or not all(mask.reached for mask in self._masks):
             return False
-        if self._tick < 0 or self._changes_of_masks != self._mask_changes:
+        if self._tick < 0 or (self._finished and self._is_incomplete) or self._changes_of_masks != self._mask_changes:
             return True
         ticked = self.schedule.tick(now) > self._tick and self.method == "hard"
         return not self._finished and (ticked or self.schedule.finished(now))

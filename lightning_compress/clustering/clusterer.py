@@ -9,10 +9,15 @@ import torch
 from torch import Tensor
 
 from lightning_compress.clustering.codebook_spec import CodebookSpec, point_masses
+from lightning_compress.clustering.layout import Layout
 from lightning_compress.clustering.soft_weights import SoftClusters
 from lightning_compress.constraints.codebook import Assignment, CodebookConstraint
+from lightning_compress.constraints.finite import check_finite
 from lightning_compress.constraints.gradient_accumulator import GradientAccumulator
 from lightning_compress.constraints.layer import Layer
+
+# Squared distances of weights below 1e7, divided by a thousandth of it, are finite in float32.
+_MIN_VARIANCE = 1e-20
 
 
 class Clusterer:
@@ -58,7 +63,8 @@ class Clusterer:
         Raises:
             ValueError: If a weight is not finite.
         """
-        for i, layer in enumerate(self.constraint.layers):
+        self._check_finite()
+        for i, layer in self._trained():
             zero_mask = _zero_mask(layer, zeros[i])
             initial = initial_centers.get(layer.name, self._present_centers(i, pins_zero=zero_mask is not None))
             index, centers = self._cluster(i, layer.weight, zero_mask, initial)
@@ -72,23 +78,29 @@ class Clusterer:
 
         Args:
             zeros: As in :meth:`update`.
+
+        Raises:
+            ValueError: If a weight is not finite.
         """
+        self._check_finite()
         found = {}
-        for i, layer in enumerate(self.constraint.layers):
+        for i, layer in self._trained():
             zero_mask = _zero_mask(layer, zeros[i])
             initial = self._present_centers(i, pins_zero=zero_mask is not None)
             index, centers = self._cluster(i, layer.weight, zero_mask, initial)
             layout = self.specs[i].layout(layer)
             masses = point_masses(layer.weight, zero_mask, self._importance(layer))
-            errors = layer.weight.flatten() - centers[index]
-            rows = layout.to_rows(errors.square().view(layer.shape) * (1 if masses is None else masses))
-            total = layout.to_rows(torch.ones_like(layer.weight) if masses is None else masses).sum(dim=1)
-            # Weights that lie on their centers have no variance, but a temperature must be positive.
-            smallest = layer.weight.square().mean() * 1e-9 + torch.finfo(layer.weight.dtype).tiny
-            variances = (rows.sum(dim=1) / total.clamp(min=1e-12)).clamp(min=smallest)
+            variances = _variances(layout, layer.weight, centers[index].view(layer.shape), masses)
             codebooks = centers[int(zero_mask is not None) :].view(layout.num_codebooks, -1)
             found[layer.name] = SoftClusters(layout, codebooks, variances, masses)
         return found
+
+    def _check_finite(self) -> None:
+        layers = [layer for _, layer in self._trained()]
+        check_finite(layers, [layer.weight for layer in layers], quantity="weights", purpose="clustered")
+
+    def _trained(self) -> list[tuple[int, Layer]]:
+        return [(i, layer) for i, layer in enumerate(self.constraint.layers) if i not in self.constraint.frozen]
 
     def _free_mask(self, i: int, zero_mask: Tensor | None, fraction: float) -> Tensor | None:
         """True where a weight stays free; the largest are fixed first (Zhou et al. 2017, arXiv:1702.03044)."""
@@ -116,10 +128,6 @@ class Clusterer:
         self, i: int, points: Tensor, zero_mask: Tensor | None, initial: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         layer = self.constraint.layers[i]
-        if not bool(points.isfinite().all()):
-            raise ValueError(
-                f"{layer.name!r} has weights that are not finite and cannot be clustered: lower the learning rate."
-            )
         importance = self._importance(layer)
         return self.specs[i].cluster(layer, points, zeros=zero_mask, importance=importance, initial_centers=initial)
 
@@ -141,6 +149,16 @@ class Clusterer:
         # The floor keeps centers near weights without a gradient so far, too.
         mean = squares.mean()
         return squares / mean + 0.01 if bool(mean > 0) else torch.ones_like(squares)
+
+
+def _variances(layout: Layout, weight: Tensor, centers: Tensor, masses: Tensor | None) -> Tensor:
+    """Variance of the weights of each row about their centers, which is positive."""
+    weight = weight if weight.dtype == torch.float64 else weight.float()
+    masses = torch.ones_like(weight) if masses is None else masses
+    squares = layout.to_rows((weight - centers).square() * masses).sum(dim=1)
+    # A row with no more values than clusters has no variance; it is the temperature, by which squares are divided.
+    smallest = (weight.square().mean() * 1e-9).clamp(min=_MIN_VARIANCE)
+    return (squares / layout.to_rows(masses).sum(dim=1).clamp(min=1e-12)).clamp(min=smallest)
 
 
 def _squared_gradient(weight: Tensor, gradient: Tensor) -> Tensor:

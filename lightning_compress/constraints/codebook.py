@@ -59,10 +59,14 @@ class Assignment:
 
     def write_(self, tensor: Tensor, values: Tensor) -> None:
         """Write each cluster's value into its members, in place."""
+        tensor.copy_(self.written(tensor, values))
+
+    def written(self, tensor: Tensor, values: Tensor) -> Tensor:
+        """Return the tensor with each cluster's value in its members."""
         written = values.to(tensor.dtype).index_select(0, self.index)
         if self.free is not None:
             written = torch.where(self.free, tensor.flatten(), written)
-        tensor.copy_(written.view(tensor.shape))
+        return written.view(tensor.shape)
 
     def _sums(self, flat: Tensor) -> Tensor:
         if self._order is None:
@@ -102,15 +106,21 @@ class CodebookConstraint(Constraint):
     @torch.no_grad()
     def project_weights_(self) -> None:
         """Restore equality within clusters, which the rounding of optimizer updates may break."""
-        for layer, assignment in zip(self.layers, self.assignments, strict=True):
-            if assignment is not None:
+        for i, (layer, assignment) in enumerate(zip(self.layers, self.assignments, strict=True)):
+            if assignment is not None and i not in self.frozen:
                 assignment.write_(layer.weight, assignment.values(layer.weight))
+
+    @torch.no_grad()
+    def is_satisfied(self) -> bool:
+        """Return True if the members of each cluster are equal."""
+        pairs = ((layer.weight, self.assignments[i]) for i, layer in enumerate(self.layers) if i not in self.frozen)
+        return all(a is None or torch.equal(a.written(w, a.values(w)), w) for w, a in pairs)
 
     @torch.no_grad()
     def sum_gradients_(self) -> None:
         """Replace the mean gradient of each cluster by the sum over its members, in place."""
-        for layer, assignment in zip(self.layers, self.assignments, strict=True):
-            if assignment is not None and layer.parameter.grad is not None:
+        for i, (layer, assignment) in enumerate(zip(self.layers, self.assignments, strict=True)):
+            if assignment is not None and layer.parameter.grad is not None and i not in self.frozen:
                 assignment.write_(layer.gradient, assignment.means(layer.gradient) * assignment.counts)
 
     def state_dict(self) -> dict[str, Any]:

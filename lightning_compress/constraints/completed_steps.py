@@ -28,9 +28,17 @@ class CompletedSteps:
     Args:
         optimizer: The optimizer.
         call: Function of the optimizer.
+
+    Raises:
+        ValueError: If the optimizer was not initialized as one of torch, and calls no hooks.
     """
 
     def __init__(self, optimizer: Optimizer, call: Callable[[Optimizer], None]) -> None:
+        if not _calls_hooks(optimizer):
+            raise ValueError(
+                f"{type(optimizer).__name__} calls no hooks around its steps, after which weights are projected: call "
+                "super().__init__(params, defaults) of torch.optim.Optimizer in its __init__."
+            )
         self._call = call
         self._depth = 0
         self._handles = [optimizer.register_step_pre_hook(self._enter), optimizer.register_step_post_hook(self._leave)]
@@ -53,25 +61,49 @@ class CompletedSteps:
             self._call(optimizer)
 
 
+def _calls_hooks(optimizer: Optimizer) -> bool:
+    # Optimizer.__init__ makes the dictionaries of hooks, and wraps the step of the class, which calls them.
+    return hasattr(optimizer, "_optimizer_step_pre_hooks") and getattr(type(optimizer).step, "hooked", False)
+
+
 def optimizers_of(optimizers: Sequence[Optimizer], layers: Sequence[Layer]) -> list[Optimizer]:
     """Return the optimizers that hold weights of the layers, the one with the most weights first.
+
+    A weight that several optimizers hold counts for each.
 
     Raises:
         ValueError: If no optimizer holds a weight.
     """
-    shares = {id(optimizer): 0 for optimizer in optimizers}
-    holder = {id(p): id(o) for o in optimizers for group in o.param_groups for p in group["params"]}
-    for layer in layers:
-        if id(layer.parameter) not in holder:
-            raise ValueError(
-                f"No optimizer holds {layer.name!r}: return it from configure_optimizers, freeze it, or exclude it."
-            )
-        shares[holder[id(layer.parameter)]] += layer.parameter.numel()
-    holding = [optimizer for optimizer in optimizers if shares[id(optimizer)]]
-    return sorted(holding, key=lambda optimizer: -shares[id(optimizer)])
+    unheld = layers_outside(optimizers, layers)
+    if unheld:
+        raise ValueError(
+            f"No optimizer holds {unheld[0].name!r}: return it from configure_optimizers, freeze it, or exclude it."
+        )
+    unique = {id(optimizer): optimizer for optimizer in optimizers}.values()
+    shares = [(sum(layer.parameter.numel() for layer in layers_in(o, layers)), o) for o in unique]
+    return [optimizer for share, optimizer in sorted(shares, key=lambda pair: -pair[0]) if share]
+
+
+def counted_optimizers(optimizers: Sequence[Optimizer], layers: Sequence[Layer]) -> list[Optimizer]:
+    """Return the optimizers that count the steps: the first of :func:`optimizers_of`, and those with the same weights.
+
+    Optimizers that take turns on the same weights all count; of optimizers with weights of their own only the first.
+    """
+    first = layers_in(optimizers[0], layers) if optimizers else []
+    return [optimizer for optimizer in optimizers if layers_in(optimizer, layers) == first]
 
 
 def layers_in(optimizer: Optimizer, layers: Sequence[Layer]) -> list[Layer]:
     """Return the layers with a weight that an optimizer holds."""
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    held = _held_by([optimizer])
     return [layer for layer in layers if id(layer.parameter) in held]
+
+
+def layers_outside(optimizers: Sequence[Optimizer], layers: Sequence[Layer]) -> list[Layer]:
+    """Return the layers with a weight that no optimizer holds."""
+    held = _held_by(optimizers)
+    return [layer for layer in layers if id(layer.parameter) not in held]
+
+
+def _held_by(optimizers: Sequence[Optimizer]) -> set[int]:
+    return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}

@@ -23,19 +23,23 @@ class Constraint(ABC):
 
     Attributes:
         layers: The constrained weights.
+        frozen: Indices of layers that stay as they are; their weights and gradients are not projected.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self.layers = list(layers)
+        self.frozen: frozenset[int] = frozenset()
         self._parameters = [layer.parameter for layer in self.layers]
 
     def project_weights_(self) -> None:
         """Project the weights in place."""
-        self._project_(dict(enumerate(self._parameters)))
+        self._project_({i: p for i, p in enumerate(self._parameters) if i not in self.frozen})
 
     def project_gradients_(self) -> None:
         """Project the gradients in place, as far as there are any."""
-        self._project_({i: p.grad for i, p in enumerate(self._parameters) if p.grad is not None})
+        self._project_(
+            {i: p.grad for i, p in enumerate(self._parameters) if p.grad is not None and i not in self.frozen}
+        )
 
     def project_state_(self, optimizer: torch.optim.Optimizer) -> None:
         """Project the optimizer state of the weights' shapes (momenta, second moments) in place."""
@@ -48,6 +52,10 @@ class Constraint(ABC):
         """Project the weights of a copy of the model, such as an average, in place."""
         copies = dict(model.named_parameters(remove_duplicate=False))
         self._project_({i: copies[layer.name] for i, layer in enumerate(self.layers)})
+
+    @abstractmethod
+    def is_satisfied(self) -> bool:
+        """Return True if this rank's weights are in the subspace."""
 
     @abstractmethod
     def _project_(self, tensors: Mapping[int, Tensor]) -> None:

@@ -66,6 +66,13 @@ class MaskConstraint(Constraint):
             digest.update(pack_bits(zeros).cpu().numpy().tobytes())
         return digest.digest()
 
+    @torch.no_grad()
+    def is_satisfied(self) -> bool:
+        """Return True if all masked weights on this rank are zero."""
+        pairs = zip(self.layers, self.zeros, strict=True)
+        live = [bool(layer.weight[zeros].any()) for i, (layer, zeros) in enumerate(pairs) if i not in self.frozen]
+        return self.is_dense or not any(live)
+
     def _set(self, masks: Sequence[Tensor]) -> None:
         self.zeros: list[Tensor] = [~mask for mask in masks]
         self._factors: dict[torch.dtype, list[Tensor]] = {}

@@ -81,41 +81,53 @@ class _SoftAssign(torch.autograd.Function):
             # By the quotient rule dL/dS_k = u_k = (dL/dmu_k) / M_k, and dL/dM_k = -u_k mu_k = -v_k.
             u = to_moved / mass
             v = u * moved
-            # The gradient of a value needs seven averages over centers under its attention, one product for all.
-            coefficients = torch.stack([moved, u, v, codebooks, moved * codebooks, u * codebooks, v * codebooks], dim=1)
             result = torch.empty_like(rows)
             for chunk in _chunks(rows):
                 attention = attend(rows[:, chunk]) if stored is None else stored
-                averages = coefficients @ attention
                 result[:, chunk] = _gradient_of_values(
                     gradient[:, chunk],
                     rows[:, chunk],
                     None if masses is None else masses[:, chunk],
-                    averages,
+                    _Moments(codebooks, attention, torch.stack([moved, u, v], dim=1)),
                     temperatures,
                 )
         return result, None, None, None
 
 
+class _Moments:
+    """Averages over centers under an attention, and covariances with the centers; both (rows, 3, columns).
+
+    Deviations from the average center are formed before they are summed: a difference of two averages would lose all
+    digits where attention is sharp, and the gradient divides it by a small temperature.
+    """
+
+    def __init__(self, codebooks: Tensor, attention: Tensor, values: Tensor) -> None:
+        center = codebooks.unsqueeze(1) @ attention
+        deviations = (codebooks.unsqueeze(2) - center).mul_(attention)
+        self.averages = values @ attention
+        # The deviations sum to zero up to rounding, and this is what rounding adds.
+        self.covariances = values @ deviations - self.averages * deviations.sum(dim=1, keepdim=True)
+
+
 def _gradient_of_values(
-    gradient: Tensor, rows: Tensor, masses: Tensor | None, averages: Tensor, temperatures: Tensor
+    gradient: Tensor, rows: Tensor, masses: Tensor | None, moments: _Moments, temperatures: Tensor
 ) -> Tensor:
-    """Gradient of the values from averages over centers under their attention, (rows, 7, columns).
+    """Gradient of the values from moments over centers of ``mu``, ``u`` and ``v`` under their attention.
 
     With ``D_kj = dL/da_kj = g_j mu_k + m_j (x_j u_k - v_k)`` and the derivative ``2 c_k / T`` of the logits, up to a
     term that is the same for all centers ``c_k``::
 
-        dL/dx_j = m_j <u> + (2 / T) (<c D> - <c> <D>)
+        dL/dx_j = m_j <u> + (2 / T) cov(c, D)
 
-    where ``<.>`` averages over centers with weights ``a_kj``.
+    where ``<.>`` averages over centers with weights ``a_kj`` and ``cov`` is the covariance under them.
     """
-    moved, u, v, center, moved_center, u_center, v_center = averages.unbind(1)
+    _, u, _ = moments.averages.unbind(1)
+    c_moved, c_u, c_v = moments.covariances.unbind(1)
     # Terms that pass through the means carry the mass of the value: as x_j in the moment, and by its attention.
-    direct, by_means, by_means_center = u, rows * u - v, rows * u_center - v_center
+    direct, by_means = u, rows * c_u - c_v
     if masses is not None:
-        direct, by_means, by_means_center = (masses * t for t in (direct, by_means, by_means_center))
-    d, d_center = gradient * moved + by_means, gradient * moved_center + by_means_center
-    return direct + (d_center - d * center) * (2 / temperatures).unsqueeze(1)
+        direct, by_means = masses * direct, masses * by_means
+    return direct + (gradient * c_moved + by_means) * (2 / temperatures).unsqueeze(1)
 
 
 class _Attention:
@@ -124,13 +136,12 @@ class _Attention:
     def __init__(self, codebooks: Tensor, temperatures: Tensor) -> None:
         self.codebooks = codebooks
         self.temperatures = temperatures
-        inverse = (1 / temperatures).unsqueeze(1)
-        self._slopes = 2 * codebooks * inverse
-        self._offsets = codebooks.square() * inverse
+        self._slopes = -(1 / temperatures).view(-1, 1, 1)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        # -(x - c)^2 = 2 x c - c^2 - x^2: the last term is the same for all centers and cancels in the softmax.
-        return (rows.unsqueeze(1) * self._slopes.unsqueeze(2)).sub_(self._offsets.unsqueeze(2)).softmax(dim=1)
+        # Not 2 x c - c^2, which loses the digits that tell neighboring centers apart where the temperature is small.
+        squares = (rows.unsqueeze(1) - self.codebooks.unsqueeze(2)).square_()
+        return squares.mul_(self._slopes).softmax(dim=1)
 
 
 def _chunks(rows: Tensor) -> list[slice]:

@@ -69,6 +69,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
     """
 
     constraint_class = MaskConstraint
+    options = ("sparsity", "pattern", "score", "distribution", "growth", "rewind", "recalibrate", "schedule")
     noun = "masks"
     verb = "masked"
 
@@ -207,8 +208,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
             if self._pruner.accumulator is not None:
                 self._pruner.accumulator.read(layers, loss_scale(trainer, optimizer))
             if self._needs_gradients(trainer):
-                with_gradient = (layer for layer in layers if layer.parameter.grad is not None)
-                self._gradients.update({layer.name: layer.gradient.clone() for layer in with_gradient})
+                self._read_gradients(layers)
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def after_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
@@ -251,14 +251,23 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         return self.schedule.curve == "one_shot" and self.growth is None
 
     def _is_due(self, now: Progress) -> bool:
-        if not now.reached(self.schedule.begin) or (self._is_single and self._finished):
+        if not now.reached(self.schedule.begin):
             return False
-        if self._is_single:
+        if self._finished and self._is_incomplete:
             return True
+        if self._is_single:
+            return not self._finished
         ticked = self.schedule.tick(now) > self._tick
         if self._finished:
             return self.growth is not None and ticked and not now.reached(self.schedule.end)
         return ticked or self.schedule.finished(now)
+
+    def _read_gradients(self, layers: Sequence[Layer]) -> None:
+        """Keep dense gradients until the update; those of a step that was skipped are dropped."""
+        for layer in layers:
+            self._gradients.pop(layer.name, None)
+            if layer.parameter.grad is not None:
+                self._gradients[layer.name] = layer.gradient.clone()
 
     def _needs_gradients(self, trainer: Trainer) -> bool:
         if self.growth is None or not self.growth.needs_gradient or self._tick < 0:

@@ -84,6 +84,8 @@ class ChannelPruner(Pruner[ChannelRankingGroup]):
         for ranking_group, sparsity in zip(self.ranking_groups, sparsities, strict=True):
             removed = self._lowest_channels(ranking_group, sparsity, step)
             for ranked, channels in zip(ranking_group.channel_groups, removed, strict=True):
+                if any(i in self.constraint.frozen for i, _ in ranked.mask_slices):
+                    continue  # a channel is zero in all of its tensors, or in none
                 for i, item in ranked.mask_slices:
                     masks[i].index_fill_(item.dim, item.positions_of(channels).to(masks[i].device), False)
         self.constraint.replace(masks)

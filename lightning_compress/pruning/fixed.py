@@ -37,8 +37,8 @@ class Fixed(ConstraintCallback[MaskConstraint]):
 
     @property
     def reached(self) -> bool:
-        """True: the zeros are there from the beginning."""
-        return True
+        """True, as the zeros are there from the beginning, as long as weights change only in steps."""
+        return not self.strayed
 
     def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
         """Restore the masks, or take them from the zeros of the weights."""

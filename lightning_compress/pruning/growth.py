@@ -75,7 +75,7 @@ class RigL(Growth):
 
     @override
     def priority(self, layer: Layer, gradient: Tensor | None, step: int) -> Tensor:
-        assert gradient is not None, "dense gradients are read before every update"
+        assert gradient is not None, "layers without a gradient are left out"
         return gradient.abs().float()
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_compress.constraints.finite import check_finite
 from lightning_compress.constraints.gradient_accumulator import GradientAccumulator
+from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.pruning.growth import Growth
 from lightning_compress.pruning.patterns import WeightPattern
@@ -77,8 +79,13 @@ class Pruner(ABC, Generic[G]):
             step: Completed optimizer steps.
             probe: Creates a probe, for scores that need one.
             drop_and_grow: Completed fraction of the schedule if weights are to be dropped and grown, else ``None``.
-            gradients: Dense gradients by parameter name, for growth that needs them.
+            gradients: Dense gradients by parameter name, for growth that needs them; where a layer has none, nothing
+                is dropped or grown in it.
+
+        Raises:
+            ValueError: If a weight or an accumulated score is not finite.
         """
+        self._check_finite()
         sparsities = [sparsity(group.sparsity) for group in self.ranking_groups]
         if drop_and_grow is not None:
             self._drop_and_grow(sparsities, drop_and_grow, gradients or {}, step)
@@ -98,10 +105,22 @@ class Pruner(ABC, Generic[G]):
             self.constraint.project_copy_(probe.model)
             with torch.enable_grad():
                 scores = score.score_weights(probe, names)
+            check_finite(self.constraint.layers, scores, quantity=f"{type(score).__name__} scores", purpose="ranked")
             self._scores_of_probe = dict(zip(names, scores, strict=True))
             fraction = number / score.rounds
             self._prune([_interpolate(*ends, fraction) for ends in zip(before, sparsities, strict=True)], step)
         self._scores_of_probe = {}
+
+    def _trained_layers(self) -> list[Layer]:
+        frozen = self.constraint.frozen
+        return [layer for i, layer in enumerate(self.constraint.layers) if i not in frozen]
+
+    def _check_finite(self) -> None:
+        layers, sums = self._trained_layers(), self.accumulated_scores
+        check_finite(layers, [layer.weight for layer in layers], quantity="weights", purpose="ranked")
+        scored = [layer for layer in layers if layer.name in sums]
+        quantity = f"{type(self.score).__name__} scores"
+        check_finite(scored, [sums[layer.name] for layer in scored], quantity=quantity, purpose="ranked")
 
     @abstractmethod
     def _prune(self, sparsities: Sequence[float], step: int) -> None:
@@ -144,13 +163,19 @@ class WeightPruner(Pruner[RankingGroup]):
 
     @override
     def _prune(self, sparsities: Sequence[float], step: int) -> None:
-        # Masked weights rank last, so that they stay masked as long as the sparsity does not decrease.
         def importance(i: int) -> Tensor:
             layer = self.constraint.layers[i]
-            scores = self.score.importance(layer, self.accumulated_scores.get(layer.name), step)
+            return self.score.importance(layer, self.accumulated_scores.get(layer.name), step)
+
+        self._prune_by(self._num_pruned(sparsities), importance)
+
+    def _prune_by(self, num_pruned: Sequence[int], importance: Callable[[int], Tensor]) -> None:
+        # Masked weights rank last, so that they stay masked as long as the sparsity does not decrease.
+        def masked_importance(i: int) -> Tensor:
+            scores = importance(i)
             return scores if self.constraint.is_dense else scores.masked_fill_(self.constraint.zeros[i], -torch.inf)
 
-        chosen = self._choose(self._num_pruned(sparsities), importance)
+        chosen = self._choose(num_pruned, masked_importance)
         # With a lower sparsity than before, the ranking would revive masked weights.
         self.constraint.replace(
             [new.logical_and_(~old) for new, old in zip(chosen, self.constraint.zeros, strict=True)]
@@ -162,19 +187,29 @@ class WeightPruner(Pruner[RankingGroup]):
     ) -> None:
         growth = self.growth
         assert growth is not None
-        masked = self.constraint.zeros
         layers = self.constraint.layers
         num_pruned = self._num_pruned(sparsities)
+        still = {i for i, layer in enumerate(layers) if growth.needs_gradient and layer.name not in gradients}
+        still -= self.constraint.frozen
+        if still:
+            # They take part in a rise of the sparsity, but not in what is dropped and grown.
+            self._prune_by(num_pruned, lambda i: layers[i].weight.abs().float())
+        masked = self.constraint.zeros
 
         def magnitude(i: int) -> Tensor:
-            return layers[i].weight.abs().float().masked_fill_(masked[i], -torch.inf)
+            scores = layers[i].weight.abs().float()
+            return (scores.fill_(torch.inf) if i in still else scores).masked_fill_(masked[i], -torch.inf)
 
         def priority(i: int) -> Tensor:
+            if i in still:
+                return torch.full_like(active[i], -torch.inf, dtype=torch.float32).masked_fill_(active[i], torch.inf)
             priorities = growth.priority(layers[i], gradients.get(layers[i].name), step)
             return priorities.masked_fill_(active[i], torch.inf)
 
         num_dropped = [
-            growth.num_dropped_and_grown(group.num_weights - num, progress)
+            growth.num_dropped_and_grown(
+                self._size(group) - num - self._num_active(still & set(group.layers)), progress
+            )
             for group, num in zip(self.ranking_groups, num_pruned, strict=True)
         ]
         # Drop the smallest active weights, then keep the rest and grow by priority until the sparsity is reached.
@@ -185,24 +220,38 @@ class WeightPruner(Pruner[RankingGroup]):
         self.constraint.replace(active)
         self.constraint.replace(grown)
 
+    def _num_active(self, indices: Iterable[int]) -> int:
+        """Return the number of weights of some layers that are not masked; a collective if they are sharded."""
+        layers, zeros = self.constraint.layers, self.constraint.zeros
+        return sum(int((~layers[i].full(zeros[i])).sum()) for i in sorted(indices))
+
     def _choose(self, num_pruned: Sequence[int], importance: Callable[[int], Tensor]) -> list[Tensor]:
         layers = self.constraint.layers
         index = {id(layer): i for i, layer in enumerate(layers)}
-        masks: dict[int, Tensor] = {}
+        masks = dict(enumerate(self.constraint.masks))
         for group, num in zip(self.ranking_groups, num_pruned, strict=True):
-            members = [layers[i] for i in group.layers]
-            chosen = self.pattern.choose(members, lambda layer: importance(index[id(layer)]), num)
-            masks.update(zip(group.layers, chosen, strict=True))
-        return [masks[i] for i in range(len(layers))]
+            trained = self._trained(group)
+            members = [layers[i] for i in trained]
+            chosen = self.pattern.choose(members, lambda layer: importance(index[id(layer)]), num) if members else []
+            masks.update(zip(trained, chosen, strict=True))
+        return list(masks.values())
+
+    def _trained(self, group: RankingGroup) -> list[int]:
+        """Return the layers of a group that may change."""
+        return [i for i in group.layers if i not in self.constraint.frozen]
+
+    def _size(self, group: RankingGroup) -> int:
+        """Return the number of weights of a group that may change."""
+        return sum(self.constraint.layers[i].shape.numel() for i in self._trained(group))
 
     def _num_pruned(self, sparsities: Sequence[float]) -> list[int]:
         groups = zip(self.ranking_groups, sparsities, strict=True)
-        return [round(group.num_weights * sparsity) for group, sparsity in groups]
+        return [round(self._size(group) * sparsity) for group, sparsity in groups]
 
     @override
     def _current_sparsity(self, ranking_group: RankingGroup) -> float:
-        layers, zeros = self.constraint.layers, self.constraint.zeros
-        return sum(int(layers[i].full(zeros[i]).sum()) for i in ranking_group.layers) / ranking_group.num_weights
+        num_weights = ranking_group.num_weights
+        return (num_weights - self._num_active(ranking_group.layers)) / num_weights
 
 
 def _interpolate(before: float, after: float, fraction: float) -> float:

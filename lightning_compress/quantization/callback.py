@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import final
 
-from lightning_compress.constraints.completed_steps import CompletedSteps, optimizers_of
+from lightning_compress.constraints.completed_steps import CompletedSteps, counted_optimizers, optimizers_of
 from lightning_compress.quantization.graph_tracer import GraphTracer
 from lightning_compress.quantization.insertion import QuantizerRef, digest, is_quantized, quantizers_of
 from lightning_compress.quantization.int_spec import Int
@@ -146,8 +146,9 @@ class QuantizationAwareTraining(CompressionCallback):
         self.steps = state["steps"]
         restore_statistics(pl_module, state["statistics"])
         self._fit_state.begin(pl_module)
-        counted_optimizer, *_ = optimizers_of(trainer.optimizers, self.layers(pl_module))
-        self._hooks = [CompletedSteps(counted_optimizer, self._count)]
+        layers = self.layers(pl_module)
+        counted = counted_optimizers(optimizers_of(trainer.optimizers, layers), layers)
+        self._hooks = [CompletedSteps(optimizer, self._count) for optimizer in counted]
         self._phase = None
         super().on_train_start(trainer, pl_module)
 

@@ -32,6 +32,7 @@ from lightning_compress.trainer.model_selection import ModelSelection
 from lightning_compress.trainer.queries import (
     callbacks_of,
     check_strategy,
+    check_trainer,
     guard_weight_loading,
     is_built_late,
 )
@@ -80,6 +81,7 @@ class CompressionCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the strategy and the targets before the fit."""
+        check_trainer(trainer, type(self).__name__)
         if stage != "fit":
             return
         check_strategy(trainer, type(self).__name__)
@@ -90,6 +92,14 @@ class CompressionCallback(Callback):
             # Layers that are made in setup or configure_model are checked in on_train_start.
             if not is_built_late(pl_module):
                 raise
+
+    def on_after_setup(self, fabric: object, module: object) -> None:
+        """Raise a ``ValueError``: Fabric calls this, and a Trainer does not."""
+        check_trainer(fabric, type(self).__name__)
+
+    def on_after_optimizer_step(self, strategy: object, optimizer: object) -> None:
+        """Raise a ``ValueError``, as :meth:`on_after_setup` does for modules that were set up by themselves."""
+        check_trainer(strategy, type(self).__name__)
 
     def check(self, layers: Sequence[Layer]) -> None:
         """Raise a ``ValueError`` that names layers that the technique does not support."""

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 from torch.optim import Optimizer
 
-from lightning_compress.constraints.completed_steps import CompletedSteps, layers_in, optimizers_of
 from lightning_compress.constraints.constraint import Constraint
 from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.optimizer_hooks import OptimizerHooks
 from lightning_compress.schedules import Progress, Schedule
-from lightning_compress.targets import Targets
+from lightning_compress.targets import Targets, shorten
 from lightning_compress.trainer.compression_callback import CompressionCallback, techniques
+from lightning_compress.trainer.configuration import check_same_configuration, configuration_of
+from lightning_compress.trainer.fit_watch import FitWatch
 from lightning_compress.trainer.progress import check_time_fits, check_times_within_run, progress
-from lightning_compress.trainer.queries import averaged_models
+from lightning_compress.trainer.queries import averaged_models, is_frozen
 from lightning_compress.trainer.ranks import check_ranks_agree
 
 C = TypeVar("C", bound=Constraint)
@@ -35,6 +38,8 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
     """
 
     constraint_class: type[C]
+    options: tuple[str, ...] = ()
+    """Attributes that must be the same at a resume."""
     noun = "constraints"
     verb = "constrained"
 
@@ -46,9 +51,9 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
         self._tick = -1
         self._finished = False
         self._starting = False
-        self._optimizers: list[Optimizer] = []
-        self._layers_by_optimizer: dict[int, list[Layer]] = {}
-        self._hooks: list[CompletedSteps] = []
+        self._skipped: set[str] = set()  # layers that were frozen when the constraint was last replaced
+        self._hooks: OptimizerHooks | None = None
+        self._watch: FitWatch | None = None
 
     @abstractmethod
     def update(self, trainer: Trainer, now: Progress) -> None:
@@ -56,8 +61,13 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
 
     @property
     def reached(self) -> bool:
-        """True once the last update of the schedule has been made."""
-        return self._finished
+        """True once the last update of the schedule has been made, as long as weights change only in steps."""
+        return self._finished and not self.strayed
+
+    @property
+    def strayed(self) -> bool:
+        """True if weights change, or are, where no constraint is projected."""
+        return self._watch is not None and self._watch.strayed
 
     @property
     def is_fitting(self) -> bool:
@@ -70,15 +80,9 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
         names = ("begin",) if self.schedule.curve == "one_shot" else ("begin", "end", "every")
         return {name: getattr(self.schedule, name) for name in names}
 
-    @property
-    def counted_optimizer(self) -> Optimizer:
-        """The optimizer that holds most of the constrained weights, and counts the completed steps."""
-        return self._optimizers[0]
-
     def attributes_outside_fit(self) -> dict[str, Any]:
         """Return the attributes that exist only during a fit, with their values outside of it."""
-        fresh: dict[str, Any] = {"constraint": None, "_optimizers": [], "_layers_by_optimizer": {}, "_hooks": []}
-        return {**super().attributes_outside_fit(), **fresh}
+        return {**super().attributes_outside_fit(), "constraint": None, "_hooks": None, "_watch": None}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check strategy, targets and schedule before the fit."""
@@ -90,15 +94,16 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the weights as the optimizers hold them, and restore the constraint."""
         state = self._fit_state.start_from(pl_module)
+        stored = (state or {}).get("configuration", {})
+        check_same_configuration(type(self).__name__, stored, configuration_of(self, self.options))
         layers = self.layers(pl_module)
         self.check(layers)
         _check_overlap(trainer, self, layers)
-        self._optimizers = optimizers_of(trainer.optimizers, layers)
-        self._layers_by_optimizer = {id(optimizer): layers_in(optimizer, layers) for optimizer in self._optimizers}
+        self._hooks = OptimizerHooks(trainer.optimizers, layers, partial(self._step_completed, trainer))
         self.constraint = self.constraint_class(layers)
         self.prepare(trainer, state)
         self._fit_state.begin(pl_module)
-        self._hooks = [CompletedSteps(o, partial(self._step_completed, trainer)) for o in self._optimizers]
+        self._watch = FitWatch(type(self).__name__, self.verb, self.constraint)
         super().on_train_start(trainer, pl_module)
 
     def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
@@ -106,22 +111,27 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
         assert self.constraint is not None
         state = state or {}
         self.steps, self._tick = state.get("steps", 0), state.get("tick", -1)
-        self._finished = state.get("landed", False)
+        self._finished, self._skipped = state.get("landed", False), set(state.get("skipped", ()))
         if "constraint" in state:
-            self.constraint.load_state_dict(state["constraint"])
+            self.constraint.load_state_dict(_without_frozen(trainer.lightning_module, state["constraint"]))
         self._starting = True
         check_times_within_run(trainer, self.times)
 
     def layers_of(self, optimizer: Optimizer) -> list[Layer]:
         """Return the constrained weights that an optimizer holds."""
-        return self._layers_by_optimizer.get(id(optimizer), [])
+        return [] if self._hooks is None else self._hooks.layers_of(optimizer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Make an update that is due before the first step."""
-        for hook in self._hooks:
-            hook.reset()  # forget a step that raised, which manual optimization may have caught
+        """Make an update that is due before the first step, and notice changes that the hooks do not see."""
+        assert self._hooks is not None
+        assert self._watch is not None
+        self._hooks.reset()  # forget a step that raised, which manual optimization may have caught
+        self._watch.lose(self._hooks.follow(trainer.optimizers))
+        self._watch.batch_started(pl_module)
+        self._find_frozen(pl_module)
         if self._starting and self._tick < 0:
             self.update(trainer, progress(trainer, self.steps, in_step=False, in_batch=False))
+            self._watch.check_steps()  # from now on weights stay as they are until a step is completed
         self._starting = False
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -136,58 +146,106 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
 
     def after_step(self, trainer: Trainer, optimizer: Optimizer) -> None:
         """Make an update that is due after a completed step."""
-        if optimizer is self.counted_optimizer:
+        if self._counts(optimizer):
             self.update(trainer, progress(trainer, self.steps, in_step=True))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Make the last update if the run ends without a step that could have done so."""
+        assert self._watch is not None
         now = progress(trainer, self.steps, in_step=False)
         if not self._finished and now.fraction == 1.0:
-            self.update(trainer, now)
+            self._watch.check_steps()
+            if not self.strayed:
+                self.update(trainer, now)
+        self._watch.batch_ended()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warn if the run was too short."""
+        """Warn if the run was too short, or if weights have changed where no hook sees it."""
+        assert self._watch is not None
+        self._watch.check_steps()
+        self._watch.check_weights(pl_module)
         if not self.reached and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_warn(f"{type(self).__name__}: the run ended before the target was reached.")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove the optimizer hooks and keep the state of the constraint."""
-        for hook in self._hooks:
-            hook.remove()
+        if self._hooks is not None:
+            self._hooks.remove()
         super().teardown(trainer, pl_module, stage)
 
     def current_state(self) -> dict[str, Any]:
         """Return the constraint, the number of steps and the position in the schedule."""
         assert self.constraint is not None
-        constraint = self.constraint.state_dict()
-        return {"steps": self.steps, "constraint": constraint, "tick": self._tick, "landed": self._finished}
+        return {
+            "configuration": configuration_of(self, self.options),
+            "steps": self.steps,
+            "constraint": self.constraint.state_dict(),
+            "tick": self._tick,
+            "landed": self._finished,
+            "skipped": sorted(self._skipped),
+        }
 
     def constraint_replaced(self, trainer: Trainer) -> None:
         """Project all that goes with the weights after the constraint has changed, and compare ranks."""
         assert self.constraint is not None
-        for optimizer in self._optimizers:
+        for optimizer in self._hooks.holders if self._hooks is not None else ():
             self.constraint.project_state_(optimizer)
         # Later averages need no projection: they are means of weights inside the constraint, a linear subspace.
         for average in averaged_models(trainer):
             self.constraint.project_copy_(average)
         self.num_changes += 1
+        self._skipped = {self.constraint.layers[i].name for i in self.constraint.frozen}
+        if self._watch is not None:
+            self._watch.step_completed()
         if self.constraint.layers[0].group is None:
             check_ranks_agree(trainer, self.constraint.digest(), f"{type(self).__name__}: {self.noun}")
 
+    @property
+    def _is_incomplete(self) -> bool:
+        """True if a layer that was frozen at the last update is trained again."""
+        assert self.constraint is not None
+        frozen = {self.constraint.layers[i].name for i in self.constraint.frozen}
+        return bool(self._skipped - frozen)
+
+    def _counts(self, optimizer: Optimizer) -> bool:
+        return self._hooks is not None and self._hooks.counts(optimizer)
+
     def _step_completed(self, trainer: Trainer, optimizer: Optimizer) -> None:
         assert self.constraint is not None
+        assert self._watch is not None
+        self._find_frozen(trainer.lightning_module)
         self.constraint.project_weights_()
-        self.steps += optimizer is self.counted_optimizer
+        self._watch.step_completed()
+        self.steps += self._counts(optimizer)
         self.after_step(trainer, optimizer)
+
+    def _find_frozen(self, pl_module: LightningModule) -> None:
+        """Leave layers alone that are frozen by now, and say so."""
+        assert self.constraint is not None
+        layers, before = self.constraint.layers, self.constraint.frozen
+        frozen = frozenset(i for i, layer in enumerate(layers) if is_frozen(pl_module, layer.parameter))
+        if frozen - before and not self._finished:
+            names = shorten([layers[i].name for i in sorted(frozen - before)])
+            rank_zero_warn(
+                f"{type(self).__name__}: {names} are frozen before the target is reached; they stay as they are, and "
+                "the target applies to the other layers."
+            )
+        self.constraint.frozen = frozen
+
+
+def _without_frozen(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the state of weights that are frozen by now, and are no targets any more."""
+    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {name: value for name, value in state.items() if name not in frozen}
 
 
 def callbacks_constraining(trainer: Trainer, kind: type[C], layer: Layer) -> Iterator[ConstraintCallback[C]]:
     """Yield the callbacks of a fit that hold a layer's weight in a constraint of the given class."""
     for other in techniques(trainer):
-        if not isinstance(other, ConstraintCallback) or not isinstance(other.constraint, kind) or not other._hooks:
+        if not isinstance(other, ConstraintCallback) or not isinstance(other.constraint, kind) or other._hooks is None:
             continue
         if any(held.parameter is layer.parameter for held in other.constraint.layers):
             yield other

@@ -26,6 +26,25 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
     return trainer.callbacks  # type: ignore[attr-defined]
 
 
+def check_trainer(trainer: object, technique: str) -> None:
+    """Check that a callback is called by a Trainer.
+
+    Raises:
+        ValueError: For Lightning Fabric, which has neither a plan of the run nor all hooks.
+    """
+    if not is_a(trainer, "Trainer"):
+        raise ValueError(
+            f"{technique} does not support Lightning Fabric, which has no plan of the run and calls no hooks around "
+            "backward passes: train with lightning.pytorch.Trainer."
+        )
+
+
+def is_frozen(pl_module: LightningModule, parameter: nn.Parameter) -> bool:
+    """Return True if a parameter is not trained; one that ``toggle_optimizer`` sets aside for a while is."""
+    toggled = cast("dict[nn.Parameter, bool]", pl_module._param_requires_grad_state)  # annotated with str there
+    return not toggled.get(parameter, parameter.requires_grad)
+
+
 def check_strategy(trainer: Trainer, technique: str) -> None:
     """Check that the optimizer holds the weights in their own shapes.
 

@@ -163,11 +163,10 @@ def test_values_of_another_kind_are_no_start(granularity: str) -> None:
 
 def test_weights_that_are_not_finite_are_named_in_the_error() -> None:
     clusterer = make(normal(2, 3), torch.tensor([[1.0, torch.nan]]))
-    with pytest.raises(
-        ValueError,
-        match=r"^'1\.weight' has weights that are not finite and cannot be clustered: lower the learning rate\.$",
-    ):
+    with pytest.raises(ValueError, match=r"^'1\.weight' has weights that are NaN or infinite.* clustered"):
         clusterer.update([None, None])
+    with pytest.raises(ValueError, match=r"^'1\.weight' has weights that are NaN or infinite.* clustered"):
+        clusterer.soft_clusters([None, None])
 
 
 # Squared gradients.
@@ -235,6 +234,36 @@ def test_soft_clusters_begin_where_clustering_does() -> None:
     # Of the first row 4 times 0.5 squared over 4 weights; of the second next to nothing.
     assert float(clusters.variances[0]) == pytest.approx(0.25)
     assert 0 < float(clusters.variances[1]) < 1e-6
+
+
+FEW_VALUES = {
+    "zero": torch.zeros(4, 8),
+    "constant": torch.full((4, 8), 0.3),
+    "nearly zero": torch.full((4, 8), 1e-30),
+    "signs": normal(4, 8).sign() * 0.2,
+    "ternary": torch.tensor([-0.1, 0.0, 0.2]).repeat(4, 11)[:, :32].reshape(4, -1)[:, :8],
+    "one row of zeros": torch.cat([torch.zeros(1, 8), normal(3, 8)]),
+    "float16": torch.full((4, 8), 3e-4, dtype=torch.float16),
+}
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel", 3])
+@pytest.mark.parametrize("weight", FEW_VALUES.values(), ids=list(FEW_VALUES))
+def test_soft_clusters_of_few_values_are_trained_and_finite(weight: Tensor, granularity: str | int) -> None:
+    clusterer = make(weight, spec=CodebookSpec(4, granularity))
+    parameter = clusterer.constraint.layers[0].parameter
+    (clusters,) = clusterer.soft_clusters([None]).values()
+    for step in range(5):
+        clusters.sharpness = step / 4
+        soft = clusters(parameter)
+        soft.backward(normal(4, 8, seed=step).to(weight.dtype))
+        clusters.update_codebooks()
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.norm() < 100
+        with torch.no_grad():
+            parameter -= 0.01 * parameter.grad
+        parameter.grad = None
+    assert (parameter[weight == 0] == 0).all()
 
 
 def test_soft_clusters_without_zeros_have_no_masses() -> None:

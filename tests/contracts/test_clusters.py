@@ -218,7 +218,7 @@ def test_two_callbacks_on_one_layer() -> None:
 def test_weights_that_are_not_finite() -> None:
     model = Net()
     model.conv2.weight.data[0, 0] = torch.nan
-    assert "'conv2.weight' has weights that are not finite" in refused(lc.WeightClustering(4), model=model)
+    assert "'conv2.weight' has weights that are NaN or infinite" in refused(lc.WeightClustering(4), model=model)
 
 
 def test_the_registry_has_every_granularity() -> None:

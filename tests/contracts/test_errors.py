@@ -269,3 +269,29 @@ def test_recalibration_needs_a_loader_it_can_sample() -> None:
     with pytest.raises(ValueError, match="recalibrate needs a training DataLoader over a map-style dataset"):
         run.fit(model, Stream())
     assert torch.equal(model.conv1.weight, Net().conv1.weight), "refused before the first step"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scope": "layer"},
+        {"pattern": lc.NM(2, 4)},
+        {"pattern": lc.Block((2, 2))},
+        {"score": lc.LAMP()},
+        {"score": lc.Random()},
+        {"distribution": lc.ERK()},
+        {"growth": lc.SET()},
+    ],
+    ids=str,
+)
+def test_weights_that_are_not_finite_are_not_ranked(options: dict[str, Any], value: float) -> None:
+    model = Net()
+    model.conv2.weight.data[0, 0, 0] = value
+    before = model.fc.weight.detach().clone()
+    with pytest.raises(
+        ValueError, match=r"'conv2\.weight' has weights that are NaN or infinite, which cannot be ranked"
+    ):
+        fit(lc.Pruning(0.5, targets=lc.Targets(exclude=("conv1",)), **options), model=model)
+    assert torch.equal(model.fc.weight, before)

@@ -217,3 +217,31 @@ def test_long_rows_need_little_memory(massive: str) -> None:
     # The output and the gradient of the row take 2 rows; all that is beyond them stays below 2 rows.
     assert float(result.stdout) < (2 + 2) * row
     assert float(result.stdout) > 1.5 * row, "the measurement sees nothing"
+
+
+def gradient_in(dtype: torch.dtype, rows: Tensor, codebooks: Tensor, temperature: float) -> Tensor:
+    given = rows.to(dtype, copy=True).requires_grad_()
+    soft, _ = soft_assign(given, codebooks.to(dtype), torch.full((len(rows),), temperature, dtype=dtype))
+    soft.backward(normal(*rows.shape, seed=3).to(dtype))
+    return given.grad.double()
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-7, 1e-13])
+def test_sharp_attention_keeps_the_digits_of_float32(temperature: float) -> None:
+    # Far from zero, and representable in float32, so that both dtypes compute with the same numbers.
+    rows, codebooks = (5 + normal(1, 400).float() / 10).double(), torch.linspace(4.7, 5.3, 64).double().view(1, -1)
+    expected = gradient_in(torch.float64, rows, codebooks, temperature)
+    error = gradient_in(torch.float32, rows, codebooks, temperature) - expected
+    assert float(error.norm() / expected.norm()) < 1e-3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1e-9, 2e-23])
+@pytest.mark.parametrize("num_clusters", [1, 4, 15])
+def test_values_and_centers_that_are_equal(num_clusters: int, temperature: float) -> None:
+    rows = torch.tensor([[0.3, 0.3, 0.3, 0.3, 0.3], [-0.7, 0.3, 0.3, -0.7, 0.3]])
+    codebooks = torch.tensor([[0.3], [-0.7]]).repeat(1, num_clusters)
+    codebooks[1, num_clusters // 2 :] = 0.3
+    gradient = gradient_in(torch.float32, rows, codebooks, temperature)
+    assert gradient.isfinite().all()
+    assert gradient.norm() < 10  # as large as that of the soft values
+    torch.testing.assert_close(gradient[0], gradient[0, :1].expand(5))

@@ -281,3 +281,37 @@ def test_growth_follows_a_sparsity_that_still_rises() -> None:
         pruner.update(lambda target, part=part: target * part, step=step, drop_and_grow=None if step == 0 else part)
         assert num_pruned(constraint) == round(128 * 0.75 * part)
         assert not math.isnan(sum(float(layer.weight.sum()) for layer in constraint.layers))
+
+
+@pytest.mark.parametrize("distribution", [None, ERK()])
+def test_rigl_leaves_a_layer_without_gradient_as_it_is(distribution: Distribution | None) -> None:
+    constraint, pruner = make(0.75, growth=RigL(0.4), distribution=distribution)
+    pruner.update(lambda target: target, step=0)
+    before, weight = constraint.masks, constraint.layers[1].weight.clone()
+    gradients = {layer.name: torch.randn(layer.shape) for layer in constraint.layers if layer.name != "1.weight"}
+    pruner.update(lambda target: target, step=1, drop_and_grow=0.0, gradients=gradients)
+    assert num_pruned(constraint) == 96
+    assert torch.equal(constraint.masks[1], before[1])
+    assert torch.equal(constraint.layers[1].weight, weight)
+    assert not torch.equal(constraint.masks[0], before[0])
+
+
+def test_rigl_without_any_gradient_follows_the_sparsity() -> None:
+    constraint, pruner = make(0.75, growth=RigL(0.4))
+    pruner.update(lambda target: 0.5, step=0)
+    before, weights = constraint.masks, torch.cat([layer.weight.flatten() for layer in constraint.layers])
+    pruner.update(lambda target: target, step=1, drop_and_grow=0.5, gradients={})
+    after = torch.cat([layer.weight.flatten() for layer in constraint.layers])
+    assert num_pruned(constraint) == 96
+    assert all(not (now & ~was).any() for now, was in zip(constraint.masks, before, strict=True))
+    assert torch.equal(after != 0, weights.abs() > weights.abs().sort().values[95])
+
+
+def test_scores_that_are_not_finite_are_not_ranked() -> None:
+    constraint, pruner = make(0.5, score=Taylor())
+    assert pruner.accumulator is not None
+    pruner.accumulator.sums = {layer.name: torch.ones(layer.shape) for layer in constraint.layers}
+    pruner.accumulator.sums["1.weight"][0, 0] = torch.inf
+    with pytest.raises(ValueError, match=r"^'1\.weight' has Taylor scores that are NaN or infinite"):
+        pruner.update(lambda target: target, step=0)
+    assert num_pruned(constraint) == 0
