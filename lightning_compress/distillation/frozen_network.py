@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.memory import is_oom_error
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from lightning_compress.distillation.batch_formats import extract_logits
+from lightning_compress.arguments import Arguments, as_arguments, reason
 from lightning_compress.distillation.feature_hooks import FeatureHooks
 from lightning_compress.distillation.image_conversion import Conversion
 from lightning_compress.distillation.logit_cache import LogitCache
+from lightning_compress.distillation.logit_formats import Positions, extract_logits
 from lightning_compress.distillation.loss import LogitLoss
 
 
@@ -31,6 +33,7 @@ class FrozenNetwork:
         layers: Names of the modules to record in :attr:`features`.
         conversion: Conversion of images ``(N, C, H, W)`` to the network's normalization and input size.
         cache: Directory in which logits are cached by the keys of the samples.
+        inputs: Function from the batch to the network's arguments; by default it gets those of the student.
 
     Attributes:
         network: The copy.
@@ -54,6 +57,7 @@ class FrozenNetwork:
         layers: Sequence[str] = (),
         conversion: Conversion | None = None,
         cache: Path | None = None,
+        inputs: Callable[[Any], Any] | None = None,
     ) -> None:
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
         # Hashed before the cast, so that the identity is that of the weights as given, in any precision.
@@ -63,6 +67,7 @@ class FrozenNetwork:
         self.features = FeatureHooks(self.network, layers, owner="teacher")
         if compiled:
             self.network.compile()
+        self._name, self._inputs = name, inputs
         self._conversion = conversion
         self._directory = cache
         self._caches: dict[str, LogitCache] = {}
@@ -74,12 +79,22 @@ class FrozenNetwork:
     def _identify(self, name: str) -> dict[str, str]:
         return {"name": name, "hash": fingerprint(self.network.state_dict())}
 
+    def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any], batch: Any) -> Arguments:
+        """Return the arguments of the network: those of the student, or those made from the batch.
+
+        Args:
+            args: Positional arguments of the student.
+            kwargs: Keyword arguments of the student.
+            batch: Batch as ``training_step`` gets it.
+        """
+        return (tuple(args), dict(kwargs)) if self._inputs is None else as_arguments(self._inputs(batch))
+
     def forward(self, args: Sequence[Any], kwargs: Mapping[str, Any], keys: Tensor | None = None) -> Any:
         """Run the network without gradients; inside ``features.record()`` its features are recorded.
 
         Args:
-            args: Positional arguments of the student; those of shape ``(N, C, H, W)`` are converted as images.
-            kwargs: Keyword arguments of the student.
+            args: Positional arguments; those of shape ``(N, C, H, W)`` are converted as images.
+            kwargs: Keyword arguments.
             keys: Keys ``(N,)`` of the samples. With a cache, only samples that are not cached are computed, and no
                 features can be read.
 
@@ -87,7 +102,7 @@ class FrozenNetwork:
             Output of the network, or logits ``(N, C)`` from the cache.
 
         Raises:
-            ValueError: If the cache cannot be used for these inputs.
+            ValueError: If the network fails on these arguments, or the cache cannot be used for them.
         """
         # Other code that holds the network may have changed its mode.
         if any(module.training for module in self.network.modules()):
@@ -95,12 +110,12 @@ class FrozenNetwork:
         with torch.no_grad():
             return self._cached_forward(args, kwargs, keys)
 
-    def accumulate(self, student: Tensor, labels: Tensor | None, losses: Sequence[tuple[float, LogitLoss]]) -> None:
+    def accumulate(self, heads: Sequence[tuple[Tensor, Positions]], losses: Sequence[tuple[float, LogitLoss]]) -> None:
         """Add the loss of the last batch to the gradients of the network; a frozen network has none.
 
         Args:
-            student: Logits ``(N, C)`` of the student for the inputs of the last :meth:`forward`.
-            labels: Classes ``(N,)``, probabilities ``(N, C)``, or ``None``.
+            heads: Logits ``(M, C)`` of each head of the student for the inputs of the last :meth:`forward`, and their
+                positions.
             losses: Pairs of a weight and a logit loss.
         """
 
@@ -131,11 +146,26 @@ class FrozenNetwork:
             )
         name = self._cache_name(args[0].device.type)
         cache = self._caches.setdefault(name, LogitCache(self._directory / name))
-        return cache.logits(keys, args[0], lambda missing: extract_logits(self._run(missing), "teacher"))
+        return cache.logits(keys, args[0], self._sample_logits)
+
+    def _sample_logits(self, samples: Tensor) -> Tensor:
+        heads = extract_logits(self._run(samples), "teacher")
+        if len(heads) != 1 or heads[0].ndim != 2:
+            shapes = " and ".join(str(tuple(head.shape)) for head in heads)
+            raise ValueError(f"cache=... stores logits (N, C) only, not {shapes}: leave cache out.")
+        return heads[0]
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = tree_map(self._convert_input, (args, kwargs))
-        return self.network(*args, **kwargs)
+        try:
+            return self.network(*args, **kwargs)
+        except Exception as error:
+            if is_oom_error(error):  # from which the Tuner finds the largest batch size
+                raise
+            raise ValueError(
+                f"The teacher {self._name!r} fails on {'its' if self._inputs else 'the arguments of the student'} "
+                f"({reason(error)}): give Teacher(inputs=...), a function from the batch to its arguments."
+            ) from error
 
     def _cache_name(self, device: str) -> str:
         """Return a hash of everything that the logits depend on besides the samples."""
