@@ -34,6 +34,7 @@ class FrozenNetwork:
         conversion: Conversion of images ``(N, C, H, W)`` to the network's normalization and input size.
         cache: Directory in which logits are cached by the keys of the samples.
         inputs: Function from the batch to the network's arguments; by default it gets those of the student.
+        output: Name of the module that returns the logits, which :attr:`features` records; by default the network.
 
     Attributes:
         network: The copy.
@@ -58,13 +59,15 @@ class FrozenNetwork:
         conversion: Conversion | None = None,
         cache: Path | None = None,
         inputs: Callable[[Any], Any] | None = None,
+        output: str | None = None,
     ) -> None:
         self.network = copy.deepcopy(network).requires_grad_(False).eval()
         # Hashed before the cast, so that the identity is that of the weights as given, in any precision.
         self.identity = self._identify(name)
         if dtype is not None:
             self.network.to(dtype)
-        self.features = FeatureHooks(self.network, layers, owner="teacher")
+        self._output = output
+        self.features = FeatureHooks(self.network, [*layers, *([output] if output else [])], owner="teacher")
         if compiled:
             self.network.compile()
         self._name, self._inputs = name, inputs
@@ -89,7 +92,9 @@ class FrozenNetwork:
         """
         return (tuple(args), dict(kwargs)) if self._inputs is None else as_arguments(self._inputs(batch))
 
-    def forward(self, args: Sequence[Any], kwargs: Mapping[str, Any], keys: Tensor | None = None) -> Any:
+    def forward(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], keys: Tensor | None = None, name: str = ""
+    ) -> Any:
         """Run the network without gradients; inside ``features.record()`` its features are recorded.
 
         Args:
@@ -97,9 +102,11 @@ class FrozenNetwork:
             kwargs: Keyword arguments.
             keys: Keys ``(N,)`` of the samples. With a cache, only samples that are not cached are computed, and no
                 features can be read.
+            name: Name of the student's module that got the arguments. A network without a ``forward`` of its own, such
+                as a LightningModule of the student's class, is run by its module of that name.
 
         Returns:
-            Output of the network, or logits ``(N, C)`` from the cache.
+            Output of the network or of its module ``output``, or logits ``(N, C)`` from the cache.
 
         Raises:
             ValueError: If the network fails on these arguments, or the cache cannot be used for them.
@@ -108,7 +115,7 @@ class FrozenNetwork:
         if any(module.training for module in self.network.modules()):
             self.network.eval()
         with torch.no_grad():
-            return self._cached_forward(args, kwargs, keys)
+            return self._cached_forward(self._callee(name), args, kwargs, keys)
 
     def accumulate(self, heads: Sequence[tuple[Tensor, Positions]], losses: Sequence[tuple[float, LogitLoss]]) -> None:
         """Add the loss of the last batch to the gradients of the network; a frozen network has none.
@@ -134,9 +141,21 @@ class FrozenNetwork:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state that :meth:`state_dict` returned."""
 
-    def _cached_forward(self, args: Sequence[Any], kwargs: Mapping[str, Any], keys: Tensor | None) -> Any:
+    def _callee(self, name: str) -> nn.Module:
+        if type(self.network).forward.__qualname__ not in ("_forward_unimplemented", "LightningModule.forward"):
+            return self.network
+        try:
+            return self.network.get_submodule(name)
+        except AttributeError as error:
+            raise ValueError(
+                f"The teacher {self._name!r} has no forward, and no module {name!r} as the student: pass its network."
+            ) from error
+
+    def _cached_forward(
+        self, network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], keys: Tensor | None
+    ) -> Any:
         if self._directory is None or keys is None:
-            return self._run(*args, **kwargs)
+            return self._run(network, args, kwargs)
         if len(args) != 1 or kwargs or not isinstance(args[0], Tensor):
             raise ValueError("cache=... supports only a student that is called with one tensor: leave cache out.")
         if len(args[0]) != len(keys):
@@ -146,19 +165,20 @@ class FrozenNetwork:
             )
         name = self._cache_name(args[0].device.type)
         cache = self._caches.setdefault(name, LogitCache(self._directory / name))
-        return cache.logits(keys, args[0], self._sample_logits)
+        return cache.logits(keys, args[0], lambda missing: self._sample_logits(network, missing))
 
-    def _sample_logits(self, samples: Tensor) -> Tensor:
-        heads = extract_logits(self._run(samples), "teacher")
+    def _sample_logits(self, network: nn.Module, samples: Tensor) -> Tensor:
+        heads = extract_logits(self._run(network, (samples,), {}), "teacher")
         if len(heads) != 1 or heads[0].ndim != 2:
             shapes = " and ".join(str(tuple(head.shape)) for head in heads)
             raise ValueError(f"cache=... stores logits (N, C) only, not {shapes}: leave cache out.")
         return heads[0]
 
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = tree_map(self._convert_input, (args, kwargs))
+    def _run(self, network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        args, kwargs = tree_map(self._convert_input, (tuple(args), dict(kwargs)))
         try:
-            return self.network(*args, **kwargs)
+            output = network(*args, **kwargs)
+            return self.features[self._output].output if self._output else output
         except Exception as error:
             if is_oom_error(error):  # from which the Tuner finds the largest batch size
                 raise

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_compress.distillation.batch_formats import Annotations
 from lightning_compress.distillation.frozen_network import FrozenNetwork
 from lightning_compress.distillation.logit_formats import Positions, extract_logits, find_positions, pair_heads
+from lightning_compress.distillation.logits import LogitMSE
 from lightning_compress.distillation.loss import Combine, LogitLoss
 
 
@@ -44,6 +46,7 @@ class LogitComparison:
     def __init__(self, losses: Mapping[str, LogitLoss], combine: Combine, class_dim: int | None) -> None:
         self.losses = losses
         self.class_dim, self._combine = class_dim, combine
+        self._has_checked = False
 
     def __call__(
         self,
@@ -69,6 +72,9 @@ class LogitComparison:
             ValueError: If there are no logits, or their shapes differ.
         """
         heads = self._heads(output, outputs, annotations)
+        if not self._has_checked:
+            self._has_checked = True  # only once: reading values synchronizes with the device
+            self._check_targets(heads)
         values = {
             name: torch.stack([self._value(loss, head) for head in heads]).mean() for name, loss in self.losses.items()
         }
@@ -84,6 +90,16 @@ class LogitComparison:
             at = find_positions(student, annotations, class_dim=self.class_dim, head=index, num_heads=len(pairs))
             heads.append(Head(at.rows(student), [at.rows(each) for each in teachers], at))
         return heads
+
+    def _check_targets(self, heads: Sequence[Head]) -> None:
+        compares = [type(loss).__name__ for loss in self.losses.values() if not isinstance(loss, LogitMSE)]
+        for labels in (head.positions.labels for head in heads):
+            if compares and labels is not None and labels.is_floating_point() and labels.shape[1] > 1:
+                if (labels < 0).any() or ((labels.sum(1) - 1).abs() > 0.01).any():
+                    rank_zero_warn(
+                        f"The targets of the student are not probabilities of classes, but {compares[0]} compares "
+                        "them: use lc.LogitMSE() for a regression or independent binary labels."
+                    )
 
     def _value(self, loss: LogitLoss, head: Head) -> Tensor:
         if not len(head.student):

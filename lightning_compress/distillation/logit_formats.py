@@ -11,6 +11,8 @@ from torch import Tensor
 
 from lightning_compress.distillation.batch_formats import Annotations
 
+_OUTPUT = {"teacher": "Teacher(output=...)"}
+
 
 def extract_logits(output: Any, owner: str) -> list[Tensor]:
     """Return the logits in the output of a network.
@@ -34,7 +36,7 @@ def extract_logits(output: Any, owner: str) -> list[Tensor]:
         form = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"type {type(output).__name__}"
         raise ValueError(
             f"The {owner} must return logits such as (N, C), (N, L, C) or (N, C, H, W), not an output of {form}: name "
-            "the module that returns them with output=..., or wrap the network."
+            f"the module that returns them with {_OUTPUT.get(owner, 'output=...')}, or wrap the network."
         )
     # Features may follow the logits in a tuple.
     return heads if named else [head for head in heads if _kind(head) == _kind(heads[0])]

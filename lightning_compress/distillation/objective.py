@@ -78,7 +78,7 @@ class Objective(nn.Module):
             for teacher in teachers:
                 recording.enter_context(teacher.features.record())
             arguments = [teacher.arguments(step.args, step.kwargs, step.batch) for teacher in teachers]
-            outputs = [t.forward(*given, step.keys) for t, given in zip(teachers, arguments, strict=True)]
+            outputs = [t.forward(*given, step.keys, step.name) for t, given in zip(teachers, arguments, strict=True)]
             values: dict[str, Tensor] = {}
             if self.logit_losses.losses:
                 values |= self.logit_losses(step.output, outputs, teachers, step.annotations, weights or {})

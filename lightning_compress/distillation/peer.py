@@ -55,10 +55,12 @@ class PeerNetwork(FrozenNetwork):
         return made
 
     @override
-    def forward(self, args: Sequence[Any], kwargs: Mapping[str, Any], keys: Tensor | None = None) -> Any:
+    def forward(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], keys: Tensor | None = None, name: str = ""
+    ) -> Any:
         """Run the network in training mode, keep its graph for :meth:`accumulate`, and return its output."""
         self.network.train()
-        output = self._run(*args, **kwargs)
+        output = self._run(self._callee(name), args, kwargs)
         self._logits = extract_logits(output, "peer")
         return output
 
@@ -108,6 +110,7 @@ class PeerNetwork(FrozenNetwork):
         self.network.load_state_dict(state["network"])
         # The optimizer is created in the first step, as it takes its class and defaults from the student's.
         self._optimizer_state, self._optimizer = state["optimizer"], None
+        self._loss, self._logits = None, []  # of the weights before
 
 
 def _loss(logits: Tensor, student: Tensor, labels: Tensor | None, losses: Sequence[tuple[float, LogitLoss]]) -> Tensor:

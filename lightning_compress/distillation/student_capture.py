@@ -18,6 +18,7 @@ class StudentStep:
     """Forward pass of a student in its training step.
 
     Attributes:
+        name: Name of the module that got the inputs; ``""`` is the student itself.
         batch: Batch of the training step.
         args: Positional arguments of the student.
         kwargs: Keyword arguments of the student.
@@ -27,6 +28,7 @@ class StudentStep:
         keys: Keys ``(N,)`` of the samples in the caches of the teachers, or ``None``.
     """
 
+    name: str
     batch: Any
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -77,7 +79,7 @@ class StudentCapture:
         root = self._root()
         call, output = self._calls[root], self._calls[root if self._output is None else self._output].output
         annotations = extract_annotations(batch, self._calls.arguments(root))
-        return StudentStep(batch, call.args, call.kwargs, output, annotations, self._features, keys)
+        return StudentStep(root, batch, call.args, call.kwargs, output, annotations, self._features, keys)
 
     def _root(self) -> str:
         """Return the module that gets the inputs: the whole student, or a child."""

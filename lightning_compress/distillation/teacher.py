@@ -29,6 +29,8 @@ class Teacher:
             student's timm configuration has another, else that of the student's images.
         inputs: Function from the batch, as ``training_step`` gets it, to the teacher's arguments: a tensor, a tuple, a
             dict of keyword arguments, or a pair of a tuple and a dict. By default it gets those of the student.
+        output: Name of the teacher's module that returns the logits, such as the classification head of a detector; by
+            default the whole network.
 
     Raises:
         ValueError: For an unknown precision, weights or arguments for a network that is already built, or a size below
@@ -49,6 +51,7 @@ class Teacher:
     normalization: Normalization | None = None
     input_size: tuple[int, int] | None = None
     inputs: Callable[[Any], Any] | None = None
+    output: str | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in (None, "bf16", "fp16"):

@@ -85,7 +85,7 @@ def _evaluate(
         if not annotations.labels:
             return None
         args, kwargs = ((), dict(batch)) if isinstance(batch, Mapping) else (batch[:1], {})
-        with trainer.precision_plugin.val_step_context():
+        with trainer.precision_plugin.val_step_context(), teacher.features.record():
             output = teacher.forward(*teacher.arguments(args, kwargs, batch))
         logits = extract_logits(output, "teacher")[0]
         positions = find_positions(logits, annotations, class_dim=class_dim)

@@ -62,6 +62,7 @@ def build_teacher(
         conversion=_conversion(teacher, _data_config(network), student_normalization, _data_config(student)),
         cache=cache,
         inputs=teacher.inputs,
+        output=teacher.output,
     )
 
 

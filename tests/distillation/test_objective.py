@@ -42,7 +42,7 @@ def compare(
         output = student(IMAGES)
         annotations = Annotations() if labels is None else Annotations((labels,))
         batch = (IMAGES, labels)
-        return objective(StudentStep(batch, (IMAGES,), kwargs, output, annotations, features, keys), teachers)
+        return objective(StudentStep("", batch, (IMAGES,), kwargs, output, annotations, features, keys), teachers)
 
 
 def frozen(*networks: nn.Module, layers: Sequence[str] = (), **options: Any) -> list[FrozenNetwork]:
