@@ -22,6 +22,10 @@ from lightning_compress.distillation.logit_formats import Positions, extract_log
 from lightning_compress.distillation.loss import LogitLoss
 
 
+class TeacherError(ValueError):
+    """A teacher cannot be run on its arguments, or not on the device of the dry run."""
+
+
 class FrozenNetwork:
     """Copy of a network in eval mode, without gradients, that moves to the device of its inputs.
 
@@ -182,7 +186,7 @@ class FrozenNetwork:
         except Exception as error:
             if is_oom_error(error):  # from which the Tuner finds the largest batch size
                 raise
-            raise ValueError(
+            raise TeacherError(
                 f"The teacher {self._name!r} fails on {'its' if self._inputs else 'the arguments of the student'} "
                 f"({reason(error)}): give Teacher(inputs=...), a function from the batch to its arguments."
             ) from error

@@ -93,16 +93,21 @@ class LogitComparison:
 
     def _check_targets(self, heads: Sequence[Head]) -> None:
         compares = [type(loss).__name__ for loss in self.losses.values() if not isinstance(loss, LogitMSE)]
-        for labels in (head.positions.labels for head in heads):
-            if compares and labels is not None and labels.is_floating_point() and labels.shape[1] > 1:
-                if (labels < 0).any() or ((labels.sum(1) - 1).abs() > 0.01).any():
-                    rank_zero_warn(
-                        f"The targets of the student are not probabilities of classes, but {compares[0]} compares "
-                        "them: use lc.LogitMSE() for a regression or independent binary labels."
-                    )
+        if compares and not all(_are_classes(head.positions.labels) for head in heads):
+            rank_zero_warn(
+                f"The targets of the student are not probabilities of classes, but {compares[0]} compares these: use "
+                "lc.LogitMSE() for a regression or independent binary labels."
+            )
 
     def _value(self, loss: LogitLoss, head: Head) -> Tensor:
         if not len(head.student):
             return head.student.float().sum()  # zero, with a graph: every position is padding or ignored
         labels = head.positions.labels
         return loss(head.student, loss.target(head.teachers, labels, self._combine), labels)
+
+
+def _are_classes(labels: Tensor | None) -> bool:
+    """Return False for targets with the shape of the logits that are no probabilities."""
+    if labels is None or not labels.is_floating_point():
+        return True
+    return bool((labels >= 0).all() and ((labels.sum(1) - 1).abs() < 0.01).all())

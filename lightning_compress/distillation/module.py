@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.arguments import reason
 from lightning_compress.distillation.dry_run import ComparisonError, dry_run, warn_unused_parameters
+from lightning_compress.distillation.frozen_network import TeacherError
 from lightning_compress.distillation.image_conversion import Normalization
 from lightning_compress.distillation.keyed import KeyedSample
 from lightning_compress.distillation.logit_averaging import average_by_confidence, average_uniformly
@@ -188,6 +189,8 @@ class DistillationModule(LightningModule):
             weights = {name: self._current_weight(weight) for name, weight in self.weights.items()}
             try:
                 values = self.objective(self._capture.step(batch, self._keys), teachers, weights)
+            except TeacherError:
+                raise
             except ValueError as error:
                 raise ComparisonError(str(error)) from error
         total = self._current_weight(self.task_weight) * task
@@ -285,9 +288,11 @@ class DistillationModule(LightningModule):
         except ComparisonError:
             raise
         except Exception as error:
-            # There may be no data before the fit, or a step that needs more of the Trainer than there is.
+            # There may be no data before the fit, the step may need more of the Trainer than there is, or the teacher
+            # a GPU.
             self.objective.failure = reason(error).removesuffix(f": {ADVICE.rstrip('.')}")
             return
+        self.objective.failure = None
         warn_unused_parameters(copy.student)
         copy.objective.zero_grad(set_to_none=True)
         self.objective.adopt_adapters(copy.objective)
