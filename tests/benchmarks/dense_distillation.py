@@ -2,10 +2,10 @@
 
     python tests/benchmarks/dense_distillation.py [--task segmentation tokens] [--seeds 0 1 2] [--epochs 40]
 
-Labels of the training data are wrong for 30 % of the objects or tokens, those of the test data are right. The teacher is
-trained on more data than the student. Both students see the same samples, for the same number of steps, from the same
-initial weights. Segmentation: mean intersection over union of a U-Net in percent, over the classes background, disk and
-square. Tokens: accuracy of a BERT in percent at tokens that are neither padding nor ignored (-100).
+Labels of the training data are wrong for 30 % of the objects or tokens, those of the test data are right. The teacher
+is trained on more data than the student. Both students see the same samples, for the same number of steps, from the
+same initial weights. Segmentation: mean intersection over union of a U-Net in percent, over the classes background,
+disk and square. Tokens: accuracy of a BERT in percent at tokens that are neither padding nor ignored (-100).
 """
 
 from __future__ import annotations
