@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lightning_compress.distillation.logits import DIST as DIST
     from lightning_compress.distillation.logits import DKD as DKD
     from lightning_compress.distillation.logits import KD as KD
+    from lightning_compress.distillation.logits import LogitMSE as LogitMSE
     from lightning_compress.distillation.module import DistillationModule as DistillationModule
     from lightning_compress.distillation.ramp import Ramp as Ramp
     from lightning_compress.distillation.teacher import MeanTeacher as MeanTeacher
@@ -108,6 +109,7 @@ _HOME = {
     "Keyed": "distillation.keyed",
     "LAMP": "pruning.scores",
     "Learned": "quantization.observers",
+    "LogitMSE": "distillation.logits",
     "MSE": "quantization.observers",
     "Magnitude": "pruning.scores",
     "MeanTeacher": "distillation.teacher",

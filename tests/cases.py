@@ -291,6 +291,7 @@ def case(name: str) -> Case:
 # Distillation losses between ``Net`` and a teacher with the layers "1", "2" and "4".
 LOSSES: dict[str, dict[str, Any]] = {
     "kd": {"kd": lc.KD()},
+    "mse": {"mse": lc.LogitMSE()},
     "hints": {"hints": lc.FitNet((("conv2", "1"), ("norm1", "2"))), "dist": lc.DIST()},
     "contrast": {"crd": lc.CRD((("norm2", "4"),), dim=8), "dkd": lc.DKD(weight=lc.Ramp(0.0, 1.0))},
     "relations": {

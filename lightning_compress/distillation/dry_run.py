@@ -6,15 +6,16 @@ from typing import Any, TypeVar, cast
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import nn
 
 from lightning_compress.targets import shorten
 from lightning_compress.trainer.probe import TrainingProbe
 
-_NUM_SAMPLES = 4
-
 AnyModule = TypeVar("AnyModule", bound=LightningModule)
+
+
+class ComparisonError(ValueError):
+    """A student and its teachers cannot be compared as specified, so that no training step will succeed."""
 
 
 def dry_run(module: AnyModule, batch: Any) -> AnyModule:
@@ -22,12 +23,15 @@ def dry_run(module: AnyModule, batch: Any) -> AnyModule:
 
     Args:
         module: Module that is attached to a Trainer; left unchanged.
-        batch: Batch on the CPU, of which the first 4 samples are used.
+        batch: Batch on the CPU.
 
     Returns:
         The copy, with the gradients of the step.
+
+    Raises:
+        ComparisonError: If student and teachers cannot be compared. Any other error may be due to the dry run.
     """
-    probe = TrainingProbe(module.trainer, module, _limit_samples(batch), 0)
+    probe = TrainingProbe(module.trainer, module, batch, 0)
     # The strategy converts the model itself only after setup.
     module.trainer.precision_plugin.convert_module(probe.model)
     probe.loss().backward()
@@ -46,7 +50,3 @@ def warn_unused_parameters(student: nn.Module) -> None:
             f"The loss does not depend on {shorten(unused)} of the student: raise task_weight or choose later layers, "
             "freeze them, or under DDP set strategy='ddp_find_unused_parameters_true'."
         )
-
-
-def _limit_samples(batch: Any) -> Any:
-    return tree_map(lambda value: value[:_NUM_SAMPLES] if isinstance(value, Tensor) and value.ndim else value, batch)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
+from lightning_compress.distillation.batch_formats import named_arguments
 from lightning_compress.targets import COMPILED, shorten
 
 
@@ -20,7 +22,8 @@ class ModuleCall(NamedTuple):
         args: Positional arguments.
         kwargs: Keyword arguments.
         output: Return value.
-        version: Version counter of ``output`` when the module returned it; ``None`` in compiled code.
+        version: Version counter of the first tensor of ``output`` when the module returned it; ``None`` in compiled
+            code, or without a tensor.
     """
 
     args: tuple[Any, ...]
@@ -70,7 +73,7 @@ class FeatureHooks:
         where = f"{name!r} of the {self._owner}" if name else f"the {self._owner} itself"
         if call is None:
             raise ValueError(f"The forward pass of this step did not call {where}: name a module that it calls.")
-        if call.version is not None and call.output._version != call.version:
+        if call.version is not None and _version(call.output) != call.version:
             raise ValueError(
                 f"The output of {where} is modified in place later (by an in-place activation or addition): name the "
                 "module that modifies it instead."
@@ -80,6 +83,11 @@ class FeatureHooks:
     def __contains__(self, name: str) -> bool:
         """Return True if the module was called in the current context."""
         return vars(self._modules[name]).get(_CALL) is not None
+
+    def arguments(self, name: str) -> dict[str, Any]:
+        """Return the arguments of the last call of a module by name."""
+        call = self[name]
+        return named_arguments(self._modules[name], call.args, call.kwargs)
 
     @contextmanager
     def record(self) -> Iterator[None]:
@@ -105,26 +113,41 @@ def _record_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     if not getattr(module, _RECORDING):
         return
     version = None
-    if isinstance(output, Tensor):
-        if torch.compiler.is_compiling():
-            output = output.clone()  # compiled code does not count its in-place modifications
-        else:
-            version = output._version
+    if torch.compiler.is_compiling():
+        # Compiled code does not count its in-place modifications.
+        output = tree_map_only(Tensor, torch.clone, output)
+    else:
+        version = _version(output)
     module.__dict__[_CALL] = ModuleCall(args, kwargs, output, version)
 
 
+def _version(output: Any) -> int | None:
+    tensor = _first_tensor(output)
+    return None if tensor is None else tensor._version
+
+
+def _first_tensor(output: Any) -> Tensor | None:
+    """Return a tensor, or the first floating one in a tuple, list or mapping, also in nested ones."""
+    if isinstance(output, Tensor):
+        return output
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    tensors = (_first_tensor(value) for value in values)
+    return next((tensor for tensor in tensors if tensor is not None and tensor.is_floating_point()), None)
+
+
 def feature_tensor(call: ModuleCall, name: str) -> Tensor:
-    """Return the output of a call as a tensor.
+    """Return the output of a call, or the first tensor in it: the hidden state of a transformer layer or an LSTM.
 
     Args:
         call: Recorded call.
         name: Name of the module, for the error message.
 
     Raises:
-        ValueError: If the output is not a tensor.
+        ValueError: If the output has no tensor.
     """
-    if not isinstance(call.output, Tensor):
+    tensor = _first_tensor(call.output)
+    if tensor is None:
         raise ValueError(
             f"{name!r} returns {type(call.output).__name__}, not a tensor: name a module inside it that returns one."
         )
-    return call.output
+    return tensor

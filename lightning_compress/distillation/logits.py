@@ -1,13 +1,15 @@
-"""Distillation losses of logits: KD, DKD and DIST."""
+"""Distillation losses of logits: KD, DKD and DIST, and LogitMSE for outputs that are not of classes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_compress.distillation.loss import LogitLoss, check_not_negative, check_positive
+from lightning_compress.distillation.loss import Combine, LogitLoss, check_not_negative, check_positive
 from lightning_compress.functional import logit_losses
 
 
@@ -40,7 +42,7 @@ class KD(LogitLoss):
 
     @override
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        return logit_losses.kd(*_prepare(student, teacher, self.standardize), self.temperature)
+        return logit_losses.kd(*_prepare(self, student, teacher, self.standardize), self.temperature)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class DKD(LogitLoss):
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         if labels is None:
             raise ValueError("DKD needs labels, to separate the target class from the others: use KD or DIST instead.")
-        logits = _prepare(student, teacher, self.standardize)
+        logits = _prepare(self, student, teacher, self.standardize)
         return logit_losses.dkd(*logits, labels, self.alpha, self.beta, self.temperature)
 
 
@@ -122,11 +124,44 @@ class DIST(LogitLoss):
 
     @override
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        logits = _prepare(student, teacher, self.standardize)
+        logits = _prepare(self, student, teacher, self.standardize)
         return logit_losses.dist(*logits, self.beta, self.gamma, self.temperature)
 
 
-def _prepare(student: Tensor, teacher: Tensor, standardize: bool) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class LogitMSE(LogitLoss):
+    """Mean squared error between logits, or between the outputs of a regression. Ba and Caruana 2014 (arXiv:1312.6184).
+
+    Of several teachers, the mean of their outputs is compared. Classes at ``-inf`` are left out.
+
+    Args:
+        weight: Factor of this loss in the total loss, or a :class:`Ramp`.
+
+    Raises:
+        ValueError: If ``weight`` is negative or not finite.
+
+    >>> import torch
+    >>> import lightning_compress as lc
+    >>> lc.LogitMSE()(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0], [4.0]]), labels=None)
+    tensor(2.)
+    """
+
+    @override
+    def target(self, teachers: Sequence[Tensor], labels: Tensor | None, combine: Combine) -> Tensor:
+        return torch.stack(list(teachers)).mean(0)
+
+    @override
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+        return logit_losses.logit_mse(student, teacher)
+
+
+def _prepare(loss: LogitLoss, student: Tensor, teacher: Tensor, standardize: bool) -> tuple[Tensor, Tensor]:
+    if student.shape[1:] == (1,):
+        raise ValueError(
+            f"{type(loss).__name__} compares probabilities of classes, but the outputs have one class, of probability "
+            "1 in both networks: use losses={'mse': lc.LogitMSE()} for a regression or a binary logit, or feature "
+            "losses."
+        )
     # First, so that classes masked in either output do not enter the mean and standard deviation.
     student, teacher = logit_losses.exclude_jointly(student, teacher)
     if not standardize:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from lightning_compress.distillation.adapters import IdentityAdapter, check_feature_shapes
 from lightning_compress.distillation.ramp import Ramp
+
+Combine = Callable[[Sequence[Tensor], Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,22 @@ class LogitLoss(ABC):
     def __post_init__(self) -> None:
         check_weight(self, self.weight)
 
+    def target(self, teachers: Sequence[Tensor], labels: Tensor | None, combine: Combine) -> Tensor:
+        """Combine the logits of several teachers; by default with the function that averages their probabilities.
+
+        Args:
+            teachers: Logits ``(N, C)`` of each teacher.
+            labels: Classes ``(N,)``, or probabilities ``(N, C)``.
+            combine: Function from ``teachers`` and ``labels`` to combined logits ``(N, C)``.
+        """
+        return combine(teachers, labels)
+
     @abstractmethod
     def __call__(self, student: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
         """Compute the loss of a batch, without its weight.
 
         Args:
-            student: Logits ``(N, C)``.
+            student: Logits ``(N, C)``; of tokens or pixels, one row for each.
             teacher: Logits ``(N, C)``, which receive no gradient.
             labels: Classes ``(N,)``, or probabilities ``(N, C)``, of which the largest counts.
 

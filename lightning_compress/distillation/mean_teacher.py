@@ -38,6 +38,11 @@ class MeanTeacherNetwork(FrozenNetwork):
         return {"name": name, "hash": ""}
 
     @override
+    def _callee(self, name: str) -> nn.Module:
+        # The same module that the student calls, also where its forward does something else.
+        return self.network.get_submodule(name)
+
+    @override
     def step(self, student: nn.Module, optimizer: Optimizer) -> None:
         self._num_updates += 1
         # A smaller decay at first, so that the average forgets the random initialization within a few steps.

@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.parsing import lightning_getattr, lightning_setattr
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_compress.distillation.batch_formats import extract_labels
-from lightning_compress.distillation.dry_run import dry_run, warn_unused_parameters
+from lightning_compress.arguments import reason
+from lightning_compress.distillation.dry_run import ComparisonError, dry_run, warn_unused_parameters
+from lightning_compress.distillation.frozen_network import TeacherError
 from lightning_compress.distillation.image_conversion import Normalization
 from lightning_compress.distillation.keyed import KeyedSample
 from lightning_compress.distillation.logit_averaging import average_by_confidence, average_uniformly
@@ -26,16 +28,17 @@ from lightning_compress.distillation.students import build_student, check_studen
 from lightning_compress.distillation.teacher import MeanTeacher, Peer, Teacher
 from lightning_compress.distillation.teacher_accuracy import teacher_accuracy
 from lightning_compress.distillation.teacher_ensemble import TeacherEnsemble
-from lightning_compress.distillation.teacher_loading import as_teachers, has_network
-from lightning_compress.distillation.wrapped_module import adopt_hooks
+from lightning_compress.distillation.teacher_loading import as_teachers, is_plain
+from lightning_compress.distillation.wrapped_module import adopt_hooks, has_number
 from lightning_compress.models.checkpoint_loading import CheckedModule
 from lightning_compress.serialization import from_plain, to_plain
-from lightning_compress.trainer.batches import first_training_batch, training_step
+from lightning_compress.trainer.batches import ADVICE, first_training_batch, training_step
 from lightning_compress.trainer.progress import check_time_fits, progress
 from lightning_compress.trainer.queries import averaged_models
 
 _COMBINE = {"mean": average_uniformly, "confidence": average_by_confidence}
 _CHECKPOINT_KEY = "distillation"
+_DRY_RUN_SAMPLES = 4
 
 
 class DistillationModule(CheckedModule):
@@ -58,7 +61,10 @@ class DistillationModule(CheckedModule):
         task_weight: Factor of the student's own loss, or a :class:`Ramp`.
         output: Name of the student's submodule that returns the logits. By default the student itself if its
             ``training_step`` calls it, else its only child that is called. The teachers get the inputs of the student
-            or of that child.
+            or of that child, unless :class:`Teacher` has ``inputs``. Logits may be of samples ``(N, C)``, tokens ``(N,
+            L, C)`` or pixels ``(N, C, H, W)``; losses are those of all positions, without padding and ignored labels.
+        class_dim: Dimension of the classes, where logits have three or more. By default the last of three and the
+            second of more, unless only another one fits the labels.
         combine: Combination of several teachers: ``"mean"`` of their probabilities, or ``"confidence"``, a mean
             weighted per sample by their losses on the label.
         normalization: Normalization of the images, for teachers with another one; by default that of the student's
@@ -95,6 +101,7 @@ class DistillationModule(CheckedModule):
         losses: Mapping[str, LogitLoss | FeatureLoss] | None = None,
         task_weight: float | Ramp = 1.0,
         output: str | None = None,
+        class_dim: int | None = None,
         combine: Literal["mean", "confidence"] = "mean",
         normalization: Normalization | None = None,
         cache: str | Path | None = None,
@@ -112,7 +119,7 @@ class DistillationModule(CheckedModule):
         self.task_weight: float | Ramp = from_plain(task_weight)
         self.student = build_student(student, teachers, num_classes, optimizer, lr_scheduler, model_kwargs)
         check_student(self.student)
-        self.objective = Objective(losses, _COMBINE[combine])
+        self.objective = Objective(losses, _COMBINE[combine], class_dim)
         if cache is not None and self.objective.feature_losses:
             raise ValueError("cache=... stores logits only: leave it out, or leave out the feature losses.")
         self.weights = {name: loss.weight for name, loss in losses.items()}
@@ -128,10 +135,11 @@ class DistillationModule(CheckedModule):
             {
                 # Plain data only: networks and functions cannot be loaded with weights_only=True.
                 "student": student_hparams(self.student),
-                "teacher": None if any(map(has_network, teachers)) else to_plain(teachers),
+                "teacher": to_plain(teachers) if all(map(is_plain, teachers)) else None,
                 "losses": to_plain(losses),
                 "task_weight": to_plain(self.task_weight),
                 "output": output,
+                "class_dim": class_dim,
                 "combine": combine,
                 "normalization": to_plain(student_normalization),
             }
@@ -150,6 +158,23 @@ class DistillationModule(CheckedModule):
         """Network of the first teacher, which is not a submodule."""
         return self._teachers.build()[0].network
 
+    def __getattr__(self, name: str) -> Any:
+        """Return a number of the student, such as the learning rate that Lightning's Tuner looks for."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if not has_number(vars(self).get("_modules", {}).get("student"), name):
+                raise
+            return lightning_getattr(self.student, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, or a number of the student."""
+        is_own = name in vars(self) or hasattr(type(self), name) or "_teachers" not in vars(self)  # in __init__
+        if is_own or not has_number(self.student, name):
+            super().__setattr__(name, value)
+        else:
+            lightning_setattr(self.student, name, value)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the student."""
         return self.student(*args, **kwargs)
@@ -159,13 +184,16 @@ class DistillationModule(CheckedModule):
         teachers = self._teachers.build()
         with self._capture.record():
             output = training_step(self.student, batch, batch_idx)
-            task = output["loss"] if isinstance(output, dict) else output
+            task = output.get("loss") if isinstance(output, dict) else output
             if task is None:  # Lightning's sign to skip the batch
-                return None
-            call, logits = self._capture.forward_call()
-            labels, features = extract_labels(batch), self._capture.features
+                return output
             weights = {name: self._current_weight(weight) for name, weight in self.weights.items()}
-            values = self.objective(call, logits, features, teachers, labels, self._keys, weights)
+            try:
+                values = self.objective(self._capture.step(batch, self._keys), teachers, weights)
+            except TeacherError:
+                raise
+            except ValueError as error:
+                raise ComparisonError(str(error)) from error
         total = self._current_weight(self.task_weight) * task
         for name, value in values.items():
             self.log(f"train/{name}", value.detach())
@@ -182,14 +210,7 @@ class DistillationModule(CheckedModule):
                 check_time_fits(self.trainer, "begin", ramp.schedule.begin)
                 check_time_fits(self.trainer, "end", ramp.schedule.end)
         self._teachers.build()
-        try:
-            batch = first_training_batch(self.trainer, self)
-        except ValueError:
-            # Only adapters need a batch before the fit.
-            if self.objective.feature_losses:
-                raise
-            return
-        self._dry_run(batch)
+        self._dry_run()
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Separate the keys from samples of a :class:`Keyed` dataset."""
@@ -238,8 +259,9 @@ class DistillationModule(CheckedModule):
         """Log the accuracies of the teachers as ``teacher/val_acc``, unless the run is resumed."""
         self.student.on_train_start()
         if self.global_step == 0:
+            class_dim = self.objective.logit_losses.class_dim
             for index, teacher in enumerate(self._teachers.build()):
-                accuracy = None if teacher.is_updated else teacher_accuracy(self.trainer, self, teacher)
+                accuracy = None if teacher.is_updated else teacher_accuracy(self.trainer, self, teacher, class_dim)
                 if accuracy is not None:
                     self.log(f"teacher/val_acc{f'_{index}' if index else ''}", accuracy)
 
@@ -259,10 +281,19 @@ class DistillationModule(CheckedModule):
         self._teachers.load_state_dict(stored)
         self.objective.build_adapters(stored["adapters"])
 
-    def _dry_run(self, batch: Any) -> None:
-        # The keys are those of the full batch; the dry run uses its first samples.
-        self._keys = None
-        copy = dry_run(self, batch)
+    def _dry_run(self) -> None:
+        try:
+            batch = first_training_batch(self.trainer, self, _DRY_RUN_SAMPLES)
+            self._keys = None  # nothing is cached yet
+            copy = dry_run(self, batch)
+        except ComparisonError:
+            raise
+        except Exception as error:
+            # There may be no data before the fit, the step may need more of the Trainer than there is, or the teacher
+            # a GPU.
+            self.objective.failure = reason(error).removesuffix(f": {ADVICE.rstrip('.')}")
+            return
+        self.objective.failure = None
         warn_unused_parameters(copy.student)
         copy.objective.zero_grad(set_to_none=True)
         self.objective.adopt_adapters(copy.objective)

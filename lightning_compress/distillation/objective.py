@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.distillation.batch_formats import extract_logits
-from lightning_compress.distillation.feature_hooks import FeatureHooks, ModuleCall, feature_tensor
+from lightning_compress.distillation.feature_hooks import FeatureHooks, feature_tensor
 from lightning_compress.distillation.frozen_network import FrozenNetwork
-from lightning_compress.distillation.loss import FeatureLoss, LogitLoss
-
-Combine = Callable[[Sequence[Tensor], Tensor | None], Tensor]
+from lightning_compress.distillation.logit_comparison import LogitComparison
+from lightning_compress.distillation.loss import Combine, FeatureLoss, LogitLoss
+from lightning_compress.distillation.student_capture import StudentStep
 
 
 class Objective(nn.Module):
@@ -25,29 +23,34 @@ class Objective(nn.Module):
     Args:
         losses: Losses by name.
         combine: Function from the logits ``(N, C)`` of several teachers, and labels, to their combined logits.
+        class_dim: Dimension of the classes, by default found from the shape of the logits and the batch.
 
     Attributes:
-        logit_losses: The logit losses by name.
+        logit_losses: The logit losses.
         feature_losses: The feature losses by name.
         adapters: Adapters by ``"<loss>_<index of the pair>"``.
         shapes: Shapes of the features of student and teacher that each adapter was built for.
+        failure: Reason that adapters could not be built before the fit, or ``None``.
 
     Raises:
         ValueError: For a name that cannot be part of a parameter's name, or a value that is not a loss.
     """
 
-    def __init__(self, losses: Mapping[str, LogitLoss | FeatureLoss], combine: Combine) -> None:
+    def __init__(
+        self, losses: Mapping[str, LogitLoss | FeatureLoss], combine: Combine, class_dim: int | None = None
+    ) -> None:
         super().__init__()
         for name, loss in losses.items():
             if not name or "." in name:
                 raise ValueError(f"losses: {name!r} must be a name without dots.")
             if not isinstance(loss, (LogitLoss, FeatureLoss)):
                 raise ValueError(f"losses: {name!r} must be a loss such as lc.KD(), not {type(loss).__name__}.")
-        self.logit_losses = {name: loss for name, loss in losses.items() if isinstance(loss, LogitLoss)}
+        logit_losses = {name: loss for name, loss in losses.items() if isinstance(loss, LogitLoss)}
+        self.logit_losses = LogitComparison(logit_losses, combine, class_dim)
         self.feature_losses = {name: loss for name, loss in losses.items() if isinstance(loss, FeatureLoss)}
         self.adapters = nn.ModuleDict()
         self.shapes: dict[str, list[list[int]]] = {}
-        self._combine = combine
+        self.failure: str | None = None
 
     @property
     def layers(self) -> tuple[list[str], list[str]]:
@@ -56,24 +59,13 @@ class Objective(nn.Module):
         return list(dict.fromkeys(s for s, _ in pairs)), list(dict.fromkeys(t for _, t in pairs))
 
     def forward(
-        self,
-        call: ModuleCall,
-        output: Any,
-        features: FeatureHooks,
-        teachers: Sequence[FrozenNetwork],
-        labels: Tensor | None,
-        keys: Tensor | None = None,
-        weights: Mapping[str, float] | None = None,
+        self, step: StudentStep, teachers: Sequence[FrozenNetwork], weights: Mapping[str, float] | None = None
     ) -> dict[str, Tensor]:
         """Run the teachers on the student's inputs and compute all losses.
 
         Args:
-            call: Forward pass of the student, with its inputs.
-            output: Output of the student that contains its logits.
-            features: Recorded features of the student.
+            step: Forward pass of the student.
             teachers: The teachers.
-            labels: Classes ``(N,)``, probabilities ``(N, C)``, or ``None``.
-            keys: Keys ``(N,)`` of the samples in the caches of the teachers, or ``None``.
             weights: Weights of the losses of teachers that are trained, by the loss's name; 1 by default.
 
         Returns:
@@ -85,12 +77,14 @@ class Objective(nn.Module):
         with ExitStack() as recording:
             for teacher in teachers:
                 recording.enter_context(teacher.features.record())
-            outputs = [teacher.forward(call.args, call.kwargs, keys) for teacher in teachers]
+            arguments = [teacher.arguments(step.args, step.kwargs, step.batch) for teacher in teachers]
+            outputs = [t.forward(*given, step.keys, step.name) for t, given in zip(teachers, arguments, strict=True)]
             values: dict[str, Tensor] = {}
-            if self.logit_losses:
-                values |= self._compare_logits(output, outputs, teachers, labels, weights or {})
+            if self.logit_losses.losses:
+                values |= self.logit_losses(step.output, outputs, teachers, step.annotations, weights or {})
             for name, loss in self.feature_losses.items():
-                values[name] = self._compare_features(name, loss, features, teachers[0].features, labels)
+                labels = step.annotations.sample_labels
+                values[name] = self._compare_features(name, loss, step.features, teachers[0].features, labels)
         return values
 
     def adopt_adapters(self, other: Objective) -> None:
@@ -105,23 +99,8 @@ class Objective(nn.Module):
         """
         for key, (student, teacher) in shapes.items():
             loss = self.feature_losses[key.rpartition("_")[0]]
+            self.failure = None
             self._get_adapter(key, loss, torch.Size(student), torch.Size(teacher))
-
-    def _compare_logits(
-        self,
-        output: Any,
-        outputs: Sequence[Any],
-        teachers: Sequence[FrozenNetwork],
-        labels: Tensor | None,
-        weights: Mapping[str, float],
-    ) -> dict[str, Tensor]:
-        student = extract_logits(output, "student")
-        combined = self._combine([_check_logits(extract_logits(each, "teacher"), student) for each in outputs], labels)
-        values = {name: loss(student, combined, labels) for name, loss in self.logit_losses.items()}
-        weighted = [(weights.get(name, 1.0), loss) for name, loss in self.logit_losses.items()]
-        for teacher in teachers:
-            teacher.accumulate(student, labels, weighted)
-        return values
 
     def _compare_features(
         self, name: str, loss: FeatureLoss, student: FeatureHooks, teacher: FeatureHooks, labels: Tensor | None
@@ -140,16 +119,11 @@ class Objective(nn.Module):
 
     def _get_adapter(self, key: str, loss: FeatureLoss, student: torch.Size, teacher: torch.Size) -> nn.Module:
         if key not in self.adapters:
-            self.adapters[key] = loss.adapter(student, teacher)
-            self.shapes[key] = [list(student), list(teacher)]
+            adapter, shapes = loss.adapter(student, teacher), [list(student), list(teacher)]
+            if self.failure is not None and any(True for _ in adapter.parameters()):
+                raise ValueError(
+                    f"The adapter {key!r} is trained, but could not be built before the optimizer ({self.failure}): "
+                    f"call objective.build_adapters({{{key!r}: {shapes}}}) of the DistillationModule before the fit."
+                )
+            self.adapters[key], self.shapes[key] = adapter, shapes
         return self.adapters[key]
-
-
-def _check_logits(teacher: Tensor, student: Tensor) -> Tensor:
-    """Check that logits have one shape, and return the teacher's on the student's device."""
-    if teacher.shape != student.shape:
-        raise ValueError(
-            f"The student returns logits of shape {tuple(student.shape)} and the teacher of shape "
-            f"{tuple(teacher.shape)}: logit losses need the same classes; feature losses do not."
-        )
-    return teacher.to(student.device)

@@ -6,15 +6,15 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
 from typing_extensions import override
 
-from lightning_compress.distillation.batch_formats import extract_logits
 from lightning_compress.distillation.frozen_network import FrozenNetwork
+from lightning_compress.distillation.logit_formats import Positions, extract_logits
 from lightning_compress.distillation.loss import LogitLoss
 
 
@@ -36,7 +36,7 @@ class PeerNetwork(FrozenNetwork):
         self.network.requires_grad_(True)
         self._optimizer: Optimizer | None = None
         self._optimizer_state: Mapping[str, Any] | None = None
-        self._logits: Tensor | None = None
+        self._logits: list[Tensor] = []
         self._loss: Tensor | None = None
 
     @override
@@ -49,31 +49,30 @@ class PeerNetwork(FrozenNetwork):
         """Copy the network but not its optimizer and graph, so that a dry run with the copy changes nothing here."""
         made = copy.copy(self)
         memo[id(self)] = made
-        made._logits = made._loss = made._optimizer = None
+        made._loss = made._optimizer = None
+        made._logits = []
         made.network, made.features = copy.deepcopy((self.network, self.features), memo)
         return made
 
     @override
-    def forward(self, args: Sequence[Any], kwargs: Mapping[str, Any], keys: Tensor | None = None) -> Any:
-        """Run the network in training mode, keep its graph for :meth:`accumulate`, and return detached logits."""
+    def forward(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], keys: Tensor | None = None, name: str = ""
+    ) -> Any:
+        """Run the network in training mode, keep its graph for :meth:`accumulate`, and return its output."""
         self.network.train()
-        args, kwargs = tree_map(self._convert_input, (tuple(args), dict(kwargs)))
-        self._logits = extract_logits(self.network(*args, **kwargs), "peer")
-        return self._logits.detach()
+        output = self._run(self._callee(name), args, kwargs)
+        self._logits = extract_logits(output, "peer")
+        return output
 
     @override
-    def accumulate(self, student: Tensor, labels: Tensor | None, losses: Sequence[tuple[float, LogitLoss]]) -> None:
-        if labels is None:
-            raise ValueError("A Peer needs labels, which the batches do not have: use a Teacher or a MeanTeacher.")
-        assert self._logits is not None
+    def accumulate(self, heads: Sequence[tuple[Tensor, Positions]], losses: Sequence[tuple[float, LogitLoss]]) -> None:
         # The loss of a batch after which the optimizer took no step (gradient accumulation).
         if self._loss is not None:
             self._loss.backward()
-        loss = F.cross_entropy(self._logits.float(), labels)
-        for weight, each in losses:
-            loss = loss + weight * each(self._logits, student.detach(), labels)
+        pairs = zip(self._logits, heads, strict=False)
+        values = [_loss(at.rows(own), student.detach(), at.labels, losses) for own, (student, at) in pairs]
         # Backpropagated by step() or, if the optimizer takes none, by the next call.
-        self._loss, self._logits = loss, None
+        self._loss, self._logits = torch.stack(values).mean(), []
 
     @override
     def step(self, student: nn.Module, optimizer: Optimizer) -> None:
@@ -111,3 +110,16 @@ class PeerNetwork(FrozenNetwork):
         self.network.load_state_dict(state["network"])
         # The optimizer is created in the first step, as it takes its class and defaults from the student's.
         self._optimizer_state, self._optimizer = state["optimizer"], None
+        self._loss, self._logits = None, []  # of the weights before
+
+
+def _loss(logits: Tensor, student: Tensor, labels: Tensor | None, losses: Sequence[tuple[float, LogitLoss]]) -> Tensor:
+    """Return the loss of one head: its cross-entropy, and the weighted losses between its logits and the student's."""
+    if labels is None:
+        raise ValueError("A Peer needs labels, which the batches do not have: use a Teacher or a MeanTeacher.")
+    if not len(logits):
+        return logits.float().sum()
+    loss = F.cross_entropy(logits.float(), labels.long() if labels.ndim == 1 else labels)
+    for weight, each in losses:
+        loss = loss + weight * each(logits, student, labels)
+    return loss

@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_compress.distillation.teacher_loading import TeacherSpec, load_module
 from lightning_compress.models.classification import ClassificationModule, sgd
+from lightning_compress.trainer.queries import is_a
 
 
 def build_student(
@@ -44,6 +45,7 @@ def build_student(
                 "leave out optimizer, lr_scheduler, model_kwargs and num_classes."
             )
         return student
+    check_not_foreign(student["model"] if isinstance(student, Mapping) and "model" in student else student)
     student = str(student) if isinstance(student, Path) else student
     if not isinstance(student, (str, nn.Module, Mapping)):
         raise ValueError(
@@ -59,6 +61,29 @@ def build_student(
     )
     classes = arguments.pop("num_classes", None) or num_classes or _find_num_classes(student, teachers)
     return ClassificationModule(num_classes=classes, optimizer=optimizer or sgd, lr_scheduler=lr_scheduler, **arguments)
+
+
+def check_not_foreign(student: Any) -> None:
+    """Check that a student is not a LightningModule that would be trained as a plain network.
+
+    Raises:
+        ValueError: For a compiled LightningModule, or one of another package.
+    """
+    network = getattr(student, "_orig_mod", student)
+    if not is_a(network, "LightningModule"):
+        return
+    name = type(network).__name__
+    if isinstance(network, LightningModule):
+        raise ValueError(
+            f"The student {name} is a LightningModule, whose own training_step is to be run: pass it as student=..., "
+            "without torch.compile, and compile its network or the DistillationModule."
+        )
+    package = next(base for base in type(network).__mro__ if base.__name__ == "LightningModule").__module__
+    raise ValueError(
+        f"The student {name} is a LightningModule of {package.partition('.')[0]!r}, which cannot run inside a "
+        "DistillationModule of 'lightning': import LightningModule and Trainer from lightning.pytorch in its file "
+        "instead, or pass its network to train it as a ClassificationModule."
+    )
 
 
 def check_student(student: LightningModule) -> None:

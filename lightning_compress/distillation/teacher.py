@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,10 @@ class Teacher:
         normalization: Normalization of the teacher's input images; by default that of its timm configuration.
         input_size: Height and width of the teacher's input images. By default that of its timm configuration if the
             student's timm configuration has another, else that of the student's images.
+        inputs: Function from the batch, as ``training_step`` gets it, to the teacher's arguments: a tensor, a tuple, a
+            dict of keyword arguments, or a pair of a tuple and a dict. By default it gets those of the student.
+        output: Name of the teacher's module that returns the logits, such as the classification head of a detector; by
+            default the whole network.
 
     Raises:
         ValueError: For an unknown precision, weights or arguments for a network that is already built, or a size below
@@ -45,6 +50,8 @@ class Teacher:
     compile: bool = False
     normalization: Normalization | None = None
     input_size: tuple[int, int] | None = None
+    inputs: Callable[[Any], Any] | None = None
+    output: str | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in (None, "bf16", "fp16"):
@@ -103,6 +110,7 @@ class Peer:
         model: A timm name, or a network, which is copied.
         num_classes: Number of classes of a timm network; by default that of the student.
         model_kwargs: Further arguments of a timm network.
+        inputs: Function from the batch to its arguments, as of :class:`Teacher`.
 
     >>> import lightning_compress as lc
     >>> student = lc.ClassificationModule("lenet300_100", 10)
@@ -114,3 +122,4 @@ class Peer:
     model: str | nn.Module
     num_classes: int | None = None
     model_kwargs: dict[str, Any] = field(default_factory=dict)
+    inputs: Callable[[Any], Any] | None = None

@@ -51,7 +51,7 @@ def build_teacher(
         return MeanTeacherNetwork(student, decay=teacher.decay, name="mean of the student", layers=layers)
     if isinstance(teacher, Peer):
         network = teacher.model if isinstance(teacher.model, nn.Module) else _create_peer(teacher, num_classes)
-        return PeerNetwork(network, name=_name(teacher.model), layers=layers)
+        return PeerNetwork(network, name=_name(teacher.model), layers=layers, inputs=teacher.inputs)
     network = teacher.model if isinstance(teacher.model, nn.Module) else _load(teacher, num_classes)
     return FrozenNetwork(
         network,
@@ -61,6 +61,8 @@ def build_teacher(
         layers=layers,
         conversion=_conversion(teacher, _data_config(network), student_normalization, _data_config(student)),
         cache=cache,
+        inputs=teacher.inputs,
+        output=teacher.output,
     )
 
 
@@ -159,8 +161,13 @@ def _normalization(config: dict[str, Any] | None) -> Normalization | None:
 
 
 def has_network(teacher: TeacherSpec) -> bool:
-    """Return True if a specification contains a network, so that plain data cannot represent it."""
+    """Return True if a specification contains a network."""
     return isinstance(getattr(teacher, "model", None), nn.Module)
+
+
+def is_plain(teacher: TeacherSpec) -> bool:
+    """Return True if plain data can represent a specification: it contains neither a network nor a function."""
+    return not has_network(teacher) and getattr(teacher, "inputs", None) is None
 
 
 def as_teachers(teacher: Any) -> list[TeacherSpec]:

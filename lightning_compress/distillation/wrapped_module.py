@@ -1,4 +1,4 @@
-"""Delegation of Lightning hooks, steps and logging between a LightningModule and one inside it."""
+"""Delegation of Lightning hooks, steps, logging and numbers between a LightningModule and one inside it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.hooks import CheckpointHooks, DataHooks, ModelHooks
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.parsing import lightning_getattr, lightning_hasattr
 
 _STEPS = (
     "validation_step", "test_step", "predict_step", "configure_callbacks", "configure_gradient_clipping",
@@ -28,6 +29,19 @@ def adopt_hooks(outer: LightningModule, inner: LightningModule) -> None:
         if is_overridden(name, inner) and not is_overridden(name, outer):
             vars(outer)[name] = getattr(inner, name)
     vars(inner)["log"] = DelegatedMethod(inner, outer, "log")  # log_dict calls it, too
+
+
+def has_number(inner: LightningModule | None, name: str) -> bool:
+    """Return True if a module, its hyperparameters or its data module have a public number of a name.
+
+    Args:
+        inner: The module, or ``None`` before there is one.
+        name: Name of the attribute, such as ``"learning_rate"`` or ``"batch_size"``.
+    """
+    if inner is None or name.startswith("_") or not lightning_hasattr(inner, name):
+        return False
+    value = lightning_getattr(inner, name)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class DelegatedMethod:

@@ -1,4 +1,4 @@
-"""Logit distillation losses: KD, DKD and DIST, and logit standardization.
+"""Logit distillation losses: KD, DKD, DIST and mean squared error, and logit standardization.
 
 All reductions run in float32 (float64 inputs stay float64), in log space and outside of autocast. A class with a logit
 of ``-inf`` in either network is excluded from both: the other probabilities are renormalized, and its gradient is
@@ -132,6 +132,29 @@ def dist(student: Tensor, teacher: Tensor, beta: float = 1.0, gamma: float = 1.0
         inter = _correlation_loss(student, teacher, excluded, dim=1)
         intra = _correlation_loss(student, teacher, excluded, dim=0)
         return temperature**2 * (beta * inter + gamma * intra)
+
+
+def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared error between logits. Ba and Caruana 2014 (arXiv:1312.6184).
+
+    Args:
+        student: Logits (N, C), or outputs of a regression.
+        teacher: Logits of the same shape.
+
+    Returns:
+        Mean over samples and over classes that are not excluded.
+
+    Raises:
+        ValueError: If the shapes differ or are not (N, C).
+
+    >>> logit_mse(torch.tensor([[0.0, 1.0]]), torch.tensor([[2.0, -torch.inf]]))
+    tensor(4.)
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        student, teacher = exclude_jointly(student, teacher)
+        included = ~student.isneginf()
+        difference = student.masked_fill(~included, 0.0) - teacher.masked_fill(~included, 0.0)
+        return difference.square().sum() / included.sum().clamp_min(1)
 
 
 def standardize(logits: Tensor) -> Tensor:

@@ -177,7 +177,27 @@ def test_shared_modules_under_one_name_and_hooks_of_others() -> None:
         torch.testing.assert_close(seen["0.1"].output, norm(net()) + 1)
 
 
-@pytest.mark.parametrize("output", [(INPUTS,), {"x": INPUTS}, None])
+@pytest.mark.parametrize("output", [(INPUTS,), {"x": INPUTS}, [None, (torch.tensor(1), INPUTS), INPUTS + 1], INPUTS])
+def test_the_first_tensor_of_an_output_is_the_feature(output: object) -> None:
+    assert feature_tensor(ModuleCall((), {}, output, None), "body") is INPUTS
+
+
+def test_a_feature_in_a_tuple_may_not_be_modified_later() -> None:
+    class Body(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, None]:
+            return x * 2, None
+
+    network = nn.ModuleDict({"body": Body()})
+    hooks = FeatureHooks(network, ["body"], owner="teacher")
+    with hooks.record():
+        network["body"](INPUTS)
+        assert torch.equal(feature_tensor(hooks["body"], "body"), INPUTS * 2)
+        network["body"](INPUTS)[0].add_(1)
+        with pytest.raises(ValueError, match="'body' of the teacher is modified in place later"):
+            hooks["body"]
+
+
+@pytest.mark.parametrize("output", [(), {"x": 3}, None])
 def test_a_feature_must_be_a_tensor(output: object) -> None:
     with pytest.raises(ValueError, match=f"'body' returns {type(output).__name__}, not a tensor: name a module inside"):
         feature_tensor(ModuleCall((), {}, output, None), "body")

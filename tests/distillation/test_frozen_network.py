@@ -331,7 +331,7 @@ def test_what_a_cache_needs(tmp_path: Path) -> None:
             teacher.forward(args, kwargs, keys)
     with pytest.raises(ValueError, match="called with 3 samples of a batch that has 4 keys: a cache needs one"):
         teacher.forward((IMAGES[:3],), {}, keys)
-    with pytest.raises(ValueError, match="The teacher must return logits"):
+    with pytest.raises(ValueError, match=r"stores logits \(N, C\) only, not \(4, 2, 5, 5\): leave"):
         FrozenNetwork(nn.Conv2d(3, 2, 1), name="net", cache=tmp_path).forward((IMAGES,), {}, keys)
 
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import lightning_compress as lc
-from lightning_compress.distillation.feature_hooks import FeatureHooks, ModuleCall
+from lightning_compress.distillation.batch_formats import Annotations
+from lightning_compress.distillation.feature_hooks import FeatureHooks
 from lightning_compress.distillation.frozen_network import FrozenNetwork
 from lightning_compress.distillation.logit_averaging import average_by_confidence, average_uniformly
 from lightning_compress.distillation.objective import Objective
+from lightning_compress.distillation.student_capture import StudentStep
 
 IMAGES = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 1])
@@ -38,7 +40,9 @@ def compare(
     features = FeatureHooks(student, objective.layers[0], owner="student")
     with features.record():
         output = student(IMAGES)
-        return objective(ModuleCall((IMAGES,), kwargs, output, None), output, features, teachers, labels, keys)
+        annotations = Annotations() if labels is None else Annotations((labels,))
+        batch = (IMAGES, labels)
+        return objective(StudentStep("", batch, (IMAGES,), kwargs, output, annotations, features, keys), teachers)
 
 
 def frozen(*networks: nn.Module, layers: Sequence[str] = (), **options: Any) -> list[FrozenNetwork]:
