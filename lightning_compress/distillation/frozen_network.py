@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from lightning_compress.distillation.feature_hooks import FeatureHooks
 from lightning_compress.distillation.image_conversion import Conversion
 from lightning_compress.distillation.logit_cache import LogitCache
 from lightning_compress.distillation.loss import LogitLoss
+from lightning_compress.module_copies import copy_module
 
 
 class FrozenNetwork:
@@ -55,7 +55,7 @@ class FrozenNetwork:
         conversion: Conversion | None = None,
         cache: Path | None = None,
     ) -> None:
-        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        self.network = copy_module(network).requires_grad_(False).eval()
         # Hashed before the cast, so that the identity is that of the weights as given, in any precision.
         self.identity = self._identify(name)
         if dtype is not None:

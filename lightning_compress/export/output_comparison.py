@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 
 from lightning_compress.arguments import Arguments
+from lightning_compress.module_copies import copy_module
 from lightning_compress.quantization.finalize import finalize
 
 
@@ -33,7 +33,7 @@ def output_names(model: nn.Module, inputs: Arguments) -> list[str] | None:
     """
     args, kwargs = inputs
     with torch.no_grad():
-        output = copy.deepcopy(model)(*args, **kwargs)
+        output = copy_module(model)(*args, **kwargs)
     if not isinstance(output, dict):
         return None
     leaves, _ = tree_flatten_with_path(output)

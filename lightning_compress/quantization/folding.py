@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.arguments import call_model
+from lightning_compress.module_copies import copy_module
 from lightning_compress.quantization.backend import Bias, QParams, Weight
 from lightning_compress.quantization.call_patcher import CallPatcher, CallSite, install_all
 from lightning_compress.quantization.placement import CHANNEL_AXIS
@@ -111,7 +111,7 @@ def arguments_of(model: nn.Module, graph: Graph, example_inputs: Any) -> dict[No
     for node in graph.nodes:
         if node.call.function in CHANNEL_AXIS or node.call.function == "batch_norm":
             table.setdefault(node.module, {})[node.call] = _ArgumentRecorder(recorded, node)
-    patched = copy.deepcopy(model)
+    patched = copy_module(model)
     install_all(patched, {name: CallPatcher(actions) for name, actions in table.items()})
     with torch.no_grad():
         call_model(patched, example_inputs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_compress.module_copies import copy_module
 from lightning_compress.quantization.call_patcher import install_all, patcher_of, uninstall
 from lightning_compress.quantization.fake_quantized_call import FakeQuantizePatcher
 from lightning_compress.quantization.placement import QuantizationPoint
@@ -96,7 +96,7 @@ def remove_quantizers(model: nn.Module) -> None:
 
 def with_weight_bits(model: nn.Module, bits: int) -> nn.Module:
     """Return a copy of a quantized model with at most ``bits`` bits per weight, over the same ranges."""
-    reduced = copy.deepcopy(model)
+    reduced = copy_module(model)
     for ref in quantizers_of(reduced):
         quantizer = ref.quantizer
         if quantizer.is_weight and quantizer.spec.bits > bits:

@@ -6,7 +6,6 @@ weights are those of training, up to the sign of gamma (Jacob et al. 2018, arXiv
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.arguments import reason
+from lightning_compress.module_copies import copy_module
 from lightning_compress.quantization.backend import Backend, Bias, QParams, QuantizedLayer, QuantizedOp
 from lightning_compress.quantization.call_patcher import CallPatcher, CallSite, install_all
 from lightning_compress.quantization.fake_quantized_call import FakeQuantizedCall
@@ -99,10 +99,10 @@ class _Lowering:
     """Builds the table of the actions at each call."""
 
     def __init__(self, model: nn.Module, example_inputs: Any, *, unsigned: bool) -> None:
-        quantized = strip_compile(copy.deepcopy(model)).eval()
+        quantized = strip_compile(copy_module(model)).eval()
         refs = {QuantizationPoint.from_name(ref.layer, ref.quantizer.name): ref for ref in quantizers_of(quantized)}
         _check(refs)
-        self.plain = copy.deepcopy(quantized)
+        self.plain = copy_module(quantized)
         remove_quantizers(self.plain)
         # The graph is traced again: of a model from a checkpoint, only the quantizers are known.
         self.graph = graph = _trace(self.plain, example_inputs)

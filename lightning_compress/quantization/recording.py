@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_compress.arguments import call_model
+from lightning_compress.module_copies import copy_module
 from lightning_compress.quantization.call_patcher import patcher_of
 from lightning_compress.quantization.fake_quantized_call import FakeQuantizedCall, FakeQuantizePatcher
 from lightning_compress.quantization.quantizer import Quantizer
@@ -42,7 +42,7 @@ def record(model: nn.Module, inputs: Any) -> tuple[Any, list[tuple[str, Tensor]]
         Output of the model, and name and integers (int32) of each quantized activation, in the order of execution.
     """
     recorded: list[tuple[str, Tensor]] = []
-    copied = strip_compile(copy.deepcopy(model)).eval()
+    copied = strip_compile(copy_module(model)).eval()
     for layer, module in copied.named_modules():
         patcher = patcher_of(module)
         if isinstance(patcher, FakeQuantizePatcher):
