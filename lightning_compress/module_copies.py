@@ -62,8 +62,9 @@ def copy_module(module: AnyModule, memo: Memo | None = None) -> AnyModule:
     if error is not None:
         names = (name for name, value in _attributes(module) if _copy_into(memo, value) is not None)
         raise ValueError(
-            f"{type(module).__name__} cannot be copied because of {next(names, 'itself')!r} ({type(error).__name__}: {reason(error)}): "
-            "set it to None before, or give its class a __deepcopy__ method."
+            f"{type(module).__name__} cannot be copied because of {next(names, 'itself')!r} "
+            f"({type(error).__name__}: {reason(error)}): set it to None before, or give its class a __deepcopy__ "
+            "method."
         ) from error
     copied = copy.deepcopy(module, memo)  # from the memo
     remove_forward_hooks_(copied, lambda hook: is_defined_in(hook, "wandb"))
