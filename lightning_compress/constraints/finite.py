@@ -25,7 +25,7 @@ def check_finite(layers: Sequence[Layer], tensors: Sequence[Tensor], *, quantity
         ValueError: On every rank, if a tensor holds NaN or infinity on any rank.
 
     >>> layer = Layer("fc.weight", torch.nn.Parameter(torch.tensor([1.0, torch.nan])))
-    >>> check_finite([layer], [layer.weight], quantity="weights", purpose="ranked")
+    >>> check_finite([layer], [layer.weight], quantity="weights", purpose="ranked")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
     ValueError: 'fc.weight' has weights that are NaN or infinite, which cannot be ranked: ...
