@@ -189,7 +189,7 @@ def test_the_tuner_finds_the_learning_rate_of_the_student(tmp_path: Any) -> None
 def test_the_tuner_finds_the_batch_size_of_the_student(mode: str, tmp_path: Any) -> None:
     module = learning()
     run = make_trainer(max_epochs=1, default_root_dir=tmp_path, enable_checkpointing=True)
-    found = Tuner(run).scale_batch_size(module, mode=mode, max_trials=2, steps_per_trial=1)
+    found = Tuner(run).scale_batch_size(module, mode=mode, max_trials=3, steps_per_trial=1)
     assert module.batch_size == module.student.hparams.batch_size == found != 3
 
 

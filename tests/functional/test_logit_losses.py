@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -383,6 +383,8 @@ def test_left_out_is_as_if_it_were_not_there(name: str) -> None:
 def test_correlations_do_not_see_affine_changes(scale: float, shape: tuple[int, int], seed: int) -> None:
     student, teacher = normal(*shape, seed=seed), normal(*shape, seed=seed + 100)
     probabilities = teacher.softmax(dim=1)
+    # Below a standard deviation of 0.001 correlations are damped on purpose.
+    assume(all(float(scale * probabilities.std(dim=dim, correction=0).min()) > 2e-3 for dim in (0, 1)))
     changed = (scale * probabilities + (1 - scale) / shape[1]).log()
     torch.testing.assert_close(dist(student, changed), dist(student, teacher), rtol=1e-6, atol=1e-8)
     each = torch.linspace(scale, 1.0, shape[0], dtype=torch.float64).unsqueeze(1)
