@@ -58,7 +58,8 @@ def test_the_compressed_run_is_what_fit_makes(recipe):
 
 def test_the_best_is_tested(recipe, caplog):
     worst = "--trainer.callbacks=[{class_path: ModelCheckpoint, init_args: {monitor: val/loss, mode: max}}]"
-    main(["run", "small.yaml", worst, "--trainer.max_epochs=4", "--trainer.limit_train_batches=8"])
+    slow = "--model.init_args.optimizer={class_path: torch.optim.SGD, init_args: {lr: 0.02}}"
+    main(["run", "small.yaml", worst, slow, "--trainer.max_epochs=4", "--trainer.limit_train_batches=8"])
     (kept,) = the_run().glob("checkpoints/*.ckpt")
     assert kept.name != "epoch=3-step=32.ckpt"  # else the test shows nothing
     assert f"Loaded model weights from the checkpoint at {kept.absolute()}" in caplog.text

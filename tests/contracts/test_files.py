@@ -36,13 +36,18 @@ def test_zeros_of_a_fit_are_integer_zeros_in_the_file(pruning: Any, granularity:
     numbers = lc.Int(8, granularity=granularity)
     quantization = lc.QuantizationAwareTraining(weights=numbers, schedule=QUANTIZING, example_inputs=inputs)
     trainer([pruning(), quantization]).fit(model, Loader())
-    lc.export_onnx(model, tmp_path / "model.onnx", inputs)
-    written, deployed = integers_in(tmp_path / "model.onnx"), lc.finalize(model)
-    assert len(written) == 3
+    lc.export_onnx(model, tmp_path / "full.onnx", inputs, reduce_range=False)
+    lc.export_onnx(model, tmp_path / "safe.onnx", inputs)
+    written, safe = integers_in(tmp_path / "full.onnx"), integers_in(tmp_path / "safe.onnx")
+    deployed = lc.finalize(model)
+    assert len(written) == len(safe) == 3
     for layer in (deployed.conv1, deployed.conv2, deployed.fc):
         weight = layer.weight.numpy()
         zero = weight == 0
         same = [each for each in (*written, *(each.T for each in written)) if each.shape == weight.shape]
+        coarser = [each for each in (*safe, *(each.T for each in safe)) if each.shape == weight.shape]
         assert zero.sum() > 0 or layer is deployed.conv1
         # No more zeros and no fewer: the integers are those of training.
         assert any(np.array_equal(each == 0, zero) for each in same)
+        # A larger scale makes more weights zero, and never one that was.
+        assert any((each[zero] == 0).all() for each in coarser)
