@@ -26,6 +26,7 @@ MODULES = {
 
 # Lower layers first. A room may import itself and rooms in layers before its own, not those beside it.
 LAYERS = [
+    ("layer_kinds",),
     ("arguments", "atomic_files", "functional", "schedules", "serialization", "targets"),
     ("data", "profiling"),
     ("constraints", "packing"),

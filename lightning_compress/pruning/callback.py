@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
@@ -25,7 +25,8 @@ from lightning_compress.pruning.rewind import Rewind
 from lightning_compress.pruning.scores import Magnitude, Score
 from lightning_compress.pruning.snapshot import Snapshot
 from lightning_compress.schedules import Progress, Schedule
-from lightning_compress.targets import Targets
+from lightning_compress.serialization import plain_mapping
+from lightning_compress.targets import Target, Targets
 from lightning_compress.trainer.constraint_callback import ConstraintCallback
 from lightning_compress.trainer.probe import TrainingProbe
 from lightning_compress.trainer.progress import check_time_fits, progress
@@ -41,8 +42,8 @@ class Pruning(ConstraintCallback[MaskConstraint]):
     Gradual magnitude pruning after Zhu and Gupta 2017 (arXiv:1710.01878) is the default.
 
     Args:
-        sparsity: Fraction of zeros among the selected weights at the end of the schedule, in [0, 1); or a dict that
-            maps globs over layer names to sparsities. The first glob that matches a layer applies, the layers of each
+        sparsity: Fraction of zeros among the selected weights at the end of the schedule, in [0, 1); or a mapping
+            from globs over layer names to sparsities. The first glob that matches a layer applies, the layers of each
             glob are ranked among themselves, and layers without a match stay dense.
         pattern: Sparsity pattern of the masks.
         score: Importance score of the weights; the lowest are pruned.
@@ -74,7 +75,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
 
     def __init__(
         self,
-        sparsity: float | dict[str, float],
+        sparsity: float | Mapping[str, float],
         *,
         pattern: Pattern = Unstructured(),
         score: Score = Magnitude(),
@@ -88,14 +89,15 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         example_inputs: Any = None,
     ) -> None:
         super().__init__(targets, schedule)
-        for value in sparsity.values() if isinstance(sparsity, dict) else (sparsity,):
+        sparsity = plain_mapping(sparsity)
+        for value in sparsity.values() if isinstance(sparsity, Mapping) else (sparsity,):
             _check_sparsity(value, pattern)
         if isinstance(pattern, NM) and (distribution is not None or growth is not None):
             raise ValueError("NM fixes the sparsity of every layer: leave distribution and growth out.")
         if scope not in ("global", "layer"):
             raise ValueError(f"scope={scope!r} is unknown: write 'global' or 'layer'.")
         if isinstance(pattern, Channels):
-            is_global = scope == "global" and not isinstance(sparsity, dict)
+            is_global = scope == "global" and not isinstance(sparsity, Mapping)
             _check_channels(pattern, is_global=is_global, is_plain=distribution is None and growth is None)
         if growth is not None and rewind is not None:
             raise ValueError("growth and rewind exclude each other: weights that grow have no earlier value.")
@@ -142,6 +144,10 @@ class Pruning(ConstraintCallback[MaskConstraint]):
     def layers(self, model: nn.Module) -> list[Layer]:
         """Return the selected weights, or all tensors that produce the channels of the selected groups."""
         return super().layers(model) if self._channel_groups is None else self._channel_groups.layers(model)
+
+    def select(self, model: nn.Module) -> list[Target]:
+        """Return the targets of a model; channels are those of layers that :class:`Channels` can trace."""
+        return self.targets.select(model) if isinstance(self.pattern, Channels) else super().select(model)
 
     def check(self, layers: Sequence[Layer]) -> None:
         """Check the layers against the pattern, the sparsity and the other options.

@@ -30,7 +30,7 @@ from lightning_compress.quantization.quantizer_plan import QuantizationSpec, Qua
 from lightning_compress.quantization.scale_updates import update_scales
 from lightning_compress.quantization.tracing import Graph
 from lightning_compress.schedules import Progress, QATSchedule
-from lightning_compress.serialization import to_plain
+from lightning_compress.serialization import plain_mapping, to_plain
 from lightning_compress.targets import Targets, shorten, unfrozen
 from lightning_compress.trainer.compression_callback import CompressionCallback
 from lightning_compress.trainer.progress import check_time_fits, check_times_within_run, progress
@@ -76,13 +76,14 @@ class QuantizationAwareTraining(CompressionCallback):
     def __init__(
         self,
         *,
-        weights: Int | dict[str, Int | None] | None = Int(8),
-        activations: Int | dict[str, Int | None] | None = Int(8),
+        weights: Int | Mapping[str, Int | None] | None = Int(8),
+        activations: Int | Mapping[str, Int | None] | None = Int(8),
         schedule: QATSchedule = QATSchedule(),
         targets: Targets = Targets(),
         example_inputs: Any = None,
     ) -> None:
         super().__init__(targets)
+        weights, activations = plain_mapping(weights), plain_mapping(activations)
         if not _quantizes_any(weights) and not _quantizes_any(activations):
             raise ValueError("weights and activations are both None: there is nothing to quantize; give an Int.")
         self.weights: QuantizationSpec = weights

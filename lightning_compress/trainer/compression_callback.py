@@ -26,7 +26,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.constraints.layer import Layer
-from lightning_compress.targets import TRANSPOSED_CONVOLUTIONS, Target, Targets
+from lightning_compress.layer_kinds import find_input_dim
+from lightning_compress.targets import Target, Targets
 from lightning_compress.trainer.fit_state import FitState
 from lightning_compress.trainer.model_selection import ModelSelection
 from lightning_compress.trainer.queries import (
@@ -96,7 +97,11 @@ class CompressionCallback(Callback):
 
     def layers(self, model: nn.Module) -> list[Layer]:
         """Return the selected weights of a model."""
-        return [Layer(t.name, t.parameter, input_dim=_input_dim(t)) for t in self.targets.select(model)]
+        return [_layer(target) for target in self.select(model)]
+
+    def select(self, model: nn.Module) -> list[Target]:
+        """Return the targets of a model."""
+        return self.targets.select(model)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Suspend the selection of a best model until all techniques have reached their targets."""
@@ -144,8 +149,9 @@ class CompressionCallback(Callback):
         return {**state, "_fit_state": fit_state, "_selection": ModelSelection(), **self.attributes_outside_fit()}
 
 
-def _input_dim(target: Target) -> int:
-    return 0 if isinstance(target.module, TRANSPOSED_CONVOLUTIONS) else 1
+def _layer(target: Target) -> Layer:
+    dim = find_input_dim(target.module, target.name.rpartition(".")[2])
+    return Layer(target.name, target.parameter, 1 if dim is None else dim, knows_input_dim=dim is not None)
 
 
 def techniques(trainer: Trainer) -> list[CompressionCallback]:

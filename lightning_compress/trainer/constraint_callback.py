@@ -9,13 +9,14 @@ from typing import Any, Generic, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 from torch.optim import Optimizer
 
 from lightning_compress.constraints.completed_steps import CompletedSteps, layers_in, optimizers_of
 from lightning_compress.constraints.constraint import Constraint
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.schedules import Progress, Schedule
-from lightning_compress.targets import Targets
+from lightning_compress.targets import Target, Targets
 from lightning_compress.trainer.compression_callback import CompressionCallback, techniques
 from lightning_compress.trainer.progress import check_time_fits, check_times_within_run, progress
 from lightning_compress.trainer.queries import averaged_models
@@ -49,6 +50,10 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
         self._optimizers: list[Optimizer] = []
         self._layers_by_optimizer: dict[int, list[Layer]] = {}
         self._hooks: list[CompletedSteps] = []
+
+    def select(self, model: nn.Module) -> list[Target]:
+        """Return the targets of a model, with weights that can be constrained only as stored (LSTM, ``Conv1D``)."""
+        return self.targets.select_stored(model)
 
     @abstractmethod
     def update(self, trainer: Trainer, now: Progress) -> None:

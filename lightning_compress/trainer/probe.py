@@ -13,8 +13,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_compress.arguments import as_arguments
-from lightning_compress.trainer.batches import ADVICE, first_training_batch, training_step
+from lightning_compress.trainer.batches import first_training_batch, training_step
 from lightning_compress.trainer.example_inputs import given_inputs
+from lightning_compress.trainer.loaders import ADVICE
 
 NOT_CALLED = (
     "training_step never calls the deployable module itself: name the network with Targets(module='...'), or give "

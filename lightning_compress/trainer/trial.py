@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 
 from lightning_compress.arguments import Arguments, reason
-from lightning_compress.trainer.batches import ADVICE, first_training_batch
+from lightning_compress.trainer.batches import first_training_batch
+from lightning_compress.trainer.loaders import ADVICE
 from lightning_compress.trainer.probe import TrainingProbe
 from lightning_compress.trainer.queries import overrides_hook
 
