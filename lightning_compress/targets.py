@@ -104,6 +104,10 @@ class Targets:
         """Return all weights that :meth:`select_stored` chooses from: frozen ones too, in spite of any glob."""
         return _unique(list(self._candidates(model, self._stores_weights)))
 
+    def leaves_out(self, layer: str, module: nn.Module) -> bool:
+        """Return True if globs, or types other than the default ones, leave out a layer."""
+        return not self._is_selected(layer) or (self.types != _DEFAULT_TYPES and not self._is_of_type(module))
+
     def _trainable(self, candidates: list[Target]) -> list[Target]:
         names = sorted({target.layer for target in candidates})
         for glob in (*self.include, *self.exclude):
@@ -117,7 +121,7 @@ class Targets:
         trainable = [target for target in selected if target.parameter.requires_grad]
         if not trainable:
             raise ValueError(
-                f"Targets: all layers{self._inside()} are frozen ({shorten(sorted({t.layer for t in selected}))}): set "
+                f"Targets: all selected layers{self._inside()} are frozen ({shorten(sorted({t.layer for t in selected}))}): set "
                 "requires_grad of those that are to be compressed, or merge adapters (LoRA) into them first."
             )
         for target in trainable:

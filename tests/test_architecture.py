@@ -44,7 +44,7 @@ LIGHTNING_MODULES = (
     "clustering.callback",
     "pruning.callback", "pruning.fixed", "pruning.model_channel_groups", "pruning.recalibration", "pruning.snapshot",
     "quantization.callback", "quantization.graph_tracer", "quantization.quantization_checks",
-    "quantization.quantizer_checkpoint",
+    "quantization.quantizer_checkpoint", "quantization.unquantized_copies",
     "reporting.monitor",
 )  # fmt: skip
 

@@ -168,6 +168,10 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
             )
         return clustered
 
+    def leaves_out(self, layer: str, module: nn.Module) -> bool:
+        """Return True if the user has left out a layer, by targets or by the globs of the numbers of clusters."""
+        return super().leaves_out(layer, module) or not any(matches(glob, layer) for glob in self._codebook_specs)
+
     def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
         """Start with free weights, or restore assignments, accumulated gradients and soft assignments."""
         super().prepare(trainer, state)

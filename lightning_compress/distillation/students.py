@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_compress.distillation.teacher_loading import TeacherSpec, load_module
 from lightning_compress.models.classification import ClassificationModule, sgd
+from lightning_compress.trainer.queries import is_a
 
 
 def build_student(
@@ -44,6 +45,11 @@ def build_student(
                 "leave out optimizer, lr_scheduler, model_kwargs and num_classes."
             )
         return student
+    if is_a(student, "LightningModule"):
+        raise ValueError(
+            f"The student {type(student).__name__} is a LightningModule of another package than 'lightning': derive it "
+            "from lightning.pytorch.LightningModule instead of pytorch_lightning.LightningModule, or give its network."
+        )
     student = str(student) if isinstance(student, Path) else student
     if not isinstance(student, (str, nn.Module, Mapping)):
         raise ValueError(

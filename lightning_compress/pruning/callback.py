@@ -26,7 +26,7 @@ from lightning_compress.pruning.scores import Magnitude, Score
 from lightning_compress.pruning.snapshot import Snapshot
 from lightning_compress.schedules import Progress, Schedule
 from lightning_compress.serialization import plain_mapping
-from lightning_compress.targets import Target, Targets
+from lightning_compress.targets import Target, Targets, matches, shorten
 from lightning_compress.trainer.constraint_callback import ConstraintCallback
 from lightning_compress.trainer.probe import TrainingProbe
 from lightning_compress.trainer.progress import check_time_fits, progress
@@ -149,6 +149,17 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         """Return the targets of a model; channels are those of layers that :class:`Channels` can trace."""
         return self.targets.select(model) if isinstance(self.pattern, Channels) else super().select(model)
 
+    def leaves_out(self, layer: str, module: nn.Module) -> bool:
+        """Return True if the user has left out a layer, by targets or by the globs of the sparsity."""
+        globs = self.sparsity if isinstance(self.sparsity, Mapping) else ("*",)
+        return super().leaves_out(layer, module) or not any(matches(glob, layer) for glob in globs)
+
+    @property
+    def advice_on_rest(self) -> str:
+        """Advice for weights that are not covered."""
+        of_channels = "their channels are outputs of the model, or cannot be removed without a change of its function."
+        return of_channels if isinstance(self.pattern, Channels) else super().advice_on_rest
+
     def check(self, layers: Sequence[Layer]) -> None:
         """Check the layers against the pattern, the sparsity and the other options.
 
@@ -170,6 +181,23 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         option = next((name for name, is_used in unsharded_only.items() if is_used), None)
         if option is not None and any(layer.group is not None for layer in layers):
             raise ValueError(f"{option} is not supported for sharded weights: use DDP, or leave it out.")
+
+    def frozen(self, model: nn.Module) -> list[Target]:
+        """Return the frozen weights that become targets once they are trained; channels are found before the fit."""
+        return [] if isinstance(self.pattern, Channels) else super().frozen(model)
+
+    def take_in(self, trainer: Trainer, pl_module: LightningModule, names: Sequence[str]) -> None:
+        """Continue with more layers, which are trained from now on.
+
+        Raises:
+            ValueError: If there is something to rewind, which was recorded without these layers.
+        """
+        if self.rewind is not None:
+            raise ValueError(
+                f"{type(self.rewind).__name__} does not support layers that thaw during the fit ({shorten(list(names))}"
+                "): exclude them, or set rewind to None."
+            )
+        super().take_in(trainer, pl_module, names)
 
     def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
         """Start dense, or restore masks, accumulated scores and the snapshot."""
