@@ -120,9 +120,10 @@ class Targets:
             raise ValueError(f"Targets: every layer{self._inside()} is excluded; leave at least one.")
         trainable = [target for target in selected if target.parameter.requires_grad]
         if not trainable:
+            frozen = shorten(sorted({target.layer for target in selected}))
             raise ValueError(
-                f"Targets: all selected layers{self._inside()} are frozen ({shorten(sorted({t.layer for t in selected}))}): set "
-                "requires_grad of those that are to be compressed, or merge adapters (LoRA) into them first."
+                f"Targets: all selected layers{self._inside()} are frozen ({frozen}): set requires_grad of those that "
+                "are to be compressed, or merge adapters (LoRA) into them first."
             )
         for target in trainable:
             _check_can_be_constrained(target)

@@ -56,16 +56,15 @@ class Shrunk(Callback):
                     f"Shrunk must precede {type(other).__name__}, which depends on the final shapes: put it first in "
                     "callbacks."
                 )
-        dense = (
-            shapes_of(pl_module.get_submodule(self.module)) if self.module in dict(pl_module.named_modules()) else {}
-        )
+        named = dict(pl_module.named_modules())
+        dense = shapes_of(named[self.module]) if self.module in named else {}
         self._replay_(pl_module)
         self._handles = [pl_module.register_load_state_dict_pre_hook(self._check_shapes)]
         if shapes_of(pl_module.get_submodule(self.module)) != dense:
             for name, copied in find_copies(pl_module, self.module, dense):
                 self._handles.append(copied.register_load_state_dict_pre_hook(self._follow))
                 rank_zero_warn(
-                    f"Shrunk: {name!r} has the shapes of {self.module!r} before the removal, and loses its channels when "
+                    f"Shrunk: {name!r} is as {self.module!r} was before the removal of channels, and loses them when "
                     f"it loads weights of the smaller {self.module!r}: if it is updated in another way, add "
                     f"Shrunk(log, module={name!r})."
                 )

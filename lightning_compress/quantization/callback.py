@@ -171,10 +171,10 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Enter the phase that is due; the first batch is observed before the model is trained on it."""
-        thawed = self._thawing.pop_thawed(trainer.optimizers)
-        if thawed:
+        joining = self._thawing.pop_trained(trainer.optimizers)
+        if joining:
             rank_zero_warn(
-                f"QuantizationAwareTraining does not quantize {shorten(thawed)}, which were frozen when it placed the "
+                f"QuantizationAwareTraining does not quantize {shorten(joining)}, which were frozen when it placed the "
                 "quantizers: put it before the callback that freezes them in callbacks=[...]."
             )
         for hook in self._hooks:

@@ -109,7 +109,7 @@ def report(model: nn.Module, example_inputs: Any = None) -> Report:
 def count_weights(name: str, parameter: Tensor) -> Count:
     """Count the elements and the zeros of a tensor.
 
-    >>> count_weights("weight", torch.tensor([0.0, 1.0]))
+    >>> count_weights("weight", Tensor([0.0, 1.0]))
     Count(name='weight', num_weights=2, num_zeros=1)
     """
     return Count(name, parameter.numel(), _num_zeros(parameter))

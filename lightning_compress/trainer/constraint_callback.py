@@ -139,7 +139,7 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
 
     def take_in(self, trainer: Trainer, pl_module: LightningModule, names: Sequence[str]) -> None:
         """Continue with more layers, which are trained from now on: dense at first, up to the next update."""
-        rank_zero_info(f"{type(self).__name__} takes in {shorten(list(names))}, which thawed.")
+        rank_zero_info(f"{type(self).__name__} takes in {shorten(list(names))}, which are trained from now on.")
         state = self.current_state()
         held = held_by(trainer.optimizers)
         layers = self._constrained_layers(trainer, pl_module, state)
@@ -165,9 +165,9 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Make an update that is due before the first step."""
-        thawed = self._frozen.pop_thawed(trainer.optimizers)
-        if thawed:
-            self.take_in(trainer, pl_module, thawed)
+        joining = self._frozen.pop_trained(trainer.optimizers)
+        if joining:
+            self.take_in(trainer, pl_module, joining)
         for hook in self._hooks:
             hook.reset()  # forget a step that raised, which manual optimization may have caught
         if self._starting and self._tick < 0:

@@ -38,7 +38,8 @@ def find_copies(model: nn.Module, module: str, shapes: Shapes) -> Iterator[tuple
     if not module or not shapes:
         return
     own = set(model.get_submodule(module).modules())
-    hidden = [(f"{name}[...]", part) for name, value in vars(model).items() for part in _modules_in(value)]
+    users = {name: value for name, value in vars(model).items() if name not in vars(nn.Module())}
+    hidden = [(f"{name}[...]", part) for name, value in users.items() for part in _modules_in(value)]
     for name, part in (*model.named_modules(), *hidden):
         if part not in own and shapes_of(part) == shapes:
             yield name, part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
@@ -28,29 +29,33 @@ def first_batch(loaders: Any, max_samples: int | None = None) -> Any:
     tensor([0, 1])
     """
     loaders = loaders.iterables if is_a(loaders, "CombinedLoader") else loaders
-    try:
-        return tree_map(lambda loader: _first(loader, max_samples), loaders)
-    except StopIteration:
-        raise ValueError(f"The training data is empty before the fit: {ADVICE}") from None
+    return tree_map(lambda loader: _first(loader, max_samples), loaders)
 
 
 def _first(loader: Any, max_samples: int | None) -> Any:
     # A loader with an iteration of its own (graph sampling, prefetching) is copied as it is.
     if not isinstance(loader, DataLoader) or type(loader).__iter__ is not DataLoader.__iter__:
-        return next(iter(_copied(loader)))
+        return _next(iter(_copied(loader)))
     dataset, size = loader.dataset, loader.batch_size
     # A loader of its own: the iterator of the user's may be stateful, and its workers are not started twice.
     options: dict[str, Any] = {"collate_fn": loader.collate_fn}
     if isinstance(dataset, IterableDataset):
         size = None if size is None else min(size, max_samples or size)
-        return next(iter(DataLoader(_copied(dataset), batch_size=size, **options)))
+        return _next(iter(DataLoader(_copied(dataset), batch_size=size, **options)))
     if size is None and loader.batch_sampler is None:  # items of the dataset are batches
-        return next(iter(DataLoader(dataset, batch_size=None, sampler=_first_keys(loader, 1), **options)))
+        return _next(iter(DataLoader(dataset, batch_size=None, sampler=_first_keys(loader, 1), **options)))
     if size is None:
-        keys = list(next(iter(_copied(loader.batch_sampler, dataset))))[:max_samples]
+        keys = list(_next(iter(_copied(loader.batch_sampler, dataset))))[:max_samples]
     else:
         keys = _first_keys(loader, min(size, max_samples or size))
-    return next(iter(DataLoader(dataset, batch_sampler=[keys], **options)))
+    return _next(iter(DataLoader(dataset, batch_sampler=[keys], **options)))
+
+
+def _next(batches: Iterator[Any]) -> Any:
+    try:
+        return next(batches)
+    except StopIteration:
+        raise ValueError(f"The training data is empty before the fit: {ADVICE}") from None
 
 
 def _first_keys(loader: DataLoader, number: int) -> list[Any]:

@@ -20,15 +20,15 @@ class FrozenTargets:
     def __init__(self, targets: Sequence[Target] = ()) -> None:
         self._targets = list(targets)
 
-    def pop_thawed(self, optimizers: Sequence[Optimizer]) -> list[str]:
+    def pop_trained(self, optimizers: Sequence[Optimizer]) -> list[str]:
         """Return the names of targets that an optimizer trains by now, and forget them."""
         # This runs in every batch: optimizers are searched only once a target requires gradients.
         if not any(target.parameter.requires_grad for target in self._targets):
             return []
         held = held_by(optimizers)
-        thawed = {t.name for t in self._targets if t.parameter.requires_grad and id(t.parameter) in held}
-        self._targets = [target for target in self._targets if target.name not in thawed]
-        return sorted(thawed)
+        joining = {t.name for t in self._targets if t.parameter.requires_grad and id(t.parameter) in held}
+        self._targets = [target for target in self._targets if target.name not in joining]
+        return sorted(joining)
 
 
 def held_by(optimizers: Iterable[Optimizer]) -> dict[int, nn.Parameter]:
