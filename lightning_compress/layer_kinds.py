@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+from lightning_compress.module_copies import copy_module
 
 # Their weights have the input channels first.
 TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -75,7 +75,7 @@ def _run_on_unit_vector(module: nn.Module, attribute: str) -> int | None:
     """Compare the change of the output by a unit vector to the first row and the first column of the weight."""
     for dim in (1, 0):
         try:
-            layer = copy.deepcopy(module).eval()
+            layer = copy_module(module).eval()
             layer._forward_hooks.clear()
             layer._forward_pre_hooks.clear()
             weight = getattr(layer, attribute)

@@ -209,9 +209,15 @@ def _check_can_be_constrained(target: Target) -> None:
         )
     if isinstance(target.parameter, UninitializedParameter):
         raise ValueError(f"{target.layer!r} is lazy and has no weight yet: run the model once before the fit.")
-    if target.name.endswith("_orig"):
+    attribute, is_original, _ = target.name.rpartition(".")[2].rpartition("_orig")
+    if is_original and f"{attribute}_mask" in target.module._buffers:
         raise ValueError(
             f"{target.layer!r} has a mask of torch.nn.utils.prune: call torch.nn.utils.prune.remove on it first."
+        )
+    if is_original:
+        raise ValueError(
+            f"{target.layer!r} computes its weight in a hook of torch.nn.utils.spectral_norm: call "
+            "torch.nn.utils.remove_spectral_norm on it, or exclude it."
         )
 
 

@@ -28,7 +28,7 @@ MODULES = {
 LAYERS = [
     ("layer_kinds",),
     ("arguments", "atomic_files", "functional", "schedules", "serialization", "targets"),
-    ("data", "profiling"),
+    ("data", "module_copies", "profiling"),
     ("constraints", "packing"),
     ("trainer",),
     ("channels", "clustering", "reporting"),
@@ -152,6 +152,13 @@ def test_nobody_imports_what_is_forbidden() -> None:
             assert not begins_with(name, "torch.ao", "torchao.sparsity", "pytorch_lightning"), f"{module}: {name}"
             assert not begins_with(name, "torch.nn.utils.prune"), f"{module}: {name}"
             assert part(module) == "cli" or not begins_with(name, "wandb"), f"{module}: {name}"
+
+
+def test_modules_are_copied_in_one_place() -> None:
+    """Elsewhere deepcopy is for states, and for the ``__deepcopy__`` of a class."""
+    allowed = {"module_copies", "distillation.peer", "pruning.snapshot", "quantization.call_patcher"}
+    found = {room(module) for module, path in MODULES.items() if re.search(r"\bdeepcopy\(", path.read_text())}
+    assert found <= allowed, sorted(found - allowed)
 
 
 def test_callback_classes_are_flat() -> None:

@@ -194,6 +194,14 @@ def test_a_parametrized_layer_is_an_error_that_names_it(wrap: Any) -> None:
     assert "head.weight" not in names(Targets(exclude=("head",)), net)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_layer_with_spectral_norm_by_hooks_is_an_error_that_names_it() -> None:
+    net = Net()
+    nn.utils.spectral_norm(net.head)
+    with pytest.raises(ValueError, match=r"'head' computes its weight in a hook.*remove_spectral_norm.*exclude it"):
+        Targets().select(net)
+
+
 def test_a_lazy_layer_is_an_error_that_names_it() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(3))
     with pytest.raises(ValueError, match=r"'1' is lazy.*run the model once"):

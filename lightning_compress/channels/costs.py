@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing_extensions import override
 
 from lightning_compress.channels.groups import ChannelGroup, named_tensors
 from lightning_compress.channels.remove import remove_
+from lightning_compress.module_copies import copy_module
 from lightning_compress.profiling import Timer, count_macs, measure_latency
 
 
@@ -94,12 +94,12 @@ class Latency(Cost):
         runs: int = 5,
         timer: Timer = time.perf_counter,
     ) -> None:
-        self._model = copy.deepcopy(model).eval()
+        self._model = copy_module(model).eval()
         self._args, self._kwargs, self._runs, self._timer = args, kwargs, runs, timer
 
     @override
     def remaining(self, removed: Mapping[ChannelGroup, Tensor]) -> float:
-        small = copy.deepcopy(self._model)
+        small = copy_module(self._model)
         remove_(small, removed)
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             seconds = measure_latency(
@@ -130,5 +130,5 @@ def mac_factors(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
         :attr:`MacCounts.total` without the products of two activations.
     """
     tensors = named_tensors(model)
-    counts = count_macs(copy.deepcopy(model).eval(), (args, dict(kwargs))).weights
+    counts = count_macs(copy_module(model).eval(), (args, dict(kwargs))).weights
     return {name: number / tensors[name].numel() for name, number in counts.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from lightning_compress.channels.groups import ChannelGroup, first_names
 from lightning_compress.channels.heads import attention_heads
 from lightning_compress.channels.members import RemovalError, build_group
 from lightning_compress.channels.removal_check import make_removal_check
+from lightning_compress.module_copies import copy_module
 
 
 def find_groups(
@@ -40,7 +40,7 @@ def find_groups(
     groups = list(attention_heads(check.model))
     reasons: dict[str, str] = {}
     head_tensors = {channel_slice.tensor for group in groups for channel_slice in group.slices}
-    for members in dependency_groups(copy.deepcopy(check.model), check.args, check.kwargs):
+    for members in dependency_groups(copy_module(check.model), check.args, check.kwargs):
         try:
             group = build_group(members)
         except RemovalError as error:

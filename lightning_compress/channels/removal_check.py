@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_compress.channels.groups import ChannelGroup, named_tensors
 from lightning_compress.channels.remove import remove_
+from lightning_compress.module_copies import copy_module, is_defined_in, remove_forward_hooks_
 
 # Relative tolerances. In float64 a wrong removal cannot pass as a rounding error; models that create float32 tensors
 # of their own cannot run in float64 and are compared in float32.
@@ -40,8 +40,10 @@ class RemovalCheck:
         self.args: tuple[Any, ...] = converted[0]
         self.kwargs: dict[str, Any] = converted[1]
         self._tolerance = _TOLERANCES[precision]
-        _remove_hooks_(self.model)
+        # Observers and fake quantization do not belong to the dependency graph.
+        remove_forward_hooks_(self.model, lambda hook: is_defined_in(hook, "lightning_compress"))
         _randomize_(self.model)
+        self._remove_recording_hooks()
         self.num_outputs = len(self._outputs(self.model))
         self._trains = self._runs_in_training(self.model)
 
@@ -68,7 +70,7 @@ class RemovalCheck:
         )
 
     def _is_equivalent_without(self, removed: dict[ChannelGroup, Tensor]) -> bool:
-        twin = copy.deepcopy(self.model)
+        twin = copy_module(self.model)
         tensors = named_tensors(twin)
         for group, channels in removed.items():
             group.zero_(tensors, channels)
@@ -78,8 +80,18 @@ class RemovalCheck:
             outputs = self._outputs(twin)
         except Exception:  # shapes that no longer fit raise errors of many types
             return False
-        same = len(outputs) == len(expected) and all(map(self._is_close, outputs, expected))
-        return same and (not self._trains or self._runs_in_training(twin))
+        return self._are_close(outputs, expected) and (not self._trains or self._runs_in_training(twin))
+
+    def _remove_recording_hooks(self) -> None:
+        """Remove the hooks if the model computes the same without: those of the user may compute, or only record."""
+        bare = copy_module(self.model)
+        remove_forward_hooks_(bare, lambda hook: True)
+        try:
+            without_hooks = self._outputs(bare)
+        except Exception:
+            return
+        if self._are_close(without_hooks, self._outputs(self.model)):
+            self.model = bare
 
     def _outputs(self, model: nn.Module) -> list[Tensor]:
         # The random state is forked, so that a model that draws random numbers draws the same in each run.
@@ -88,12 +100,15 @@ class RemovalCheck:
 
     def _runs_in_training(self, model: nn.Module) -> bool:
         """Return True if the model runs in training mode, which may use more modules, such as auxiliary heads."""
-        twin = copy.deepcopy(model).train()
+        twin = copy_module(model).train()
         try:
             self._outputs(twin)
         except Exception:
             return False
         return True
+
+    def _are_close(self, outputs: list[Tensor], expected: list[Tensor]) -> bool:
+        return len(outputs) == len(expected) and all(map(self._is_close, outputs, expected))
 
     def _is_close(self, output: Tensor, expected: Tensor) -> bool:
         if output.shape != expected.shape or not output.is_floating_point() or not output.numel():
@@ -107,13 +122,7 @@ def make_removal_check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     Raises:
         ValueError: If the model cannot be copied or run, or returns no tensors.
     """
-    try:
-        twin = copy.deepcopy(model)
-    except Exception as error:
-        raise ValueError(
-            f"The model cannot be copied ({type(error).__name__}: {error}): remove parametrizations that compute "
-            "weights from other tensors, such as torch.nn.utils.weight_norm."
-        ) from error
+    twin = copy_module(model)
     for precision in _TOLERANCES:
         try:
             check = RemovalCheck(twin, args, kwargs, precision=precision)
@@ -154,13 +163,6 @@ def _random_channels(num_channels: int, count: int, seed: int) -> Tensor:
 
 def _converted(tensor: Tensor, precision: torch.dtype) -> Tensor:
     return tensor.detach().cpu().to(precision if tensor.is_floating_point() else tensor.dtype)
-
-
-def _remove_hooks_(model: nn.Module) -> None:
-    """Remove forward hooks: observers and fake quantization do not belong to the dependency graph."""
-    for module in model.modules():
-        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._forward_hooks_always_called):
-            hooks.clear()
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from lightning_compress.channels.discovery import find_groups
 from lightning_compress.channels.groups import named_tensors
 from lightning_compress.channels.removal_log import RemovalLog
 from lightning_compress.channels.remove import remove_
+from lightning_compress.module_copies import copy_module
 
 
 def shrink(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, RemovalLog]:
@@ -57,7 +57,7 @@ def shrink(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, RemovalLog
     groups, reasons = find_groups(model, args, kwargs)
     tensors = named_tensors(model)
     _warn_of_remaining_zeros(tensors, reasons)
-    small = copy.deepcopy(model)
+    small = copy_module(model)
     log = remove_(small, {group: _keep_one(group.dead(tensors)) for group in groups})
     # Parameters of the original are recorded too: carry_optimizer_state looks up both.
     log.remember(model.named_parameters())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only, tree_unflatten
 import lightning_compress as lc
 from lightning_compress.export.onnx.exporter import OnnxFile
 from lightning_compress.export.onnx.runtime import feeds_of, session
+from lightning_compress.module_copies import copy_module
 from lightning_compress.quantization.finalize import copy_for_deployment
 
 _NUM_SAMPLES = 8
@@ -82,7 +82,7 @@ def with_onnx_module(model: LightningModule, module: str, file: OnnxFile, inputs
     # The structure of the output (dict, tuple) is taken from the model: ONNX Runtime returns a flat list.
     with torch.no_grad():
         output = lc.finalize(model, module=module).cpu()(*inputs[0], **inputs[1])
-    evaluated = copy.deepcopy(model).cpu()
+    evaluated = copy_module(model).cpu()
     onnx_module = _OnnxModule(file, output)
     if module:
         evaluated.set_submodule(module, onnx_module)

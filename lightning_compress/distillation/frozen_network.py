@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from lightning_compress.distillation.image_conversion import Conversion
 from lightning_compress.distillation.logit_cache import LogitCache
 from lightning_compress.distillation.logit_formats import Positions, extract_logits
 from lightning_compress.distillation.loss import LogitLoss
+from lightning_compress.module_copies import copy_module
 
 
 class TeacherError(ValueError):
@@ -65,7 +65,7 @@ class FrozenNetwork:
         inputs: Callable[[Any], Any] | None = None,
         output: str | None = None,
     ) -> None:
-        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        self.network = copy_module(network).requires_grad_(False).eval()
         # Hashed before the cast, so that the identity is that of the weights as given, in any precision.
         self.identity = self._identify(name)
         if dtype is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +30,7 @@ from lightning_compress.distillation.teacher_ensemble import TeacherEnsemble
 from lightning_compress.distillation.teacher_loading import as_teachers, is_plain
 from lightning_compress.distillation.wrapped_module import adopt_hooks, has_number
 from lightning_compress.models.checkpoint_loading import CheckedModule
+from lightning_compress.module_copies import copy_module
 from lightning_compress.serialization import from_plain, to_plain
 from lightning_compress.trainer.batches import first_training_batch, training_step
 from lightning_compress.trainer.loaders import ADVICE
@@ -300,7 +300,7 @@ class DistillationModule(CheckedModule):
         self.objective.adopt_adapters(copy.objective)
         # Weight averaging copied the module before the adapters existed.
         for average in averaged_models(self.trainer):
-            average.objective.adopt_adapters(deepcopy(copy.objective))  # type: ignore[union-attr, operator]
+            average.objective.adopt_adapters(copy_module(copy.objective))  # type: ignore[union-attr, operator]
 
     def _current_weight(self, weight: float | Ramp) -> float:
         if not isinstance(weight, Ramp):

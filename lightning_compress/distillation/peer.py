@@ -16,6 +16,7 @@ from typing_extensions import override
 from lightning_compress.distillation.frozen_network import FrozenNetwork
 from lightning_compress.distillation.logit_formats import Positions, extract_logits
 from lightning_compress.distillation.loss import LogitLoss
+from lightning_compress.module_copies import copy_module
 
 
 class PeerNetwork(FrozenNetwork):
@@ -51,7 +52,8 @@ class PeerNetwork(FrozenNetwork):
         memo[id(self)] = made
         made._loss = made._optimizer = None
         made._logits = []
-        made.network, made.features = copy.deepcopy((self.network, self.features), memo)
+        made.network = copy_module(self.network, memo)
+        made.features = copy.deepcopy(self.features, memo)
         return made
 
     @override

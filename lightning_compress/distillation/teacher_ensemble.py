@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from lightning_compress.distillation.image_conversion import Normalization
 from lightning_compress.distillation.students import infer_num_classes
 from lightning_compress.distillation.teacher import MeanTeacher, Teacher
 from lightning_compress.distillation.teacher_loading import TeacherSpec, build_teacher, has_network
+from lightning_compress.module_copies import copy_module
 
 
 class TeacherEnsemble:
@@ -107,7 +107,7 @@ class TeacherEnsemble:
         if isinstance(teacher, MeanTeacher):
             # The student logs through the DistillationModule: without this, the copy would include that module, too.
             outer = getattr(vars(student).get("log"), "outer", None)
-            student = copy.deepcopy(student, {id(outer): nn.Module()} if outer is not None else {})
+            student = copy_module(student, {id(outer): nn.Module()} if outer is not None else {})
         return build_teacher(
             teacher,
             student=student,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from itertools import chain
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_compress.arguments import call_model
+from lightning_compress.module_copies import copy_module
 from lightning_compress.quantization.insertion import is_quantized, quantizers_of
 from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.quantizer import quantizer_mode
@@ -55,7 +55,7 @@ def calibrate(
         first = next(remaining)
     except StopIteration:
         raise ValueError("calibrate: there is no batch; ranges of activations need at least one.") from None
-    prepared = copy.deepcopy(model).eval()
+    prepared = copy_module(model).eval()
     with unfrozen(prepared.parameters()):  # nothing is trained: a frozen model is quantized like any other
         is_target = owning_modules(targets.select(prepared))
     graph = trace(prepared, first)

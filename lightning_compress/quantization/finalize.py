@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import nn
 
+from lightning_compress.module_copies import copy_module
 from lightning_compress.quantization.insertion import is_quantized, remove_quantizers, round_weights_
 from lightning_compress.quantization.lowering import round_biases_
 from lightning_compress.quantization.strip_compile import strip_compile
@@ -73,4 +73,4 @@ def copy_for_deployment(model: nn.Module, module: str, caller: str) -> nn.Module
     """
     if module and module not in dict(model.named_modules()):
         raise ValueError(f"{caller}: the model has no module {module!r}.")
-    return strip_compile(copy.deepcopy(model.get_submodule(module)).eval()).requires_grad_(False)
+    return strip_compile(copy_module(model.get_submodule(module)).eval()).requires_grad_(False)

@@ -7,7 +7,6 @@ with per-channel scales).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -15,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.module_copies import copy_module
 from lightning_compress.quantization.affine_maps import argument, as_factor, position_of_data, shares_scales
 from lightning_compress.quantization.backend import Backend, Bias, QParams, QuantizedLayer, QuantizedOp
 from lightning_compress.quantization.call_patcher import CallPatcher, CallSite, install_all
@@ -60,7 +60,7 @@ def lower(simulation: Simulation, backend: Backend) -> LoweredModel:
             not support: affine ones, those with a scale per group of inputs, and NaN.
     """
     lowering = _Lowering(simulation, unsigned=backend.unsigned)
-    model = copy.deepcopy(simulation.model)
+    model = copy_module(simulation.model)
     remove_quantizers(model)
     lowered = LoweredModel(model, unquantized_ops=[*simulation.graph.opaque])
     table: dict[str, dict[CallSite, Any]] = {}

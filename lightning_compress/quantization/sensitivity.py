@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import io
 import math
@@ -17,6 +16,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import Tensor, nn
 
+from lightning_compress.module_copies import copy_module
 from lightning_compress.quantization.insertion import quantizers_of, remove_quantizers
 from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.mixed_precision import Effect, as_quantization_spec, by_layer, choose
@@ -191,7 +191,7 @@ def _mean_loss(model: nn.Module, batches: Sequence[Any], loss: Loss) -> float:
 
 def _plain_copy(model: nn.Module) -> nn.Module:
     """Return a copy in eval mode without quantizers; a fully frozen model is unfrozen."""
-    plain = copy.deepcopy(model).eval()
+    plain = copy_module(model).eval()
     remove_quantizers(plain)
     if not any(parameter.requires_grad for parameter in plain.parameters()):
         plain.requires_grad_(True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_compress.arguments import call_model
+from lightning_compress.module_copies import copy_module
 from lightning_compress.quantization.call_patcher import (
     Action,
     CallIndex,
@@ -316,7 +316,7 @@ def _note_output(run: _Run, name: str, module: nn.Module, args: Any, output: Any
 
 def trace(model: nn.Module, inputs: Any) -> Graph:
     """Record the calls of a model without quantizers in eval mode; a copy of the model is run."""
-    traced = copy.deepcopy(model).eval()
+    traced = copy_module(model).eval()
     with record_graph(traced) as graph, torch.no_grad():
         call_model(traced, inputs)
     return graph

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_compress.arguments import as_arguments
+from lightning_compress.module_copies import copy_module
 from lightning_compress.trainer.batches import first_training_batch, training_step
 from lightning_compress.trainer.example_inputs import given_inputs
 from lightning_compress.trainer.loaders import ADVICE
@@ -46,7 +46,7 @@ class TrainingProbe:
         module: str = "",
         example_inputs: Any = None,
     ) -> None:
-        self.model: LightningModule = copy.deepcopy(pl_module)  # without the Trainer, which Lightning leaves out
+        self.model: LightningModule = copy_module(pl_module)
         self.model.trainer = trainer  # and that of modules inside it
         if pl_module._compiler_ctx is not None:
             _drop_compiled_methods(self.model)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -249,7 +250,27 @@ def test_networks_that_cannot_be_tried_are_refused() -> None:
 
     with pytest.raises(ValueError, match="The output of the model contains no tensors"):
         find_groups(Wrapped(), (images(),), {})
-    with pytest.warns(FutureWarning):
-        net = nn.Sequential(nn.utils.weight_norm(nn.Conv2d(3, 6, 1)), nn.Conv2d(6, 4, 1))
-    with pytest.raises(ValueError, match="The model cannot be copied"):
-        find_groups(net, (images(),), {})
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("normalize", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_a_weight_that_a_hook_computes_stays(normalize: Callable[[nn.Module], nn.Module]) -> None:
+    net = nn.Sequential(normalize(nn.Conv2d(3, 6, 1)), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.ReLU(), nn.Conv2d(5, 4, 1))
+    net(images())
+    groups, reasons = find_groups(net, (images(),), {})
+    assert [[channel_slice.tensor for channel_slice in group.slices] for group in groups] == [
+        ["2.weight", "2.bias", "4.weight"]
+    ]
+    assert reasons == {"0": "the weight of '0' is computed from other tensors"}
+
+
+def test_hooks_that_compute_count_and_those_that_record_are_not_called_for_each_trial() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.ReLU(), nn.Conv2d(5, 4, 1))
+    seen: list[torch.Tensor] = []
+    net[2].register_forward_hook(lambda module, args, output: seen.append(output))
+    assert [group.name for group in find_groups(net, (images(),), {})[0]] == ["2", "0"]
+    assert len(seen) == 1
+    net[0].register_forward_hook(lambda module, args, output: output.flip(1))
+    groups, reasons = find_groups(net, (images(),), {})
+    assert [group.name for group in groups] == ["2"]
+    assert "different output" in reasons["0"]

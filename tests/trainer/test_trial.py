@@ -119,8 +119,6 @@ def test_a_step_that_fails_is_described(small: type, trainer: Callable, loader: 
         def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
             raise RuntimeError("no such thing\nand more")
 
-    with pytest.raises(
-        ValueError, match=r"step before the fit failed \(RuntimeError: no such thing\): give"
-    ):
+    with pytest.raises(ValueError, match=r"step before the fit failed \(RuntimeError: no such thing\): give"):
         trainer(TECHNIQUES["Channels"]()).fit(Broken(), loader)
     assert torch.is_grad_enabled()
