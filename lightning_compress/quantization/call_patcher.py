@@ -19,7 +19,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from lightning_compress.quantization.forward_pass import ForwardPass, Location, PassPath, active, location_of
+from lightning_compress.quantization.call_location import Location, compiled_location, location_of
+from lightning_compress.quantization.forward_pass import ForwardPass, PassPath, active
 from lightning_compress.quantization.function_names import is_floating, name_of_call, positional
 
 _KEY = "_call_patcher"
@@ -55,9 +56,10 @@ class Position(NamedTuple):
     number_here: int
 
     @classmethod
-    def of(cls, current: ForwardPass, function: str, frame: FrameType) -> Position:
-        """Locate a call of a function in the current pass, and count it."""
-        location, child = location_of(frame), current.last_child
+    def of(cls, current: ForwardPass, function: str, frame: FrameType | None) -> Position:
+        """Locate a call of a function in the current pass, and count it; without a frame, it is being compiled."""
+        location = compiled_location() if frame is None else location_of(frame)
+        child = current.last_child
         number = current.count(function, location, child)
         return cls(location, child, number, current.count(function, location))
 
@@ -67,23 +69,44 @@ class CallIndex:
 
     def __init__(self) -> None:
         self.repeats: dict[PassPath, int] = {}
-        self._calls: dict[tuple[int, str, Location], list[tuple[Position, int]]] = {}
+        self._calls: dict[tuple[int, str], list[tuple[Position, int]]] = {}
+        self._found: dict[tuple[int, str, Position], int | None] = {}
 
     def add(self, path: PassPath, position: Position, call: CallSite) -> None:
         """Add a call of the traced run."""
         self.repeats[path] = call.repeat
-        calls = self._calls.setdefault((call.repeat, call.function, position.location[:1]), [])
+        calls = self._calls.setdefault((call.repeat, call.function), [])
         if (position, call.occurrence) not in calls:  # a run may call the model several times
             calls.append((position, call.occurrence))
 
     def find(self, current: ForwardPass, function: str, position: Position) -> CallSite | None:
         """Return the traced call that a call corresponds to; ``None`` if the traced run did not make it."""
-        repeat = self._repeat(current)
-        traced = [
-            entry
-            for entry in self._calls.get((repeat, function, position.location[:1]), [])
-            if _is_prefix(entry[0].location, position.location)
-        ]
+        repeat = self._repeat(current.path, current.repeat)
+        occurrence = self._occurrence(repeat, function, *position)
+        return None if occurrence is None else CallSite(function, occurrence, repeat)
+
+    # Both results are constants of a compiled graph: they follow from the source, and from how often it is passed.
+    @torch.compiler.assume_constant_result
+    def _repeat(self, path: PassPath, counted: int) -> int:
+        """Return the number of the traced pass, also if the model was entered by another module than in the trace."""
+        if path in self.repeats:
+            return self.repeats[path]
+        if len(set(self.repeats.values())) == 1:
+            return next(iter(self.repeats.values()))
+        shared = {_common_suffix(traced, path): repeat for traced, repeat in reversed(self.repeats.items())}
+        longest = max(shared, default=0)
+        return shared[longest] if longest else counted
+
+    @torch.compiler.assume_constant_result
+    def _occurrence(self, repeat: int, function: str, *position: Any) -> int | None:
+        key = repeat, function, Position(*position)
+        if key not in self._found:  # every step asks the same again
+            self._found[key] = self._search(*key)
+        return self._found[key]
+
+    def _search(self, repeat: int, function: str, position: Position) -> int | None:
+        calls = self._calls.get((repeat, function), [])
+        traced = [entry for entry in calls if _is_prefix(entry[0].location, position.location)]
         # At a place in the source that is passed once nothing else can be meant. In a loop the module that was called
         # last tells the iterations apart, also if some are skipped; without one they are counted.
         after_same = [entry for entry in traced if entry[0].last_child == position.last_child]
@@ -93,23 +116,13 @@ class CallIndex:
             ([] if after_same else traced, position.number_here),
         ):
             if number < len(entries):
-                return CallSite(function, entries[number][1], repeat)
+                return entries[number][1]
         return None
-
-    def _repeat(self, current: ForwardPass) -> int:
-        """Return the number of the traced pass, also if the model was entered by another module than in the trace."""
-        if current.path in self.repeats:
-            return self.repeats[current.path]
-        if len(set(self.repeats.values())) == 1:
-            return next(iter(self.repeats.values()))
-        shared = {_common_suffix(path, current.path): repeat for path, repeat in reversed(self.repeats.items())}
-        longest = max(shared, default=0)
-        return shared[longest] if longest else current.repeat
 
 
 def _is_prefix(first: Location, second: Location) -> bool:
     """Return True if two locations are the same as far as both go: checkpointing hides the frames around a function."""
-    return all(a == b for a, b in zip(first, second, strict=False))
+    return all(a == b for a, b in zip(first.split("/"), second.split("/"), strict=False))
 
 
 def _common_suffix(first: PassPath, second: PassPath) -> int:
@@ -168,7 +181,7 @@ class CallPatcher:
 
     def _identify(self, name: str, frame: FrameType | None) -> CallSite | None:
         current = active[-1]
-        if frame is None or self.index is None:
+        if self.index is None:
             return CallSite(name, current.count(name), current.repeat)
         return self.index.find(current, name, Position.of(current, name, frame))
 
@@ -194,8 +207,7 @@ class PatchMode(TorchFunctionMode):
         self.patcher = patcher
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Frames cannot be compiled; there, calls are counted.
-        frame = None if torch.compiler.is_compiling() else sys._getframe(1)
+        frame = None if torch.compiler.is_dynamo_compiling() else sys._getframe(1)
         # The functions that an action calls itself must not be patched again.
         with torch._C.DisableTorchFunction():
             return self.patcher.handle(self.module, func, args, kwargs or {}, frame)

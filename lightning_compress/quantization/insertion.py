@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lightning_compress.quantization.call_patcher import install_all, patcher_of, uninstall
+from lightning_compress.quantization.compilation import support_compilation
 from lightning_compress.quantization.fake_quantized_call import FakeQuantizePatcher
 from lightning_compress.quantization.placement import QuantizationPoint
 from lightning_compress.quantization.quantizer import Quantizer
@@ -73,6 +74,7 @@ def insert_quantizers(
             quantizer.attach(module, shape(point, quantizer))
         module.register_load_state_dict_pre_hook(_prepare_load)
     support_recomputation()
+    support_compilation()
     patchers = {layer: FakeQuantizePatcher(quantizers) for layer, quantizers in table.items()}
     if graph is None:
         install_all(model, patchers)

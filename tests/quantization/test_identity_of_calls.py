@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lightning_compress as lc
 from lightning_compress.quantization.call_patcher import CallPatcher, CallSite, install_all, patcher_of
+from lightning_compress.quantization.compilation import support_compilation
 from lightning_compress.quantization.forward_pass import active
 from lightning_compress.quantization.insertion import quantizers_of
 from lightning_compress.quantization.tracing import record_graph
@@ -209,6 +210,90 @@ def test_checkpointing_of_other_models_is_as_before() -> None:
         layer(x).square().sum().backward()
         checkpoint(layer, other, use_reentrant=reentrant).square().sum().backward()
         assert torch.equal(x.grad, other.grad)  # type: ignore[arg-type]
+
+
+class OneLine(nn.Module):
+    """Noise in the line of another addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(F.relu(self.a(x + torch.randn_like(x) if self.training else x)) + (x + 1.0)) + x
+
+
+class Broken(nn.Module):
+    """Graph breaks in the module, in its helper and in a loop, each after a call in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def add(self, x: Tensor, y: Tensor) -> Tensor:
+        x = x + 0.1 if self.training else x
+        torch._dynamo.graph_break()
+        return x + y
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.add(self.a(x), x)
+        y = y + 0.1 if self.training else y
+        torch._dynamo.graph_break()
+        y = F.relu(y) + self.add(self.b(y), y)
+        for _ in range(2):
+            y = y - 0.1 if self.training else y
+            torch._dynamo.graph_break()
+            y = y - x
+        return y
+
+
+def each_layer(model: nn.Module) -> nn.Module:
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.compile(backend="eager")
+    return model
+
+
+def whole(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")  # type: ignore[return-value]
+
+
+COMPILED: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], nn.Module]]] = {
+    "noise": (Noisy, whole),
+    "inside": (lambda: nn.Sequential(Noisy()), whole),
+    "layers": (lambda: Layers(3), each_layer),
+    "pyramid": (Pyramid, whole),
+    "one line": (OneLine, whole),
+    "graph breaks": (Broken, whole),
+    "checkpoint": (lambda: Checkpointed("blocks", False), whole),
+}
+
+
+@pytest.mark.parametrize(("make", "compiled"), COMPILED.values(), ids=COMPILED)
+def test_compiled_modules_make_the_same_calls(
+    make: Callable[[], nn.Module], compiled: Callable[[nn.Module], nn.Module]
+) -> None:
+    x, model = torch.randn(3, 4), make()
+    support_compilation()
+    notes = watched(model, x)
+    expected = calls(model, x, notes)
+    torch._dynamo.reset()
+    model = compiled(model)
+    for _ in range(2):
+        assert calls(model, x, notes) == expected
+    torch._dynamo.reset()
+
+
+def test_compiled_layers_that_are_skipped_shift_no_others() -> None:
+    x, model = torch.randn(3, 4), Layers(3)
+    support_compilation()
+    notes = watched(model, x)
+    torch._dynamo.reset()
+    compiled = whole(model)
+    for skipped in [(), (1,), (0, 2), (1,)]:
+        model.skipped = skipped
+        assert calls(compiled, x, notes) == calls(model, x, notes)
+    torch._dynamo.reset()
 
 
 def test_copies_find_calls_and_pickles_count_them() -> None:
