@@ -29,7 +29,6 @@ class Holder:
         (Plain(), f"{__name__}.Plain"),
         (lc.NM(2, 4), {"class_path": "lightning_compress.pruning.patterns.NM", "init_args": {"n": 2, "m": 4}}),
     ],
-    ids=str,
 )
 def test_values_become_plain_data(value: Any, stored: Any) -> None:
     (plain,) = configuration_of(Holder(value), ["value"]).values()
