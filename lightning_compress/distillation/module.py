@@ -32,7 +32,8 @@ from lightning_compress.distillation.wrapped_module import adopt_hooks, has_numb
 from lightning_compress.models.checkpoint_loading import CheckedModule
 from lightning_compress.module_copies import copy_module
 from lightning_compress.serialization import from_plain, to_plain
-from lightning_compress.trainer.batches import ADVICE, first_training_batch, training_step
+from lightning_compress.trainer.batches import first_training_batch, training_step
+from lightning_compress.trainer.loaders import ADVICE
 from lightning_compress.trainer.progress import check_time_fits, progress
 from lightning_compress.trainer.queries import averaged_models
 
