@@ -8,8 +8,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 
 def is_depthwise(module: nn.Module | nn.Parameter) -> bool:
-    """Return True if a module is a convolution with one input and one output channel per group."""
-    return isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels == module.out_channels
+    """Return True if a module is a convolution with one input channel per group."""
+    return isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels
 
 
 def module_sizes(module: nn.Module) -> dict[str, int]:
@@ -22,7 +22,9 @@ def module_sizes(module: nn.Module) -> dict[str, int]:
     """
     if is_depthwise(module):
         assert isinstance(module, _ConvNd)
-        return dict.fromkeys(("in_channels", "out_channels", "groups"), len(module.weight))
+        multiplier = max(1, module.out_channels // module.in_channels)
+        groups = len(module.weight) // (1 if isinstance(module, _ConvTransposeNd) else multiplier)
+        return {"in_channels": groups, "out_channels": groups * multiplier, "groups": groups}
     if isinstance(module, _ConvTransposeNd):
         return {"in_channels": module.weight.shape[0], "out_channels": module.weight.shape[1] * module.groups}
     if isinstance(module, _ConvNd):
@@ -33,4 +35,12 @@ def module_sizes(module: nn.Module) -> dict[str, int]:
         return {"num_features": len(module.weight)}
     if isinstance(module, nn.PReLU):
         return {"num_parameters": len(module.weight)}
+    if isinstance(module, nn.Embedding):
+        return {"embedding_dim": module.weight.shape[1]}
+    if {"nx", "nf"} <= vars(module).keys() and isinstance(module.weight, nn.Parameter):  # Conv1D of transformers
+        return {"nx": module.weight.shape[0], "nf": module.weight.shape[1]}
+    if isinstance(module, nn.RNNBase):
+        return {"input_size": module.weight_ih_l0.shape[1]}
+    if isinstance(module, nn.RNNCellBase):
+        return {"input_size": module.weight_ih.shape[1]}
     return {}
