@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any
 
 import torch
+
+
+def plain_mapping(value: Any) -> Any:
+    """Return a mapping as a dict, with the objects that a configuration of OmegaConf stands for; others as they are.
+
+    Mappings of configuration libraries refer to the whole configuration, which would get into copies and checkpoints.
+
+    >>> from types import MappingProxyType
+    >>> plain_mapping(MappingProxyType({"fc": 0.5})), plain_mapping(0.5)
+    ({'fc': 0.5}, 0.5)
+    """
+    omegaconf = sys.modules.get("omegaconf")  # imported already, if the value is of its classes
+    if omegaconf is not None and omegaconf.OmegaConf.is_config(value):
+        value = omegaconf.OmegaConf.to_object(value)
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def to_plain(value: Any) -> Any:

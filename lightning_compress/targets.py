@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,10 +11,18 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
+from lightning_compress.layer_kinds import RECURRENT, TRANSPOSED_CONVOLUTIONS, find_norm_hook, is_conv1d
+
 # torch.compile wraps a submodule as `_orig_mod`; users write layer names without it.
 COMPILED = "_orig_mod."
-# Their weights have the input channels first.
-TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_DEFAULT_TYPES: tuple[type[nn.Module], ...] = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    *TRANSPOSED_CONVOLUTIONS,
+    nn.MultiheadAttention,
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,8 @@ class Targets:
     Args:
         include: Globs of layer names to select.
         exclude: Globs of layer names to leave out; takes precedence over ``include``.
-        types: Layer types to select, including their subclasses.
+        types: Layer types to select, including their subclasses; by default linear layers, convolutions and attention,
+            and for pruning of single weights and for clustering also recurrent layers and GPT-2's ``Conv1D``.
         module: Name of the submodule of the LightningModule that is deployed; layers outside it are not selected.
             ``""`` stands for the LightningModule itself.
 
@@ -58,14 +67,7 @@ class Targets:
 
     include: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
-    types: tuple[type[nn.Module], ...] = (
-        nn.Linear,
-        nn.Conv1d,
-        nn.Conv2d,
-        nn.Conv3d,
-        *TRANSPOSED_CONVOLUTIONS,
-        nn.MultiheadAttention,
-    )
+    types: tuple[type[nn.Module], ...] = _DEFAULT_TYPES
     module: str = ""
 
     def __post_init__(self) -> None:
@@ -79,10 +81,34 @@ class Targets:
         """Return the selected weights of ``model`` in the order of its modules, each shared tensor once.
 
         Raises:
-            ValueError: If a glob or ``module`` matches no layer, if no weight is selected, or if the weight of a
-                selected layer cannot be constrained: parametrized, lazy, or masked by ``torch.nn.utils.prune``.
+            ValueError: If a glob or ``module`` matches no layer, if no weight is selected, if all of them are frozen,
+                or if the weight of a selected layer cannot be constrained: parametrized, normalized in a hook, lazy, or
+                masked by ``torch.nn.utils.prune``.
         """
-        candidates = list(self._candidates(model))
+        return self._trainable(list(self._candidates(model, self._is_of_type)))
+
+    def select_stored(self, model: nn.Module) -> list[Target]:
+        """Return the selected weights, with those of layers that can be constrained only as stored (LSTM, ``Conv1D``).
+
+        Raises:
+            ValueError: As :meth:`select`.
+        """
+        return self._trainable(list(self._candidates(model, self._stores_weights)))
+
+    def frozen(self, model: nn.Module) -> list[Target]:
+        """Return the weights that :meth:`select_stored` would return as well if they were not frozen."""
+        candidates = self._candidates(model, self._stores_weights)
+        return _unique([t for t in candidates if self._is_selected(t.layer) and not t.parameter.requires_grad])
+
+    def all_stored(self, model: nn.Module) -> list[Target]:
+        """Return all weights that :meth:`select_stored` chooses from: frozen ones too, in spite of any glob."""
+        return _unique(list(self._candidates(model, self._stores_weights)))
+
+    def leaves_out(self, layer: str, module: nn.Module) -> bool:
+        """Return True if globs, or types other than the default ones, leave out a layer."""
+        return not self._is_selected(layer) or (self.types != _DEFAULT_TYPES and not self._is_of_type(module))
+
+    def _trainable(self, candidates: list[Target]) -> list[Target]:
         names = sorted({target.layer for target in candidates})
         for glob in (*self.include, *self.exclude):
             if not any(matches(glob, name) for name in names):
@@ -92,9 +118,23 @@ class Targets:
         selected = [target for target in candidates if self._is_selected(target.layer)]
         if not selected:
             raise ValueError(f"Targets: every layer{self._inside()} is excluded; leave at least one.")
-        for target in selected:
+        trainable = [target for target in selected if target.parameter.requires_grad]
+        if not trainable:
+            frozen = shorten(sorted({target.layer for target in selected}))
+            raise ValueError(
+                f"Targets: all selected layers{self._inside()} are frozen ({frozen}): set requires_grad of those that "
+                "are to be compressed, or merge adapters (LoRA) into them first."
+            )
+        for target in trainable:
             _check_can_be_constrained(target)
-        return _unique(selected)
+        return _unique(trainable)
+
+    def _is_of_type(self, module: nn.Module) -> bool:
+        return isinstance(module, self.types)
+
+    def _stores_weights(self, module: nn.Module) -> bool:
+        by_default = self.types == _DEFAULT_TYPES and (isinstance(module, RECURRENT) or is_conv1d(module))
+        return self._is_of_type(module) or by_default
 
     def _is_selected(self, layer: str) -> bool:
         included = any(matches(glob, layer) for glob in self.include)
@@ -103,20 +143,22 @@ class Targets:
     def _inside(self) -> str:
         return f" inside {self.module!r}" if self.module else ""
 
-    def _candidates(self, model: nn.Module) -> Iterator[Target]:
+    def _candidates(self, model: nn.Module, is_kind: Callable[[nn.Module], bool]) -> Iterator[Target]:
         prefix = f"{self.module}." if self.module else ""
         if self.module and self.module not in dict(model.named_modules()):
             raise ValueError(f"Targets: the model has no module {self.module!r}.")
         for qualified_name, module in model.named_modules():
             layer = qualified_name.replace(COMPILED, "")
-            if not isinstance(module, self.types) or not f"{layer}.".startswith(prefix):
+            if not is_kind(module) or not f"{layer}.".startswith(prefix):
                 continue
             for attribute, parameter in module.named_parameters(recurse=False):
-                if "weight" in attribute and parameter.requires_grad and _has_matrix(parameter):
+                if "weight" in attribute and _has_matrix(parameter):
                     yield Target(f"{qualified_name}.{attribute}".lstrip("."), layer, module, parameter)
             # A parametrized layer has no plain weight; it is listed so that the error can name it.
             if is_parametrized(module):
-                yield Target(f"{qualified_name}.parametrizations", layer, module, nn.Parameter())
+                trained = any(p.requires_grad for p in module.parametrizations.parameters())  # type: ignore[union-attr]
+                listed = nn.Parameter(requires_grad=trained)
+                yield Target(f"{qualified_name}.parametrizations", layer, module, listed)
 
 
 def matches(glob: str, layer: str) -> bool:
@@ -158,6 +200,12 @@ def _check_can_be_constrained(target: Target) -> None:
         raise ValueError(
             f"{target.layer!r} is parametrized: call torch.nn.utils.parametrize.remove_parametrizations on it, "
             "or exclude it."
+        )
+    norm = find_norm_hook(target.module, target.name.rpartition(".")[2])
+    if norm:
+        raise ValueError(
+            f"{target.layer!r} computes its weight in a hook of torch.nn.utils.{norm}: call "
+            f"torch.nn.utils.remove_{norm} on it before the fit, or exclude it."
         )
     if isinstance(target.parameter, UninitializedParameter):
         raise ValueError(f"{target.layer!r} is lazy and has no weight yet: run the model once before the fit.")

@@ -26,6 +26,7 @@ MODULES = {
 
 # Lower layers first. A room may import itself and rooms in layers before its own, not those beside it.
 LAYERS = [
+    ("layer_kinds",),
     ("arguments", "atomic_files", "functional", "schedules", "serialization", "targets"),
     ("data", "profiling"),
     ("constraints", "packing"),
@@ -43,7 +44,7 @@ LIGHTNING_MODULES = (
     "clustering.callback",
     "pruning.callback", "pruning.fixed", "pruning.model_channel_groups", "pruning.recalibration", "pruning.snapshot",
     "quantization.callback", "quantization.graph_tracer", "quantization.quantization_checks",
-    "quantization.quantizer_checkpoint",
+    "quantization.quantizer_checkpoint", "quantization.unquantized_copies",
     "reporting.monitor",
 )  # fmt: skip
 

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import final
 
 from lightning_compress.channels.removal_log import RemovalLog
 from lightning_compress.trainer.compression_callback import CompressionCallback
+from lightning_compress.trainer.copied_networks import find_copies, shapes_of
 from lightning_compress.trainer.queries import callbacks_of, is_a, is_built_late
 
 M = TypeVar("M", bound=LightningModule)
@@ -43,7 +45,7 @@ class Shrunk(Callback):
     def __init__(self, log: RemovalLog | str | Path, *, module: str = "") -> None:
         self.removal = log if isinstance(log, RemovalLog) else RemovalLog.load(log)
         self.module = module
-        self._handle: RemovableHandle | None = None
+        self._handles: list[RemovableHandle] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Replay the log, before masks, quantizers and averages are created for the shapes of the model."""
@@ -54,14 +56,24 @@ class Shrunk(Callback):
                     f"Shrunk must precede {type(other).__name__}, which depends on the final shapes: put it first in "
                     "callbacks."
                 )
+        named = dict(pl_module.named_modules())
+        dense = shapes_of(named[self.module]) if self.module in named else {}
         self._replay_(pl_module)
-        self._handle = pl_module.register_load_state_dict_pre_hook(self._check_shapes)
+        self._handles = [pl_module.register_load_state_dict_pre_hook(self._check_shapes)]
+        if shapes_of(pl_module.get_submodule(self.module)) != dense:
+            for name, copied in find_copies(pl_module, self.module, dense):
+                self._handles.append(copied.register_load_state_dict_pre_hook(self._follow))
+                rank_zero_warn(
+                    f"Shrunk: {name!r} is as {self.module!r} was before the removal of channels, and loses them when "
+                    f"it loads weights of the smaller {self.module!r}: if it is updated in another way, add "
+                    f"Shrunk(log, module={name!r})."
+                )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remove the hook that checks loaded weights."""
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle = None
+        """Remove the hooks on loaded weights."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def load_from_checkpoint(self, cls: type[M], path: str | Path, **kwargs: Any) -> M:
         """Return ``cls.load_from_checkpoint(path, **kwargs)`` for a checkpoint of the smaller model.
@@ -95,6 +107,12 @@ class Shrunk(Callback):
                     f"Shrunk: {submodule + name!r} has shape {cut.shape} in the checkpoint, as before the removal of "
                     "channels: load it without Shrunk, then shrink the model."
                 )
+
+    def _follow(self, copied: nn.Module, stored: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+        """Remove the channels of a copy of the network, which loads weights without them."""
+        shapes = {name: tuple(stored[prefix + name].shape) for name in self.removal.cuts if prefix + name in stored}
+        if any(shape == self.removal.cuts[name].final_shape for name, shape in shapes.items()):
+            self.removal.replay_(copied)
 
     def _replay_(self, model: LightningModule) -> None:
         if self.module not in dict(model.named_modules()):

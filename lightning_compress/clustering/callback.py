@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
@@ -19,6 +20,7 @@ from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.functional.kmeans import Init
 from lightning_compress.schedules import Progress, Schedule
+from lightning_compress.serialization import plain_mapping
 from lightning_compress.targets import Targets, matches, shorten
 from lightning_compress.trainer.compression_callback import techniques
 from lightning_compress.trainer.constraint_callback import ConstraintCallback, callbacks_constraining
@@ -74,7 +76,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
 
     def __init__(
         self,
-        num_clusters: int | dict[str, int],
+        num_clusters: int | Mapping[str, int],
         *,
         method: Literal["hard", "dkm"] = "hard",
         granularity: Granularity = "tensor",
@@ -94,7 +96,8 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
             raise ValueError(
                 "method='dkm' supports neither vectors nor a one-shot schedule: set vector_size=1 and another curve."
             )
-        numbers = num_clusters if isinstance(num_clusters, dict) else {"*": num_clusters}
+        num_clusters = plain_mapping(num_clusters)
+        numbers = num_clusters if isinstance(num_clusters, Mapping) else {"*": num_clusters}
         self._codebook_specs = {
             glob: CodebookSpec(number, granularity, vector_size, init) for glob, number in numbers.items()
         }
@@ -150,14 +153,25 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
             if not any(matches(glob, name) for name in names):
                 raise ValueError(f"num_clusters: {glob!r} matches no selected layer; they are {shorten(names)}.")
         matched = [layer for layer in layers if self._find_spec(layer) is not None]
-        obstacles = {layer.layer: self._spec_of(layer).skip_reason(layer) for layer in matched}
-        self.unclustered = {name: obstacle for name, obstacle in obstacles.items() if obstacle}
-        if len(self.unclustered) == len(matched):
+        obstacles = {layer.name: self._spec_of(layer).skip_reason(layer) for layer in matched}
+        clustered = [layer for layer in matched if not obstacles[layer.name]]
+        # By its layer, unless the layer has other weights that are clustered.
+        clustered_layers = {layer.layer for layer in clustered}
+        self.unclustered = {
+            layer.name if layer.layer in clustered_layers else layer.layer: obstacles[layer.name]
+            for layer in matched
+            if obstacles[layer.name]
+        }
+        if not clustered:
             name, why = next(iter(self.unclustered.items()))
             raise ValueError(
                 f"WeightClustering would save no bytes in any layer ({name!r}: {why}): use fewer clusters."
             )
-        return [layer for layer in matched if layer.layer not in self.unclustered]
+        return clustered
+
+    def leaves_out(self, layer: str, module: nn.Module) -> bool:
+        """Return True if the user has left out a layer, by targets or by the globs of the numbers of clusters."""
+        return super().leaves_out(layer, module) or not any(matches(glob, layer) for glob in self._codebook_specs)
 
     def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
         """Start with free weights, or restore assignments, accumulated gradients and soft assignments."""

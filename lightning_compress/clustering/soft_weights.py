@@ -104,9 +104,21 @@ def harden(model: nn.Module) -> None:
 # attribute in the instance's dict hides the parameter of that name, while optimizer and state dict still see it.
 def _replace_weights(module: nn.Module, args: Any) -> None:
     for attribute, clusters in vars(module)[_KEY].items():
-        vars(module)[attribute] = clusters(module._parameters[attribute])
+        _set(module, attribute, clusters(module._parameters[attribute]))
 
 
 def _restore_weights(module: nn.Module, args: Any, output: Any) -> None:
     for attribute in vars(module)[_KEY]:
+        _set(module, attribute, None)
+
+
+def _set(module: nn.Module, attribute: str, weight: Tensor | None) -> None:
+    """Let a module compute with a weight in place of its parameter, or with its parameter again."""
+    if weight is None:
         vars(module).pop(attribute, None)
+    else:
+        vars(module)[attribute] = weight
+    # LSTM and GRU pass a list of their weights to the kernel instead of reading their attributes.
+    if isinstance(module, nn.RNNBase):
+        position = module._flat_weights_names.index(attribute)
+        module._flat_weights[position] = module._parameters[attribute] if weight is None else weight

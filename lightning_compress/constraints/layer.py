@@ -19,12 +19,14 @@ class Layer:
     Attributes:
         name: Name of the parameter in the state dict.
         parameter: The parameter that the optimizer holds.
-        input_dim: Dimension of the input channels (1; 0 for transposed convolutions).
+        input_dim: Dimension of the input channels: 1, or 0 for transposed convolutions and weights stored as (in, out).
+        knows_input_dim: False if the layer is of a kind that does not tell its ``input_dim``.
     """
 
     name: str
     parameter: nn.Parameter
     input_dim: int = 1
+    knows_input_dim: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.parameter, DTensor):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
@@ -25,7 +25,8 @@ from lightning_compress.pruning.rewind import Rewind
 from lightning_compress.pruning.scores import Magnitude, Score
 from lightning_compress.pruning.snapshot import Snapshot
 from lightning_compress.schedules import Progress, Schedule
-from lightning_compress.targets import Targets
+from lightning_compress.serialization import plain_mapping
+from lightning_compress.targets import Target, Targets, matches, shorten
 from lightning_compress.trainer.constraint_callback import ConstraintCallback
 from lightning_compress.trainer.probe import TrainingProbe
 from lightning_compress.trainer.progress import check_time_fits, progress
@@ -41,8 +42,8 @@ class Pruning(ConstraintCallback[MaskConstraint]):
     Gradual magnitude pruning after Zhu and Gupta 2017 (arXiv:1710.01878) is the default.
 
     Args:
-        sparsity: Fraction of zeros among the selected weights at the end of the schedule, in [0, 1); or a dict that
-            maps globs over layer names to sparsities. The first glob that matches a layer applies, the layers of each
+        sparsity: Fraction of zeros among the selected weights at the end of the schedule, in [0, 1); or a mapping
+            from globs over layer names to sparsities. The first glob that matches a layer applies, the layers of each
             glob are ranked among themselves, and layers without a match stay dense.
         pattern: Sparsity pattern of the masks.
         score: Importance score of the weights; the lowest are pruned.
@@ -75,7 +76,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
 
     def __init__(
         self,
-        sparsity: float | dict[str, float],
+        sparsity: float | Mapping[str, float],
         *,
         pattern: Pattern = Unstructured(),
         score: Score = Magnitude(),
@@ -89,14 +90,15 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         example_inputs: Any = None,
     ) -> None:
         super().__init__(targets, schedule)
-        for value in sparsity.values() if isinstance(sparsity, dict) else (sparsity,):
+        sparsity = plain_mapping(sparsity)
+        for value in sparsity.values() if isinstance(sparsity, Mapping) else (sparsity,):
             _check_sparsity(value, pattern)
         if isinstance(pattern, NM) and (distribution is not None or growth is not None):
             raise ValueError("NM fixes the sparsity of every layer: leave distribution and growth out.")
         if scope not in ("global", "layer"):
             raise ValueError(f"scope={scope!r} is unknown: write 'global' or 'layer'.")
         if isinstance(pattern, Channels):
-            is_global = scope == "global" and not isinstance(sparsity, dict)
+            is_global = scope == "global" and not isinstance(sparsity, Mapping)
             _check_channels(pattern, is_global=is_global, is_plain=distribution is None and growth is None)
         if growth is not None and rewind is not None:
             raise ValueError("growth and rewind exclude each other: weights that grow have no earlier value.")
@@ -144,6 +146,21 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         """Return the selected weights, or all tensors that produce the channels of the selected groups."""
         return super().layers(model) if self._channel_groups is None else self._channel_groups.layers(model)
 
+    def select(self, model: nn.Module) -> list[Target]:
+        """Return the targets of a model; channels are those of layers that :class:`Channels` can trace."""
+        return self.targets.select(model) if isinstance(self.pattern, Channels) else super().select(model)
+
+    def leaves_out(self, layer: str, module: nn.Module) -> bool:
+        """Return True if the user has left out a layer, by targets or by the globs of the sparsity."""
+        globs = self.sparsity if isinstance(self.sparsity, Mapping) else ("*",)
+        return super().leaves_out(layer, module) or not any(matches(glob, layer) for glob in globs)
+
+    @property
+    def advice_on_rest(self) -> str:
+        """Advice for weights that are not covered."""
+        of_channels = "their channels are outputs of the model, or cannot be removed without a change of its function."
+        return of_channels if isinstance(self.pattern, Channels) else super().advice_on_rest
+
     def check(self, layers: Sequence[Layer]) -> None:
         """Check the layers against the pattern, the sparsity and the other options.
 
@@ -165,6 +182,23 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         option = next((name for name, is_used in unsharded_only.items() if is_used), None)
         if option is not None and any(layer.group is not None for layer in layers):
             raise ValueError(f"{option} is not supported for sharded weights: use DDP, or leave it out.")
+
+    def frozen(self, model: nn.Module) -> list[Target]:
+        """Return the frozen weights that become targets once they are trained; channels are found before the fit."""
+        return [] if isinstance(self.pattern, Channels) else super().frozen(model)
+
+    def take_in(self, trainer: Trainer, pl_module: LightningModule, names: Sequence[str]) -> None:
+        """Continue with more layers, which are trained from now on.
+
+        Raises:
+            ValueError: If there is something to rewind, which was recorded without these layers.
+        """
+        if self.rewind is not None:
+            raise ValueError(
+                f"{type(self.rewind).__name__} does not support layers that thaw during the fit ({shorten(list(names))}"
+                "): exclude them, or set rewind to None."
+            )
+        super().take_in(trainer, pl_module, names)
 
     def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
         """Start dense, or restore masks, accumulated scores and the snapshot."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Trainer
+from torch import Tensor
 from typing_extensions import final
 
+from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.schedules import Progress, Schedule
 from lightning_compress.targets import Targets
@@ -46,11 +49,21 @@ class Fixed(ConstraintCallback[MaskConstraint]):
         assert self.constraint is not None
         if state:
             return
-        masks = [layer.weight != 0 for layer in self.constraint.layers]
+        masks = _masks_of_zeros(self.constraint.layers)
         if not any(bool((~layer.full(mask)).any()) for layer, mask in zip(self.constraint.layers, masks, strict=True)):
             raise ValueError("Fixed() finds no zeros in its targets: load the sparse checkpoint before the fit.")
         self.constraint.replace(masks)
         self.constraint_replaced(trainer)
 
+    def initial_constraint(self, layers: Sequence[Layer]) -> dict[str, Any]:
+        """Return the masks of layers that join in mid-fit, from the zeros of their weights."""
+        constraint = MaskConstraint(layers)
+        constraint.replace(_masks_of_zeros(layers))
+        return constraint.state_dict()
+
     def update(self, trainer: Trainer, now: Progress) -> None:
         """Leave the masks as they are."""
+
+
+def _masks_of_zeros(layers: Sequence[Layer]) -> list[Tensor]:
+    return [layer.weight != 0 for layer in layers]

@@ -25,13 +25,19 @@ from lightning_compress.pruning.channel_pruner import ChannelRankingGroup, minim
 from lightning_compress.pruning.patterns import Channels
 from lightning_compress.pruning.ranked_channel_group import RankedChannelGroup, attach_weights
 from lightning_compress.pruning.ranking_groups import group_by_sparsity
-from lightning_compress.targets import Targets, shorten
+from lightning_compress.targets import Target, Targets, shorten
 from lightning_compress.trainer.example_inputs import common_ancestors
 from lightning_compress.trainer.probe import NOT_CALLED, TrainingProbe, probe_before_fit
 from lightning_compress.trainer.queries import is_a, is_built_late
+from lightning_compress.trainer.trial import record_calls
 
 # Removals are verified in float64 and traced with autograd; two samples are enough, and batch norms need more than one.
 _NUM_SAMPLES = 2
+
+_TOO_LATE = (
+    "Channels traces the model in Callback.setup, before the LightningModule's setup and configure_model: build the "
+    "model in __init__."
+)
 
 
 class ModelChannelGroups:
@@ -55,12 +61,7 @@ class ModelChannelGroups:
         self.pattern = pattern
         if is_a(trainer.strategy, "ModelParallelStrategy"):
             raise ValueError("Channels does not support ModelParallelStrategy, which shards channels: use 'ddp'.")
-        if is_built_late(pl_module):
-            raise ValueError(
-                "Channels traces the model in Callback.setup, before the LightningModule's setup and "
-                "configure_model: build the model in __init__."
-            )
-        selected = [target.name for target in targets.select(pl_module)]
+        selected = [target.name for target in _select(targets, pl_module)]
         probe, has_inputs = probe_before_fit(
             trainer, pl_module, module=targets.module, example_inputs=example_inputs, max_samples=_NUM_SAMPLES
         )
@@ -69,6 +70,7 @@ class ModelChannelGroups:
             self._traced: nn.Module = probe.model.get_submodule(name)
             groups, reasons = find_groups(self._traced, self._args, self._kwargs)
         self._prefix = f"{name}." if name else ""
+        self._shapes = _shapes(pl_module)
         parameters = dict(pl_module.named_parameters(remove_duplicate=False))
         self.groups = [group for group in groups if self._is_prunable(group, parameters, selected)]
         if not self.groups:
@@ -79,7 +81,13 @@ class ModelChannelGroups:
             )
 
     def layers(self, model: nn.Module) -> list[Layer]:
-        """Return all tensors that produce channels of the groups."""
+        """Return all tensors that produce channels of the groups.
+
+        Raises:
+            ValueError: If the model was rebuilt after it was traced.
+        """
+        if _shapes(model) != self._shapes:
+            raise ValueError(_TOO_LATE)
         parameters = dict(model.named_parameters(remove_duplicate=False))
         names = dict.fromkeys(self._prefix + item.tensor for group in self.groups for item in group.output_slices)
         return [Layer(name, parameters[name]) for name in names]
@@ -146,22 +154,27 @@ class ModelChannelGroups:
         return weights <= set(selected) and all(parameters[name].requires_grad for name in names)
 
 
+def _select(targets: Targets, pl_module: LightningModule) -> list[Target]:
+    try:
+        return targets.select(pl_module)
+    except ValueError as error:
+        if not is_built_late(pl_module):
+            raise
+        raise ValueError(f"{error} {_TOO_LATE}") from error
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """Return the shapes of the parameters by name, by which a model that was rebuilt is recognized."""
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
 def _traceable_call(
     probe: TrainingProbe, has_inputs: bool, module: str, targets: Sequence[str]
 ) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     """Return the name and the arguments of the outermost module that is called and contains all targets."""
     if has_inputs:
         return (module, *probe.inputs())
-    calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-
-    def record(name: str) -> Callable[..., None]:
-        return lambda module, args, kwargs: calls.setdefault(name, (args, kwargs)) and None
-
-    handles = [m.register_forward_pre_hook(record(name), with_kwargs=True) for name, m in probe.model.named_modules()]
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        probe.loss()
-    for handle in handles:
-        handle.remove()
+    calls = record_calls(probe)
     candidates = [module] if module else common_ancestors([target.rpartition(".")[0] for target in targets])
     name = next((name for name in candidates if name in calls), None)
     if name is None:

@@ -224,6 +224,9 @@ class NM(WeightPattern):
 
     @override
     def misfits(self, layers: Sequence[Layer]) -> str:
+        unknown = [layer.name for layer in layers if not layer.knows_input_dim]
+        if unknown:
+            return _advice(unknown, "is of a kind of layer whose input dimension cannot be determined")
         names = [
             layer.name
             for layer in layers

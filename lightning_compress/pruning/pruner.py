@@ -60,7 +60,8 @@ class Pruner(ABC, Generic[G]):
     @property
     def is_ready(self) -> bool:
         """Return True if weights can be ranked: a gradient score needs at least one completed step."""
-        return self.accumulator is None or bool(self.accumulator.sums)
+        names = (layer.name for layer in self.constraint.layers)
+        return self.accumulator is None or all(name in self.accumulator.sums for name in names)
 
     @torch.no_grad()
     def update(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -24,19 +24,29 @@ def recalibrate_norms(trainer: Trainer, probe: TrainingProbe, *, num_batches: in
         num_batches: Number of batches on each rank; ranks use different batches, and their statistics are averaged.
         seed: Seed of the choice of batches.
     """
-    # Only norms run in training mode: dropout would change the statistics.
-    probe.model.eval()
+    with isolate_rng(), torch.no_grad():
+        try:
+            _observe(probe, _batches(trainer, num_batches, seed), training=False)
+        except Exception:  # a network that answers otherwise in training, which training_step is written for
+            _observe(probe, _batches(trainer, num_batches, seed), training=True)
+    for fresh, norm in zip(_norms(probe.model).values(), _norms(trainer.lightning_module).values(), strict=True):
+        if not fresh.num_batches_tracked:  # not called, such as in an auxiliary head outside of training
+            continue
+        for statistic in ("running_mean", "running_var"):
+            getattr(norm, statistic).copy_(*probe.reduce([getattr(fresh, statistic)]))
+
+
+def _observe(probe: TrainingProbe, batches: Iterable[Any], *, training: bool) -> None:
+    """Average the statistics of all batches in the copy; dropout, which would change them, stays off."""
+    for module in probe.model.modules():
+        module.training = training and any(True for _ in module.children())
     for norm in _norms(probe.model).values():
         norm.reset_running_stats()
         norm.momentum = None  # cumulative average over all batches
         norm.train()
-    with isolate_rng(), torch.no_grad():
-        for batch in _batches(trainer, num_batches, seed):
-            probe.batch = batch
-            probe.loss()
-    for fresh, norm in zip(_norms(probe.model).values(), _norms(trainer.lightning_module).values(), strict=True):
-        for statistic in ("running_mean", "running_var"):
-            getattr(norm, statistic).copy_(*probe.reduce([getattr(fresh, statistic)]))
+    for batch in batches:
+        probe.batch = batch
+        probe.step()
 
 
 def check_loader(trainer: Trainer) -> None:

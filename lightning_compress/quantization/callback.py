@@ -8,7 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -29,13 +29,15 @@ from lightning_compress.quantization.quantizer_checkpoint import (
 from lightning_compress.quantization.quantizer_plan import QuantizationSpec, QuantizerPlan, owning_modules
 from lightning_compress.quantization.scale_updates import update_scales
 from lightning_compress.quantization.tracing import Graph
+from lightning_compress.quantization.unquantized_copies import support_copies
 from lightning_compress.schedules import Progress, QATSchedule
-from lightning_compress.serialization import to_plain
+from lightning_compress.serialization import plain_mapping, to_plain
 from lightning_compress.targets import Targets, shorten, unfrozen
 from lightning_compress.trainer.compression_callback import CompressionCallback
 from lightning_compress.trainer.progress import check_time_fits, check_times_within_run, progress
 from lightning_compress.trainer.queries import averaged_models, is_built_late
 from lightning_compress.trainer.ranks import check_ranks_agree
+from lightning_compress.trainer.thawing import FrozenTargets
 
 # Observers read the first eighth of each batch: they cost a good part of a step, and ranges need no more samples.
 _BATCH_DIVISOR = 8
@@ -76,13 +78,14 @@ class QuantizationAwareTraining(CompressionCallback):
     def __init__(
         self,
         *,
-        weights: Int | dict[str, Int | None] | None = Int(8),
-        activations: Int | dict[str, Int | None] | None = Int(8),
+        weights: Int | Mapping[str, Int | None] | None = Int(8),
+        activations: Int | Mapping[str, Int | None] | None = Int(8),
         schedule: QATSchedule = QATSchedule(),
         targets: Targets = Targets(),
         example_inputs: Any = None,
     ) -> None:
         super().__init__(targets)
+        weights, activations = plain_mapping(weights), plain_mapping(activations)
         if not _quantizes_any(weights) and not _quantizes_any(activations):
             raise ValueError("weights and activations are both None: there is nothing to quantize; give an Int.")
         self.weights: QuantizationSpec = weights
@@ -98,6 +101,7 @@ class QuantizationAwareTraining(CompressionCallback):
         self._hooks: list[CompletedSteps] = []
         self._frozen: list[RemovableHandle] = []
         self._loading: RemovableHandle | None = None
+        self._thawing = FrozenTargets()
 
     @property
     def left_in_float(self) -> list[str]:
@@ -116,7 +120,14 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def attributes_outside_fit(self) -> dict[str, Any]:
         """Return the attributes that refer to a fit, with the values that they have outside of one."""
-        return {**super().attributes_outside_fit(), "_hooks": [], "_frozen": [], "_loading": None, "_plan": None}
+        return {
+            **super().attributes_outside_fit(),
+            "_hooks": [],
+            "_frozen": [],
+            "_loading": None,
+            "_plan": None,
+            "_thawing": FrozenTargets(),
+        }
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Insert the quantizers into the model, or wait for a checkpoint that has them."""
@@ -130,10 +141,15 @@ class QuantizationAwareTraining(CompressionCallback):
             if stage == "fit":
                 self._quantize(trainer, pl_module, plan)
 
+    def covered(self, pl_module: LightningModule) -> set[int]:
+        """Return the ids of the quantized weights: all targets at the time of ``setup``, though frozen by now."""
+        return {id(weight) for weight in _quantized_weights(pl_module)} or super().covered(pl_module)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raise a ``ValueError`` if nothing in the model is quantized."""
+        """Support copies of the network beside it; raise a ``ValueError`` if nothing in the model is quantized."""
         if not is_quantized(pl_module):
             raise self._failure or ValueError("QuantizationAwareTraining: the model has nothing that is quantized.")
+        support_copies(pl_module, self.targets.module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the statistics of the observers, and count steps from now on."""
@@ -145,6 +161,8 @@ class QuantizationAwareTraining(CompressionCallback):
         state = self._fit_state.start_from(pl_module) or {"steps": 0, "statistics": {}}
         self.steps = state["steps"]
         restore_statistics(pl_module, state["statistics"])
+        covered = self.covered(pl_module)
+        self._thawing = FrozenTargets([t for t in self.targets.frozen(pl_module) if id(t.parameter) not in covered])
         self._fit_state.begin(pl_module)
         layers = self.layers(pl_module)
         counted = counted_optimizers(optimizers_of(trainer.optimizers, layers), layers)
@@ -154,6 +172,12 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Enter the phase that is due; the first batch is observed before the model is trained on it."""
+        joining = self._thawing.pop_trained(trainer.optimizers)
+        if joining:
+            rank_zero_warn(
+                f"QuantizationAwareTraining does not quantize {shorten(joining)}, which were frozen when it placed the "
+                "quantizers: put it before the callback that freezes them in callbacks=[...]."
+            )
         for hook in self._hooks:
             hook.reset()
         now = progress(trainer, self.steps, in_step=False, in_batch=False)

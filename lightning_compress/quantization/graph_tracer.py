@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_compress.arguments import reason
 from lightning_compress.quantization.insertion import QuantizerRef, quantizers_of, remove_quantizers
 from lightning_compress.quantization.quantizer import quantizer_mode
 from lightning_compress.quantization.quantizer_plan import owning_modules
 from lightning_compress.quantization.tracing import Graph, record_graph
 from lightning_compress.targets import Targets
 from lightning_compress.trainer.example_inputs import common_ancestors, given_inputs
-from lightning_compress.trainer.probe import TrainingProbe, probe_before_fit
+from lightning_compress.trainer.probe import NOT_CALLED, TrainingProbe, probe_before_fit
+from lightning_compress.trainer.trial import record_calls
 
 
 class GraphTracer:
@@ -41,17 +43,19 @@ class GraphTracer:
             self._trainer, pl_module, module=self._targets.module, example_inputs=self._example_inputs
         )
         remove_quantizers(probe.model)
-        with torch.compiler.set_stance("force_eager"), record_graph(probe.model) as graph, torch.no_grad():
-            try:
-                probe.run() if given else probe.loss()
-            except Exception as error:
-                how = "on example inputs" if given else "in a training step before the fit"
-                raise ValueError(
-                    f"QuantizationAwareTraining could not run the model {how} ({type(error).__name__}: {error}): "
-                    "give example_inputs that it runs on."
-                ) from error
         layers = list(owning_modules(self._targets.select(pl_module)))
-        return graph.within(_deployed(graph, self._targets.module, layers), layers)
+        module = self._targets.module
+        try:
+            graph = _record(probe, probe.run if given else probe.step)
+        except Exception as error:
+            if given:
+                raise ValueError(
+                    f"QuantizationAwareTraining could not run the model on example inputs ({type(error).__name__}: "
+                    f"{reason(error)}): give example_inputs that it runs on."
+                ) from error
+            # A network that answers otherwise in training is run by itself, on the inputs that it gets there.
+            graph = _record_by_itself(probe, module, layers)
+        return graph.within(_deployed(graph.called, module, layers), layers)
 
     def at_first_batch(
         self, pl_module: LightningModule, refs: Sequence[QuantizerRef], batch: Any, batch_idx: int, *, divisor: int
@@ -77,7 +81,7 @@ class GraphTracer:
         copies = list(quantizers_of(probe.model))
         mode = quantizer_mode((copied.quantizer for copied in copies), observing=divisor, quantizing=False)
         with mode, torch.compiler.set_stance("force_eager"), torch.no_grad():
-            probe.loss() if pl_module.automatic_optimization else probe.run()
+            probe.step() if pl_module.automatic_optimization else probe.run()
         # Weights are updated at once; activations only hand over their statistics, which are reduced over ranks first.
         for ref, copied in zip(refs, copies, strict=True):
             if ref.quantizer.is_weight:
@@ -86,9 +90,29 @@ class GraphTracer:
                 ref.quantizer.observed = copied.quantizer.observed
 
 
-def _deployed(graph: Graph, module: str, layers: Sequence[str]) -> list[str]:
+def _record(probe: TrainingProbe, run: Callable[[], Any]) -> Graph:
+    with torch.compiler.set_stance("force_eager"), record_graph(probe.model) as graph, torch.no_grad():
+        run()
+    return graph
+
+
+def _record_by_itself(probe: TrainingProbe, module: str, layers: Sequence[str]) -> Graph:
+    calls = record_calls(probe)
+    names = [name for name in _deployed(calls, module, layers) if name in calls]
+    if not names:
+        raise ValueError(NOT_CALLED)
+
+    def run() -> None:
+        for name in names:
+            args, kwargs = calls[name]
+            probe.model.get_submodule(name)(*args, **kwargs)
+
+    return _record(probe, run)
+
+
+def _deployed(called: Container[str], module: str, layers: Sequence[str]) -> list[str]:
     """Return the deployed modules: the smallest one called that contains all targets, else those that contain some."""
     if module:
         return [module]
-    called = [name for name in common_ancestors(layers) if name in graph.called]
-    return called[-1:] or sorted({layer.split(".")[0] for layer in layers})
+    found = [name for name in common_ancestors(layers) if name in called]
+    return found[-1:] or sorted({layer.split(".")[0] for layer in layers})

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.layer_kinds import TRANSPOSED_CONVOLUTIONS
 from lightning_compress.quantization.function_names import CHANNEL_AXIS
 from lightning_compress.quantization.insertion import insert_quantizers, quantizers_of
 from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.placement import Placement, QuantizationPoint, weight_point
 from lightning_compress.quantization.quantizer import PREFIX, Quantizer
 from lightning_compress.quantization.tracing import Graph
-from lightning_compress.targets import COMPILED, TRANSPOSED_CONVOLUTIONS, Target, matches, shorten
+from lightning_compress.serialization import plain_mapping
+from lightning_compress.targets import COMPILED, Target, matches, shorten
 
 QuantizationSpec = Int | Mapping[str, Int | None] | None
 """One specification for all modules, or by globs over module names, the first match first; ``None`` keeps FP32."""
@@ -165,6 +167,7 @@ def _channel_axis(module: nn.Module, point: QuantizationPoint) -> int:
 
 
 def _by_glob(spec: QuantizationSpec, complete: Callable[[Int], Int]) -> dict[str, Int | None]:
+    spec = plain_mapping(spec)
     given = spec if isinstance(spec, Mapping) else {"*": spec}
     return {glob: None if value is None else complete(value) for glob, value in given.items()}
 

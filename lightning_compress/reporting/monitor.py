@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import final
 
-from lightning_compress.reporting.sparsity import Count, report
+from lightning_compress.reporting.sparsity import Count, count_weights, report
 from lightning_compress.trainer.compression_callback import techniques
 
 _COLUMNS = ["layer", "weights", "zeros", "sparsity"]
@@ -91,7 +91,8 @@ def _num_changes(trainer: Trainer) -> int:
 
 def _counts(trainer: Trainer, pl_module: LightningModule) -> list[Count]:
     """Return the counts of the weights that any technique targets; of all weights if there is no technique."""
-    selected = {id(target.parameter) for t in techniques(trainer) for target in t.targets.select(pl_module)}
+    selected = {id(target.parameter) for t in techniques(trainer) for target in t.select(pl_module)}
+    if not selected:
+        return list(report(pl_module).layers)
     # By identity and not by the name of the target: a shared tensor may be reported under another of its names.
-    names = {name for name, parameter in pl_module.named_parameters() if id(parameter) in selected}
-    return [count for count in report(pl_module).layers if count.name in names or not names]
+    return [count_weights(name, p) for name, p in pl_module.named_parameters() if id(p) in selected]

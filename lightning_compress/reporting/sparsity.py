@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lightning_compress.reporting.printed import Printed
+from lightning_compress.targets import Targets
 
 # Printed wherever sparsity is reported without a runtime or a file format that makes use of it.
 SPARSITY_NOTE = (
@@ -45,9 +46,11 @@ class Report(Printed):
     """Sparsity of a model, per layer and in total; printed as a table.
 
     Attributes:
-        layers: Weight matrices and convolution kernels (parameters with two or more dimensions), shared ones once.
+        layers: Weights of the layers that :class:`Targets` selects by default for pruning, frozen ones too; shared ones
+            once.
         weights: Total of ``layers``.
         parameters: Total of all parameters, including biases and norms.
+        rest: Total of the other matrices, such as embeddings.
 
     >>> net = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 1))
     >>> _ = net[0].weight.data[0].zero_()
@@ -59,6 +62,7 @@ class Report(Printed):
     layers: tuple[Count, ...]
     weights: Count
     parameters: Count
+    rest: Count = Count("other matrices", 0, 0)
 
     def to_json(self) -> str:
         """Return the report as JSON."""
@@ -72,7 +76,7 @@ class Report(Printed):
         for count in self.layers:
             table.add_row(*_cells(count))
         table.add_section()
-        for count in (self.weights, self.parameters):
+        for count in (self.weights, *([self.rest] if self.rest.num_weights else []), self.parameters):
             table.add_row(*_cells(count), style="bold")
         yield table
         if self.weights.num_zeros:
@@ -94,9 +98,29 @@ def report(model: nn.Module, example_inputs: Any = None) -> Report:
     >>> report(net).weights
     Count(name='all weights', num_weights=8, num_zeros=4)
     """
-    counts = [(p.ndim, Count(name, p.numel(), _num_zeros(p))) for name, p in model.named_parameters()]
-    layers = [count for ndim, count in counts if ndim >= 2]
-    return Report(tuple(layers), _sum("all weights", layers), _sum("all parameters", [count for _, count in counts]))
+    counts = [(parameter, count_weights(name, parameter)) for name, parameter in model.named_parameters()]
+    selected = _layer_weights(model)
+    layers = [count for parameter, count in counts if id(parameter) in selected]
+    rest = [count for parameter, count in counts if id(parameter) not in selected and parameter.ndim >= 2]
+    parameters = _sum("all parameters", [count for _, count in counts])
+    return Report(tuple(layers), _sum("all weights", layers), parameters, _sum("other matrices", rest))
+
+
+def count_weights(name: str, parameter: Tensor) -> Count:
+    """Count the elements and the zeros of a tensor.
+
+    >>> count_weights("weight", Tensor([0.0, 1.0]))
+    Count(name='weight', num_weights=2, num_zeros=1)
+    """
+    return Count(name, parameter.numel(), _num_zeros(parameter))
+
+
+def _layer_weights(model: nn.Module) -> set[int]:
+    """Return the ids of the weights of layers, as targets define them; parametrized ones in their original form."""
+    targets = Targets().all_stored(model)
+    parametrized = (t.module.parametrizations for t in targets if t.name.endswith(".parametrizations"))
+    originals = (p for parametrizations in parametrized for p in parametrizations.parameters() if p.ndim >= 2)  # type: ignore[union-attr]
+    return {id(target.parameter) for target in targets} | {id(parameter) for parameter in originals}
 
 
 def _num_zeros(tensor: Tensor) -> int:

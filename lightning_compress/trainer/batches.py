@@ -9,9 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.connectors.data_connector import _request_dataloader
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch.utils.data import DataLoader, IterableDataset, Subset
 
-ADVICE = "give example_inputs, or set the LightningModule's example_input_array."
+from lightning_compress.trainer.loaders import ADVICE, first_batch
 
 
 def prepare_batch(trainer: Trainer, pl_module: LightningModule, batch: Any, device: torch.device | None = None) -> Any:
@@ -34,28 +33,18 @@ def first_training_batch(trainer: Trainer, pl_module: LightningModule, max_sampl
     Args:
         trainer: The Trainer of the fit, before the fit.
         pl_module: The module to be fitted.
-        max_samples: Largest number of samples; by default the loader's batch size.
+        max_samples: Largest number of samples, where a loader collates single samples; by default its batch size.
 
     Raises:
         ValueError: If there is no such data yet, or if reading it would advance it.
     """
     with isolate_rng():
         try:
-            loader = _request_dataloader(trainer.fit_loop._data_source)
+            loaders = _request_dataloader(trainer.fit_loop._data_source)
         except Exception as error:
             raise ValueError(f"The training data is not available before the fit ({error}): {ADVICE}") from error
-        if isinstance(loader, (list, tuple)) and loader:
-            batch = loader[0]
-        elif isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
-            size = loader.batch_size or 2
-            num_samples = min(size, max_samples or size, len(loader.dataset))  # type: ignore[arg-type]
-            # A loader of its own: the iterator of the user's may be stateful, and its workers are not started twice.
-            subset = Subset(loader.dataset, range(num_samples))
-            batch = next(iter(DataLoader(subset, num_samples, collate_fn=loader.collate_fn)))
-        else:
-            raise ValueError(f"Reading a batch before the fit would advance this training data: {ADVICE}")
         # The model is still on the CPU in Callback.setup.
-        return prepare_batch(trainer, pl_module, batch, device=torch.device("cpu"))
+        return prepare_batch(trainer, pl_module, first_batch(loaders, max_samples), device=torch.device("cpu"))
 
 
 def training_step(pl_module: LightningModule, batch: Any, batch_idx: int) -> Any:

@@ -22,11 +22,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.constraints.layer import Layer
-from lightning_compress.targets import TRANSPOSED_CONVOLUTIONS, Target, Targets
+from lightning_compress.layer_kinds import find_input_dim
+from lightning_compress.targets import Target, Targets
+from lightning_compress.trainer.coverage import measure_coverage
 from lightning_compress.trainer.fit_state import FitState
 from lightning_compress.trainer.model_selection import ModelSelection
 from lightning_compress.trainer.queries import (
@@ -106,11 +109,16 @@ class CompressionCallback(Callback):
 
     def layers(self, model: nn.Module) -> list[Layer]:
         """Return the selected weights of a model."""
-        return [Layer(t.name, t.parameter, input_dim=_input_dim(t)) for t in self.targets.select(model)]
+        return [_layer(target) for target in self.select(model)]
+
+    def select(self, model: nn.Module) -> list[Target]:
+        """Return the targets of a model."""
+        return self.targets.select(model)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Suspend the selection of a best model until all techniques have reached their targets."""
+        """Say which share of the weights is covered, and suspend the selection of a best model."""
         self._remove_guard()
+        self._say_coverage(pl_module)
         # Only the first technique does so, since each resumes the callbacks that it suspended itself.
         if techniques(trainer)[0] is self and not _all_reached(trainer):
             self._selection.suspend(trainer)
@@ -121,6 +129,34 @@ class CompressionCallback(Callback):
         """Resume the selection of a best model once all techniques have reached their targets."""
         if _all_reached(trainer):
             self._selection.resume()
+
+    def leaves_out(self, layer: str, module: nn.Module) -> bool:
+        """Return True if the user has left out a layer."""
+        return self.targets.leaves_out(layer, module)
+
+    def covered(self, pl_module: LightningModule) -> set[int]:
+        """Return the ids of the parameters that are compressed."""
+        return {id(layer.parameter) for layer in self.layers(pl_module)}
+
+    @property
+    def advice_on_rest(self) -> str:
+        """Advice for weights that are not covered."""
+        return (
+            "name further layer types in Targets(types=...), set requires_grad of frozen layers, or leave layers out "
+            "by Targets(exclude=...)."
+        )
+
+    def _say_coverage(self, pl_module: LightningModule) -> None:
+        coverage = measure_coverage(pl_module, self.covered(pl_module), self.targets.module, self.leaves_out)
+        name = type(self).__name__
+        rank_zero_info(
+            f"{name} covers {coverage.share:.1%} of the weights ({coverage.num_covered:,} of {coverage.num_weights:,})."
+        )
+        if coverage.is_small:
+            rank_zero_warn(
+                f"{name} covers {coverage.share:.1%} of the weights; most of the rest is in "
+                f"{coverage.describe_rest()}: {self.advice_on_rest}"
+            )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the other callbacks, keep the state for a next fit and release the model."""
@@ -154,8 +190,9 @@ class CompressionCallback(Callback):
         return {**state, "_fit_state": fit_state, "_selection": ModelSelection(), **self.attributes_outside_fit()}
 
 
-def _input_dim(target: Target) -> int:
-    return 0 if isinstance(target.module, TRANSPOSED_CONVOLUTIONS) else 1
+def _layer(target: Target) -> Layer:
+    dim = find_input_dim(target.module, target.name.rpartition(".")[2])
+    return Layer(target.name, target.parameter, 1 if dim is None else dim, knows_input_dim=dim is not None)
 
 
 def techniques(trainer: Trainer) -> list[CompressionCallback]:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
@@ -16,13 +16,14 @@ from lightning_compress.constraints.constraint import Constraint
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.optimizer_hooks import OptimizerHooks
 from lightning_compress.schedules import Progress, Schedule
-from lightning_compress.targets import Targets, shorten
+from lightning_compress.targets import Target, Targets, shorten, unfrozen
 from lightning_compress.trainer.compression_callback import CompressionCallback, techniques
 from lightning_compress.trainer.configuration import check_same_configuration, configuration_of
 from lightning_compress.trainer.fit_watch import FitWatch
 from lightning_compress.trainer.progress import check_time_fits, check_times_within_run, progress
 from lightning_compress.trainer.queries import averaged_models, is_frozen
 from lightning_compress.trainer.ranks import check_ranks_agree
+from lightning_compress.trainer.thawing import FrozenTargets, held_by
 
 C = TypeVar("C", bound=Constraint)
 
@@ -54,6 +55,11 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
         self._skipped: set[str] = set()  # layers that were frozen when the constraint was last replaced
         self._hooks: OptimizerHooks | None = None
         self._watch: FitWatch | None = None
+        self._frozen = FrozenTargets()
+
+    def select(self, model: nn.Module) -> list[Target]:
+        """Return the targets of a model, with weights that can be constrained only as stored (LSTM, ``Conv1D``)."""
+        return self.targets.select_stored(model)
 
     @abstractmethod
     def update(self, trainer: Trainer, now: Progress) -> None:
@@ -82,7 +88,8 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
 
     def attributes_outside_fit(self) -> dict[str, Any]:
         """Return the attributes that exist only during a fit, with their values outside of it."""
-        return {**super().attributes_outside_fit(), "constraint": None, "_hooks": None, "_watch": None}
+        fresh: dict[str, Any] = {"constraint": None, "_hooks": None, "_watch": None, "_frozen": FrozenTargets()}
+        return {**super().attributes_outside_fit(), **fresh}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check strategy, targets and schedule before the fit."""
@@ -96,15 +103,54 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
         state = self._fit_state.start_from(pl_module)
         stored = (state or {}).get("configuration", {})
         check_same_configuration(type(self).__name__, stored, configuration_of(self, self.options))
-        layers = self.layers(pl_module)
+        self._constrain(trainer, self._constrained_layers(trainer, pl_module, state), state)
+        self._fit_state.begin(pl_module)
+        held = {id(layer.parameter) for layer in self._constraint.layers}
+        self._frozen = FrozenTargets([t for t in self.frozen(pl_module) if id(t.parameter) not in held])
+        super().on_train_start(trainer, pl_module)
+
+    def frozen(self, model: nn.Module) -> list[Target]:
+        """Return the frozen weights that become targets once they are trained."""
+        return self.targets.frozen(model)
+
+    def initial_constraint(self, layers: Sequence[Layer]) -> dict[str, Any]:
+        """Return the state of the constraint for layers that join in mid-fit."""
+        return self.constraint_class(layers).state_dict()
+
+    @property
+    def _constraint(self) -> C:
+        assert self.constraint is not None
+        return self.constraint
+
+    def _constrained_layers(
+        self, trainer: Trainer, pl_module: LightningModule, state: dict[str, Any] | None
+    ) -> list[Layer]:
+        """Return the targets, with frozen ones that the state constrains: they were trained, and thaw again."""
+        held, constrained = held_by(trainer.optimizers), (state or {}).get("constraint", {})
+        parameters = dict(pl_module.named_parameters(remove_duplicate=False))
+        with unfrozen([parameters[name] for name in constrained if id(parameters.get(name)) in held]):
+            return self.layers(pl_module)
+
+    def _constrain(self, trainer: Trainer, layers: list[Layer], state: dict[str, Any] | None) -> None:
         self.check(layers)
         _check_overlap(trainer, self, layers)
+        if self._hooks is not None:
+            self._hooks.remove()
         self._hooks = OptimizerHooks(trainer.optimizers, layers, partial(self._step_completed, trainer))
         self.constraint = self.constraint_class(layers)
         self.prepare(trainer, state)
-        self._fit_state.begin(pl_module)
         self._watch = FitWatch(type(self).__name__, self.verb, self.constraint)
-        super().on_train_start(trainer, pl_module)
+
+    def take_in(self, trainer: Trainer, pl_module: LightningModule, names: Sequence[str]) -> None:
+        """Continue with more layers, which are trained from now on: dense at first, up to the next update."""
+        rank_zero_info(f"{type(self).__name__} takes in {shorten(list(names))}, which are trained from now on.")
+        state = self.current_state()
+        held = held_by(trainer.optimizers)
+        layers = self._constrained_layers(trainer, pl_module, state)
+        layers = [layer for layer in layers if id(layer.parameter) in held]
+        state["constraint"] = {**self.initial_constraint(layers), **state["constraint"]}
+        self._constrain(trainer, layers, state)
+        self._finished = False  # after the end of the schedule, the next step brings them to the final target
 
     def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
         """Start with free weights, or restore the state of an earlier fit."""
@@ -123,6 +169,9 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Make an update that is due before the first step, and notice changes that the hooks do not see."""
+        joining = self._frozen.pop_trained(trainer.optimizers)
+        if joining:
+            self.take_in(trainer, pl_module, joining)
         assert self._hooks is not None
         assert self._watch is not None
         self._hooks.reset()  # forget a step that raised, which manual optimization may have caught

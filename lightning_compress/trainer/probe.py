@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_compress.arguments import as_arguments
-from lightning_compress.trainer.batches import ADVICE, first_training_batch, training_step
+from lightning_compress.trainer.batches import first_training_batch, training_step
 from lightning_compress.trainer.example_inputs import given_inputs
+from lightning_compress.trainer.loaders import ADVICE
 
 NOT_CALLED = (
     "training_step never calls the deployable module itself: name the network with Targets(module='...'), or give "
@@ -51,10 +52,15 @@ class TrainingProbe:
             _drop_compiled_methods(self.model)
         vars(self.model).update(log=_ignore, log_dict=_ignore)
         self.deployable: nn.Module = self.model.get_submodule(module)
-        self._trainer = trainer
+        self.trainer = trainer
         self.batch, self._batch_idx = batch, batch_idx
         self._captured: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._example_inputs = example_inputs if example_inputs is not None else pl_module.example_input_array
+
+    def step(self) -> Any:
+        """Run ``training_step`` on the batch, and return its output."""
+        with isolate_rng(), self.trainer.precision_plugin.train_step_context():
+            return training_step(self.model, self.batch, self._batch_idx)
 
     def loss(self) -> Tensor:
         """Return the loss of the batch, with a graph where gradients are enabled.
@@ -62,9 +68,8 @@ class TrainingProbe:
         Raises:
             ValueError: If ``training_step`` returns no loss.
         """
-        with isolate_rng(), self._trainer.precision_plugin.train_step_context():
-            output = training_step(self.model, self.batch, self._batch_idx)
-        loss = output.get("loss") if isinstance(output, dict) else output
+        output = self.step()
+        loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
             raise ValueError(
                 "training_step returned no loss for this batch: return a tensor or a dict with the key 'loss'."
@@ -74,7 +79,7 @@ class TrainingProbe:
     def run(self) -> Any:
         """Return the output of the deployable submodule for its inputs."""
         args, kwargs = self.inputs()
-        with isolate_rng(), self._trainer.precision_plugin.forward_context():
+        with isolate_rng(), self.trainer.precision_plugin.forward_context():
             return self.deployable(*args, **kwargs)
 
     def inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -84,13 +89,13 @@ class TrainingProbe:
         if self._captured is not None:
             return self._captured
         # In setup the model is not yet on the strategy's device.
-        return as_arguments(self._trainer.strategy.batch_to_device(self._example_inputs, self.model.device))
+        return as_arguments(self.trainer.strategy.batch_to_device(self._example_inputs, self.model.device))
 
     def reduce(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Average full tensors over all ranks, in place; a collective."""
-        if self._trainer.world_size > 1:
+        if self.trainer.world_size > 1:
             for tensor in tensors:
-                dist.all_reduce(tensor.div_(self._trainer.world_size))
+                dist.all_reduce(tensor.div_(self.trainer.world_size))
         return list(tensors)
 
     def _capture_inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -99,7 +104,7 @@ class TrainingProbe:
             lambda module, args, kwargs: captured.append((args, kwargs)), with_kwargs=True
         )
         with torch.no_grad():
-            self.loss()
+            self.step()
         hook.remove()
         if not captured:
             raise ValueError(NOT_CALLED)

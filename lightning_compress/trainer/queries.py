@@ -58,6 +58,11 @@ def check_strategy(trainer: Trainer, technique: str) -> None:
         )
 
 
+def overrides_hook(pl_module: LightningModule, name: str) -> bool:
+    """Return True if a model overrides a hook of Lightning."""
+    return not getattr(type(pl_module), name).__module__.endswith(".core.hooks")
+
+
 def is_built_late(pl_module: LightningModule) -> bool:
     """Return True if a model overrides a hook that may build parts of it after ``Callback.setup``."""
     hooks = (getattr(type(pl_module), name) for name in ("configure_model", "setup"))

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import lightning_compress as lc
+
+EPOCH = 3
+
+
+class Finetuned(pl.LightningModule):
+    """Trains its backbone from the fourth epoch on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)).requires_grad_(False)
+        self.head = nn.Linear(8, 3)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.head(self.backbone(batch[0])), batch[1])
+
+    def on_train_epoch_start(self) -> None:
+        self.backbone.requires_grad_(self.current_epoch >= EPOCH)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), 0.01)
+
+
+EARLY = lc.Schedule(begin=0, end=8, every=2)
+LATE = lc.Schedule(begin=4, end=30, every=3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"score": lc.Taylor()}, {"growth": lc.RigL()}, {"pattern": lc.NM(2, 4)}],
+    ids=["magnitude", "gradient score", "growth", "2:4"],
+)
+@pytest.mark.parametrize("schedule", [EARLY, LATE], ids=["after the end", "before the end"])
+def test_pruning_takes_them_in(
+    trainer: Callable, loader: DataLoader, schedule: lc.Schedule, options: dict[str, Any]
+) -> None:
+    module, pruning = Finetuned(), lc.Pruning(0.5, schedule=schedule, **options)
+    trainer(pruning, max_epochs=6).fit(module, loader)
+    assert pruning.reached
+    assert lc.report(module).weights.sparsity == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("method", ["hard", "dkm"])
+def test_clustering_takes_them_in(trainer: Callable, loader: DataLoader, method: Any) -> None:
+    module = Finetuned()
+    trainer(lc.WeightClustering(4, schedule=EARLY, method=method), max_epochs=6).fit(module, loader)
+    assert all(len(layer.weight.unique()) <= 4 for layer in module.modules() if isinstance(layer, nn.Linear))
+
+
+@pytest.mark.parametrize("epoch", [2, 5])
+@pytest.mark.parametrize(
+    "technique",
+    [lambda: lc.Pruning(0.5, schedule=LATE), lambda: lc.WeightClustering(4, schedule=LATE)],
+    ids=["pruning", "clustering"],
+)
+def test_a_resumed_fit_equals_an_uninterrupted_one(
+    trainer: Callable, loader: DataLoader, tmp_path: Path, technique: Callable, epoch: int
+) -> None:
+    class Save(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            if trainer.current_epoch + 1 == epoch:
+                trainer.save_checkpoint(tmp_path / "saved.ckpt")
+
+    whole, rest = Finetuned(), Finetuned()
+    trainer(technique(), Save(), max_epochs=6).fit(whole, loader)
+    trainer(technique(), max_epochs=6).fit(rest, loader, ckpt_path=tmp_path / "saved.ckpt")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, rest.state_dict()[name]), name
+
+
+def test_fixed_keeps_the_zeros_that_they_have(trainer: Callable, loader: DataLoader) -> None:
+    module = Finetuned()
+    with torch.no_grad():
+        module.backbone[0].weight[:, ::2] = 0
+        module.head.weight[:, ::2] = 0
+    trainer(lc.Fixed(), max_epochs=6).fit(module, loader)
+    assert (module.backbone[0].weight[:, ::2] == 0).all()
+    assert (module.backbone[0].weight[:, 1::2] != 0).all()
+
+
+def test_what_cannot_take_them_in_says_so(trainer: Callable, loader: DataLoader) -> None:
+    with pytest.warns(UserWarning, match="does not quantize 'backbone.0.weight', 'backbone.2.weight', which"):
+        trainer(lc.QuantizationAwareTraining(), max_epochs=5).fit(Finetuned(), loader)
+    rewinding = lc.Pruning(0.5, schedule=LATE, rewind=lc.RewindWeights(1))
+    with pytest.raises(ValueError, match="RewindWeights does not support layers that thaw"):
+        trainer(rewinding, max_epochs=5).fit(Finetuned(), loader)
