@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from lightning_compress.channels.dependency_graph import dependency_groups
 from lightning_compress.channels.groups import ChannelGroup, first_names
-from lightning_compress.channels.heads import attention_heads
-from lightning_compress.channels.members import RemovalError, build_group
-from lightning_compress.channels.removal_check import make_removal_check
-from lightning_compress.module_copies import copy_module
+from lightning_compress.channels.labeled_groups import LabeledGroups
+from lightning_compress.channels.removal_check import RemovalCheck, make_removal_check
+
+_DIFFERENT = "the model computes a different output after the removal of some of its channels"
+_TOO_LARGE = "the model takes too many operations to be traced"
+_UNDECIDED = "too many trial removals would be needed to verify its channels"
 
 
 def find_groups(
@@ -20,9 +23,10 @@ def find_groups(
 ) -> tuple[list[ChannelGroup], dict[str, str]]:
     """Find the channel groups of a model, and the layers that cannot lose channels.
 
-    Groups proposed by the dependency graph are verified: on a copy with random weights, some channels are set to zero
-    and then removed; both copies must compute the same output and run in training mode. Groups that fail, because of a
-    shortcut that pads or subsamples channels or because of a reshape, are left out.
+    Groups follow from a run of the model, in which each tensor carries the indices of the parameters that its channels
+    come from. They are verified: on a copy with random weights, some channels are set to zero and then removed; both
+    copies must compute the same output and run in training mode. Groups that fail, for instance because of a literal
+    shape in the model's code, are left out.
 
     Args:
         model: The model, which is only copied.
@@ -34,27 +38,72 @@ def find_groups(
         channels.
 
     Raises:
-        ValueError: If the model cannot be copied or run, or returns no tensors.
+        ValueError: If the model cannot be copied or run, or returns no tensors, or if its hooks refer to it.
     """
     check = make_removal_check(model, args, dict(kwargs))
-    groups = list(attention_heads(check.model))
+    layers = dict(_layers(check.model))
+    if not check.trace.is_complete:
+        return [], dict.fromkeys(layers, _TOO_LARGE)
+    labeled = LabeledGroups(check.model, check.trace.labels, check.trace.splits)
+    candidates = [group for group in labeled.groups() if not _computed_weight(group)]
+    removable = _removable(check, [group for group in candidates if group.num_channels > 1])
+    made = {part.tensor for group in removable for part in group.output_slices}
+    failed = {part.tensor: group for group in candidates for part in group.output_slices}
     reasons: dict[str, str] = {}
-    head_tensors = {channel_slice.tensor for group in groups for channel_slice in group.slices}
-    for members in dependency_groups(copy_module(check.model), check.args, check.kwargs):
-        try:
-            group = build_group(members)
-        except RemovalError as error:
-            reasons[members[0].name] = str(error)
-            continue
-        if group.num_channels == 1:
-            reasons[group.name] = "all of its channels depend on each other"
-        elif head_tensors.isdisjoint(channel_slice.tensor for channel_slice in group.output_slices):
-            groups.append(group)
-    # One name for each tensor, so that a shared tensor loses the channels of all layers that use it.
-    names = first_names(check.model)
-    groups = [group.rename_tensors(names) for group in groups if group.num_channels > 1]
-    removable = check.removable(groups)
-    for group in groups:
-        if group not in removable:
-            reasons[group.name] = "the model computes a different output after the removal of some of its channels"
-    return removable, reasons
+    for name, (tensor, dim) in layers.items():
+        if tensor not in made and not labeled.is_output(tensor, dim):
+            reasons[name] = labeled.reason(tensor, dim) or _reason(failed.get(tensor), check)
+    return removable, {**reasons, **_computed_weights(check.model)}
+
+
+def _removable(check: RemovalCheck, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+    """Return the groups that pass the trials, some of them in another form; in the order of the groups."""
+    found: dict[int, ChannelGroup] = {}
+    for form in (_as_found, _without_attributes, _with_scales_masked):
+        rest = {i: form(group) for i, group in enumerate(groups) if i not in found}
+        rest = {i: group for i, group in rest.items() if group is not None}
+        passed = check.removable(list(rest.values()), list(found.values()))
+        found |= {i: group for i, group in rest.items() if group in passed}
+    return [found[i] for i in sorted(found)]
+
+
+def _as_found(group: ChannelGroup) -> ChannelGroup | None:
+    return group
+
+
+def _without_attributes(group: ChannelGroup) -> ChannelGroup | None:
+    return replace(group, attributes_per_channel={}) if group.attributes_per_channel else None
+
+
+def _with_scales_masked(group: ChannelGroup) -> ChannelGroup | None:
+    """Return the group with parameters that shift activations among those to be zeroed."""
+    shifts = tuple(part for part in group.carried_slices if part.is_parameter)
+    kept = tuple(part for part in group.carried_slices if not part.is_parameter)
+    return replace(group, output_slices=group.output_slices + shifts, carried_slices=kept) if shifts else None
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, tuple[str, int]]]:
+    """Yield the layers with the name of the weight and the dimension along which it produces channels."""
+    names = first_names(model)
+    for name, module in model.named_modules():
+        weight = f"{name}.weight".lstrip(".")
+        if isinstance(module, (_ConvNd, nn.Linear)) and weight in names:
+            yield name, (names[weight], 1 if isinstance(module, _ConvTransposeNd) else 0)
+
+
+def _reason(group: ChannelGroup | None, check: RemovalCheck) -> str:
+    if group is None:
+        return "no other layer reads its channels"
+    return _UNDECIDED if check.is_exhausted else _DIFFERENT
+
+
+def _computed_weight(group: ChannelGroup) -> bool:
+    return any(".parametrizations." in f".{part.tensor}" for part in group.slices)
+
+
+def _computed_weights(model: nn.Module) -> dict[str, str]:
+    return {
+        name: f"the weight of {name!r} is computed from other tensors"
+        for name, module in model.named_modules()
+        if isinstance(module, (_ConvNd, nn.Linear)) and "weight" not in module._parameters
+    }

@@ -18,12 +18,14 @@ class ChannelSlice:
         dim: Dimension that indexes the channels.
         positions: Indices along ``dim``, int64 of shape ``(num_positions,)``.
         channels: Channel of the group at each position, int64 of shape ``(num_positions,)``.
+        is_parameter: False for a buffer.
     """
 
     tensor: str
     dim: int
     positions: Tensor
     channels: Tensor
+    is_parameter: bool = True
 
     def positions_of(self, selected: Tensor) -> Tensor:
         """Return the positions of the selected channels.

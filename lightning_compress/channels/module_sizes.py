@@ -12,14 +12,15 @@ REMOVABLE_ATTRIBUTES = frozenset(
     [
         *("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_parameters"),
         *("num_heads", "attn_dim"),  # of attention modules
+        *("embedding_dim", "input_size", "nx", "nf"),
     ]
 )
 """Names of the attributes that a removal of channels changes; a file may set no others."""
 
 
 def is_depthwise(module: nn.Module | nn.Parameter) -> bool:
-    """Return True if a module is a convolution with one input and one output channel per group."""
-    return isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels == module.out_channels
+    """Return True if a module is a convolution with one input channel per group."""
+    return isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels
 
 
 def module_sizes(module: nn.Module, shape: Sequence[int] | None = None) -> dict[str, int]:
@@ -32,15 +33,31 @@ def module_sizes(module: nn.Module, shape: Sequence[int] | None = None) -> dict[
     >>> module_sizes(nn.Conv2d(8, 8, 3, groups=8), (5, 1, 3, 3))
     {'in_channels': 5, 'out_channels': 5, 'groups': 5}
     """
-    if not isinstance(module, (_ConvNd, nn.Linear, _BatchNorm, nn.PReLU)) or module.weight is None:
+    if isinstance(module, nn.RNNBase):
+        return {"input_size": module.weight_ih_l0.shape[1]}
+    if isinstance(module, nn.RNNCellBase):
+        return {"input_size": module.weight_ih.shape[1]}
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, nn.Parameter):
         return {}
-    shape = tuple(module.weight.shape if shape is None else shape)
+    shape = tuple(weight.shape if shape is None else shape)
     if is_depthwise(module):
-        return dict.fromkeys(("in_channels", "out_channels", "groups"), shape[0])
+        assert isinstance(module, _ConvNd)
+        multiplier = max(1, module.out_channels // module.in_channels)
+        groups = shape[0] // (1 if isinstance(module, _ConvTransposeNd) else multiplier)
+        return {"in_channels": groups, "out_channels": groups * multiplier, "groups": groups}
     if isinstance(module, _ConvTransposeNd):
         return {"in_channels": shape[0], "out_channels": shape[1] * module.groups}
     if isinstance(module, _ConvNd):
         return {"in_channels": shape[1] * module.groups, "out_channels": shape[0]}
     if isinstance(module, nn.Linear):
         return {"in_features": shape[1], "out_features": shape[0]}
-    return {"num_features" if isinstance(module, _BatchNorm) else "num_parameters": shape[0]}
+    if isinstance(module, _BatchNorm):
+        return {"num_features": shape[0]}
+    if isinstance(module, nn.PReLU):
+        return {"num_parameters": shape[0]}
+    if isinstance(module, nn.Embedding):
+        return {"embedding_dim": shape[1]}
+    if {"nx", "nf"} <= vars(module).keys():  # Conv1D of transformers
+        return {"nx": shape[0], "nf": shape[1]}
+    return {}

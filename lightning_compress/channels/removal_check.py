@@ -11,12 +11,21 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_compress.channels.groups import ChannelGroup, named_tensors
+from lightning_compress.channels.hooks import refuse_bound_hooks
+from lightning_compress.channels.label_tracing import plain_operators
+from lightning_compress.channels.model_trace import ModelTrace
 from lightning_compress.channels.remove import remove_
 from lightning_compress.module_copies import copy_module, is_defined_in, remove_forward_hooks_
 
 # Relative tolerances. In float64 a wrong removal cannot pass as a rounding error; models that create float32 tensors
 # of their own cannot run in float64 and are compared in float32.
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
+
+
+# Work that trials may take, counted in multiply-accumulates and in runs so that the result does not depend on the
+# machine: about a minute on two cores.
+MAX_PRODUCTS = 3e11
+MAX_TRIALS = 500
 
 
 class RemovalCheck:
@@ -27,6 +36,9 @@ class RemovalCheck:
         args: Positional arguments of its forward.
         kwargs: Keyword arguments of its forward.
         precision: Data type of weights and inputs.
+
+    Attributes:
+        has_computing_hooks: True if the output depends on forward hooks.
 
     Raises:
         Exception: Any exception of the model's forward.
@@ -40,23 +52,30 @@ class RemovalCheck:
         self.args: tuple[Any, ...] = converted[0]
         self.kwargs: dict[str, Any] = converted[1]
         self._tolerance = _TOLERANCES[precision]
-        # Observers and fake quantization do not belong to the dependency graph.
+        self._num_trials = 0
+        # Observers and fake quantization do not change what depends on what.
         remove_forward_hooks_(self.model, lambda hook: is_defined_in(hook, "lightning_compress"))
         _randomize_(self.model)
-        self._remove_recording_hooks()
-        self.num_outputs = len(self._outputs(self.model))
-        self._trains = self._runs_in_training(self.model)
+        self.has_computing_hooks = not self._remove_recording_hooks()
+        self.trace = ModelTrace(copy_module(self.model), self.args, self.kwargs)
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Return True if the trials have taken as much work as they may."""
+        return self._num_trials >= min(MAX_TRIALS, max(8, MAX_PRODUCTS / (1 + self.trace.num_products)))
 
     def removable(self, groups: Sequence[ChannelGroup], beside: Sequence[ChannelGroup] = ()) -> list[ChannelGroup]:
         """Return the groups that can lose channels together, found by bisection.
+
+        Groups that are not decided when the trials are exhausted are left out.
 
         Args:
             groups: Candidates.
             beside: Groups that lose channels at the same time and are known to be removable.
         """
-        if not groups or self._is_equivalent([*beside, *groups]):
+        if not groups or (not self.is_exhausted and self._is_equivalent([*beside, *groups])):
             return list(groups)
-        if len(groups) == 1:
+        if len(groups) == 1 or self.is_exhausted:
             return []
         half = len(groups) // 2
         first = self.removable(groups[:half], beside)
@@ -70,39 +89,47 @@ class RemovalCheck:
         )
 
     def _is_equivalent_without(self, removed: dict[ChannelGroup, Tensor]) -> bool:
+        self._num_trials += 1
+        small = copy_module(self.model)
+        try:
+            remove_(small, removed)
+            # Wrong shapes are found at a lower cost in training mode, which runs in float32.
+            if self.trace.trains and not self._runs_in_training(small):
+                return False
+            outputs = self._outputs(small)
+        except Exception:  # shapes that no longer fit raise errors of many types
+            return False
         twin = copy_module(self.model)
         tensors = named_tensors(twin)
         for group, channels in removed.items():
             group.zero_(tensors, channels)
         expected = self._outputs(twin)
-        try:
-            remove_(twin, removed)
-            outputs = self._outputs(twin)
-        except Exception:  # shapes that no longer fit raise errors of many types
-            return False
-        return self._are_close(outputs, expected) and (not self._trains or self._runs_in_training(twin))
+        return self._are_close(outputs, expected)
 
-    def _remove_recording_hooks(self) -> None:
+    def _remove_recording_hooks(self) -> bool:
         """Remove the hooks if the model computes the same without: those of the user may compute, or only record."""
         bare = copy_module(self.model)
         remove_forward_hooks_(bare, lambda hook: True)
         try:
             without_hooks = self._outputs(bare)
         except Exception:
-            return
-        if self._are_close(without_hooks, self._outputs(self.model)):
-            self.model = bare
+            return False
+        if not self._are_close(without_hooks, self._outputs(self.model)):
+            return False
+        self.model = bare
+        return True
 
     def _outputs(self, model: nn.Module) -> list[Tensor]:
         # The random state is forked, so that a model that draws random numbers draws the same in each run.
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"), torch.random.fork_rng(devices=[]):
+        # Fused recurrent operators end the process where shapes do not fit.
+        with plain_operators(model), torch.random.fork_rng(devices=[]):
             return [leaf for leaf in tree_leaves(model(*self.args, **self.kwargs)) if isinstance(leaf, Tensor)]
 
     def _runs_in_training(self, model: nn.Module) -> bool:
         """Return True if the model runs in training mode, which may use more modules, such as auxiliary heads."""
         twin = copy_module(model).train()
         try:
-            self._outputs(twin)
+            self.trace.run_in_training(twin)
         except Exception:
             return False
         return True
@@ -120,7 +147,8 @@ def make_removal_check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     """Return a check in float64, or in float32 for a model that does not run in float64.
 
     Raises:
-        ValueError: If the model cannot be copied or run, or returns no tensors.
+        ValueError: If the model cannot be copied or run, returns no tensors, or has hooks that compute with another
+            model than a copy of it.
     """
     twin = copy_module(model)
     for precision in _TOLERANCES:
@@ -135,7 +163,9 @@ def make_removal_check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
             f"The model cannot be run on the example inputs ({type(reason).__name__}: {reason}): pass "
             "example_inputs that fit its forward."
         ) from reason
-    if not check.num_outputs:
+    if check.has_computing_hooks:
+        refuse_bound_hooks(model)
+    if not check.trace.num_outputs:
         raise ValueError("The output of the model contains no tensors: return a tensor, a tuple or a dict.")
     return check
 

@@ -61,7 +61,8 @@ def _changed_attributes(
     }
     for group, channels in removed.items():
         for path, per_channel in group.attributes_per_channel.items():
-            after[path] = get_attribute(model, path) - per_channel * int(channels.sum())
+            # Several groups may hold parts of what an attribute counts.
+            after[path] = after.get(path, get_attribute(model, path)) - per_channel * int(channels.sum())
     for path, size in after.items():
         if get_attribute(model, path) != size:
             yield path, (get_attribute(model, path), size)
