@@ -1,4 +1,4 @@
-"""Command that measures the networks of the zoo and writes README.md: ``python -m tests.zoo [--technique T] [NAMES]``."""
+"""Command that measures the networks of the zoo: ``python -m tests.zoo [--technique T] [NAME ...]``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def main() -> None:
     for technique in args.technique:
         names = args.networks or [*NETWORKS]
         with ThreadPoolExecutor(args.processes) as pool:
-            text = table(dict(zip(names, pool.map(lambda name: run(technique, name), names), strict=True)))
+            rows = pool.map(run, [technique] * len(names), names)
+            text = table(dict(zip(names, rows, strict=True)))
         print(text)
         if not args.networks:
             write(technique, text)

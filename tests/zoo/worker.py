@@ -1,4 +1,4 @@
-"""Process that measures one network: ``python -m tests.zoo.worker TECHNIQUE NETWORK`` prints a cell per line as JSON."""
+"""Process that measures one network: ``python -m tests.zoo.worker TECHNIQUE NAME`` prints a JSON line per cell."""
 
 from __future__ import annotations
 

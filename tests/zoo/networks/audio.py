@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ class Waveform(nn.Sequential):
     def __init__(self) -> None:
         widths = (1, 16, 32, 32)
         super().__init__()
-        for inside, outside in zip(widths, widths[1:], strict=False):
+        for inside, outside in pairwise(widths):
             kernel, stride = (16, 4) if inside == 1 else (3, 1)
             self.extend([nn.Conv1d(inside, outside, kernel, stride), nn.BatchNorm1d(outside), nn.ReLU(True)])
             self.append(nn.MaxPool1d(2))

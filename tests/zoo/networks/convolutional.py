@@ -94,7 +94,7 @@ def vgg() -> Example:
 
 def repvgg() -> Example:
     """timm: RepVGG with its three branches, before they are merged."""
-    from timm.models.byobnet import ByoBlockCfg, ByoModelCfg, ByobNet
+    from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
 
     blocks = tuple(ByoBlockCfg("rep", d=2, c=width, s=2, gs=0) for width in (24, 32))
     return ByobNet(ByoModelCfg(blocks, stem_type="rep", stem_chs=16), num_classes=10), images()

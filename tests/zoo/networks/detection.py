@@ -187,7 +187,7 @@ def retinanet() -> Example:
     class RetinaNet(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.backbone, self.head = pyramid(), RetinaNetHead(32, 2, 3, norm_layer=nn.BatchNorm2d)
+            self.backbone, self.head = pyramid(), RetinaNetHead(32, 2, 3)
 
         def forward(self, x: Tensor) -> dict[str, Tensor]:
             return self.head(list(self.backbone(x).values()))

@@ -206,7 +206,7 @@ def vector_quantized() -> Example:
     from monai.networks.nets import VQVAE
 
     network = VQVAE(
-        2, 1, 1, channels=(8, 16), num_res_layers=1, num_res_channels=(8, 16), downsample_parameters=((2, 4, 1, 1),) * 2,
-        upsample_parameters=((2, 4, 1, 1, 0),) * 2, num_embeddings=16, embedding_dim=8,
+        2, 1, 1, channels=(8, 16), num_res_layers=1, num_res_channels=(8, 16), num_embeddings=16, embedding_dim=8,
+        downsample_parameters=((2, 4, 1, 1),) * 2, upsample_parameters=((2, 4, 1, 1, 0),) * 2,
     )  # fmt: skip
     return network, torch.rand(4, 1, 16, 16)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -54,7 +56,7 @@ class LineReader(nn.Module):
         super().__init__()
         widths = (1, 8, 16, 32)
         self.features = nn.Sequential()
-        for inside, outside in zip(widths, widths[1:], strict=False):
+        for inside, outside in pairwise(widths):
             self.features.extend([nn.Conv2d(inside, outside, 3, padding=1), nn.BatchNorm2d(outside), nn.ReLU(True)])
             self.features.append(nn.MaxPool2d((2, 1)))
         self.recurrent = nn.LSTM(32 * 2, 24, bidirectional=True)

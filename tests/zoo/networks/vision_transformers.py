@@ -52,7 +52,7 @@ def swin() -> Example:
 
 def mobilevit() -> Example:
     """timm: MobileViT, convolutions around a transformer on unfolded patches."""
-    from timm.models.byobnet import ByoModelCfg, ByobNet
+    from timm.models.byobnet import ByobNet, ByoModelCfg
     from timm.models.mobilevit import _inverted_residual_block, _mobilevit_block
 
     blocks = (_inverted_residual_block(d=1, c=16, s=1), _mobilevit_block(1, 24, 2, 32, 1))
