@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 import lightning_compress as lc
 from lightning_compress.arguments import as_arguments, call_model
-from lightning_compress.export.onnx.runtime import run_file
+from lightning_compress.export.onnx.runtime import run, session
 from tests.fits import make_trainer
 from tests.zoo.cells import Column
 from tests.zoo.subject import Subject, floating, outputs_of, samples_of, sqnr
@@ -66,7 +66,7 @@ def written(subject: Subject) -> float:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         file = lc.export_onnx(simulation, Path(folder) / "model.onnx", subject.inputs)
-        actual = floating(run_file(file.path, as_arguments(subject.inputs)))
+        actual = floating(run(session(file.path), as_arguments(subject.inputs)))
     return sqnr(outputs_of(simulation, subject.inputs), actual)
 
 
