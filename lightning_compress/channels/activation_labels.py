@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lightning_compress.channels.channel_labels import ChannelLabels, Role, compact, depends, narrow, varying_dims
+from lightning_compress.channels.channel_labels import (
+    ChannelLabels,
+    ChannelRole,
+    compact,
+    depends,
+    narrow,
+    varying_dims,
+)
 
 # Labels of one tensor: each has the tensor's shape, expanded along dimensions that its channels do not depend on.
 Axes = tuple[Tensor, ...]
@@ -61,14 +68,14 @@ class ActivationLabels:
             axis = torch.arange(dim.start, dim.start + dim.size).view(shape).expand(tensor.shape)
             axes.setdefault(dim.tensor, []).append(axis)
         for name, tensor in tensors.items():
-            self.set(tensor, axes.get(name, ()))
+            self.label(tensor, axes.get(name, ()))
             self._weights[tensor] = True
 
     def axes(self, tensor: Tensor) -> Axes:
         """Return the labels of a tensor; none if its shape is fixed."""
         return self._axes.get(tensor, ())
 
-    def set(self, tensor: Tensor, axes: Iterable[Tensor]) -> None:
+    def label(self, tensor: Tensor, axes: Iterable[Tensor]) -> None:
         """Set the labels of a tensor, without those that vary along none of its dimensions."""
         self._axes[tensor] = tuple(axis for axis in axes if varying_dims(axis))
 
@@ -92,7 +99,7 @@ class ActivationLabels:
             elif all(map(self.is_adapting, inputs)):
                 self._adapting[output] = True
 
-    def mark(self, tensor: Tensor, role: Role) -> None:
+    def mark(self, tensor: Tensor, role: ChannelRole) -> None:
         """Record a use of all labels of a weight."""
         for axis in self.axes(tensor) if self.is_weight(tensor) else ():
             self.labels.mark(axis, role)
@@ -113,7 +120,7 @@ class ActivationLabels:
         axes: list[Tensor] = []
         for axis in (axis.expand(shape) for operand in operands for axis in operand.axes):
             axes = self._join(axes, axis)
-        rigid = [set().union(*[_rigid_dims(operand, axis) for operand in operands]) for axis in axes]
+        rigid = [set[int]().union(*[_rigid_dims(operand, axis) for operand in operands]) for axis in axes]
         return tuple(self._mix(axis, dims, reason) for axis, dims in zip(axes, rigid, strict=True))
 
     def contract(self, axes: Axes, dim: int) -> Axes:

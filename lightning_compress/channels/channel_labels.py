@@ -13,7 +13,7 @@ from torch import Tensor, nn
 FIXED = 0
 
 
-class Role(IntEnum):
+class ChannelRole(IntEnum):
     """Use of a dimension of a tensor; of several uses, the greatest counts."""
 
     UNUSED = 0
@@ -73,7 +73,7 @@ class ChannelLabels:
         """Return True if all labels belong to buffers."""
         return bool(self._of_buffer[compact(labels)[0]].all())
 
-    def mark(self, labels: Tensor, role: Role) -> None:
+    def mark(self, labels: Tensor, role: ChannelRole) -> None:
         """Record a use of labels."""
         unique = compact(labels)[0].unique()
         self._roles[unique] = self._roles[unique].clamp_min(int(role))
@@ -82,9 +82,9 @@ class ChannelLabels:
         """Record that channels are summed over: their number does not show in what follows."""
         self._summed[compact(labels)[0].flatten()] = True
 
-    def role(self, dim: LabeledDim) -> Role:
+    def role(self, dim: LabeledDim) -> ChannelRole:
         """Return the use of a dimension."""
-        return Role(int(self._roles[dim.start : dim.start + dim.size].max())) if dim.size else Role.UNUSED
+        return ChannelRole(int(self._roles[dim.start : dim.start + dim.size].max())) if dim.size else ChannelRole.UNUSED
 
     def components(self) -> Tensor:
         """Return the least label that is connected to each label, int64 of shape ``(num_labels,)``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_compress.channels.activation_labels import ActivationLabels, index_labels
-from lightning_compress.channels.channel_labels import Role, varying_dims
+from lightning_compress.channels.channel_labels import ChannelRole, varying_dims
 from lightning_compress.channels.operator_call import OperatorCall
 
 _REASON = "its channels are read by a convolution with a weight of a fixed size"
@@ -27,10 +27,12 @@ def convolution(state: ActivationLabels, call: OperatorCall) -> None:
         _tie_groups(state, produced, groups)
     if bias is not None:
         _pair(state, produced, _vector(state, bias), 1)
-        state.mark(bias, Role.PRODUCED)
+        state.mark(bias, ChannelRole.PRODUCED)
     output = call.outputs[0]
     axes = [] if produced is None else [produced.view(-1, *[1] * (output.ndim - 2)).expand(output.shape)]
-    state.set(output, axes + [axis[(slice(None), *[slice(1)] * (x.ndim - 1))].expand(output.shape) for axis in batch])
+    state.label(
+        output, axes + [axis[(slice(None),) + (slice(1),) * (x.ndim - 1)].expand(output.shape) for axis in batch]
+    )
 
 
 def _input_axes(state: ActivationLabels, x: Tensor, call: OperatorCall) -> tuple[list[Tensor], Tensor | None]:
@@ -46,7 +48,7 @@ def _input_axes(state: ActivationLabels, x: Tensor, call: OperatorCall) -> tuple
 def _weight_axes(state: ActivationLabels, weight: Tensor, *, transposed: bool) -> tuple[Tensor | None, Tensor | None]:
     """Return the labels that a weight consumes and produces."""
     found: list[Tensor | None] = []
-    for dim, role in ((0 if transposed else 1, Role.CONSUMED), (1 if transposed else 0, Role.PRODUCED)):
+    for dim, role in ((0 if transposed else 1, ChannelRole.CONSUMED), (1 if transposed else 0, ChannelRole.PRODUCED)):
         axis = next((axis for axis in state.axes(weight) if varying_dims(axis) == {dim}), None)
         if axis is not None and state.is_weight(weight):
             state.labels.mark(axis, role)
@@ -62,7 +64,7 @@ def _depthwise(
     state: ActivationLabels, channels: Tensor | None, weight: Tensor | None, multiplier: int
 ) -> Tensor | None:
     if weight is not None:
-        state.labels.mark(weight, Role.PRODUCED)
+        state.labels.mark(weight, ChannelRole.PRODUCED)
     _pair(state, None if channels is None else channels.repeat_interleave(multiplier), weight, 1)
     return weight
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations, zip_longest
 from typing import Any
 
 from torch import nn
@@ -59,27 +60,27 @@ def find_groups(
 def _removable(check: RemovalCheck, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
     """Return the groups that pass the trials, some of them in another form; in the order of the groups."""
     found: dict[int, ChannelGroup] = {}
-    for form in (_as_found, _without_attributes, _with_scales_masked):
-        rest = {i: form(group) for i, group in enumerate(groups) if i not in found}
-        rest = {i: group for i, group in rest.items() if group is not None}
+    for forms in zip_longest(*map(_forms, groups)):
+        rest = {i: form for i, form in enumerate(forms) if form is not None and i not in found}
         passed = check.removable(list(rest.values()), list(found.values()))
         found |= {i: group for i, group in rest.items() if group in passed}
     return [found[i] for i in sorted(found)]
 
 
-def _as_found(group: ChannelGroup) -> ChannelGroup | None:
-    return group
-
-
-def _without_attributes(group: ChannelGroup) -> ChannelGroup | None:
-    return replace(group, attributes_per_channel={}) if group.attributes_per_channel else None
-
-
-def _with_scales_masked(group: ChannelGroup) -> ChannelGroup | None:
-    """Return the group with parameters that shift activations among those to be zeroed."""
+def _forms(group: ChannelGroup) -> Iterator[ChannelGroup]:
+    """Yield the group as found, and in other forms that may be the right one."""
+    yield group
+    # Another attribute may have the same value by chance, such as the width of a head.
+    names = sorted({path.rpartition(".")[2] for path in group.attributes_per_channel})
+    kept = [*combinations(names, len(names) - 1), *combinations(names, 1)] if len(names) > 1 else []
+    for some in dict.fromkeys([*kept, ()] if names else []):
+        amounts = {p: n for p, n in group.attributes_per_channel.items() if p.rpartition(".")[2] in some}
+        yield replace(group, attributes_per_channel=amounts)
+    # With parameters that shift activations among those to be zeroed.
     shifts = tuple(part for part in group.carried_slices if part.is_parameter)
-    kept = tuple(part for part in group.carried_slices if not part.is_parameter)
-    return replace(group, output_slices=group.output_slices + shifts, carried_slices=kept) if shifts else None
+    others = tuple(part for part in group.carried_slices if not part.is_parameter)
+    if shifts:
+        yield replace(group, output_slices=group.output_slices + shifts, carried_slices=others)
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, tuple[str, int]]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_compress.channels.activation_labels import ActivationLabels, Axes, Operand
-from lightning_compress.channels.channel_labels import FIXED, Role, compact, depends, narrow, varying_dims
+from lightning_compress.channels.channel_labels import FIXED, ChannelRole, compact, depends, narrow, varying_dims
 from lightning_compress.channels.convolution_labels import convolution
 from lightning_compress.channels.movement_rules import MOVEMENTS, labels_of
 from lightning_compress.channels.operator_call import OperatorCall
@@ -27,7 +27,7 @@ def opaque(state: ActivationLabels, call: OperatorCall) -> None:
     for tensor in call.tensors:
         state.fix(state.axes(tensor), f"its channels pass through {call.place} is not supported")
     for output in call.outputs:
-        state.set(output, ())
+        state.label(output, ())
 
 
 def pointwise(state: ActivationLabels, call: OperatorCall) -> None:
@@ -37,10 +37,10 @@ def pointwise(state: ActivationLabels, call: OperatorCall) -> None:
         for tensor in call.tensors:
             # A shift by one entry per channel is masked with the channel; a scale has no effect on zeros.
             is_shift = call.name not in _SCALES and tensor.numel() == max(tensor.shape, default=1)
-            state.mark(tensor, Role.PRODUCED if is_shift else Role.CARRIED)
+            state.mark(tensor, ChannelRole.PRODUCED if is_shift else ChannelRole.CARRIED)
     axes = state.broadcast(operands, FIXED_SIZE)
     for output in call.outputs:
-        state.set(output, [axis for axis in axes if axis.shape == output.shape])
+        state.label(output, [axis for axis in axes if axis.shape == output.shape])
 
 
 def _matrix_product(state: ActivationLabels, call: OperatorCall, *, bias: str = "", first: str, second: str) -> None:
@@ -56,15 +56,15 @@ def _matrix_product(state: ActivationLabels, call: OperatorCall, *, bias: str = 
     axes = state.contract(state.broadcast(operands, FIXED_SIZE), inner)
     if bias:
         shift = call.arguments[bias]
-        state.mark(shift, Role.PRODUCED)
+        state.mark(shift, ChannelRole.PRODUCED)
         axes = state.broadcast([Operand(axes, call.outputs[0].shape), state.operand(shift)], FIXED_SIZE)
-    state.set(call.outputs[0], axes)
+    state.label(call.outputs[0], axes)
 
 
 def _mark_weight(state: ActivationLabels, tensor: Tensor, inner: int) -> None:
     """Mark the channels that a weight consumes along a dimension, and those that it produces along others."""
     for axis in state.axes(tensor) if state.is_weight(tensor) else ():
-        state.labels.mark(axis, Role.CONSUMED if varying_dims(axis) == {inner} else Role.PRODUCED)
+        state.labels.mark(axis, ChannelRole.CONSUMED if varying_dims(axis) == {inner} else ChannelRole.PRODUCED)
 
 
 def _batch_norm(state: ActivationLabels, call: OperatorCall) -> None:
@@ -75,10 +75,10 @@ def _batch_norm(state: ActivationLabels, call: OperatorCall) -> None:
         state.fix(axes, f"its channels pass through {call.place} has no scale per channel")
     for vector in vectors:
         if vector is not None:
-            state.mark(vector, Role.PRODUCED)
+            state.mark(vector, ChannelRole.PRODUCED)
             operand = state.operand(vector).view(0, *[None] * (x.ndim - 2))
             axes = state.broadcast([Operand(axes, x.shape), operand], FIXED_SIZE)
-    state.set(call.outputs[0], axes)
+    state.label(call.outputs[0], axes)
 
 
 def _norm(state: ActivationLabels, call: OperatorCall) -> None:
@@ -97,7 +97,7 @@ def _mix(state: ActivationLabels, call: OperatorCall, x: Tensor, dims: list[int]
     axes = state.mix(state.axes(x), dims, f"its channels pass through {call.place} mixes channels")
     kept = [axis for axis in axes if not varying_dims(axis) & set(dims)]
     for output in call.outputs:
-        state.set(output, [axis for axis in kept if axis.shape == output.shape])
+        state.label(output, [axis for axis in kept if axis.shape == output.shape])
 
 
 def _softmax(state: ActivationLabels, call: OperatorCall) -> None:
@@ -120,7 +120,7 @@ def _reduction(state: ActivationLabels, call: OperatorCall, *, additive: bool) -
     for output in call.outputs:
         if output.ndim < x.ndim:
             kept = [axis.squeeze(tuple(dims)) for axis in kept]
-        state.set(output, [axis for axis in kept if axis.shape == output.shape])
+        state.label(output, [axis for axis in kept if axis.shape == output.shape])
     return None
 
 
@@ -148,7 +148,7 @@ def _mix_and_resize(state: ActivationLabels, call: OperatorCall, dims: set[int])
     axes = state.mix(state.axes(call.tensors[0]), dims, f"its channels pass through {call.place} mixes channels")
     kept = [compact(axis)[0] for axis in axes if not varying_dims(axis) & dims]
     for output in call.outputs:
-        state.set(output, [axis.expand(output.shape) for axis in kept if axis.ndim == output.ndim])
+        state.label(output, [axis.expand(output.shape) for axis in kept if axis.ndim == output.ndim])
 
 
 def _gated(state: ActivationLabels, call: OperatorCall) -> None:
@@ -158,7 +158,7 @@ def _gated(state: ActivationLabels, call: OperatorCall) -> None:
     for first, second in halves:
         if depends(first, dim):
             state.labels.unite(first, second)
-    state.set(call.outputs[0], [first for first, _ in halves])
+    state.label(call.outputs[0], [first for first, _ in halves])
 
 
 def _joined(state: ActivationLabels, call: OperatorCall) -> None:
@@ -182,7 +182,7 @@ def _join(state: ActivationLabels, call: OperatorCall, parts: Sequence[Tensor], 
     along = [next((axis for axis in of_part if depends(axis, dim)), None) for of_part in axes]
     if any(axis is not None for axis in along):
         joined.append(_concatenate(along, [part.shape[dim] for part in parts], dim, call.outputs[0]))
-    state.set(call.outputs[0], joined)
+    state.label(call.outputs[0], joined)
 
 
 def _concatenate(along: Sequence[Tensor | None], sizes: Sequence[int], dim: int, output: Tensor) -> Tensor:
@@ -205,13 +205,13 @@ def _embedding(state: ActivationLabels, call: OperatorCall) -> None:
     state.fix([axis for axis in state.axes(weight) if varying_dims(axis) != {1}], FIXED_SIZE)
     for axis in columns:
         if state.is_weight(weight):
-            state.labels.mark(axis, Role.PRODUCED)
-    state.set(call.outputs[0], [axis[0].expand(call.outputs[0].shape) for axis in columns])
+            state.labels.mark(axis, ChannelRole.PRODUCED)
+    state.label(call.outputs[0], [axis[0].expand(call.outputs[0].shape) for axis in columns])
 
 
 def _unchanged(state: ActivationLabels, call: OperatorCall) -> None:
     for output in call.outputs:
-        state.set(output, [axis for axis in state.axes(call.tensors[0]) if axis.shape == output.shape])
+        state.label(output, [axis for axis in state.axes(call.tensors[0]) if axis.shape == output.shape])
 
 
 def _copy(state: ActivationLabels, call: OperatorCall) -> None:
@@ -230,7 +230,7 @@ def _movement(state: ActivationLabels, call: OperatorCall, *, move: Callable[[Te
     moved = [labels_of(move(axis, call)) for axis in state.axes(call.tensors[0])]
     for index, output in enumerate(call.outputs):
         parts = [labels[index] for labels in moved]
-        state.set(output, parts)
+        state.label(output, parts)
         for axis, part in zip(state.axes(call.tensors[0]), parts, strict=True):
             if not varying_dims(part) and varying_dims(axis) and part.numel():
                 state.labels.fix(part, "one of its channels is selected by its index")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.channels.channel_labels import ChannelLabels, LabeledDim, Role, narrow
+from lightning_compress.channels.channel_labels import ChannelLabels, ChannelRole, LabeledDim, narrow
 from lightning_compress.channels.groups import ChannelGroup, ChannelSlice
 from lightning_compress.channels.operator_call import SplitDim
 from lightning_compress.channels.split_attributes import split_attributes
@@ -33,7 +33,7 @@ class LabeledGroups:
 
     def groups(self) -> list[ChannelGroup]:
         """Return the groups in the order of the tensors that produce their channels."""
-        dims = [dim for dim in self._labels.dims if self._role(dim) != Role.UNUSED]
+        dims = [dim for dim in self._labels.dims if self._role(dim) != ChannelRole.UNUSED]
         by_component: dict[int, list[LabeledDim]] = {}
         for dim in dims:
             for component in self._components[dim.start : dim.start + dim.size].unique().tolist():
@@ -58,7 +58,7 @@ class LabeledGroups:
         """Return True if the channels along a dimension are not computed, or are those of the model's output."""
         components = self._components_of(tensor, dim)
         fixed = all(component in self._reasons for component in components)
-        unused = all(self._role(item) == Role.UNUSED for item in self._labels.dims if item.tensor == tensor)
+        unused = all(self._role(item) == ChannelRole.UNUSED for item in self._labels.dims if item.tensor == tensor)
         return unused or (fixed and not self.reason(tensor, dim))
 
     def _components_of(self, tensor: str, dim: int) -> list[int]:
@@ -66,15 +66,15 @@ class LabeledGroups:
         return self._components[labeled.start : labeled.start + labeled.size].unique().tolist()
 
     def _produces(self, dims: Iterable[LabeledDim]) -> bool:
-        return any(self._role(dim) == Role.PRODUCED for dim in dims)
+        return any(self._role(dim) == ChannelRole.PRODUCED for dim in dims)
 
-    def _role(self, dim: LabeledDim) -> Role:
+    def _role(self, dim: LabeledDim) -> ChannelRole:
         role = self._labels.role(dim)
         # Buffers are not trained, so they are not masked.
-        return role if dim.tensor in self._parameters else min(role, Role.CARRIED)
+        return role if dim.tensor in self._parameters else min(role, ChannelRole.CARRIED)
 
     def _group(self, dims: Sequence[LabeledDim], components: Sequence[int]) -> ChannelGroup:
-        root = next(dim for dim in dims if self._role(dim) == Role.PRODUCED)
+        root = next(dim for dim in dims if self._role(dim) == ChannelRole.PRODUCED)
         found = self._components[root.start : root.start + root.size].tolist()
         ordered = [component for component in dict.fromkeys(found) if component in set(components)]
         channel = torch.full((int(self._components.max()) + 1,), -1).index_put_(
@@ -85,15 +85,15 @@ class LabeledGroups:
             role: tuple(
                 _slice(dim, channels, dim.tensor in self._parameters) for dim in dims if self._role(dim) == role
             )
-            for role in Role
+            for role in ChannelRole
         }
         name, attributes = split_attributes(self._splits, channels, len(ordered), self._modules)
         return ChannelGroup(
             name or root.tensor.rpartition(".")[0],
             len(ordered),
-            slices[Role.PRODUCED],
-            slices[Role.CARRIED],
-            slices[Role.CONSUMED],
+            slices[ChannelRole.PRODUCED],
+            slices[ChannelRole.CARRIED],
+            slices[ChannelRole.CONSUMED],
             attributes,
         )
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from lightning_compress.channels.module_sizes import REMOVABLE_ATTRIBUTES
 from lightning_compress.channels.tensor_cut import TensorCut
 
 VERSION = 2
@@ -94,7 +93,8 @@ def _parse_kept(name: str, data: Any, size: int) -> tuple[int, ...]:
 
 
 def _parse_attribute(path: str, data: Any) -> tuple[int, int]:
-    if path.rpartition(".")[2] not in REMOVABLE_ATTRIBUTES:
+    name = path.rpartition(".")[2]
+    if not name.isidentifier() or name.startswith("_"):
         raise ValueError(f"removal does not change the attribute {path!r}")
     pair = _list(data)
     if len(pair) != 2 or not all(type(value) is int for value in pair) or not 0 < pair[1] <= pair[0] <= _MAX_SIZE:

@@ -8,14 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-REMOVABLE_ATTRIBUTES = frozenset(
-    [
-        *("in_channels", "out_channels", "groups", "in_features", "out_features", "num_features", "num_parameters"),
-        *("num_heads", "attn_dim"),  # of attention modules
-        *("embedding_dim", "input_size", "nx", "nf"),
-    ]
-)
-"""Names of the attributes that a removal of channels changes; a file may set no others."""
+from lightning_compress.layer_kinds import is_conv1d
 
 
 def is_depthwise(module: nn.Module | nn.Parameter) -> bool:
@@ -34,7 +27,7 @@ def module_sizes(module: nn.Module, shape: Sequence[int] | None = None) -> dict[
     {'in_channels': 5, 'out_channels': 5, 'groups': 5}
     """
     if isinstance(module, nn.RNNBase):
-        return {"input_size": module.weight_ih_l0.shape[1]}
+        return {"input_size": int(module.get_parameter("weight_ih_l0").shape[1])}
     if isinstance(module, nn.RNNCellBase):
         return {"input_size": module.weight_ih.shape[1]}
     weight = getattr(module, "weight", None)
@@ -58,6 +51,6 @@ def module_sizes(module: nn.Module, shape: Sequence[int] | None = None) -> dict[
         return {"num_parameters": shape[0]}
     if isinstance(module, nn.Embedding):
         return {"embedding_dim": shape[1]}
-    if {"nx", "nf"} <= vars(module).keys():  # Conv1D of transformers
+    if is_conv1d(module):
         return {"nx": shape[0], "nf": shape[1]}
     return {}

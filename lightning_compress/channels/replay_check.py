@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from lightning_compress.channels.groups import named_tensors
-from lightning_compress.channels.heads import is_attention
 from lightning_compress.channels.module_sizes import module_sizes
 from lightning_compress.channels.tensor_cut import TensorCut
 
@@ -37,8 +36,11 @@ def attribute_mismatch(
         owner, _, attribute = path.rpartition(".")
         if owner not in modules or not hasattr(modules[owner], attribute):
             return f"the model has no attribute {path!r}"
+        # Removal sets integers that a constructor has set: no methods, properties, flags or classes.
+        if type(vars(modules[owner]).get(attribute)) is not int:
+            return f"{path!r} is no integer attribute"
         if getattr(modules[owner], attribute) != before:
-            return f"{path!r} is {getattr(modules[owner], attribute)!r} instead of {before}"
+            return f"{path!r} is {getattr(modules[owner], attribute)} instead of {before}"
     sizes, cut_modules = _sizes_after(model, cuts)
     for path, size in sizes.items():
         owner, _, attribute = path.rpartition(".")
@@ -59,19 +61,8 @@ def _sizes_after(model: nn.Module, cuts: Mapping[str, TensorCut]) -> tuple[dict[
         shape = shapes.get(id(getattr(module, "weight", None)))
         if shape is not None:
             cut_modules.add(name)
-        changed = module_sizes(module, shape)
-        if is_attention(module) and id(module.proj.weight) in shapes:
-            cut_modules.add(name)
-            changed = _head_counts(module, shapes[id(module.proj.weight)][1])
-        sizes |= {f"{name}.{attribute}".lstrip("."): size for attribute, size in changed.items()}
+        sizes |= {f"{name}.{attribute}".lstrip("."): size for attribute, size in module_sizes(module, shape).items()}
     return sizes, cut_modules
-
-
-def _head_counts(attention: nn.Module, width: int) -> dict[str, int]:
-    """Return the attributes of an attention module with ``width`` channels left in all heads together."""
-    before = {name: getattr(attention, name) for name in ("num_heads", "attn_dim") if hasattr(attention, name)}
-    assert isinstance(attention.proj, nn.Linear)
-    return {name: value * width // attention.proj.in_features for name, value in before.items()}
 
 
 def _prefix_hint(name: str, present: Iterable[str]) -> str:

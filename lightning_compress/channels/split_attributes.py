@@ -24,7 +24,8 @@ def split_attributes(
     Returns:
         The name is empty if no part of a split dimension is a channel.
     """
-    heads, attributes = "", {}
+    heads = ""
+    attributes: dict[str, int] = {}
     for split in splits:
         of_split = channels[split.labels]
         dim, per_channel = _parts_per_channel(of_split, num_channels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -159,7 +159,9 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
         self.steps, self._tick = state.get("steps", 0), state.get("tick", -1)
         self._finished, self._skipped = state.get("landed", False), set(state.get("skipped", ()))
         if "constraint" in state:
-            self.constraint.load_state_dict(_without_frozen(trainer.lightning_module, state["constraint"]))
+            names = {layer.name for layer in self.constraint.layers}
+            frozen = _frozen_names(trainer.lightning_module) - names  # no targets any more
+            self.constraint.load_state_dict({n: v for n, v in state["constraint"].items() if n not in frozen})
         self._starting = True
         check_times_within_run(trainer, self.times)
 
@@ -285,10 +287,8 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
         self.constraint.frozen = frozen
 
 
-def _without_frozen(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop the state of weights that are frozen by now, and are no targets any more."""
-    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-    return {name: value for name, value in state.items() if name not in frozen}
+def _frozen_names(model: nn.Module) -> set[str]:
+    return {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
 
 
 def callbacks_constraining(trainer: Trainer, kind: type[C], layer: Layer) -> Iterator[ConstraintCallback[C]]:

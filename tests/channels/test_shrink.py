@@ -59,7 +59,9 @@ def test_attributes_follow_the_shapes() -> None:
 def test_zeros_that_stay_are_told() -> None:
     net = trained(SOUND["transformer"])
     net.blocks[0].mlp.fc2.weight.data[3] = 0
-    with pytest.warns(UserWarning, match="zero channels of 1 layers cannot be removed .'blocks.0.mlp.fc2': .*LayerNorm"):
+    with pytest.warns(
+        UserWarning, match="zero channels of 1 layers cannot be removed .'blocks.0.mlp.fc2': .*LayerNorm"
+    ):
         lc.shrink(net, images())
 
 
