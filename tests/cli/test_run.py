@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from lightning_compress.cli import main
+from tests.fits import finished_records
 
 ROOT = Path(__file__).parents[2]
 WANDB = "--trainer.logger={class_path: WandbLogger, init_args: {project: tests, offline: true}}"
@@ -40,9 +41,10 @@ def test_fits_tests_and_reports(recipe, capsys):
     compressed, dense = (torch.load(next(d.glob("checkpoints/*")), weights_only=True) for d in (run, run / "baseline"))
     assert sum(int((w == 0).sum()) for w in compressed["state_dict"].values() if w.ndim > 1) == 457_792 // 2
     assert sum(int((w == 0).sum()) for w in dense["state_dict"].values() if w.ndim > 1) == 0
-    records = [path.read_bytes() for path in run.glob("wandb/offline-run-*/*.wandb")]
-    assert len(records) == 2
-    assert all(f"small {run.name}".encode() in record for record in records)  # their group
+    runs = [finished_records(file) for file in run.glob("wandb/offline-run-*/*.wandb")]
+    groups = [record.run.run_group for records in runs for record in records if record.HasField("run")]
+    assert len(runs) == 2
+    assert set(groups) == {f"small {run.name}"}
     assert yaml.safe_load((run / "config.yaml").read_text())["pruning"]["sparsity"] == 0.5
     assert yaml.safe_load((run / "baseline/config.yaml").read_text())["pruning"] is None
     assert not Path("wandb").exists()

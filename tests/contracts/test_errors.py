@@ -68,7 +68,7 @@ def test_everything_frozen() -> None:
     model = Net()
     for layer in (model.conv1, model.conv2, model.fc):
         layer.requires_grad_(False)
-    assert "matches no layer" in refused(lc.Pruning(0.9), model=model)
+    assert "all selected layers are frozen" in refused(lc.Pruning(0.9), model=model)
 
 
 def test_sparsity_glob_that_matches_nothing() -> None:

@@ -512,7 +512,7 @@ def test_other_classes() -> None:
     net = teacher()
     net[5] = nn.Linear(6, 3)
     message = refused(lc.DistillationModule(Net(), net))
-    assert "logits of shape (4, 4) and the teacher of shape (4, 3)" in message
+    assert "logits of shape (8, 4) and the teacher of shape (8, 3)" in message
     trainer([]).fit(lc.DistillationModule(Net(), net, losses={"hints": HINTS}), Loader())
 
 

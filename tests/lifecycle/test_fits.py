@@ -338,10 +338,11 @@ def test_recurrent_layers_by_type(score: Any) -> None:
     assert (model.lstm.bias_hh_l0 != 0).all()
 
 
-def test_recurrent_layers_are_left_alone_by_default() -> None:
+def test_recurrent_layers_by_default() -> None:
     model = Recurrent()
     trainer([lc.Pruning(0.5, schedule=RAMP)]).fit(model, Loader())
-    assert all((p != 0).all() for name, p in model.lstm.named_parameters() if "weight" in name)
+    assert all((p == 0).any() for name, p in model.lstm.named_parameters() if "weight" in name)
+    assert lc.report(model).weights.sparsity == pytest.approx(0.5, abs=0.01)
 
 
 class BuiltInSetup(Net):

@@ -262,7 +262,7 @@ def test_refused_at_once(options: dict[str, Any], words: str) -> None:
         (
             SOUND["padded"](),
             lc.Pruning(0.5, pattern=lc.Channels(), targets=lc.Targets(include=("net.stem",))),
-            r"no channels of 'net\.stem\.weight' can be removed \('conv2': 'stem' has fewer channels",
+            r"no channels of 'net\.stem\.weight' can be removed: all layers of their channel groups must be targets",
         ),
     ],
 )
