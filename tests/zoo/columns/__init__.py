@@ -1,0 +1,1 @@
+"""Columns of the tables: what is measured of each network, by technique."""

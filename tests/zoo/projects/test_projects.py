@@ -1,0 +1,87 @@
+"""Every project with every technique, by exactly one added line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch import nn
+
+import lightning_compress as lc
+from lightning_compress.arguments import call_model
+from tests.fits import make_trainer
+
+pytest.importorskip("transformers")
+pytest.importorskip("segmentation_models_pytorch")
+
+from tests.zoo.projects import PROJECTS
+from tests.zoo.projects.project import Project
+
+pytestmark = pytest.mark.slow
+EACH = pytest.mark.parametrize("name", PROJECTS)
+
+
+def fit(project: Project, *callbacks: Callback, wrap: Callable = lambda module: module) -> tuple[nn.Module, Trainer]:
+    """Train a project with callbacks added; returns the module that is shipped, and the trainer."""
+    seed_everything(0)
+    module: LightningModule = project.make()
+    trainer = make_trainer(*callbacks, max_epochs=2)
+    trainer.fit(wrap(module), *(data for data in (project.data(),) if data is not None))
+    return module.get_submodule(project.deployed), trainer
+
+
+@EACH
+def test_unchanged(name: str) -> None:
+    fit(PROJECTS[name])
+
+
+@EACH
+def test_pruned(name: str) -> None:
+    pruning = lc.Pruning(0.8)
+    network, _ = fit(PROJECTS[name], pruning)
+    assert pruning.reached
+    assert 0.6 < lc.report(network).weights.sparsity < 0.95
+
+
+@EACH
+def test_channels(name: str) -> None:
+    project = PROJECTS[name]
+    pruning = lc.Pruning(0.5, pattern=lc.Channels())
+    network, _ = fit(project, pruning)
+    assert pruning.reached
+    inputs = project.inputs()
+    network.eval()
+    small, _ = lc.shrink(network, inputs)
+    assert sum(p.numel() for p in small.parameters()) < 0.95 * sum(p.numel() for p in network.parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(call_model(small, inputs), call_model(network, inputs), rtol=1e-3, atol=1e-3)
+
+
+@EACH
+def test_clustered(name: str) -> None:
+    clustering = lc.WeightClustering(16)
+    network, _ = fit(PROJECTS[name], clustering)
+    assert clustering.reached
+    parameters = dict(network.named_parameters())
+    counts = lc.report(network)
+    inside = sum(c.num_weights for c in counts.layers if parameters[c.name].unique().numel() <= 16)
+    assert inside > 0.9 * counts.weights.num_weights
+
+
+@EACH
+def test_quantized(name: str) -> None:
+    project = PROJECTS[name]
+    network, _ = fit(project, lc.QuantizationAwareTraining())
+    inputs = project.inputs()
+    simulation = lc.finalize(network, example_inputs=inputs)
+    with torch.no_grad():
+        call_model(simulation, inputs)
+
+
+@pytest.mark.parametrize("name", [name for name, project in PROJECTS.items() if project.teacher is not None])
+def test_distilled(name: str) -> None:
+    project = PROJECTS[name]
+    _, trainer = fit(project, wrap=lambda module: lc.DistillationModule(module, project.teacher()))
+    assert 0 < trainer.callback_metrics["train/kd"] < float("inf")
