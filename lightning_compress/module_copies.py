@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import copyreg
+import functools
 import types
 import weakref
 from collections import OrderedDict
@@ -32,12 +34,13 @@ _RUN_CLASSES = ("Trainer", "Fabric", "Strategy", "LightningDataModule", "Logger"
 def copy_module(module: AnyModule, memo: Memo | None = None) -> AnyModule:
     """Copy a module for a pass, a removal or an export that must leave the original unchanged.
 
-    Parameters, buffers, submodules, hooks and other attributes are deep copies; shared tensors stay shared. Tensors
-    with an autograd graph (features kept for logging, weights computed by hooks) are detached. Other objects are
-    referred to, not copied, if they belong to the run or to its data (Trainer, Fabric, loggers, data modules, data
-    loaders, datasets), or if they cannot be copied (locks, thread pools, open files, generators, and objects that
-    contain one). The copy of a LightningModule is not attached to a Trainer, and hooks of ``wandb.watch`` are left out,
-    since they would log its passes, or fail after the end of the run.
+    Parameters, buffers, submodules, hooks and other attributes are deep copies; shared tensors stay shared. Hooks and
+    other functions that refer to the module by a variable refer to the copy instead. Tensors with an autograd graph
+    (features kept for logging, weights computed by hooks) are detached. Other objects are referred to, not copied, if
+    they belong to the run or to its data (Trainer, Fabric, loggers, data modules, data loaders, datasets), or if they
+    cannot be copied (locks, thread pools, open files, generators, and objects that contain one). The copy of a
+    LightningModule is not attached to a Trainer, and hooks of ``wandb.watch`` are left out, since they would log its
+    passes, or fail after the end of the run.
 
     Args:
         module: The module.
@@ -67,6 +70,7 @@ def copy_module(module: AnyModule, memo: Memo | None = None) -> AnyModule:
             "method."
         ) from error
     copied = copy.deepcopy(module, memo)  # from the memo
+    _rebind_functions_(copied, memo)
     remove_forward_hooks_(copied, lambda hook: is_defined_in(hook, "wandb"))
     return copied
 
@@ -87,6 +91,37 @@ def is_defined_in(hook: Any, package: str) -> bool:
     True
     """
     return (getattr(hook, "__module__", None) or "").partition(".")[0] == package
+
+
+def _rebind_functions_(module: nn.Module, memo: Memo) -> None:
+    """Let hooks and functions among the attributes refer to what was copied, which deep copies of functions do not."""
+    for child in module.modules():
+        functions: list[dict[Any, Any]] = [child._forward_hooks, child._forward_pre_hooks, vars(child)]
+        for values in functions:
+            for key, value in values.items():
+                if type(value) in (types.FunctionType, functools.partial):
+                    values[key] = _rebound(value, memo, {})
+
+
+def _rebound(value: Any, memo: Memo, done: Memo) -> Any:
+    """Return a function with the variables of its closure, and its defaults, replaced by their copies."""
+    if type(value) is functools.partial:
+        func = _rebound(value.func, memo, done)
+        return value if func is value.func else functools.partial(func, *value.args, **value.keywords)
+    if type(value) is not types.FunctionType:
+        return memo.get(id(value), value)
+    if id(value) in done or not (value.__closure__ or value.__defaults__ or value.__kwdefaults__):
+        return done.get(id(value), value)
+    cells = tuple(types.CellType() for _ in value.__closure__ or ())
+    made = done[id(value)] = types.FunctionType(value.__code__, value.__globals__, value.__name__, closure=cells)
+    for cell, old in zip(cells, value.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # a variable that is not set yet
+            cell.cell_contents = _rebound(old.cell_contents, memo, done)
+    made.__defaults__ = tuple(_rebound(each, memo, done) for each in value.__defaults__ or ()) or None
+    made.__kwdefaults__ = {k: _rebound(each, memo, done) for k, each in (value.__kwdefaults__ or {}).items()}
+    vars(made).update(vars(value))
+    made.__qualname__, made.__module__ = value.__qualname__, value.__module__
+    return made
 
 
 def _fill_memo(module: nn.Module, memo: Memo) -> None:

@@ -386,3 +386,38 @@ def test_tensors_that_deepcopy_refuses_are_cloned() -> None:
     assert_separate(copied, module)
     assert torch.equal(copied.weighted, module.weighted)
     assert copied.weighted.data_ptr() != module.weighted.data_ptr()
+
+
+class Collecting(nn.Module):
+    """Computes with what hooks collect in it, and with a function that refers to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(8, 2)
+        self.seen: dict[str, torch.Tensor] = {}
+        seen = self.seen
+
+        def keep(name: str, output: torch.Tensor) -> None:
+            self.seen[name] = output
+
+        self.first.register_forward_hook(lambda module, args, output, name="a": keep(name, output))
+        self.first.register_forward_hook(partial(lambda key, module, args, output: seen.update({key: output}), "b"))
+        self.scale = lambda x: x * self.first.weight.sum()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.first(x)
+        return self.scale(self.last(torch.cat([self.seen["a"], self.seen["b"]], dim=1)))
+
+
+def test_functions_that_refer_to_the_module_refer_to_the_copy() -> None:
+    module, x = Collecting(), torch.randn(3, 4)
+    expected = module(x)
+    copied = copy_module(module)
+    kept = dict(module.seen)
+    torch.nn.init.zeros_(module.first.weight)
+    assert torch.equal(copied(x), expected)
+    assert all(module.seen[name] is kept[name] for name in kept)
+    again = copy_module(copied)
+    torch.nn.init.ones_(again.first.weight)
+    assert torch.equal(copied(x), expected)
+    assert not torch.equal(again(x), expected)

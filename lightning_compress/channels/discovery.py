@@ -39,7 +39,7 @@ def find_groups(
         channels.
 
     Raises:
-        ValueError: If the model cannot be copied or run, or returns no tensors, or if its hooks refer to it.
+        ValueError: If the model cannot be copied or run, or returns no tensors.
     """
     check = make_removal_check(model, args, dict(kwargs))
     layers = dict(_layers(check.model))

@@ -11,7 +11,6 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_compress.channels.groups import ChannelGroup, named_tensors
-from lightning_compress.channels.hooks import refuse_bound_hooks
 from lightning_compress.channels.label_tracing import plain_operators
 from lightning_compress.channels.model_trace import ModelTrace
 from lightning_compress.channels.remove import remove_
@@ -37,9 +36,6 @@ class RemovalCheck:
         kwargs: Keyword arguments of its forward.
         precision: Data type of weights and inputs.
 
-    Attributes:
-        has_computing_hooks: True if the output depends on forward hooks.
-
     Raises:
         Exception: Any exception of the model's forward.
     """
@@ -56,7 +52,7 @@ class RemovalCheck:
         # Observers and fake quantization do not change what depends on what.
         remove_forward_hooks_(self.model, lambda hook: is_defined_in(hook, "lightning_compress"))
         _randomize_(self.model)
-        self.has_computing_hooks = not self._remove_recording_hooks()
+        self._remove_recording_hooks()
         self.trace = ModelTrace(copy_module(self.model), self.args, self.kwargs)
 
     @property
@@ -106,18 +102,16 @@ class RemovalCheck:
         expected = self._outputs(twin)
         return self._are_close(outputs, expected)
 
-    def _remove_recording_hooks(self) -> bool:
+    def _remove_recording_hooks(self) -> None:
         """Remove the hooks if the model computes the same without: those of the user may compute, or only record."""
         bare = copy_module(self.model)
         remove_forward_hooks_(bare, lambda hook: True)
         try:
             without_hooks = self._outputs(bare)
         except Exception:
-            return False
-        if not self._are_close(without_hooks, self._outputs(self.model)):
-            return False
-        self.model = bare
-        return True
+            return
+        if self._are_close(without_hooks, self._outputs(self.model)):
+            self.model = bare
 
     def _outputs(self, model: nn.Module) -> list[Tensor]:
         # The random state is forked, so that a model that draws random numbers draws the same in each run.
@@ -147,8 +141,7 @@ def make_removal_check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     """Return a check in float64, or in float32 for a model that does not run in float64.
 
     Raises:
-        ValueError: If the model cannot be copied or run, returns no tensors, or has hooks that compute with another
-            model than a copy of it.
+        ValueError: If the model cannot be copied or run, or returns no tensors.
     """
     twin = copy_module(model)
     for precision in _TOLERANCES:
@@ -163,8 +156,6 @@ def make_removal_check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
             f"The model cannot be run on the example inputs ({type(reason).__name__}: {reason}): pass "
             "example_inputs that fit its forward."
         ) from reason
-    if check.has_computing_hooks:
-        refuse_bound_hooks(model)
     if not check.trace.num_outputs:
         raise ValueError("The output of the model contains no tensors: return a tensor, a tuple or a dict.")
     return check

@@ -38,6 +38,7 @@ def limit_pair_sums_(simulation: Simulation) -> bool:
         quantizer = node.action.weight if isinstance(node.action, FakeQuantizedCall) else None
         if (
             quantizer is None
+            or not quantizer.ready
             or node.arguments is None
             or node.call.function not in CHANNEL_AXIS
             or id(quantizer) in seen

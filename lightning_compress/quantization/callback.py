@@ -183,7 +183,8 @@ class QuantizationAwareTraining(CompressionCallback):
         now = progress(trainer, self.steps, in_step=False, in_batch=False)
         phase = self._phase_at(now)
         refs = list(quantizers_of(pl_module))
-        if phase[0] and not all(ref.quantizer.ready for ref in refs):
+        # Not for single ones that never see a value, such as those of experts without tokens.
+        if phase[0] and not any(ref.quantizer.ready for ref in refs):
             self._tracer(trainer).at_first_batch(pl_module, refs, batch, batch_idx, divisor=_BATCH_DIVISOR)
             self._update(trainer, refs)
         for model in (pl_module, *averaged_models(trainer)):

@@ -56,8 +56,8 @@ def lower(simulation: Simulation, backend: Backend) -> LoweredModel:
         backend: Target of the export.
 
     Raises:
-        ValueError: If there are no quantizers, or one has never observed a batch; for weights that integer kernels do
-            not support: affine ones, those with a scale per group of inputs, and NaN.
+        ValueError: If there are no quantizers, or none has observed a batch; for weights that integer kernels do not
+            support: affine ones, those with a scale per group of inputs, and NaN.
     """
     lowering = _Lowering(simulation, unsigned=backend.unsigned)
     model = copy_module(simulation.model)
@@ -236,7 +236,8 @@ class _Lowering:
             return {}
         quantizers: dict[str, Quantizer | None] = {f"input_{k}": action.operands[k] for k in sorted(action.operands)}
         quantizers |= {"inner": action.inner, "output": action.output}
-        return {role: self._as_qparams(node, role, q) for role, q in quantizers.items() if q is not None}
+        # What has never observed a batch (experts without tokens, calls of evaluation alone) stays in FP32.
+        return {role: self._as_qparams(node, role, q) for role, q in quantizers.items() if q is not None and q.ready}
 
     def _as_qparams(self, node: Node, role: str, quantizer: Quantizer) -> QParams:
         scale, zero_point = quantizer.qparams(self._model.get_submodule(node.module))
@@ -259,7 +260,8 @@ class _Lowering:
 
 def _weight_quantizer(node: Node) -> Quantizer | None:
     is_layer = node.call.function in CHANNEL_AXIS and isinstance(node.action, FakeQuantizedCall)
-    return node.action.weight if is_layer else None  # type: ignore[union-attr]
+    quantizer = node.action.weight if is_layer else None  # type: ignore[union-attr]
+    return quantizer if quantizer is not None and quantizer.ready else None
 
 
 def _bias_module(node: Node, maps: tuple[Node, ...]) -> str | None:
@@ -273,12 +275,12 @@ def _check(refs: Iterable[QuantizerRef]) -> None:
     refs = list(refs)
     if not refs:
         raise ValueError("The model has no quantizers: train it with QuantizationAwareTraining, or calibrate() it.")
+    if not any(ref.quantizer.ready for ref in refs):
+        raise ValueError(
+            f"The observer of {refs[0].name!r} has never observed a batch: train or calibrate before exporting."
+        )
     for ref in refs:
         spec, is_weight = ref.quantizer.spec, ref.quantizer.is_weight
-        if not ref.quantizer.ready:
-            raise ValueError(
-                f"The observer of {ref.name!r} has never observed a batch: train or calibrate before exporting."
-            )
         # A zero point of the weight would add a sum over the inputs to every output, which the kernels leave out.
         if is_weight and not spec.symmetric:
             raise ValueError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import lightning_compress as lc
 from tests.zoo.projects.project import Project
 
 
@@ -69,4 +70,6 @@ def data() -> DataLoader:
     return DataLoader(TensorDataset(images, images.flip(3), torch.zeros(16)), batch_size=8, drop_last=True)
 
 
-PROJECT = Project(BYOL, data, deployed="backbone", inputs=lambda: torch.randn(4, 3, 32, 32))
+PROJECT = Project(
+    BYOL, data, deployed="backbone", targets=lc.Targets(module="backbone"), inputs=lambda: torch.randn(4, 3, 32, 32)
+)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import lightning_compress as lc
 from tests.zoo.projects.project import Project
 
 
@@ -74,4 +75,10 @@ def data() -> DataLoader:
     return DataLoader(TensorDataset(torch.randn(16, 3, 32, 32)), batch_size=8)
 
 
-PROJECT = Project(DINO, data, deployed="student_backbone", inputs=lambda: torch.randn(4, 3, 32, 32))
+PROJECT = Project(
+    DINO,
+    data,
+    deployed="student_backbone",
+    targets=lc.Targets(module="student_backbone"),
+    inputs=lambda: torch.randn(4, 3, 32, 32),
+)

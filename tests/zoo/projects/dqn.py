@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+import lightning_compress as lc
 from tests.zoo.projects.project import Project
 
 OBSERVATIONS, ACTIONS = 4, 2
@@ -83,5 +84,10 @@ class DQNLightning(LightningModule):
 
 
 PROJECT = Project(
-    DQNLightning, lambda: None, deployed="net", inputs=lambda: torch.randn(4, OBSERVATIONS), teacher=lambda: DQN(128)
+    DQNLightning,
+    lambda: None,
+    deployed="net",
+    targets=lc.Targets(module="net"),
+    inputs=lambda: torch.randn(4, OBSERVATIONS),
+    options={"max_epochs": -1, "max_steps": 10},
 )

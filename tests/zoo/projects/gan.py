@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import lightning_compress as lc
 from tests.zoo.projects.project import Project
 
 LATENT = 16
@@ -58,6 +59,7 @@ class GAN(LightningModule):
         self.generator = Generator()
         self.discriminator = Discriminator()
         self.validation_z = torch.randn(8, LATENT)
+        self.example_input_array = torch.zeros(2, LATENT)
 
     def forward(self, z: Tensor) -> Tensor:
         return self.generator(z)
@@ -100,4 +102,6 @@ def data() -> DataLoader:
     return DataLoader(TensorDataset(torch.rand(32, 1, 8, 8)), batch_size=8)
 
 
-PROJECT = Project(GAN, data, deployed="generator", inputs=lambda: torch.randn(4, LATENT))
+PROJECT = Project(
+    GAN, data, deployed="generator", targets=lc.Targets(module="generator"), inputs=lambda: torch.randn(4, LATENT)
+)

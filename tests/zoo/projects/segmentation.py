@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+import lightning_compress as lc
 from tests.zoo.projects.project import Project
 
 
@@ -80,4 +81,5 @@ PROJECT = Project(
     deployed="model",
     inputs=lambda: torch.randn(2, 3, 32, 32),
     teacher=teacher,
+    losses={"kd": lc.LogitMSE()},
 )

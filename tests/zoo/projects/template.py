@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class LitModule(LightningModule):
 
 
 def make() -> LitModule:
-    return LitModule(SimpleDenseNet(), optimizer=lambda params: torch.optim.Adam(params, lr=1e-3))
+    return LitModule(SimpleDenseNet(), optimizer=functools.partial(torch.optim.Adam, lr=1e-3))
 
 
 def data() -> DataLoader:

@@ -66,4 +66,11 @@ def data() -> DataLoader:
     )
 
 
-PROJECT = Project(Forecaster, data, deployed="model", inputs=lambda: torch.randn(4, 16, 3), teacher=lambda: Seq2Seq(48))
+PROJECT = Project(
+    Forecaster,
+    data,
+    deployed="model",
+    inputs=lambda: torch.randn(4, 16, 3),
+    teacher=lambda: Seq2Seq(48),
+    refusals={"channels": "one of its channels is selected by its index"},
+)
