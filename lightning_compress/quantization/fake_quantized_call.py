@@ -37,6 +37,17 @@ class FakeQuantizedCall:
         else:
             setattr(self, role, quantizer)
 
+    @property
+    def activations(self) -> dict[str, Quantizer]:
+        """Quantizers of activations by role.
+
+        Those that have never observed a batch are left out, such as those of experts without tokens, or of calls in
+        evaluation alone: what they would quantize stays in FP32.
+        """
+        quantizers: dict[str, Quantizer | None] = {f"input_{k}": self.operands[k] for k in sorted(self.operands)}
+        quantizers |= {"inner": self.inner, "output": self.output}
+        return {role: quantizer for role, quantizer in quantizers.items() if quantizer is not None and quantizer.ready}
+
     def __call__(self, module: nn.Module, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Return the quantized result of the call on quantized arguments."""
         if self.operands:

@@ -25,7 +25,7 @@ from lightning_compress.quantization.insertion import QuantizerRef, quantizers_o
 from lightning_compress.quantization.lowered_calls import FoldedCall, LoweredCall, LoweredQuantizer
 from lightning_compress.quantization.placement import CLIPPING, PlacedCall, Placement, Role
 from lightning_compress.quantization.quantizer import Quantizer
-from lightning_compress.quantization.simulation import Simulation, simulate
+from lightning_compress.quantization.simulation import Simulation
 from lightning_compress.quantization.tracing import Node
 
 
@@ -73,19 +73,22 @@ def lower(simulation: Simulation, backend: Backend) -> LoweredModel:
 
 
 @torch.no_grad()
-def round_biases_(model: nn.Module, example_inputs: Any) -> None:
+def round_biases_(simulation: Simulation) -> bool:
     """Round the biases of a quantized model to multiples of the scales' product, the INT32 biases of an INT8 model.
 
     A bias that is added by several calls with different input scales stays.
 
     Args:
-        model: A model with quantizers, in eval mode and without ``torch.compile``.
-        example_inputs: Its inputs.
+        simulation: Run of the model.
+
+    Returns:
+        True if a bias has changed.
 
     Raises:
-        ValueError: As :func:`lower`, and if the model does not run on the example inputs.
+        ValueError: As :func:`lower`.
     """
-    lowering = _Lowering(simulate(model, example_inputs), unsigned=True)
+    model, changed = simulation.model, False
+    lowering = _Lowering(simulation, unsigned=True)
     rounded: dict[nn.Parameter, list[Tensor]] = {}
     for layer in lowering.layers.values():
         owner = None if layer.bias_module is None else model.get_submodule(layer.bias_module)
@@ -94,7 +97,10 @@ def round_biases_(model: nn.Module, example_inputs: Any) -> None:
             rounded.setdefault(bias, []).append(torch.zeros(()) if layer.bias_error is None else layer.bias_error)
     for bias, errors in rounded.items():
         if len(errors) == 1:
+            before = bias.clone()
             bias.copy_(bias.double() + errors[0].to(bias.device))
+            changed |= not torch.equal(bias, before)
+    return changed
 
 
 class _Lowering:
@@ -109,6 +115,7 @@ class _Lowering:
         self._model = simulation.model
         self._graph = simulation.graph
         self._unsigned = unsigned
+        self._live = self._graph.live_values
         # Targets are the layers with a weight quantizer. If only activations are quantized, the placement must have
         # taken all layers for targets.
         layers = [node for node in self._graph.nodes if node.call.function in CHANNEL_AXIS]
@@ -224,7 +231,8 @@ class _Lowering:
         # through a call that only moves values, its outputs are quantized again, to the same integers.
         if node.call.function in backend.not_propagated and (moved := self._input_qparams(node)) is not None:
             again = replace(moved, is_requantized=True, is_input=False)
-            lowered.activations += [again] * len(node.outputs)
+            # The part of a split that nothing reads is in no file.
+            lowered.activations += [again] * len(self._live.intersection(node.outputs))
             action.output = cast(Quantizer, LoweredQuantizer(again, backend))
             return action
         return action if self._qparams[node] else None
@@ -234,10 +242,7 @@ class _Lowering:
         action = node.action
         if not isinstance(action, FakeQuantizedCall):
             return {}
-        quantizers: dict[str, Quantizer | None] = {f"input_{k}": action.operands[k] for k in sorted(action.operands)}
-        quantizers |= {"inner": action.inner, "output": action.output}
-        # What has never observed a batch (experts without tokens, calls of evaluation alone) stays in FP32.
-        return {role: self._as_qparams(node, role, q) for role, q in quantizers.items() if q is not None and q.ready}
+        return {role: self._as_qparams(node, role, quantizer) for role, quantizer in action.activations.items()}
 
     def _as_qparams(self, node: Node, role: str, quantizer: Quantizer) -> QParams:
         scale, zero_point = quantizer.qparams(self._model.get_submodule(node.module))

@@ -11,7 +11,7 @@ from lightning_compress.quantization.affine_maps import is_foldable
 from lightning_compress.quantization.call_patcher import CallSite
 from lightning_compress.quantization.function_names import CHANNEL_AXIS
 from lightning_compress.quantization.tracing import Graph, Node
-from lightning_compress.quantization.value_roles import DATA_MOVEMENT, fp32_values, origin
+from lightning_compress.quantization.value_roles import fp32_values, moves_values, origin
 
 # Functions of several activations. Their kernels rescale each operand, so that every one needs a scale of its own.
 _MULTI_INPUT = {"add", "sub", "mul", "cat", "stack"}
@@ -163,7 +163,7 @@ class Placement:
             return Role.CONSTANT
         if node in self._folded:
             return Role.FOLDED
-        if node.call.function in DATA_MOVEMENT | _METADATA:
+        if moves_values(node) or node.call.function in _METADATA:
             return Role.MOVING
         return Role.INTEGER if self._is_integer(node) else Role.FP32
 

@@ -70,8 +70,7 @@ def _of_live_calls(graph: Graph, recorded: Sequence[tuple[str, Tensor]]) -> list
     for node in graph.nodes:
         action = node.action
         if isinstance(action, FakeQuantizedCall):
-            num_quantized = len(action.operands) + (action.inner is not None) + (action.output is not None)
-            own = list(islice(remaining, num_quantized))
+            own = list(islice(remaining, len(action.activations)))
             kept += own if id(node) in live else []
     return kept
 
@@ -118,7 +117,9 @@ def _actions_of(model: nn.Module) -> Iterator[tuple[str, FakeQuantizedCall]]:
 
 def _wrap_quantizers(action: FakeQuantizedCall, layer: str, recorded: list[tuple[str, Tensor]]) -> None:
     def wrap(quantizer: Any) -> Any:
-        return quantizer and _RecordingQuantizer(quantizer, f"{layer}.{quantizer.name}".lstrip("."), recorded)
+        if quantizer is None or not quantizer.ready:
+            return quantizer
+        return _RecordingQuantizer(quantizer, f"{layer}.{quantizer.name}".lstrip("."), recorded)
 
     action.operands = {k: wrap(quantizer) for k, quantizer in action.operands.items()}
     action.inner, action.output = wrap(action.inner), wrap(action.output)

@@ -135,11 +135,16 @@ class Graph:
             found.add(value)
         return found
 
+    @property
+    def live_values(self) -> set[int]:
+        """Values on which something that the model returned depends."""
+        if self.returned is None:
+            return {value for node in self.nodes for value in (*node.operands, *node.outputs)}
+        return self.ancestors(self.returned)
+
     def without_dead_calls(self) -> list[Node]:
         """Return the calls on which something that the model returned depends."""
-        if self.returned is None:
-            return self.nodes
-        live = self.ancestors(self.returned)
+        live = self.live_values
         return [node for node in self.nodes if not live.isdisjoint(node.outputs)]
 
     def users(self) -> dict[int, list[Node]]:

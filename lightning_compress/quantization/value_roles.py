@@ -25,6 +25,7 @@ _ROOTS = {"rsqrt", "sqrt", "reciprocal", "root"}
 _DIVISIONS = {"div", "truediv", "divide", "true_divide"}
 _ELEMENTWISE = {"add", "sub", "mul", "div", "truediv", "clamp", "clamp_min", "maximum"}
 _POWERS = {"pow", "square", "abs"}
+_NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1, "truediv": 1}
 
 
 def fp32_values(graph: Graph, users: Mapping[int, Sequence[Node]]) -> set[int]:
@@ -37,15 +38,24 @@ def fp32_values(graph: Graph, users: Mapping[int, Sequence[Node]]) -> set[int]:
     return _Roles(graph, users).find()
 
 
+def moves_values(node: Node) -> bool:
+    """Return True for a call that returns the values of its first operand, perhaps elsewhere."""
+    return node.call.function in DATA_MOVEMENT or _is_identity(node)
+
+
 def origin(graph: Graph, value: int) -> int:
     """Return the value from which another was moved without a change."""
-    while (
-        (producer := graph.producer.get(value)) is not None
-        and producer.call.function in DATA_MOVEMENT
-        and producer.operands
-    ):
+    while (producer := graph.producer.get(value)) is not None and moves_values(producer) and producer.operands:
         value = producer.operands[0]
     return value
+
+
+def _is_identity(node: Node) -> bool:
+    """Return True for a sum with the number 0, as of Python's ``sum``, or a product with 1; exporters remove them."""
+    if node.call.function not in _NEUTRAL or node.arguments is None or len(node.operands) != 1:
+        return False
+    args, kwargs = node.arguments
+    return len(args) == 2 and not kwargs and args[0] is None and args[1] == _NEUTRAL[node.call.function]
 
 
 class _Roles:
@@ -88,7 +98,7 @@ class _Roles:
         """Yield the calls that read a value, perhaps after it was moved."""
         for node in self.users.get(value, ()):
             yield node
-            if node.call.function in DATA_MOVEMENT:
+            if moves_values(node):
                 for output in node.outputs:
                     yield from self._readers(output)
 

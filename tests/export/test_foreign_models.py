@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lightning_compress as lc
+from lightning_compress.export.onnx import exporter
 from lightning_compress.export.onnx.runtime import run, session
 
 onnx = pytest.importorskip("onnx")
@@ -336,3 +337,110 @@ def test_equal_constants_of_several_blocks(tmp_path: Path) -> None:
     file = lc.export_onnx(lc.calibrate(Scaled().eval(), [x]), tmp_path / "model.onnx", x)
     assert file.parity is not None
     assert max(file.parity.steps.values()) <= 1
+
+
+class Experts(nn.Module):
+    """The third expert gets no tokens."""
+
+    def __init__(self, *, learned: bool) -> None:
+        super().__init__()
+        self.router, self.out = nn.Linear(8, 3), nn.Linear(8, 4)
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.router.bias.data = torch.tensor([9.0, 9.0, -99.0])
+        self.learned = learned
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen = self.router(x).argmax(1) if self.learned else (x[:, 0] > 0).long()
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            rows = (chosen == number).nonzero().squeeze(1)
+            out = out.index_add(0, rows, expert(x[rows]))
+        return self.out(out.relu())
+
+
+def test_experts_without_tokens(tmp_path: Path) -> None:
+    """Their quantizers never observe a batch: they stay in FP32, and the file is the simulation's."""
+    x = torch.randn(16, 8)
+    model = lc.calibrate(Experts(learned=False), [x])
+    file = lc.export_onnx(model, tmp_path / "model.onnx", x)
+    assert "experts.2.linear" in file.unquantized_ops
+    assert "experts.0.linear" not in file.unquantized_ops
+    (actual,) = run(session(file.path), ((x,), {}))
+    torch.testing.assert_close(actual, model(x), rtol=0.05, atol=0.05)
+
+
+def test_where_rounding_changes_shapes_there_is_no_comparison_of_activations(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(16, 8)
+    model = lc.calibrate(Experts(learned=True), [x])
+    with pytest.warns(UserWarning, match=r"could not be compared one by one \(.*Expand"):
+        file = lc.export_onnx(model, tmp_path / "model.onnx", x)
+    assert file.steps == {}
+
+
+def test_a_file_that_does_not_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x = nn.Linear(4, 2), torch.randn(3, 4)
+    written = lc.export_onnx(net, tmp_path / "first.onnx", x).path.read_bytes()
+    monkeypatch.setattr(exporter, "session", lambda path: session(written[: len(written) // 2]))
+    with pytest.raises(ValueError, match=r"ONNX Runtime cannot run the file of Linear \(.*\): write the operation in"):
+        lc.export_onnx(net, tmp_path / "model.onnx", x)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_excluded_layers_compute_in_fp32(tmp_path: Path) -> None:
+    """ONNX Runtime would quantize their weights by itself, with one scale for channels of any size."""
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU6(), nn.Conv2d(8, 4, 3)]
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 8), nn.Linear(8, 4))
+    with torch.no_grad():
+        for excluded in (net[2], net[6]):
+            excluded.weight[0] *= 100.0
+    x = torch.randn(4, 3, 8, 8)
+    model = lc.calibrate(net, [x], targets=lc.Targets(exclude=("2", "6")))
+    file = lc.export_onnx(model, tmp_path / "model.onnx", x)
+    assert file.integers.integer == {"conv": 2, "linear": 1}
+    (actual,) = run(session(file.path), ((x,), {}))
+    # With scales per tensor, 5 dB of the other channels were left.
+    noise = (actual - model(x)).square().sum()
+    assert 10 * torch.log10(model(x).square().sum() / noise) > 30
+    assert all(number == 0 for name, number in file.steps.items() if name.startswith(("3.", "6.")))
+
+
+def test_3d_convolutions_without_bias_before_a_norm(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv3d(2, 4, 3, bias=False), nn.InstanceNorm3d(4), nn.ReLU(), nn.Conv3d(4, 2, 3, bias=False))
+    x = torch.randn(2, 2, 8, 8, 8)
+    file = lc.export_onnx(lc.calibrate(net, [x]), tmp_path / "model.onnx", x)
+    assert file.integers.integer["conv"] == 2
+
+
+def test_sums_by_python_and_parts_that_nothing_reads(tmp_path: Path) -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = nn.ModuleList(nn.Conv1d(4, 4, 3, padding=1) for _ in range(3))
+            self.last = nn.Conv1d(4, 6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = sum(x + conv(F.relu(x)) for conv in self.convs) / 3
+            _, kept = self.last(x).split([2, 4], 1)
+            return kept + 1.0 * x
+
+    x = torch.randn(4, 4, 16)
+    model = lc.calibrate(Branches(), [x])
+    file = lc.export_onnx(model, tmp_path / "model.onnx", x)
+    assert file.integers.integer == {"conv": 4, "add": 6}
+    (actual,) = run(session(file.path), ((x,), {}))
+    torch.testing.assert_close(actual, model(x), rtol=0.05, atol=0.05)
+
+
+def test_biases_are_those_of_the_coarser_scales(tmp_path: Path) -> None:
+    """Where a sum of products has coarser steps than the activation, the rounding of a bias is more than 1 LSB."""
+    net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1))
+    with torch.no_grad():
+        net[0].weight.fill_(100.0)
+        net[0].bias.copy_(torch.tensor([0.37, 0.21, -0.4, 0.13]))
+    x = 1.0 + 1e-3 * torch.randn(8, 1, 4, 4)
+    with torch.no_grad():
+        net[0].bias -= 100.0
+    model = lc.calibrate(net, [x])
+    file = lc.export_onnx(model, tmp_path / "model.onnx", x)
+    assert max(file.steps.values()) <= 1

@@ -28,6 +28,18 @@ class Subject:
         settle_(self.network, self.inputs)
 
 
+def pink_noise(num: int, channels: int, *sizes: int) -> Tensor:
+    """Return images or volumes with as much contrast in each octave, as those of nature.
+
+    White noise averages out in the first layers, so that all that follows sees nothing but rounding.
+    """
+    noise = torch.zeros(num, channels, *sizes)
+    for octave in range(max(sizes).bit_length() - 1):
+        coarse = torch.randn(num, channels, *(max(1, size >> octave) for size in sizes))
+        noise += nn.functional.interpolate(coarse, size=sizes)
+    return noise / noise.std()
+
+
 def settle_(network: nn.Module, inputs: Any, *, passes: int = 3) -> None:
     """Give batch norms statistics of the inputs and shifts of one, in place, and switch to eval mode.
 

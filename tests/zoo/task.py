@@ -27,13 +27,14 @@ class Task(LightningModule):
         return torch.stack(losses).sum()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=1e-4)
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
 def fitted(subject: Subject, *callbacks: Callback, steps: int = 2) -> Task:
     """Return a copy of the network after a few steps of training with callbacks, each step on the whole batch."""
     task = Task(copy.deepcopy(subject.network)).train()
-    make_trainer(*callbacks, max_epochs=steps).fit(task, batches(subject))
+    # Clipped, so that a step moves no network by more than 0.001 in norm, whatever the scale of its outputs.
+    make_trainer(*callbacks, max_epochs=steps, gradient_clip_val=1.0).fit(task, batches(subject))
     return task
 
 

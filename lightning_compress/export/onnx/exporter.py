@@ -24,12 +24,13 @@ from lightning_compress.export.onnx.kernels import (
 )
 from lightning_compress.export.onnx.operators import OnnxBackend
 from lightning_compress.export.onnx.parity import Parity, check_parity
-from lightning_compress.export.onnx.runtime import latency, run, session
+from lightning_compress.export.onnx.runtime import latency, naming_failures, run, session
+from lightning_compress.export.onnx.simplification import simplify
 from lightning_compress.export.output_comparison import output_names, relative_difference, tensor_leaves
 from lightning_compress.export.requirements import require
 from lightning_compress.quantization.accumulator_range import limit_pair_sums_
 from lightning_compress.quantization.insertion import is_quantized
-from lightning_compress.quantization.lowering import LoweredModel
+from lightning_compress.quantization.lowering import LoweredModel, round_biases_
 from lightning_compress.quantization.simulation import Simulation
 from lightning_compress.targets import shorten
 
@@ -104,11 +105,11 @@ def export_onnx(
     backend = OnnxBackend(opset, unsigned=unsigned)
     inputs = as_arguments(with_two_samples(example_inputs) if dynamic_batch else example_inputs)
     given = simulation = run_copy(model, inputs)
-    if reduce_range and limit_pair_sums_(simulation):
+    if is_quantized(given.model) and _fit_to_integers_(given, reduce_range=reduce_range):
         simulation = given.again()
     lowered = lower_for(simulation, backend)
     parity, integers, unquantized_ops = None, None, tuple(lowered.unquantized_ops)
-    with atomic_write(path) as partial:
+    with atomic_write(path) as partial, naming_failures(type(model).__name__):
         dynamic = {"dynamic_batch": dynamic_batch, "dynamic_size": dynamic_size}
         _write(lowered.model, simulation, partial, backend, **dynamic)
         if is_quantized(model):
@@ -132,6 +133,13 @@ def export_onnx(
     )
 
 
+def _fit_to_integers_(simulation: Simulation, *, reduce_range: bool) -> bool:
+    """Change scales and biases of the model to those of the file, in place; return True if there is a change."""
+    is_limited = reduce_range and limit_pair_sums_(simulation)
+    # Another scale of the weights has other multiples.
+    return round_biases_(simulation) or is_limited
+
+
 def _write(model: nn.Module, simulation: Simulation, path: Path, backend: OnnxBackend, **dynamic: bool) -> None:
     def captured() -> ExportedProgram:
         return capture(model, simulation.inputs, **dynamic)
@@ -149,35 +157,12 @@ def _write(model: nn.Module, simulation: Simulation, path: Path, backend: OnnxBa
         )
         assert onnx_program is not None
         backend.dequantize_constants(program, onnx_program.model)
-        _simplify(onnx_program.model)
+        simplify(onnx_program.model)
     onnx_program.save(str(path), external_data=False)
     _clean(path)
     _check_opset(path, backend.opset)
     if dynamic["dynamic_size"]:
         _check_dynamic_size(path)
-
-
-def _simplify(model: Any) -> None:
-    """Fold constants and remove what is unused, in place.
-
-    Not by the exporter's own optimization: it merges equal nodes and constants, so that the quantized activations of
-    the file would no longer be those of the model, and ONNX Runtime rewrites weights for its precise kernels, which
-    fails for constants that two layers share.
-    """
-    import onnxscript.optimizer
-    from onnx_ir.passes import common
-
-    common.InlinePass()(model)
-    onnxscript.optimizer.fold_constants(model)
-    for each in (
-        common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
-        common.RemoveUnusedOpsetsPass(),
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.OutputFixPass(),
-        common.NameFixPass(),
-    ):
-        each(model)
 
 
 def _check_opset(path: Path, opset: int) -> None:

@@ -29,7 +29,7 @@ _FLOAT = {
     "MatMul": "matmul", "Add": "add", "Mul": "mul", "Concat": "concat",
 }  # fmt: skip
 # Operators that only move or convert values, or clip them to a range: they are not counted as kernels.
-_DATA_MOVEMENT = {
+DATA_MOVEMENT = {
     "QuantizeLinear", "DequantizeLinear", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Shape",
     "Constant", "ReorderInput", "ReorderOutput", "Cast", "Gather", "Slice", "Split", "Identity", "Clip", "Pad",
     "Expand", "MaxPool", "NhwcMaxPool",
@@ -128,7 +128,7 @@ def _count(graph: Any) -> KernelCounts:
     for node in _compute_nodes(graph):
         if node.op_type in _INTEGER:
             integer[_INTEGER[node.op_type]] += 1
-        elif node.op_type not in _DATA_MOVEMENT:
+        elif node.op_type not in DATA_MOVEMENT:
             floats[_FLOAT.get(node.op_type, node.op_type)] += 1
     return KernelCounts(dict(integer), dict(floats))
 

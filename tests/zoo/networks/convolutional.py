@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import timm
-import torch
 from torch import Tensor, nn
 from torchvision.models.googlenet import BasicConv2d, InceptionAux
 from torchvision.models.googlenet import Inception as InceptionBlock
 
-from tests.zoo.subject import Example
+from tests.zoo.subject import Example, pink_noise
 
 
 def images(size: int = 32, num: int = 8) -> Tensor:
-    return torch.randn(num, 3, size, size)
+    return pink_noise(num, 3, size, size)
 
 
 def resnet() -> Example:

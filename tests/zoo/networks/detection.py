@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.zoo.subject import Example
+from tests.zoo.subject import Example, pink_noise
 
 
 class ConvSiLU(nn.Sequential):
@@ -156,7 +156,7 @@ class WeightedPyramid(nn.Module):
 
 
 def images(size: int = 64, num: int = 4) -> Tensor:
-    return torch.randn(num, 3, size, size)
+    return pink_noise(num, 3, size, size)
 
 
 def yolo() -> Example:

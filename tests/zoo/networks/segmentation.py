@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from tests.zoo.subject import Example
+from tests.zoo.subject import Example, pink_noise
 
 SMP = {"encoder_weights": None, "encoder_depth": 3, "classes": 3}
 
 
 def images(size: int = 64) -> Tensor:
-    return torch.randn(2, 3, size, size)
+    return pink_noise(2, 3, size, size)
 
 
 def volumes(size: int = 16, channels: int = 1) -> Tensor:
-    return torch.randn(2, channels, size, size, size)
+    return pink_noise(2, channels, size, size, size)
 
 
 def unet() -> Example:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from tests.zoo.subject import Example
+from tests.zoo.subject import Example, pink_noise
 
 
 def clips() -> Tensor:
-    return torch.randn(2, 3, 8, 32, 32)
+    return pink_noise(2, 3, 8, 32, 32)
 
 
 def r3d() -> Example:

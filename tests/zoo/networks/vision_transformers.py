@@ -6,11 +6,11 @@ import timm
 import torch
 from torch import Tensor
 
-from tests.zoo.subject import Example
+from tests.zoo.subject import Example, pink_noise
 
 
 def images(size: int = 32, num: int = 8) -> Tensor:
-    return torch.randn(num, 3, size, size)
+    return pink_noise(num, 3, size, size)
 
 
 def vit() -> Example:

@@ -1,0 +1,87 @@
+"""Simplification of an exported graph, which leaves it to the file what is computed in integers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from lightning_compress.export.onnx.kernels import DATA_MOVEMENT
+
+# Layers that ONNX Runtime can compute in integers, and what it moves across quantizers behind them.
+_LAYERS = ("Conv", "ConvTranspose", "Gemm")
+_PASSED = {"Relu", *DATA_MOVEMENT} - {"QuantizeLinear", "DequantizeLinear"}
+
+
+def simplify(model: Any) -> None:
+    """Fold constants and remove what is unused, in place.
+
+    Not by the exporter's own optimization: it merges equal nodes and constants, so that the quantized activations of
+    the file would no longer be those of the model, and ONNX Runtime rewrites weights for its precise kernels, which
+    fails for constants that two layers share.
+
+    Args:
+        model: Model in the intermediate representation of ``onnx_ir``.
+    """
+    import onnxscript.optimizer
+    from onnx_ir.passes import common
+
+    common.InlinePass()(model)
+    onnxscript.optimizer.fold_constants(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    for node in list(model.graph):
+        if node.op_type in ("Conv", "ConvTranspose"):
+            _remove_zero_bias(node)
+        if node.op_type in _LAYERS:
+            _keep_in_fp32(model, node)
+    for each in (
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.OutputFixPass(),
+        common.NameFixPass(),
+    ):
+        each(model)
+
+
+def _remove_zero_bias(layer: Any) -> None:
+    """Remove the zeros that the exporter writes where there is no bias: in FP32 they forbid an integer kernel."""
+    bias = layer.inputs[2] if len(layer.inputs) > 2 else None
+    if bias is not None and bias.const_value is not None and not bias.const_value.numpy().any():
+        layer.replace_input_with(2, None)
+
+
+def _keep_in_fp32(model: Any, layer: Any) -> None:
+    """Let a layer with an FP32 weight compute in FP32 between quantized activations.
+
+    ONNX Runtime would quantize the weight by itself, with one scale for the whole tensor, if the layer's only readers
+    quantize its output. The maximum with the lowest number changes nothing, and is one that it does not see through.
+    """
+    import onnx_ir as ir
+
+    weight = layer.inputs[1]
+    if weight.const_value is None:
+        return
+    for value in [*_ends(layer)]:
+        lowest = ir.tensor(np.array(np.finfo(weight.const_value.numpy().dtype).min))
+        name = f"{value.name}_lowest"
+        constant = ir.Value(name=name, const_value=lowest, shape=ir.Shape(()), type=ir.TensorType(lowest.dtype))
+        model.graph.register_initializer(constant)
+        maximum = ir.node("Max", [value, constant])
+        maximum.outputs[0].type, maximum.outputs[0].shape = value.type, value.shape
+        model.graph.insert_after(value.producer(), maximum)
+        for reader, index in [*value.uses()]:
+            if reader is not maximum:
+                reader.replace_input_with(index, maximum.outputs[0])
+
+
+def _ends(layer: Any) -> Iterator[Any]:
+    """Yield the values behind a layer that are quantized, perhaps after a clip or a move."""
+    pending = [layer.outputs[0]]
+    while pending:
+        value = pending.pop()
+        readers = [reader for reader, _ in value.uses()]
+        if any(reader.op_type == "QuantizeLinear" for reader in readers):
+            yield value
+        pending += [output for reader in readers if reader.op_type in _PASSED for output in reader.outputs]
