@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_compress.clustering.codebook_spec import CodebookSpec, point_masses
 from lightning_compress.clustering.layout import Layout
 from lightning_compress.clustering.soft_weights import SoftClusters
-from lightning_compress.constraints.batches import stack
+from lightning_compress.constraints.batches import stack, stack_weights
 from lightning_compress.constraints.codebook import Assignment, CodebookConstraint
 from lightning_compress.constraints.finite import check_finite
 from lightning_compress.constraints.gradient_accumulator import GradientAccumulator
@@ -100,8 +100,9 @@ class Clusterer:
         return found
 
     def _check_finite(self) -> None:
-        layers = [layer for i, layer in enumerate(self.constraint.layers) if i not in self.constraint.frozen]
-        check_finite(layers, [layer.weight for layer in layers], quantity="weights", purpose="clustered")
+        layers, batches = self.constraint.layers, list(self.constraint.trained_batches())
+        stacks = (stack_weights([layers[i] for i in batch]) for batch in batches)
+        check_finite(layers, batches, stacks, quantity="weights", purpose="clustered")
 
     def _batches(
         self, zeros: Sequence[Tensor | None], initial_centers: Mapping[str, Tensor] = MappingProxyType({})
@@ -110,14 +111,14 @@ class Clusterer:
         layers = self.constraint.layers
         sums = {} if self.accumulator is None else self.accumulator.sums
         for members in self.constraint.trained_batches():
-            weight = stack([layers[i].weight for i in members])
+            weight = stack_weights([layers[i] for i in members])
             masks = _zero_masks(weight, [zeros[i] for i in members])
             pins_zero = masks.flatten(1).any(dim=1).tolist()
             alike: dict[Hashable, list[int]] = {}
             for j, i in enumerate(members):
                 name, assignment = layers[i].name, self.constraint.assignments[i]
                 before = None if assignment is None else (assignment.pins_zero, assignment.num_clusters)
-                kind = (self.specs[i], pins_zero[j], before, name in initial_centers, name in sums)
+                kind = (id(self.specs[i]), pins_zero[j], before, name in initial_centers, name in sums)
                 alike.setdefault(kind, []).append(j)
             for rows in alike.values():
                 indices = [members[j] for j in rows]

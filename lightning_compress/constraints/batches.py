@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.layer import Layer, local_shards
 
 _MAX_SMALL = 2**10  # weights of a small layer: calls take longer than the work on fewer
 _MAX_BATCH = 2**18  # weights in a batch, which bounds the memory of a copy
@@ -24,9 +24,7 @@ def make_batches(layers: Sequence[Layer]) -> list[list[int]]:
     """
     alike: dict[Hashable, list[int]] = {}
     for i, layer in enumerate(layers):
-        weight, size = layer.parameter, layer.shape.numel()
-        kind = (layer.shape, weight.dtype, weight.device, layer.input_dim)
-        alike.setdefault(kind if size <= _MAX_SMALL else i, []).append(i)
+        alike.setdefault(i if layer.num_weights > _MAX_SMALL else layer.kind, []).append(i)
     return [
         members[start : start + _batch_size(layers[members[0]])]
         for members in alike.values()
@@ -35,12 +33,17 @@ def make_batches(layers: Sequence[Layer]) -> list[list[int]]:
 
 
 def _batch_size(layer: Layer) -> int:
-    return max(1, _MAX_BATCH // max(1, layer.shape.numel()))
+    return max(1, _MAX_BATCH // max(1, layer.num_weights))
 
 
 def stack(tensors: Sequence[Tensor]) -> Tensor:
     """Return a stack of the tensors of a batch, of shape (tensors, ...); of a single tensor a view."""
     return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
+
+
+def stack_weights(layers: Sequence[Layer]) -> Tensor:
+    """Return a stack of this rank's shards of the weights of a batch, detached; of a single layer a view."""
+    return stack(local_shards([layer.parameter for layer in layers])).detach()
 
 
 def unstack_(tensors: Sequence[Tensor], stacked: Tensor) -> None:

@@ -44,7 +44,7 @@ class Assignment:
         """
         if len(parts) == 1:
             return parts[0]
-        sizes = [len(part.index) for part in parts]
+        sizes = [part.index.numel() for part in parts]
         device = parts[0].index.device
         ends = torch.tensor([part.num_clusters for part in parts], dtype=torch.int32).cumsum(0, dtype=torch.int32)
         starts = torch.cat([ends.new_zeros(1), ends[:-1]])
@@ -155,7 +155,7 @@ class CodebookConstraint(Constraint):
         self._joint = {}
         for i, assignment in zip(batch, assignments, strict=True):
             self.assignments[i] = assignment
-        weights = [self.layers[i].weight for i in batch]
+        weights = [self._parameters[i] for i in batch]
         stacked = stack(weights)
         Assignment.join(assignments).write_(stacked, values.flatten())
         unstack_(weights, stacked)

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_compress.constraints.batches import stack, unstack_
+from lightning_compress.constraints.batches import stack, stack_weights, unstack_
 from lightning_compress.constraints.constraint import Constraint
-from lightning_compress.constraints.layer import Layer, local_shard
+from lightning_compress.constraints.layer import Layer, local_shard, local_shards
 from lightning_compress.functional.masks import pack_bits, unpack_bits
 
 
@@ -79,7 +79,7 @@ class MaskConstraint(Constraint):
     def is_satisfied(self) -> bool:
         """Return True if all masked weights on this rank are zero."""
         return self.is_dense or not any(
-            bool(stack([self.layers[i].weight for i in batch])[self._zeros_of(batch)].any())
+            bool(stack_weights([self.layers[i] for i in batch])[self._zeros_of(batch)].any())
             for batch in self.trained_batches()
         )
 
@@ -109,7 +109,7 @@ class MaskConstraint(Constraint):
             return
         # On a CPU a fill is as fast as a product, and it also clears NaN and writes no -0.0.
         for batch in self._batches_of(tensors):
-            shards = [local_shard(tensors[i]) for i in batch]
+            shards = local_shards([tensors[i] for i in batch])
             stacked = stack(shards)
             stacked.masked_fill_(self._zeros_of(batch), 0.0)
             unstack_(shards, stacked)

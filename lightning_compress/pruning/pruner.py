@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_compress.constraints.batches import stack
+from lightning_compress.constraints.batches import stack, stack_weights
 from lightning_compress.constraints.finite import check_finite
 from lightning_compress.constraints.gradient_accumulator import GradientAccumulator
 from lightning_compress.constraints.layer import Layer
@@ -87,7 +87,8 @@ class Pruner(ABC, Generic[G]):
         Raises:
             ValueError: If a weight or an accumulated score is not finite.
         """
-        self._check_finite()
+        self._check_weights()
+        self._check_scores()
         sparsities = [sparsity(group.sparsity) for group in self.ranking_groups]
         if drop_and_grow is not None:
             self._drop_and_grow(sparsities, drop_and_grow, gradients or {}, step)
@@ -107,22 +108,23 @@ class Pruner(ABC, Generic[G]):
             self.constraint.project_copy_(probe.model)
             with torch.enable_grad():
                 scores = score.score_weights(probe, names)
-            check_finite(self.constraint.layers, scores, quantity=f"{type(score).__name__} scores", purpose="ranked")
             self._scores_of_probe = dict(zip(names, scores, strict=True))
+            self._check_scores()
             fraction = number / score.rounds
             self._prune([_interpolate(*ends, fraction) for ends in zip(before, sparsities, strict=True)], step)
         self._scores_of_probe = {}
 
-    def _trained_layers(self) -> list[Layer]:
-        frozen = self.constraint.frozen
-        return [layer for i, layer in enumerate(self.constraint.layers) if i not in frozen]
+    def _check_weights(self) -> None:
+        layers, batches = self.constraint.layers, list(self.constraint.trained_batches())
+        stacks = (stack_weights([layers[i] for i in batch]) for batch in batches)
+        check_finite(layers, batches, stacks, quantity="weights", purpose="ranked")
 
-    def _check_finite(self) -> None:
-        layers, sums = self._trained_layers(), self.accumulated_scores
-        check_finite(layers, [layer.weight for layer in layers], quantity="weights", purpose="ranked")
-        scored = [layer for layer in layers if layer.name in sums]
-        quantity = f"{type(self.score).__name__} scores"
-        check_finite(scored, [sums[layer.name] for layer in scored], quantity=quantity, purpose="ranked")
+    def _check_scores(self) -> None:
+        layers, sums = self.constraint.layers, self.accumulated_scores
+        scored = ([i for i in batch if layers[i].name in sums] for batch in self.constraint.trained_batches())
+        batches = [batch for batch in scored if batch]
+        stacks = (stack([sums[layers[i].name] for i in batch]) for batch in batches)
+        check_finite(layers, batches, stacks, quantity=f"{type(self.score).__name__} scores", purpose="ranked")
 
     @abstractmethod
     def _prune(self, sparsities: Sequence[float], step: int) -> None:
@@ -195,7 +197,7 @@ class WeightPruner(Pruner[RankingGroup]):
         still -= self.constraint.frozen
         if still:
             # They take part in a rise of the sparsity, but not in what is dropped and grown.
-            self._prune_by(num_pruned, lambda batch: stack([layer.weight for layer in batch]).abs().float())
+            self._prune_by(num_pruned, lambda batch: stack_weights(batch).abs().float())
         masked = self.constraint.zeros
 
         def magnitude(i: int) -> Tensor:
@@ -248,7 +250,7 @@ class WeightPruner(Pruner[RankingGroup]):
 
     def _size(self, group: RankingGroup) -> int:
         """Return the number of weights of a group that may change."""
-        return sum(self.constraint.layers[i].shape.numel() for i in self._trained(group))
+        return sum(self.constraint.layers[i].num_weights for i in self._trained(group))
 
     def _num_pruned(self, sparsities: Sequence[float]) -> list[int]:
         groups = zip(self.ranking_groups, sparsities, strict=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_compress.constraints.batches import stack
+from lightning_compress.constraints.batches import stack, stack_weights
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.functional.importance import lamp_normalize, lamp_scores, uniform_noise
 from lightning_compress.pruning.ranked_channel_group import RankedChannelGroup
@@ -96,7 +96,7 @@ class Magnitude(Score):
     def batch_importance(
         self, layers: Sequence[Layer], accumulated_scores: Mapping[str, Tensor], step: int
     ) -> Tensor:
-        return self._powers(stack([layer.weight for layer in layers]))
+        return self._powers(stack_weights(layers))
 
     def _powers(self, weight: Tensor) -> Tensor:
         # float32 before the square, which underflows in float16.
