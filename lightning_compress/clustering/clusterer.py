@@ -145,12 +145,14 @@ class Clusterer:
         names = [self.constraint.layers[i].name for i in batch.indices]
         if names[0] in given:
             return stack([given[name].flatten() for name in names])
-        assignments = self._assignments(batch)
+        assignment = self.constraint.assignments[batch.indices[0]]
         pins_zero = batch.zeros is not None
-        if not assignments or assignments[0].pins_zero != pins_zero:
+        if assignment is None or assignment.pins_zero != pins_zero:
             return None
         # Means over all members: a cluster with free members only would otherwise have none, and be lost.
-        joint = Assignment.join([Assignment(assignment.index, assignment.num_clusters) for assignment in assignments])
+        joint = self.constraint.joint(batch.indices)
+        if joint.free is not None:
+            joint = Assignment(joint.index, joint.num_clusters)
         return joint.means(batch.weight).view(len(names), -1)[:, int(pins_zero) :]
 
     def _assignments(self, batch: _Batch) -> list[Assignment]:
@@ -180,7 +182,8 @@ class Clusterer:
         smaller, equal = scores < largest, scores == largest
         rank = equal.cumsum(dim=1) + smaller.sum(dim=1, keepdim=True)
         free = (smaller | (equal & (rank <= num_free))) & (num_free > 0)
-        return [row if some else None for row, some in zip(free.unbind(), (num_free > 0).flatten().tolist())]
+        has_free = (num_free > 0).flatten().tolist()
+        return [row if some else None for row, some in zip(free.unbind(), has_free, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -242,4 +245,3 @@ def _variances(layout: Layout, weight: Tensor, centers: Tensor, masses: Tensor |
 
 def _squared_gradient(weight: Tensor, gradient: Tensor) -> Tensor:
     return gradient.square()
-

@@ -11,6 +11,7 @@ from lightning_compress.constraints.layer import Layer, local_shards
 
 _MAX_SMALL = 2**10  # weights of a small layer: calls take longer than the work on fewer
 _MAX_BATCH = 2**18  # weights in a batch, which bounds the memory of a copy
+_MAX_KEPT = 32  # buffers for batches of different shapes and dtypes
 
 
 def make_batches(layers: Sequence[Layer]) -> list[list[int]]:
@@ -46,7 +47,37 @@ def stack_weights(layers: Sequence[Layer]) -> Tensor:
     return stack(local_shards([layer.parameter for layer in layers])).detach()
 
 
-def unstack_(tensors: Sequence[Tensor], stacked: Tensor) -> None:
-    """Write a stack that was changed in place back into the tensors of :func:`stack`."""
-    if len(tensors) > 1:
-        torch._foreach_copy_(list(tensors), list(stacked.unbind()))
+class Buffers:
+    """Stacks in memory that is used again, so that no step makes a view of each layer.
+
+    >>> tensors, buffers = [torch.zeros(2), torch.ones(2)], Buffers()
+    >>> buffers.unstack_(tensors, buffers.stack(tensors).mul_(3))
+    >>> tensors
+    [tensor([0., 0.]), tensor([3., 3.])]
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, tuple[Tensor, tuple[Tensor, ...]]] = {}
+
+    def stack(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return a stack of the tensors of a batch, valid until the next one; of a single tensor a view."""
+        if len(tensors) == 1 or len({tensor.dtype for tensor in tensors}) > 1:
+            return stack(tensors)
+        key = _key(tensors)
+        if key not in self._kept:
+            if len(self._kept) == _MAX_KEPT:
+                self._kept.clear()
+            buffer = torch.empty(len(tensors), *tensors[0].shape, dtype=tensors[0].dtype, device=tensors[0].device)
+            self._kept[key] = buffer, buffer.unbind()
+        return torch.stack(list(tensors), out=self._kept[key][0])
+
+    def unstack_(self, tensors: Sequence[Tensor], stacked: Tensor) -> None:
+        """Write a result of :meth:`stack` that was changed in place back into the tensors."""
+        if len(tensors) == 1:
+            return
+        buffer, views = self._kept.get(_key(tensors), (None, ()))
+        torch._foreach_copy_(list(tensors), list(views if buffer is stacked else stacked.unbind()))
+
+
+def _key(tensors: Sequence[Tensor]) -> Hashable:
+    return len(tensors), tensors[0].shape, tensors[0].dtype, tensors[0].device

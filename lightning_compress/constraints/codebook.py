@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_compress.constraints.batches import stack, unstack_
+from lightning_compress.constraints.batches import stack
 from lightning_compress.constraints.constraint import Constraint
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.functional.masks import pack_bits, unpack_bits
@@ -152,13 +152,14 @@ class CodebookConstraint(Constraint):
             assignments: Assignment of each.
             values: Centroids of all clusters, layer by layer.
         """
-        self._joint = {}
+        replaced = set(batch)
+        self._joint = {i: kept for i, kept in self._joint.items() if replaced.isdisjoint(kept[0])}
         for i, assignment in zip(batch, assignments, strict=True):
             self.assignments[i] = assignment
         weights = [self._parameters[i] for i in batch]
-        stacked = stack(weights)
-        Assignment.join(assignments).write_(stacked, values.flatten())
-        unstack_(weights, stacked)
+        stacked = self._buffers.stack(weights)
+        self.joint(batch).write_(stacked, values.flatten())
+        self._buffers.unstack_(weights, stacked)
 
     @torch.no_grad()
     def project_weights_(self) -> None:
@@ -176,10 +177,17 @@ class CodebookConstraint(Constraint):
     @torch.no_grad()
     def sum_gradients_(self) -> None:
         """Replace the mean gradient of each cluster by the sum over its members, in place."""
-        gradients = {
-            i: p.grad for i, p in enumerate(self._parameters) if p.grad is not None and i not in self.frozen
-        }
+        gradients = {i: p.grad for i, p in enumerate(self._parameters) if p.grad is not None and i not in self.frozen}
         self._write_(gradients, lambda assignment, gradient: assignment.means(gradient) * assignment.counts)
+
+    def joint(self, members: Sequence[int]) -> Assignment:
+        """Return one assignment of the weights of some layers, all of which have an assignment."""
+        kept = self._joint.get(members[0])
+        if kept is None or kept[0] != members:
+            assignments = [assignment for i in members if (assignment := self.assignments[i]) is not None]
+            kept = list(members), Assignment.join(assignments)
+            self._joint[members[0]] = kept
+        return kept[1]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the assignments by parameter name; layers without one are left out."""
@@ -227,20 +235,16 @@ class CodebookConstraint(Constraint):
         """Write the values of clusters, computed from an assignment and a stack of tensors, into their members."""
         for batch, joint in self._assigned_batches(tensors):
             members = [tensors[i] for i in batch]
-            stacked = stack(members)
+            stacked = self._buffers.stack(members)
             joint.write_(stacked, values(joint, stacked))
-            unstack_(members, stacked)
+            self._buffers.unstack_(members, stacked)
 
     def _assigned_batches(self, tensors: Mapping[int, Tensor]) -> Iterator[tuple[list[int], Assignment]]:
         """Yield batches of the layers with a tensor and an assignment, and the joint assignment of each."""
         for batch in self._batches_of(tensors):
             members = [i for i in batch if self.assignments[i] is not None]
-            if not members:
-                continue
-            if self._joint.get(members[0], ([], None))[0] != members:
-                assignments = [assignment for i in members if (assignment := self.assignments[i]) is not None]
-                self._joint[members[0]] = members, Assignment.join(assignments)
-            yield self._joint[members[0]]
+            if members:
+                yield members, self.joint(members)
 
 
 def _index_dtype(num_clusters: int) -> torch.dtype:

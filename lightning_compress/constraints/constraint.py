@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.constraints.batches import make_batches
+from lightning_compress.constraints.batches import Buffers, make_batches
 from lightning_compress.constraints.layer import Layer
 
 
@@ -32,6 +32,7 @@ class Constraint(ABC):
         self.layers = list(layers)
         self.frozen: frozenset[int] = frozenset()
         self.batches = make_batches(self.layers)
+        self._buffers = Buffers()
         self._parameters = [layer.parameter for layer in self.layers]
 
     def project_weights_(self) -> None:

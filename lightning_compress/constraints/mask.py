@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_compress.constraints.batches import stack, stack_weights, unstack_
+from lightning_compress.constraints.batches import stack, stack_weights
 from lightning_compress.constraints.constraint import Constraint
-from lightning_compress.constraints.layer import Layer, local_shard, local_shards
+from lightning_compress.constraints.layer import Layer, local_shards
 from lightning_compress.functional.masks import pack_bits, unpack_bits
 
 
@@ -102,17 +102,17 @@ class MaskConstraint(Constraint):
             return
         if next(iter(tensors.values())).is_cuda:
             # Launches dominate on a GPU: two fused kernels for all tensors. The sum turns -0.0 into 0.0.
-            shards = [local_shard(tensor) for tensor in tensors.values()]
+            shards = list(local_shards(list(tensors.values())))
             factors = self._factors_of(shards[0].dtype)
             torch._foreach_mul_(shards, [factors[i] for i in tensors])
             torch._foreach_add_(shards, 0.0)
             return
         # On a CPU a fill is as fast as a product, and it also clears NaN and writes no -0.0.
         for batch in self._batches_of(tensors):
-            shards = local_shards([tensors[i] for i in batch])
-            stacked = stack(shards)
+            shards = list(local_shards([tensors[i] for i in batch]))
+            stacked = self._buffers.stack(shards)
             stacked.masked_fill_(self._zeros_of(batch), 0.0)
-            unstack_(shards, stacked)
+            self._buffers.unstack_(shards, stacked)
 
     def _factors_of(self, dtype: torch.dtype) -> list[Tensor]:
         if dtype not in self._factors:

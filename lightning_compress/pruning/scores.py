@@ -34,9 +34,7 @@ class Score(ABC):
             float32 or float64 of the shape of the local weight, in memory of its own.
         """
 
-    def batch_importance(
-        self, layers: Sequence[Layer], accumulated_scores: Mapping[str, Tensor], step: int
-    ) -> Tensor:
+    def batch_importance(self, layers: Sequence[Layer], accumulated_scores: Mapping[str, Tensor], step: int) -> Tensor:
         """Return the scores of the weights of layers of equal shape, a stack of (layers, ...).
 
         Args:
@@ -93,9 +91,7 @@ class Magnitude(Score):
         return self._powers(layer.weight)
 
     @override
-    def batch_importance(
-        self, layers: Sequence[Layer], accumulated_scores: Mapping[str, Tensor], step: int
-    ) -> Tensor:
+    def batch_importance(self, layers: Sequence[Layer], accumulated_scores: Mapping[str, Tensor], step: int) -> Tensor:
         return self._powers(stack_weights(layers))
 
     def _powers(self, weight: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_compress.clustering.clusterer import Clusterer
 from lightning_compress.clustering.codebook_spec import CodebookSpec
 from lightning_compress.constraints import batches
-from lightning_compress.constraints.batches import make_batches, stack, unstack_
+from lightning_compress.constraints.batches import Buffers, make_batches
 from lightning_compress.constraints.codebook import CodebookConstraint
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
@@ -50,11 +50,30 @@ def test_dtypes_and_large_layers_are_apart(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_stack_is_written_back(number: int) -> None:
+    buffers = Buffers()
     tensors = [torch.full((2, 3), float(i)).t().contiguous().t() for i in range(number)]
-    stacked = stack(tensors)
-    stacked += 1
-    unstack_(tensors, stacked)
-    assert [tensor.unique().tolist() for tensor in tensors] == [[i + 1.0] for i in range(number)]
+    for _ in range(2):
+        stacked = buffers.stack(tensors)
+        stacked += 1
+        buffers.unstack_(tensors, stacked)
+    assert [tensor.unique().tolist() for tensor in tensors] == [[i + 2.0] for i in range(number)]
+
+
+def test_no_dtype_loses_precision_in_a_stack() -> None:
+    buffers = Buffers()
+    half, full = torch.ones(2, dtype=torch.bfloat16), torch.tensor([1.0, 1.0 + 2**-20])
+    for tensors in ([half, full], [full, half]):
+        stacked = buffers.stack(tensors)
+        assert stacked.dtype == torch.float32
+        buffers.unstack_(tensors, stacked)
+    assert full.tolist() == [1.0, 1.0 + 2**-20]
+
+
+def test_buffers_are_bounded() -> None:
+    buffers = Buffers()
+    for size in range(1, 100):
+        assert torch.equal(buffers.stack([torch.ones(size), torch.zeros(size)]).sum(dim=1), torch.tensor([size, 0.0]))
+    assert len(buffers._kept) <= batches._MAX_KEPT
 
 
 def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
@@ -168,7 +187,8 @@ def test_optimizer_state_and_copies_do_not_depend_on_batches(size: int) -> None:
     for layer in layers[1:]:  # the first has no state
         layer.parameter.grad = torch.ones(layer.shape)
     optimizer.step()
-    masks = [torch.rand(layer.shape, generator=torch.Generator().manual_seed(i)) < 0.5 for i, layer in enumerate(layers)]
+    generator = torch.Generator().manual_seed(0)
+    masks = [torch.rand(layer.shape, generator=generator) < 0.5 for layer in layers]
     constraint.replace(masks)
     constraint.project_state_(optimizer)
     for layer, mask in zip(layers[1:], masks[1:], strict=True):
