@@ -12,10 +12,10 @@ from torch import Tensor
 from lightning_compress.clustering.codebook_spec import CodebookSpec, point_masses
 from lightning_compress.clustering.layout import Layout
 from lightning_compress.clustering.soft_weights import SoftClusters
-from lightning_compress.constraints.batches import stack, stack_weights
 from lightning_compress.constraints.codebook import Assignment, CodebookConstraint
 from lightning_compress.constraints.finite import check_finite
 from lightning_compress.constraints.gradient_accumulator import GradientAccumulator
+from lightning_compress.constraints.layer_batches import stack, stack_weights
 
 # Squared distances of weights below 1e7, divided by a thousandth of it, are finite in float32.
 _MIN_VARIANCE = 1e-20

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_compress.constraints.batches import stack
 from lightning_compress.constraints.constraint import Constraint
 from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.layer_batches import stack
 from lightning_compress.functional.masks import pack_bits, unpack_bits
 
 

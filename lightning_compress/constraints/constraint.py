@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.constraints.batches import Buffers, make_batches
 from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.layer_batches import Buffers, make_batches
 
 
 class Constraint(ABC):

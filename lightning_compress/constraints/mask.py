@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_compress.constraints.batches import stack, stack_weights
 from lightning_compress.constraints.constraint import Constraint
 from lightning_compress.constraints.layer import Layer, local_shards
+from lightning_compress.constraints.layer_batches import stack, stack_weights
 from lightning_compress.functional.masks import pack_bits, unpack_bits
 
 

@@ -12,8 +12,8 @@ from typing import Literal
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_compress.constraints.batches import make_batches
 from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.layer_batches import make_batches
 from lightning_compress.functional.masks import keep_n_of_m
 from lightning_compress.functional.select import keep_highest
 from lightning_compress.targets import shorten

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_compress.constraints.batches import stack, stack_weights
 from lightning_compress.constraints.finite import check_finite
 from lightning_compress.constraints.gradient_accumulator import GradientAccumulator
 from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.layer_batches import stack, stack_weights
 from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.pruning.growth import Growth
 from lightning_compress.pruning.patterns import BatchScore, WeightPattern

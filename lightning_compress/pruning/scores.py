@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_compress.constraints.batches import stack, stack_weights
 from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.layer_batches import stack, stack_weights
 from lightning_compress.functional.importance import lamp_normalize, lamp_scores, uniform_noise
 from lightning_compress.pruning.ranked_channel_group import RankedChannelGroup
 

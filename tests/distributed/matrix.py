@@ -1,7 +1,7 @@
 """Resume equals an uninterrupted run: techniques, precisions, numbers of processes and stops, as a table.
 
-Each cell makes a run of ten steps, resumes it after steps 3, 5 and 8, and compares the last checkpoints to the last bit:
-weights, optimizers, schedulers, gradient scaler and states of the techniques. All of it takes about ten minutes::
+Each cell makes a run of ten steps, resumes it after steps 3, 5 and 8, and compares the last checkpoints bit by bit:
+weights, optimizers, schedulers, gradient scaler and states of the techniques. All of it takes some minutes::
 
     python -m tests.distributed.matrix
     python -m tests.distributed.matrix --cases cubic dkm --precisions 32 16-mixed --places one ddp
@@ -34,7 +34,8 @@ STOPS = (3, 5, 8)
 PRECISIONS = ("32", "bf16-mixed", "16-mixed")
 PLACES = ("one", "ddp", "fsdp2")
 CASES = (
-    "cubic", "two_of_four", "rigl", "channels", "cluster", "dkm", "qat", "prune_and_cluster", "prune_and_cluster_and_qat",
+    "cubic", "two_of_four", "rigl", "channels", "cluster", "dkm", "qat",
+    "prune_and_cluster", "prune_and_cluster_and_qat",
 )  # fmt: skip
 
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from lightning_compress.clustering.clusterer import Clusterer
 from lightning_compress.clustering.codebook_spec import CodebookSpec
-from lightning_compress.constraints import batches
-from lightning_compress.constraints.batches import Buffers, make_batches
+from lightning_compress.constraints import layer_batches
 from lightning_compress.constraints.codebook import CodebookConstraint
 from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.layer_batches import Buffers, make_batches
 from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.pruning.growth import SET, RigL
 from lightning_compress.pruning.patterns import NM, Block, Unstructured
@@ -31,7 +31,7 @@ def make_layers() -> list[Layer]:
 
 @pytest.fixture(params=[0, 2**10], ids=["alone", "together"])
 def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(batches, "_MAX_SMALL", request.param)
+    monkeypatch.setattr(layer_batches, "_MAX_SMALL", request.param)
     return request.param
 
 
@@ -44,7 +44,7 @@ def test_dtypes_and_large_layers_are_apart(monkeypatch: pytest.MonkeyPatch) -> N
     layers = [Layer(f"{i}.weight", nn.Parameter(weight)) for i, weight in enumerate(weights)]
     assert make_batches(layers) == [[0, 3], [1], [2]]
     assert make_batches([*layers[:1], Layer("half", nn.Parameter(weights[3].half()))]) == [[0], [1]]
-    monkeypatch.setattr(batches, "_MAX_BATCH", 2 * 1024)
+    monkeypatch.setattr(layer_batches, "_MAX_BATCH", 2 * 1024)
     assert make_batches([layers[0]] * 5) == [[0, 1], [2, 3], [4]]
 
 
@@ -69,11 +69,24 @@ def test_no_dtype_loses_precision_in_a_stack() -> None:
     assert full.tolist() == [1.0, 1.0 + 2**-20]
 
 
+def test_a_batch_has_a_layer_however_small_its_limit_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_batches, "_MAX_BATCH", 10)
+    layers = [Layer(f"{i}.weight", nn.Parameter(torch.ones(4, 4))) for i in range(2)]
+    assert make_batches(layers) == [[0], [1]]
+    monkeypatch.setattr(layer_batches, "_MAX_BATCH", 16)
+    assert make_batches([Layer(f"{i}.weight", nn.Parameter(torch.ones(1, 1))) for i in range(17)])[1] == [16]
+
+
+def test_memory_of_a_stack_is_used_again() -> None:
+    tensors, buffers = [torch.ones(2), torch.zeros(2)], Buffers()
+    assert buffers.stack(tensors).data_ptr() == buffers.stack(tensors).data_ptr()
+
+
 def test_buffers_are_bounded() -> None:
     buffers = Buffers()
     for size in range(1, 100):
         assert torch.equal(buffers.stack([torch.ones(size), torch.zeros(size)]).sum(dim=1), torch.tensor([size, 0.0]))
-    assert len(buffers._kept) <= batches._MAX_KEPT
+    assert len(buffers._kept) <= layer_batches._MAX_KEPT
 
 
 def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
@@ -123,7 +136,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_masks_do_not_depend_on_batches(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     together = prune(options)
-    monkeypatch.setattr(batches, "_MAX_SMALL", 0)
+    monkeypatch.setattr(layer_batches, "_MAX_SMALL", 0)
     alone = prune(options)
     assert all(same(ours, theirs) for ours, theirs in zip(together, alone, strict=True))
 
@@ -174,7 +187,7 @@ def cluster(options: dict) -> tuple[list[Tensor], list[Tensor], list[Tensor], by
 )
 def test_clusters_do_not_depend_on_batches(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     together = cluster(options)
-    monkeypatch.setattr(batches, "_MAX_SMALL", 0)
+    monkeypatch.setattr(layer_batches, "_MAX_SMALL", 0)
     alone = cluster(options)
     assert all(same(ours, theirs) for ours, theirs in zip(together[:3], alone[:3], strict=True))
     assert all(len(t) for t in together[:3])
