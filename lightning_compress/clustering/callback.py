@@ -263,8 +263,9 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
                 self._soften(trainer, name, clusters)
             return
         initial_centers = {name: clusters.codebooks for name, clusters in self._soft.items()}
-        harden(trainer.lightning_module)
-        self._soft = {}
+        if self._soft:
+            harden(trainer.lightning_module)
+            self._soft = {}
         fraction = self.schedule.sparsity(1.0, now)
         self._clusterer.update(self._zeros(), fraction=fraction, initial_centers=initial_centers)
         self.constraint_replaced(trainer)

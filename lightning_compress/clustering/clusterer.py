@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -14,7 +15,7 @@ from lightning_compress.clustering.soft_weights import SoftClusters
 from lightning_compress.constraints.codebook import Assignment, CodebookConstraint
 from lightning_compress.constraints.finite import check_finite
 from lightning_compress.constraints.gradient_accumulator import GradientAccumulator
-from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.layer_batches import stack, stack_weights
 
 # Squared distances of weights below 1e7, divided by a thousandth of it, are finite in float32.
 _MIN_VARIANCE = 1e-20
@@ -64,13 +65,14 @@ class Clusterer:
             ValueError: If a weight is not finite.
         """
         self._check_finite()
-        for i, layer in self._trained():
-            zero_mask = _zero_mask(layer, zeros[i])
-            initial = initial_centers.get(layer.name, self._present_centers(i, pins_zero=zero_mask is not None))
-            index, centers = self._cluster(i, layer.weight, zero_mask, initial)
-            free = self._free_mask(i, zero_mask, fraction)
-            assignment = Assignment(index, len(centers), pins_zero=zero_mask is not None, free=free)
-            self.constraint.replace(i, assignment, centers)
+        for batch in self._batches(zeros, initial_centers):
+            index, centers = self._cluster(batch, self._initial_centers(batch, initial_centers))
+            free = self._free_masks(batch, fraction)
+            assignments = [
+                Assignment(row, centers.shape[1], pins_zero=batch.zeros is not None, free=free_row)
+                for row, free_row in zip(index.unbind(), free, strict=True)
+            ]
+            self.constraint.replace_batch(batch.indices, assignments, centers)
 
     @torch.no_grad()
     def soft_clusters(self, zeros: Sequence[Tensor | None]) -> dict[str, SoftClusters]:
@@ -84,88 +86,162 @@ class Clusterer:
         """
         self._check_finite()
         found = {}
-        for i, layer in self._trained():
-            zero_mask = _zero_mask(layer, zeros[i])
-            initial = self._present_centers(i, pins_zero=zero_mask is not None)
-            index, centers = self._cluster(i, layer.weight, zero_mask, initial)
-            layout = self.specs[i].layout(layer)
-            masses = point_masses(layer.weight, zero_mask, self._importance(layer))
-            variances = _variances(layout, layer.weight, centers[index].view(layer.shape), masses)
-            codebooks = centers[int(zero_mask is not None) :].view(layout.num_codebooks, -1)
-            found[layer.name] = SoftClusters(layout, codebooks, variances, masses)
+        for batch in self._batches(zeros):
+            index, centers = self._cluster(batch, self._initial_centers(batch, {}))
+            masses = point_masses(batch.weight, batch.zeros, batch.importance)
+            written = centers.gather(1, index.long()).view(batch.weight.shape)
+            variances = _variances(batch.layout, batch.weight, written, masses)
+            codebooks = centers[:, int(batch.zeros is not None) :].unflatten(1, (batch.layout.num_codebooks, -1))
+            for j, i in enumerate(batch.indices):
+                # Copies, as a view would keep the whole batch.
+                own_masses = None if masses is None else masses[j].clone()
+                name = self.constraint.layers[i].name
+                found[name] = SoftClusters(batch.layout, codebooks[j].clone(), variances[j].clone(), own_masses)
         return found
 
     def _check_finite(self) -> None:
-        layers = [layer for _, layer in self._trained()]
-        check_finite(layers, [layer.weight for layer in layers], quantity="weights", purpose="clustered")
+        layers, batches = self.constraint.layers, list(self.constraint.trained_batches())
+        stacks = (stack_weights([layers[i] for i in batch]) for batch in batches)
+        check_finite(layers, batches, stacks, quantity="weights", purpose="clustered")
 
-    def _trained(self) -> list[tuple[int, Layer]]:
-        return [(i, layer) for i, layer in enumerate(self.constraint.layers) if i not in self.constraint.frozen]
+    def _batches(
+        self, zeros: Sequence[Tensor | None], initial_centers: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> Iterator[_Batch]:
+        """Yield trained layers that are clustered in the same way."""
+        layers = self.constraint.layers
+        sums = {} if self.accumulator is None else self.accumulator.sums
+        for members in self.constraint.trained_batches():
+            weight = stack_weights([layers[i] for i in members])
+            masks = _zero_masks(weight, [zeros[i] for i in members])
+            pins_zero = masks.flatten(1).any(dim=1).tolist()
+            alike: dict[Hashable, list[int]] = {}
+            for j, i in enumerate(members):
+                name, assignment = layers[i].name, self.constraint.assignments[i]
+                before = None if assignment is None else (assignment.pins_zero, assignment.num_clusters)
+                kind = (id(self.specs[i]), pins_zero[j], before, name in initial_centers, name in sums)
+                alike.setdefault(kind, []).append(j)
+            for rows in alike.values():
+                indices = [members[j] for j in rows]
+                spec, names = self.specs[indices[0]], [layers[i].name for i in indices]
+                yield _Batch(
+                    indices,
+                    spec,
+                    spec.layout(layers[indices[0]]),
+                    weight if len(rows) == len(members) else weight[rows],
+                    (masks if len(rows) == len(members) else masks[rows]) if pins_zero[rows[0]] else None,
+                    _importance(stack([sums[name] for name in names])) if names[0] in sums else None,
+                )
 
-    def _free_mask(self, i: int, zero_mask: Tensor | None, fraction: float) -> Tensor | None:
-        """True where a weight stays free; the largest are fixed first (Zhou et al. 2017, arXiv:1702.03044)."""
-        if fraction >= 1:
-            return None
-        assignment = self.constraint.assignments[i]
-        # Weights that are fixed already, and zeros, get an infinite score: they never become free.
-        scores = self.constraint.layers[i].weight.abs().flatten().float()
-        if assignment is not None:
-            fixed = torch.ones_like(scores, dtype=torch.bool) if assignment.free is None else ~assignment.free
-            scores.masked_fill_(fixed, torch.inf)
-        num_nonzero = len(scores)
-        if zero_mask is not None:
-            scores.masked_fill_(zero_mask.flatten(), torch.inf)
-            num_nonzero -= int(zero_mask.sum())
-        num_free = min(num_nonzero - round(fraction * num_nonzero), int(scores.isfinite().sum()))
-        if num_free == 0:
-            return None
-        # Of weights of equal magnitude the first stay free, so that the number is exact and the same on all ranks.
-        largest = scores.kthvalue(num_free).values
-        smaller, equal = scores < largest, scores == largest
-        return smaller | (equal & (equal.cumsum(0) <= num_free - smaller.sum()))
+    def _cluster(self, batch: _Batch, initial: Tensor | None) -> tuple[Tensor, Tensor]:
+        return batch.spec.cluster(
+            batch.layout, batch.weight, zeros=batch.zeros, importance=batch.importance, initial_centers=initial
+        )
 
-    def _cluster(
-        self, i: int, points: Tensor, zero_mask: Tensor | None, initial: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        layer = self.constraint.layers[i]
-        importance = self._importance(layer)
-        return self.specs[i].cluster(layer, points, zeros=zero_mask, importance=importance, initial_centers=initial)
+    def _initial_centers(self, batch: _Batch, given: Mapping[str, Tensor]) -> Tensor | None:
+        """Given centers, or those of the present assignment; ``None`` if there are none or their number would change.
 
-    def _present_centers(self, i: int, *, pins_zero: bool) -> Tensor | None:
-        """Centers of the present assignment without the pinned zero; ``None`` if their number would change."""
-        assignment = self.constraint.assignments[i]
+        A pinned zero is left out.
+        """
+        names = [self.constraint.layers[i].name for i in batch.indices]
+        if names[0] in given:
+            return stack([given[name].flatten() for name in names])
+        assignment = self.constraint.assignments[batch.indices[0]]
+        pins_zero = batch.zeros is not None
         if assignment is None or assignment.pins_zero != pins_zero:
             return None
         # Means over all members: a cluster with free members only would otherwise have none, and be lost.
-        if assignment.free is not None:
-            assignment = Assignment(assignment.index, assignment.num_clusters)
-        return assignment.means(self.constraint.layers[i].weight)[int(pins_zero) :]
+        joint = self.constraint.joint(batch.indices)
+        if joint.free is not None:
+            joint = Assignment(joint.index, joint.num_clusters)
+        return joint.means(batch.weight).view(len(names), -1)[:, int(pins_zero) :]
 
-    def _importance(self, layer: Layer) -> Tensor | None:
-        """Squared gradients, divided by their mean, plus a floor; ``None`` if there are none."""
-        squares = None if self.accumulator is None else self.accumulator.sums.get(layer.name)
-        if squares is None:
-            return None
-        # The floor keeps centers near weights without a gradient so far, too.
-        mean = squares.mean()
-        return squares / mean + 0.01 if bool(mean > 0) else torch.ones_like(squares)
+    def _assignments(self, batch: _Batch) -> list[Assignment]:
+        """Return the present assignments of the layers: of all of them, or of none."""
+        return [a for i in batch.indices if (a := self.constraint.assignments[i]) is not None]
+
+    def _free_masks(self, batch: _Batch, fraction: float) -> Sequence[Tensor | None]:
+        """True where a weight stays free; the largest are fixed first (Zhou et al. 2017, arXiv:1702.03044)."""
+        if fraction >= 1:
+            return [None] * len(batch.indices)
+        # Weights that are fixed already, and zeros, get an infinite score: they never become free.
+        scores = batch.weight.abs().flatten(1).float()
+        none_free = torch.zeros_like(scores[0], dtype=torch.bool)
+        assignments = self._assignments(batch)
+        if assignments:
+            free = stack([none_free if assignment.free is None else assignment.free for assignment in assignments])
+            scores.masked_fill_(~free, torch.inf)
+        num_nonzero = torch.full((len(scores),), scores.shape[1], device=scores.device)
+        if batch.zeros is not None:
+            zeros = batch.zeros.flatten(1)
+            scores.masked_fill_(zeros, torch.inf)
+            num_nonzero -= zeros.sum(dim=1)
+        num_fixed = (num_nonzero.double() * fraction).round().long()
+        num_free = torch.minimum(num_nonzero - num_fixed, scores.isfinite().sum(dim=1)).unsqueeze(1)
+        # Of weights of equal magnitude the first stay free, so that the number is exact and the same on all ranks.
+        largest = _smallest(scores, num_free)
+        smaller, equal = scores < largest, scores == largest
+        rank = equal.cumsum(dim=1) + smaller.sum(dim=1, keepdim=True)
+        free = (smaller | (equal & (rank <= num_free))) & (num_free > 0)
+        has_free = (num_free > 0).flatten().tolist()
+        return [row if some else None for row, some in zip(free.unbind(), has_free, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Layers of equal shape that are clustered in the same way, each by itself.
+
+    Attributes:
+        indices: Indices of the layers in the constraint.
+        spec: Specification of their codebooks.
+        layout: Layout of each weight.
+        weight: Their weights, (layers, ...).
+        zeros: True where a weight stays zero, (layers, ...); ``None`` if none does.
+        importance: Mass of each weight in k-means, (layers, ...); ``None`` if all are equal.
+    """
+
+    indices: list[int]
+    spec: CodebookSpec
+    layout: Layout
+    weight: Tensor
+    zeros: Tensor | None
+    importance: Tensor | None
+
+
+def _zero_masks(weight: Tensor, zeros: Sequence[Tensor | None]) -> Tensor:
+    """True where a weight stays zero, (layers, ...): the given masks, or for ``None`` the present zeros."""
+    given = [(j, mask) for j, mask in enumerate(zeros) if mask is not None]
+    if len(given) == len(zeros):
+        return stack([mask for _, mask in given])
+    masks = weight == 0
+    for j, mask in given:
+        masks[j] = mask
+    return masks
+
+
+def _smallest(scores: Tensor, number: Tensor) -> Tensor:
+    """Return the k-th smallest score of each row, (rows, 1); for k = 0 any."""
+    if len(scores) == 1:
+        # A selection is faster than a sort, but takes the same k for all rows.
+        return scores.kthvalue(max(1, int(number)), dim=1, keepdim=True).values
+    return scores.sort(dim=1).values.gather(1, (number - 1).clamp(min=0))
+
+
+def _importance(squares: Tensor) -> Tensor:
+    """Squared gradients of each layer, divided by their mean, plus a floor."""
+    # The floor keeps centers near weights without a gradient so far, too.
+    mean = squares.flatten(1).mean(dim=1).view(-1, *[1] * (squares.ndim - 1))
+    return torch.where(mean > 0, squares / mean + 0.01, torch.ones_like(squares))
 
 
 def _variances(layout: Layout, weight: Tensor, centers: Tensor, masses: Tensor | None) -> Tensor:
-    """Variance of the weights of each row about their centers, which is positive."""
+    """Variance of the weights of each row about their centers, which is positive, (layers, codebooks)."""
     weight = weight if weight.dtype == torch.float64 else weight.float()
     masses = torch.ones_like(weight) if masses is None else masses
-    squares = layout.to_rows((weight - centers).square() * masses).sum(dim=1)
+    squares = layout.to_rows((weight - centers).square() * masses).sum(dim=2)
     # A row with no more values than clusters has no variance; it is the temperature, by which squares are divided.
-    smallest = (weight.square().mean() * 1e-9).clamp(min=_MIN_VARIANCE)
-    return (squares / layout.to_rows(masses).sum(dim=1).clamp(min=1e-12)).clamp(min=smallest)
+    smallest = (weight.square().flatten(1).mean(dim=1, keepdim=True) * 1e-9).clamp(min=_MIN_VARIANCE)
+    return torch.maximum(squares / layout.to_rows(masses).sum(dim=2).clamp(min=1e-12), smallest)
 
 
 def _squared_gradient(weight: Tensor, gradient: Tensor) -> Tensor:
     return gradient.square()
-
-
-def _zero_mask(layer: Layer, zeros: Tensor | None) -> Tensor | None:
-    """True where a weight stays zero; ``None`` if none does."""
-    mask = layer.weight == 0 if zeros is None else zeros
-    return mask if bool(mask.any()) else None

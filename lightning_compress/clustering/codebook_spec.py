@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,71 +71,83 @@ class CodebookSpec:
 
     def cluster(
         self,
-        layer: Layer,
+        layout: Layout,
         points: Tensor,
         *,
         zeros: Tensor | None = None,
         importance: Tensor | None = None,
         initial_centers: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Cluster the weights of a layer by k-means.
+        """Cluster the weights of some layers of the same layout by k-means, each by itself.
 
         Args:
-            layer: Layer that owns the weight.
-            points: Values to cluster, of the weight's shape.
-            zeros: True where a weight stays zero and is excluded, of the weight's shape.
-            importance: Mass of each weight in k-means, of the weight's shape.
-            initial_centers: Initial centers, from an earlier codebook of the same size.
+            layout: Layout of the weights.
+            points: Values to cluster, of shape (layers, ...) with the weight's shape.
+            zeros: True where a weight stays zero and is excluded, of the same shape.
+            importance: Mass of each weight in k-means, of the same shape.
+            initial_centers: Initial centers (layers, clusters), from earlier codebooks of the same size.
 
         Returns:
-            The cluster index of each weight, int32, one-dimensional, and the center of each cluster. With ``zeros``,
-            cluster 0 is the pinned zero.
+            The cluster index of each weight within its layer, int32 (layers, weights), and the center of each cluster
+            (layers, clusters). With ``zeros``, cluster 0 is the pinned zero.
         """
         num_clusters = self.num_clusters - (zeros is not None)
         masses = point_masses(points, zeros, importance)
-        if self.vector_size > 1:
-            centers, index = self._cluster_vectors(layer, points, masses, num_clusters, initial_centers)
-        else:
-            centers, index = self._cluster_scalars(layer, points, masses, num_clusters, initial_centers)
-        if zeros is None:
-            return index, centers
-        return (index + 1).masked_fill_(zeros.flatten(), 0), torch.cat([centers.new_zeros(1), centers])
-
-    def _cluster_scalars(
-        self, layer: Layer, points: Tensor, masses: Tensor | None, num_clusters: int, initial: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        layout = self.layout(layer)
         # Zeros that pad the last row must have no mass.
         if masses is None and layout.is_padded:
             masses = torch.ones_like(points)
         rows, row_masses = layout.to_rows(points), None if masses is None else layout.to_rows(masses)
+        if self.vector_size > 1:
+            parts = [
+                self._cluster_vectors(row, _item(row_masses, i), num_clusters, _item(initial_centers, i))
+                for i, row in enumerate(rows)
+            ]
+            centers, assignment = (torch.stack(part) for part in zip(*parts, strict=True))
+        else:
+            centers, assignment = self._cluster_scalars(rows, row_masses, num_clusters, initial_centers)
+        index = layout.from_rows(assignment).flatten(1)
+        if zeros is None:
+            return index, centers
+        pinned = torch.cat([centers.new_zeros(len(centers), 1), centers], dim=1)
+        return (index + 1).masked_fill_(zeros.flatten(1), 0), pinned
+
+    def _cluster_scalars(
+        self, rows: Tensor, masses: Tensor | None, num_clusters: int, initial: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        num_layers, num_codebooks, _ = rows.shape
         # Training moves centers independently, so they may have lost the ascending order.
-        initial = None if initial is None else initial.view(len(rows), -1).sort(dim=1).values
-        codebooks, assignment = cluster_rows(
-            rows, num_clusters, weights=row_masses, initial_centers=initial, init=self.init
-        )
-        # Indices are into the concatenation of all codebooks.
-        codebook = torch.arange(len(rows), dtype=torch.int32, device=points.device).unsqueeze(1)
-        return codebooks.flatten(), layout.from_rows(assignment + codebook * num_clusters).flatten()
+        if initial is not None:
+            initial = initial.reshape(num_layers * num_codebooks, -1).sort(dim=1).values
+        # k-means++ draws random numbers row by row: the draws of a layer must not depend on those before it.
+        size = num_codebooks if self.init == "kmeans++" else num_layers * num_codebooks
+        parts = [
+            cluster_rows(part, num_clusters, weights=part_masses, initial_centers=part_initial, init=self.init)
+            for part, part_masses, part_initial in zip(
+                rows.flatten(0, 1).split(size),
+                _split(None if masses is None else masses.flatten(0, 1), size, num_layers),
+                _split(initial, size, num_layers),
+                strict=False,
+            )
+        ]
+        codebooks, assignment = (torch.cat(part) for part in zip(*parts, strict=True))
+        # Indices are into the concatenation of all codebooks of a layer.
+        codebook = torch.arange(num_codebooks, dtype=torch.int32, device=rows.device).unsqueeze(1)
+        return codebooks.view(num_layers, -1), assignment.view(rows.shape) + codebook * num_clusters
 
     def _cluster_vectors(
-        self,
-        layer: Layer,
-        points: Tensor,
-        masses: Tensor | None,
-        num_clusters: int,
-        initial: Tensor | None,
+        self, rows: Tensor, masses: Tensor | None, num_clusters: int, initial: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         size = self.vector_size
-        layout = self.layout(layer)
-        vectors = layout.to_rows(points).view(-1, size)
-        vector_masses = None if masses is None else layout.to_rows(masses).view(-1, size)
-        initial = None if initial is None else initial.view(-1, size)
-        num_clusters = min(num_clusters, len(vectors))
-        codebook, entry = cluster_vectors(vectors, num_clusters, weights=vector_masses, initial_centers=initial)
+        vectors = rows.reshape(-1, size)
+        codebook, entry = cluster_vectors(
+            vectors,
+            min(num_clusters, len(vectors)),
+            weights=None if masses is None else masses.reshape(-1, size),
+            initial_centers=None if initial is None else initial.reshape(-1, size),
+        )
         # Each component of an entry is a cluster of its own: the constraint ties single weights.
-        component = torch.arange(size, dtype=torch.int32, device=points.device)
-        return codebook.flatten(), layout.from_rows(entry.unsqueeze(1) * size + component).flatten()
+        component = torch.arange(size, dtype=torch.int32, device=rows.device)
+        return codebook.flatten(), (entry.unsqueeze(1) * size + component).view(rows.shape)
 
 
 def point_masses(points: Tensor, zeros: Tensor | None, importance: Tensor | None) -> Tensor | None:
@@ -147,3 +160,11 @@ def point_masses(points: Tensor, zeros: Tensor | None, importance: Tensor | None
         return None
     masses = torch.ones_like(points) if importance is None else importance.to(points)
     return masses if zeros is None else masses.masked_fill(zeros, 0.0)
+
+
+def _item(tensor: Tensor | None, i: int) -> Tensor | None:
+    return None if tensor is None else tensor[i]
+
+
+def _split(tensor: Tensor | None, size: int, num_parts: int) -> Sequence[Tensor | None]:
+    return [None] * num_parts if tensor is None else tensor.split(size)

@@ -41,18 +41,21 @@ class Layout:
         return self._num_channels % self._channels_per_row > 0
 
     def to_rows(self, weight: Tensor) -> Tensor:
-        """Reshape a tensor of the weight's shape to (codebooks, weights); the last row is padded with zeros."""
-        channels = self._swap_channels(weight).flatten(1)
+        """Reshape a tensor of the weight's shape to (codebooks, weights); the last row is padded with zeros.
+
+        Dimensions before those of the weight, of a stack of several, are kept.
+        """
+        channels = self._swap_channels(weight).flatten(1 - len(self.shape))
         if self.is_padded:
             channels = torch.nn.functional.pad(channels, (0, 0, 0, -self._num_channels % self._channels_per_row))
-        return channels.reshape(self.num_codebooks, -1)
+        return channels.reshape(*channels.shape[:-2], self.num_codebooks, -1)
 
     def from_rows(self, rows: Tensor) -> Tensor:
         """Reshape rows of :meth:`to_rows` to the weight's shape."""
         shape = list(self.shape)
         if self.input_dim == 0:
             shape[:2] = shape[1::-1]
-        return self._swap_channels(rows.flatten()[: self.shape.numel()].view(shape))
+        return self._swap_channels(rows.flatten(-2)[..., : self.shape.numel()].unflatten(-1, shape))
 
     @property
     def _num_channels(self) -> int:
@@ -70,4 +73,4 @@ class Layout:
 
     def _swap_channels(self, tensor: Tensor) -> Tensor:
         # Transposed convolutions store input channels first. Swapping both dimensions is its own inverse.
-        return tensor.transpose(0, 1) if self.input_dim == 0 else tensor
+        return tensor.transpose(-len(self.shape), 1 - len(self.shape)) if self.input_dim == 0 else tensor

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.layer_batches import Buffers, make_batches
 
 
 class Constraint(ABC):
@@ -24,11 +25,14 @@ class Constraint(ABC):
     Attributes:
         layers: The constrained weights.
         frozen: Indices of layers that stay as they are; their weights and gradients are not projected.
+        batches: Indices of the layers that are processed together.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self.layers = list(layers)
         self.frozen: frozenset[int] = frozenset()
+        self.batches = make_batches(self.layers)
+        self._buffers = Buffers()
         self._parameters = [layer.parameter for layer in self.layers]
 
     def project_weights_(self) -> None:
@@ -43,15 +47,29 @@ class Constraint(ABC):
 
     def project_state_(self, optimizer: torch.optim.Optimizer) -> None:
         """Project the optimizer state of the weights' shapes (momenta, second moments) in place."""
+        by_key: dict[str, dict[int, Tensor]] = {}
         for i, parameter in enumerate(self._parameters):
-            for value in optimizer.state.get(parameter, {}).values():
+            for key, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    self._project_({i: value})
+                    by_key.setdefault(key, {})[i] = value
+        for tensors in by_key.values():
+            self._project_(tensors)
 
     def project_copy_(self, model: nn.Module) -> None:
         """Project the weights of a copy of the model, such as an average, in place."""
         copies = dict(model.named_parameters(remove_duplicate=False))
         self._project_({i: copies[layer.name] for i, layer in enumerate(self.layers)})
+
+    def trained_batches(self) -> Iterator[list[int]]:
+        """Yield the batches without the layers that stay as they are."""
+        yield from self._batches_of({i: p for i, p in enumerate(self._parameters) if i not in self.frozen})
+
+    def _batches_of(self, tensors: Mapping[int, Tensor]) -> Iterator[list[int]]:
+        """Yield the batches of the layers for which there is a tensor."""
+        for batch in self.batches:
+            members = batch if len(tensors) == len(self.layers) else [i for i in batch if i in tensors]
+            if members:
+                yield members
 
     @abstractmethod
     def is_satisfied(self) -> bool:

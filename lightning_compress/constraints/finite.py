@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -12,12 +12,15 @@ from lightning_compress.constraints.layer import Layer
 
 
 @torch.no_grad()
-def check_finite(layers: Sequence[Layer], tensors: Sequence[Tensor], *, quantity: str, purpose: str) -> None:
-    """Check one tensor per layer, such as this rank's shard of its weight; a collective if the layers are sharded.
+def check_finite(
+    layers: Sequence[Layer], batches: Sequence[Sequence[int]], stacks: Iterable[Tensor], *, quantity: str, purpose: str
+) -> None:
+    """Check a tensor of each layer, such as this rank's shard of its weight; a collective if the layers are sharded.
 
     Args:
         layers: The layers that the message names.
-        tensors: Floating-point tensors.
+        batches: Indices of layers that are checked together.
+        stacks: For each batch a stack of floating-point tensors, (layers, ...).
         quantity: Plural noun for the tensors in the message, such as ``"weights"``.
         purpose: Participle in the message, such as ``"ranked"``.
 
@@ -25,18 +28,18 @@ def check_finite(layers: Sequence[Layer], tensors: Sequence[Tensor], *, quantity
         ValueError: On every rank, if a tensor holds NaN or infinity on any rank.
 
     >>> layer = Layer("fc.weight", torch.nn.Parameter(torch.tensor([1.0, torch.nan])))
-    >>> check_finite([layer], [layer.weight], quantity="weights", purpose="ranked")  # doctest: +ELLIPSIS
+    >>> check_finite([layer], [[0]], [layer.weight[None]], quantity="weights", purpose="ranked")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
     ValueError: 'fc.weight' has weights that are NaN or infinite, which cannot be ranked: ...
     """
-    if not layers:
+    if not batches:
         return
-    bad = torch.zeros(len(layers), dtype=torch.int32, device=tensors[0].device)
-    filled = [i for i, tensor in enumerate(tensors) if tensor.numel()]
-    if filled:
-        finite = torch.stack(torch._foreach_norm([tensors[i] for i in filled], torch.inf)).isfinite()
-        bad[torch.tensor(filled, device=bad.device)] = (~finite).int()
+    bad = torch.zeros(len(layers), dtype=torch.int32, device=layers[0].parameter.device)
+    for batch, stacked in zip(batches, stacks, strict=True):
+        if stacked.numel():
+            largest = torch.linalg.vector_norm(stacked.flatten(1), torch.inf, dim=1)
+            bad[torch.tensor(batch, device=bad.device)] = (~largest.isfinite()).to(bad)
     if layers[0].group is not None:
         # All ranks must raise, or those with finite shards would wait for the others in the next collective.
         dist.all_reduce(bad, dist.ReduceOp.MAX, group=layers[0].group)

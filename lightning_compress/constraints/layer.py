@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -41,6 +43,16 @@ class Layer:
     def layer(self) -> str:
         """Name of the module that owns the weight, without the prefix of ``torch.compile``."""
         return self.name.rpartition(".")[0].replace(COMPILED, "")
+
+    @cached_property
+    def num_weights(self) -> int:
+        """Number of weights."""
+        return self.shape.numel()
+
+    @cached_property
+    def kind(self) -> tuple[object, ...]:
+        """All that must be equal in layers that are processed together."""
+        return self.shape, self.parameter.dtype, self.parameter.device, self.input_dim
 
     @property
     def weight(self) -> Tensor:
@@ -92,3 +104,9 @@ class Layer:
 def local_shard(tensor: Tensor) -> Tensor:
     """Return this rank's shard of a tensor that may be sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def local_shards(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return this rank's shards of tensors that are all sharded, or none of them."""
+    # Asked of one: many small layers have many tensors.
+    return [local_shard(tensor) for tensor in tensors] if isinstance(tensors[0], DTensor) else tensors

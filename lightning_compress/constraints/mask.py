@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_compress.constraints.constraint import Constraint
-from lightning_compress.constraints.layer import Layer, local_shard
+from lightning_compress.constraints.layer import Layer, local_shards
+from lightning_compress.constraints.layer_batches import stack, stack_weights
 from lightning_compress.functional.masks import pack_bits, unpack_bits
 
 
@@ -45,6 +46,14 @@ class MaskConstraint(Constraint):
         self._set(masks)
         self.project_weights_()
 
+    def narrow(self, masks: Sequence[Tensor]) -> None:
+        """Replace the masks by those given, without reviving a weight, and project the weights."""
+        narrowed: dict[int, Tensor] = {}
+        for batch in self.batches:
+            stacked = stack([masks[i] for i in batch]) & ~self._zeros_of(batch)
+            narrowed.update(zip(batch, stacked.unbind(), strict=True))
+        self.replace([narrowed[i] for i in range(len(self.layers))])
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return full masks as packed bits by parameter name; a collective if sharded."""
         return {
@@ -62,36 +71,48 @@ class MaskConstraint(Constraint):
     def digest(self) -> bytes:
         """Return a hash of this rank's masks, which is equal on all ranks with the same masks."""
         digest = hashlib.blake2b(digest_size=8)
-        for zeros in self.zeros:
-            digest.update(pack_bits(zeros).cpu().numpy().tobytes())
+        for batch in self.batches:
+            digest.update(pack_bits(self._zeros_of(batch)).cpu().numpy().tobytes())
         return digest.digest()
 
     @torch.no_grad()
     def is_satisfied(self) -> bool:
         """Return True if all masked weights on this rank are zero."""
-        pairs = zip(self.layers, self.zeros, strict=True)
-        live = [bool(layer.weight[zeros].any()) for i, (layer, zeros) in enumerate(pairs) if i not in self.frozen]
-        return self.is_dense or not any(live)
+        return self.is_dense or not any(
+            bool(stack_weights([self.layers[i] for i in batch])[self._zeros_of(batch)].any())
+            for batch in self.trained_batches()
+        )
 
     def _set(self, masks: Sequence[Tensor]) -> None:
-        self.zeros: list[Tensor] = [~mask for mask in masks]
+        zeros: dict[int, Tensor] = {}
+        self.is_dense = True
+        for batch in self.batches:
+            stacked = ~stack([masks[i] for i in batch])
+            zeros.update(zip(batch, stacked.unbind(), strict=True))
+            self.is_dense = self.is_dense and not bool(stacked.any())
+        self.zeros: list[Tensor] = [zeros[i] for i in range(len(self.layers))]
         self._factors: dict[torch.dtype, list[Tensor]] = {}
-        self.is_dense = not any(bool(zeros.any()) for zeros in self.zeros)
+
+    def _zeros_of(self, batch: Sequence[int]) -> Tensor:
+        return stack([self.zeros[i] for i in batch])
 
     @torch.no_grad()
     def _project_(self, tensors: Mapping[int, Tensor]) -> None:
         if self.is_dense or not tensors:
             return
-        shards = [local_shard(tensor) for tensor in tensors.values()]
-        if shards[0].is_cuda:
+        if next(iter(tensors.values())).is_cuda:
             # Launches dominate on a GPU: two fused kernels for all tensors. The sum turns -0.0 into 0.0.
+            shards = list(local_shards(list(tensors.values())))
             factors = self._factors_of(shards[0].dtype)
             torch._foreach_mul_(shards, [factors[i] for i in tensors])
             torch._foreach_add_(shards, 0.0)
             return
         # On a CPU a fill is as fast as a product, and it also clears NaN and writes no -0.0.
-        for i, shard in zip(tensors, shards, strict=True):
-            shard.masked_fill_(self.zeros[i], 0.0)
+        for batch in self._batches_of(tensors):
+            shards = list(local_shards([tensors[i] for i in batch]))
+            stacked = self._buffers.stack(shards)
+            stacked.masked_fill_(self._zeros_of(batch), 0.0)
+            self._buffers.unstack_(shards, stacked)
 
     def _factors_of(self, dtype: torch.dtype) -> list[Tensor]:
         if dtype not in self._factors:

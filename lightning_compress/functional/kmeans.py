@@ -66,7 +66,8 @@ def cluster_rows(
     ([[1.5, 8.5]], [[0, 1, 0, 1]])
     """
     # The largest tables are the points of a row and the cost of all pairs of group boundaries.
-    chunk = max(1, _MAX_CELLS // max(_num_points(rows.shape[1], num_clusters), max_groups(num_clusters) ** 2))
+    num_points = _num_points(rows.shape[1], num_clusters)
+    chunk = max(1, _MAX_CELLS // max(num_points, min(num_points, max_groups(num_clusters)) ** 2))
     parts = [
         _cluster(
             rows[i : i + chunk].detach().cpu(),

@@ -24,6 +24,7 @@ def keep_highest(
     *,
     num_pruned: int,
     unit_sizes: Sequence[int],
+    positions: Sequence[Sequence[int]] | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> list[Tensor]:
     """Return masks that prune ``num_pruned`` weights of the lowest scores, but never all units of a tensor.
@@ -34,45 +35,64 @@ def keep_highest(
     Args:
         scores: For each tensor a function that returns the scores of its units, 1-D, float32 or float64, as a new
             tensor that may be overwritten. It is called once per pass, so that the scores of one tensor at a time
-            need to be in memory.
+            need to be in memory. Tensors of equal size may share a function, which returns a row for each.
         num_pruned: Number of weights to prune; met exactly where a unit is one weight, else within half a unit.
-        unit_sizes: Number of weights in a unit, for each tensor.
+        unit_sizes: Number of weights in a unit, for each function.
+        positions: Positions of the tensors of each function in the order in which ties are pruned; by default that of
+            the functions.
         group: Process group over which each tensor is sharded along its first dimension; ``None`` if unsharded.
 
     Returns:
-        A bool mask for each tensor, 1-D, True where the unit is kept.
+        A bool mask of the shape of each function's scores, True where the unit is kept.
 
     >>> a, b = torch.tensor([3.0, 1.0]), torch.tensor([2.0, 0.5, 4.0])
     >>> [mask.tolist() for mask in keep_highest([a.clone, b.clone], num_pruned=3, unit_sizes=[1, 1])]
     [[True, False], [False, False, True]]
     """
+    positions = [[i] for i in range(len(scores))] if positions is None else positions
     # Protecting the best unit of an emptied tensor prunes another unit instead, which may empty another tensor. The set
     # of protected tensors only grows, so this ends; nearly always after the first round.
-    protected: set[int] = set()
+    protected: list[set[int]] = [set() for _ in scores]
     while True:
-        sources = [_with_protected_top(score, group) if i in protected else score for i, score in enumerate(scores)]
-        masks = _keep(sources, num_pruned, unit_sizes, group)
+        pairs = zip(scores, protected, strict=True)
+        sources = [_with_protected_tops(score, sorted(rows), group) if rows else score for score, rows in pairs]
+        masks = _keep(sources, num_pruned, unit_sizes, positions, group)
         emptied = _emptied(masks, group)
-        if not emptied - protected:
+        if all(rows <= before for rows, before in zip(emptied, protected, strict=True)):
             return masks
-        protected |= emptied
+        protected = [rows | before for rows, before in zip(emptied, protected, strict=True)]
+
+
+def _rows(values: Tensor) -> Tensor:
+    """View of scores, or of masks, with a row for each tensor."""
+    return values if values.ndim == 2 else values.unsqueeze(0)
 
 
 def _keep(
-    scores: Sequence[Callable[[], Tensor]], num_pruned: int, unit_sizes: Sequence[int], group: dist.ProcessGroup | None
+    scores: Sequence[Callable[[], Tensor]],
+    num_pruned: int,
+    unit_sizes: Sequence[int],
+    positions: Sequence[Sequence[int]],
+    group: dist.ProcessGroup | None,
 ) -> list[Tensor]:
     if num_pruned <= 0:
         return [torch.ones_like(score(), dtype=torch.bool) for score in scores]
     threshold, excess = _threshold(scores, num_pruned, unit_sizes, group)
-    masks, ties = [], []
+    masks, ties, num_ties = [], [], []
     for score in scores:
         key = _sort_keys(score())
         masks.append(key >= threshold)
-        ties.append((key == threshold).nonzero().flatten())
+        row, unit = (_rows(key) == threshold).nonzero().unbind(dim=1)
+        ties.append((row, unit))
+        num_ties.append(torch.bincount(row, minlength=len(_rows(key))))
     # All units below the threshold are pruned; of those equal to it, as many as are still missing.
-    num_dropped = _split_ties([len(tie) for tie in ties], excess, unit_sizes, group, masks[0].device)
-    for mask, tie, dropped in zip(masks, ties, num_dropped, strict=True):
-        mask[tie[:dropped]] = False
+    for mask, (row, unit), count, num_dropped in zip(
+        masks, ties, num_ties, _split_ties(num_ties, excess, unit_sizes, positions, group), strict=True
+    ):
+        # Ties are sorted by rows: the first of each row is preceded by those of all rows before.
+        rank = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+        dropped = rank < num_dropped.to(row.device)[row]
+        _rows(mask)[row[dropped], unit[dropped]] = False
     return masks
 
 
@@ -87,7 +107,7 @@ def _threshold(
         counts = sum(
             torch.bincount(_digits(_sort_keys(part), shift, prefix), minlength=_RADIX) * size
             for score, size in zip(scores, unit_sizes, strict=True)
-            for part in score().split(_CHUNK_SIZE)
+            for part in score().flatten().split(_CHUNK_SIZE)
         )
         # Integer counts: their sum over ranks does not depend on the order, unlike a sum of floats.
         cumulative = _sum_over_ranks(torch.as_tensor(counts), group).cumsum(0).cpu()
@@ -116,44 +136,56 @@ def _sort_keys(scores: Tensor) -> Tensor:
 
 
 def _split_ties(
-    num_ties: list[int],
+    num_ties: list[Tensor],
     excess: int,
     unit_sizes: Sequence[int],
+    positions: Sequence[Sequence[int]],
     group: dist.ProcessGroup | None,
-    device: torch.device,
-) -> list[int]:
+) -> list[Tensor]:
     """Number of tied units to prune on this rank, for each tensor; in the order of the tensors, then of the ranks."""
-    gathered, rank = _gather(num_ties, group, device)
-    num_dropped = []
-    for tensor, size in enumerate(unit_sizes):
-        for holder, counts in enumerate(gathered):
+    gathered, rank = _gather(torch.cat(num_ties), group)
+    sizes = torch.cat([torch.full((len(ties),), size) for ties, size in zip(num_ties, unit_sizes, strict=True)])
+    order = torch.tensor([position for members in positions for position in members]).argsort()
+    num_dropped = torch.zeros(len(order), dtype=torch.int64)
+    for tensor in order[gathered.sum(dim=0)[order] > 0].tolist():
+        size = int(sizes[tensor])
+        for holder, count in enumerate(gathered[:, tensor].tolist()):
             # Rounded to the nearest number of units. Not below zero: a large unit may have overshot already.
-            dropped = max(0, min(counts[tensor], (excess + size // 2) // size))
+            dropped = max(0, min(count, (excess + size // 2) // size))
             excess -= dropped * size
             if holder == rank:
-                num_dropped.append(dropped)
-    return num_dropped
+                num_dropped[tensor] = dropped
+    return list(num_dropped.split([len(ties) for ties in num_ties]))
 
 
-def _emptied(masks: list[Tensor], group: dist.ProcessGroup | None) -> set[int]:
-    """Indices of the tensors without a kept unit on any rank."""
+def _emptied(masks: list[Tensor], group: dist.ProcessGroup | None) -> list[set[int]]:
+    """For each mask the rows without a kept unit on any rank."""
     if not masks:
-        return set()
-    kept = torch.stack([mask.any() for mask in masks]).long()
-    return {i for i, any_kept in enumerate(_sum_over_ranks(kept, group).tolist()) if not any_kept}
+        return []
+    kept = _sum_over_ranks(torch.cat([_rows(mask).any(dim=1) for mask in masks]).long(), group)
+    parts = kept.cpu().split([len(_rows(mask)) for mask in masks])
+    return [set((part == 0).nonzero().flatten().tolist()) for part in parts]
 
 
-def _with_protected_top(score: Callable[[], Tensor], group: dist.ProcessGroup | None) -> Callable[[], Tensor]:
-    """Raise the highest score of a tensor, the first of equal ones, above those of all other tensors."""
+def _with_protected_tops(
+    score: Callable[[], Tensor], rows: list[int], group: dist.ProcessGroup | None
+) -> Callable[[], Tensor]:
+    """Raise the highest score of some tensors, the first of equal ones, above those of all other tensors."""
 
     def protected() -> Tensor:
         values = score()
-        best = float(values.max()) if len(values) else -torch.inf
-        gathered, rank = _gather([best], group, values.device, torch.float64)
-        tops = [top for (top,) in gathered]
-        if tops.index(max(tops)) == rank:
+        table = _rows(values)
+        chosen = torch.tensor(rows, device=values.device)
+        best = torch.full((len(rows),), -torch.inf, dtype=torch.float64, device=values.device)
+        if table.shape[1]:
+            best = table[chosen].amax(dim=1).double()
+        gathered, rank = _gather(best, group)
+        # The first of the ranks that hold the highest score of a tensor.
+        holds = gathered == gathered.amax(dim=0)
+        chosen = chosen[(holds.cumsum(dim=0) == 1)[rank].to(chosen.device) & holds[rank].to(chosen.device)]
+        if len(chosen):
             # NaN, as its bits sort above infinity, which is a possible score.
-            values[values.argmax()] = torch.nan
+            table[chosen, table[chosen].argmax(dim=1)] = torch.nan
         return values
 
     return protected
@@ -165,13 +197,10 @@ def _sum_over_ranks(counts: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return counts
 
 
-def _gather(
-    values: list, group: dist.ProcessGroup | None, device: torch.device, dtype: torch.dtype = torch.int64
-) -> tuple[list[list], int]:
-    """Values of all ranks in the order of the ranks, and the index of this rank."""
+def _gather(values: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, int]:
+    """Values of all ranks in the order of the ranks, (ranks, values) on the CPU, and the index of this rank."""
     if group is None:
-        return [values], 0
-    local = torch.tensor(values, dtype=dtype, device=device)
-    gathered = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(gathered, local, group=group)
-    return [other.tolist() for other in gathered], dist.get_rank(group)
+        return values.unsqueeze(0).cpu(), 0
+    gathered = [torch.empty_like(values) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(gathered, values.contiguous(), group=group)
+    return torch.stack(gathered).cpu(), dist.get_rank(group)

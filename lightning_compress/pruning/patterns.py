@@ -13,9 +13,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.layer_batches import make_batches
 from lightning_compress.functional.masks import keep_n_of_m
 from lightning_compress.functional.select import keep_highest
 from lightning_compress.targets import shorten
+
+BatchScore = Callable[[Sequence[Layer]], Tensor]
+"""Maps layers of equal shape to the scores of their weights, a stack of (layers, ...)."""
 
 
 class Pattern:
@@ -36,18 +40,29 @@ class WeightPattern(Pattern, ABC):
     def misfits(self, layers: Sequence[Layer]) -> str:
         """Return an error message for layers with shapes that do not fit the pattern; empty if there are none."""
 
-    @abstractmethod
-    def choose(self, layers: Sequence[Layer], score: Callable[[Layer], Tensor], num_pruned: int) -> list[Tensor]:
+    def choose(self, layers: Sequence[Layer], score: BatchScore, num_pruned: int) -> list[Tensor]:
         """Choose the masks of layers that are ranked together.
 
         Args:
             layers: The layers.
-            score: Maps a layer to the scores of its weights, of the shape of the local weight; the lowest are pruned.
+            score: Maps layers of equal shape to the scores of their weights, a stack of the local shards' shape; the
+                lowest are pruned.
             num_pruned: Number of weights to prune in all layers together.
 
         Returns:
-            Bool masks of the shapes of the scores, True where a weight is kept.
+            Bool masks of the shapes of the local weights, True where a weight is kept.
         """
+        batches = make_batches(layers)
+        masks: dict[int, Tensor] = {}
+        for batch, chosen in zip(batches, self._choose(layers, batches, score, num_pruned), strict=True):
+            masks.update(zip(batch, chosen.unbind(), strict=True))
+        return [masks[i] for i in range(len(layers))]
+
+    @abstractmethod
+    def _choose(
+        self, layers: Sequence[Layer], batches: list[list[int]], score: BatchScore, num_pruned: int
+    ) -> list[Tensor]:
+        """Return a stack of masks for each batch."""
 
     def unit_size(self, layer: Layer) -> int:
         """Return the number of weights of the layer that are pruned together."""
@@ -57,25 +72,30 @@ class WeightPattern(Pattern, ABC):
 class _UnitPattern(WeightPattern):
     """Base class of patterns with units of equal size, ranked by their mean score."""
 
-    def choose(self, layers: Sequence[Layer], score: Callable[[Layer], Tensor], num_pruned: int) -> list[Tensor]:
+    @override
+    def _choose(
+        self, layers: Sequence[Layer], batches: list[list[int]], score: BatchScore, num_pruned: int
+    ) -> list[Tensor]:
+        members = [[layers[i] for i in batch] for batch in batches]
         kept = keep_highest(
-            [partial(self._unit_scores, layer, score) for layer in layers],
+            [partial(self._unit_scores, batch, score) for batch in members],
             num_pruned=num_pruned,
-            unit_sizes=[self.unit_size(layer) for layer in layers],
+            unit_sizes=[self.unit_size(batch[0]) for batch in members],
+            positions=batches,
             group=layers[0].group,
         )
-        return [self._expand(keep, layer) for keep, layer in zip(kept, layers, strict=True)]
+        return [self._expand(keep, batch[0]) for keep, batch in zip(kept, members, strict=True)]
 
-    def _unit_scores(self, layer: Layer, score: Callable[[Layer], Tensor]) -> Tensor:
-        return self._unit_means(score(layer), layer).flatten().contiguous()
+    def _unit_scores(self, batch: Sequence[Layer], score: BatchScore) -> Tensor:
+        return self._unit_means(score(batch), batch[0]).flatten(1).contiguous()
 
     @abstractmethod
     def _unit_means(self, scores: Tensor, layer: Layer) -> Tensor:
-        """Return the mean score of every unit."""
+        """Return the mean score of every unit of layers like this one, of shape (layers, ...)."""
 
     @abstractmethod
     def _expand(self, keep: Tensor, layer: Layer) -> Tensor:
-        """Expand a mask of units, flat and in the order of :meth:`_unit_means`, to a mask of weights."""
+        """Expand masks of units (layers, units), in the order of :meth:`_unit_means`, to masks of weights."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +104,7 @@ class Unstructured(_UnitPattern):
 
     >>> import torch
     >>> layer = Layer("fc.weight", torch.nn.Parameter(torch.tensor([[0.1, 0.9, -0.2, 0.5]])))
-    >>> Unstructured().choose([layer], lambda layer: layer.weight.abs(), num_pruned=2)
+    >>> Unstructured().choose([layer], lambda layers: layers[0].weight.abs()[None], num_pruned=2)
     [tensor([[False,  True, False,  True]])]
     """
 
@@ -96,7 +116,7 @@ class Unstructured(_UnitPattern):
         return scores
 
     def _expand(self, keep: Tensor, layer: Layer) -> Tensor:
-        return keep.view(layer.weight.shape)
+        return keep.view(-1, *layer.weight.shape)
 
 
 @dataclass(frozen=True)
@@ -113,7 +133,7 @@ class Block(_UnitPattern):
 
     >>> import torch
     >>> layer = Layer("fc.weight", torch.nn.Parameter(torch.tensor([[1.0, 1.0, 0.0, 2.0], [1.0, 1.0, 0.0, 0.0]])))
-    >>> Block((2, 2)).choose([layer], lambda layer: layer.weight.abs(), num_pruned=4)[0].int()
+    >>> Block((2, 2)).choose([layer], lambda layers: layers[0].weight.abs()[None], num_pruned=4)[0].int()
     tensor([[1, 1, 0, 0],
             [1, 1, 0, 0]], dtype=torch.int32)
     """
@@ -140,13 +160,17 @@ class Block(_UnitPattern):
         return math.prod(self.shape)
 
     def _unit_means(self, scores: Tensor, layer: Layer) -> Tensor:
-        rows, columns = self.shape
-        return scores.flatten(1).unflatten(1, (-1, columns)).unflatten(0, (-1, rows)).mean(dim=(1, 3))
+        (rows, columns), (num_rows, num_columns) = self.shape, self._num_blocks(layer)
+        return scores.view(len(scores), num_rows, rows, num_columns, columns).mean(dim=(2, 4))
 
     def _expand(self, keep: Tensor, layer: Layer) -> Tensor:
-        weight, (rows, columns) = layer.weight, self.shape
-        blocks = keep.view(len(weight) // rows, -1)  # one entry per block
-        return blocks.repeat_interleave(rows, 0).repeat_interleave(columns, 1).view(weight.shape)
+        rows, columns = self.shape
+        blocks = keep.view(len(keep), *self._num_blocks(layer))  # one entry per block
+        return blocks.repeat_interleave(rows, 1).repeat_interleave(columns, 2).view(-1, *layer.weight.shape)
+
+    def _num_blocks(self, layer: Layer) -> tuple[int, int]:
+        rows, columns = self.shape
+        return len(layer.weight) // rows, math.prod(layer.shape[1:]) // columns
 
 
 @dataclass(frozen=True)
@@ -203,7 +227,7 @@ class NM(WeightPattern):
 
     >>> import torch
     >>> layer = Layer("fc.weight", torch.nn.Parameter(torch.tensor([[4.0, -1.0, 3.0, 2.0]])))
-    >>> NM(2, 4).choose([layer], lambda layer: layer.weight.abs(), num_pruned=2)
+    >>> NM(2, 4).choose([layer], lambda layers: layers[0].weight.abs()[None], num_pruned=2)
     [tensor([[ True, False,  True, False]])]
     """
 
@@ -235,11 +259,15 @@ class NM(WeightPattern):
         return _advice(names, f"has an input dimension that is not a multiple of {self.m}")
 
     @override
-    def choose(self, layers: Sequence[Layer], score: Callable[[Layer], Tensor], num_pruned: int) -> list[Tensor]:
+    def _choose(
+        self, layers: Sequence[Layer], batches: list[list[int]], score: BatchScore, num_pruned: int
+    ) -> list[Tensor]:
         sparsity = num_pruned / sum(layer.shape.numel() for layer in layers)
         # The tolerance is for sparsities that are a multiple of 1 / m up to floating point.
         kept = self.m - math.floor(sparsity * self.m + 1e-6)
-        return [keep_n_of_m(score(layer), n=max(kept, self.n), m=self.m, dim=layer.input_dim) for layer in layers]
+        kept = max(kept, self.n)
+        members = ([layers[i] for i in batch] for batch in batches)
+        return [keep_n_of_m(score(batch), n=kept, m=self.m, dim=1 + batch[0].input_dim) for batch in members]
 
 
 def _advice(names: list[str], problem: str) -> str:

@@ -13,9 +13,10 @@ from typing_extensions import override
 from lightning_compress.constraints.finite import check_finite
 from lightning_compress.constraints.gradient_accumulator import GradientAccumulator
 from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.layer_batches import stack, stack_weights
 from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.pruning.growth import Growth
-from lightning_compress.pruning.patterns import WeightPattern
+from lightning_compress.pruning.patterns import BatchScore, WeightPattern
 from lightning_compress.pruning.probe_scores import Probe, ProbeScore, probe_score
 from lightning_compress.pruning.ranking_groups import RankingGroup
 from lightning_compress.pruning.scores import GradientScore, Score
@@ -86,7 +87,8 @@ class Pruner(ABC, Generic[G]):
         Raises:
             ValueError: If a weight or an accumulated score is not finite.
         """
-        self._check_finite()
+        self._check_weights()
+        self._check_scores()
         sparsities = [sparsity(group.sparsity) for group in self.ranking_groups]
         if drop_and_grow is not None:
             self._drop_and_grow(sparsities, drop_and_grow, gradients or {}, step)
@@ -106,22 +108,23 @@ class Pruner(ABC, Generic[G]):
             self.constraint.project_copy_(probe.model)
             with torch.enable_grad():
                 scores = score.score_weights(probe, names)
-            check_finite(self.constraint.layers, scores, quantity=f"{type(score).__name__} scores", purpose="ranked")
             self._scores_of_probe = dict(zip(names, scores, strict=True))
+            self._check_scores()
             fraction = number / score.rounds
             self._prune([_interpolate(*ends, fraction) for ends in zip(before, sparsities, strict=True)], step)
         self._scores_of_probe = {}
 
-    def _trained_layers(self) -> list[Layer]:
-        frozen = self.constraint.frozen
-        return [layer for i, layer in enumerate(self.constraint.layers) if i not in frozen]
+    def _check_weights(self) -> None:
+        layers, batches = self.constraint.layers, list(self.constraint.trained_batches())
+        stacks = (stack_weights([layers[i] for i in batch]) for batch in batches)
+        check_finite(layers, batches, stacks, quantity="weights", purpose="ranked")
 
-    def _check_finite(self) -> None:
-        layers, sums = self._trained_layers(), self.accumulated_scores
-        check_finite(layers, [layer.weight for layer in layers], quantity="weights", purpose="ranked")
-        scored = [layer for layer in layers if layer.name in sums]
-        quantity = f"{type(self.score).__name__} scores"
-        check_finite(scored, [sums[layer.name] for layer in scored], quantity=quantity, purpose="ranked")
+    def _check_scores(self) -> None:
+        layers, sums = self.constraint.layers, self.accumulated_scores
+        scored = ([i for i in batch if layers[i].name in sums] for batch in self.constraint.trained_batches())
+        batches = [batch for batch in scored if batch]
+        stacks = (stack([sums[layers[i].name] for i in batch]) for batch in batches)
+        check_finite(layers, batches, stacks, quantity=f"{type(self.score).__name__} scores", purpose="ranked")
 
     @abstractmethod
     def _prune(self, sparsities: Sequence[float], step: int) -> None:
@@ -164,23 +167,23 @@ class WeightPruner(Pruner[RankingGroup]):
 
     @override
     def _prune(self, sparsities: Sequence[float], step: int) -> None:
-        def importance(i: int) -> Tensor:
-            layer = self.constraint.layers[i]
-            return self.score.importance(layer, self.accumulated_scores.get(layer.name), step)
-
-        self._prune_by(self._num_pruned(sparsities), importance)
-
-    def _prune_by(self, num_pruned: Sequence[int], importance: Callable[[int], Tensor]) -> None:
-        # Masked weights rank last, so that they stay masked as long as the sparsity does not decrease.
-        def masked_importance(i: int) -> Tensor:
-            scores = importance(i)
-            return scores if self.constraint.is_dense else scores.masked_fill_(self.constraint.zeros[i], -torch.inf)
-
-        chosen = self._choose(num_pruned, masked_importance)
-        # With a lower sparsity than before, the ranking would revive masked weights.
-        self.constraint.replace(
-            [new.logical_and_(~old) for new, old in zip(chosen, self.constraint.zeros, strict=True)]
+        self._prune_by(
+            self._num_pruned(sparsities),
+            lambda layers: self.score.batch_importance(layers, self.accumulated_scores, step),
         )
+
+    def _prune_by(self, num_pruned: Sequence[int], importance: BatchScore) -> None:
+        # Masked weights rank last, so that they stay masked as long as the sparsity does not decrease. With a lower
+        # sparsity than before, the ranking would revive them.
+        zeros = {layer.name: zeros for layer, zeros in zip(self.constraint.layers, self.constraint.zeros, strict=True)}
+
+        def masked_importance(layers: Sequence[Layer]) -> Tensor:
+            scores = importance(layers)
+            if self.constraint.is_dense:
+                return scores
+            return scores.masked_fill_(stack([zeros[layer.name] for layer in layers]), -torch.inf)
+
+        self.constraint.narrow(self._choose(num_pruned, masked_importance))
 
     @override
     def _drop_and_grow(
@@ -194,7 +197,7 @@ class WeightPruner(Pruner[RankingGroup]):
         still -= self.constraint.frozen
         if still:
             # They take part in a rise of the sparsity, but not in what is dropped and grown.
-            self._prune_by(num_pruned, lambda i: layers[i].weight.abs().float())
+            self._prune_by(num_pruned, lambda batch: stack_weights(batch).abs().float())
         masked = self.constraint.zeros
 
         def magnitude(i: int) -> Tensor:
@@ -214,28 +217,32 @@ class WeightPruner(Pruner[RankingGroup]):
             for group, num in zip(self.ranking_groups, num_pruned, strict=True)
         ]
         # Drop the smallest active weights, then keep the rest and grow by priority until the sparsity is reached.
-        active = self._choose([num + more for num, more in zip(num_pruned, num_dropped, strict=True)], magnitude)
-        active = [new.logical_and_(~old) for new, old in zip(active, masked, strict=True)]
-        grown = self._choose(num_pruned, priority)
+        num_inactive = [num + more for num, more in zip(num_pruned, num_dropped, strict=True)]
         # Two replacements, so that a weight that is dropped and grown again starts at zero like other grown weights.
-        self.constraint.replace(active)
-        self.constraint.replace(grown)
+        self.constraint.narrow(self._choose(num_inactive, self._by_layer(magnitude)))
+        active = self.constraint.masks
+        self.constraint.replace(self._choose(num_pruned, self._by_layer(priority)))
 
     def _num_active(self, indices: Iterable[int]) -> int:
         """Return the number of weights of some layers that are not masked; a collective if they are sharded."""
         layers, zeros = self.constraint.layers, self.constraint.zeros
         return sum(int((~layers[i].full(zeros[i])).sum()) for i in sorted(indices))
 
-    def _choose(self, num_pruned: Sequence[int], importance: Callable[[int], Tensor]) -> list[Tensor]:
+    def _by_layer(self, score: Callable[[int], Tensor]) -> BatchScore:
+        """Return the scores of batches from those of single layers, given by their indices."""
+        index = {layer.name: i for i, layer in enumerate(self.constraint.layers)}
+        return lambda layers: stack([score(index[layer.name]) for layer in layers])
+
+    def _choose(self, num_pruned: Sequence[int], importance: BatchScore) -> list[Tensor]:
         layers = self.constraint.layers
-        index = {id(layer): i for i, layer in enumerate(layers)}
-        masks = dict(enumerate(self.constraint.masks))
+        masks: dict[int, Tensor] = {}
         for group, num in zip(self.ranking_groups, num_pruned, strict=True):
             trained = self._trained(group)
             members = [layers[i] for i in trained]
-            chosen = self.pattern.choose(members, lambda layer: importance(index[id(layer)]), num) if members else []
+            chosen = self.pattern.choose(members, importance, num) if members else []
             masks.update(zip(trained, chosen, strict=True))
-        return list(masks.values())
+        zeros = self.constraint.zeros
+        return [masks[i] if i in masks else ~zeros[i] for i in range(len(layers))]
 
     def _trained(self, group: RankingGroup) -> list[int]:
         """Return the layers of a group that may change."""
@@ -243,7 +250,7 @@ class WeightPruner(Pruner[RankingGroup]):
 
     def _size(self, group: RankingGroup) -> int:
         """Return the number of weights of a group that may change."""
-        return sum(self.constraint.layers[i].shape.numel() for i in self._trained(group))
+        return sum(self.constraint.layers[i].num_weights for i in self._trained(group))
 
     def _num_pruned(self, sparsities: Sequence[float]) -> list[int]:
         groups = zip(self.ranking_groups, sparsities, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.layer_batches import stack, stack_weights
 from lightning_compress.functional.importance import lamp_normalize, lamp_scores, uniform_noise
 from lightning_compress.pruning.ranked_channel_group import RankedChannelGroup
 
@@ -32,6 +33,16 @@ class Score(ABC):
         Returns:
             float32 or float64 of the shape of the local weight, in memory of its own.
         """
+
+    def batch_importance(self, layers: Sequence[Layer], accumulated_scores: Mapping[str, Tensor], step: int) -> Tensor:
+        """Return the scores of the weights of layers of equal shape, a stack of (layers, ...).
+
+        Args:
+            layers: The layers.
+            accumulated_scores: Scores that a gradient score accumulated or a probe score computed, by parameter name.
+            step: Completed optimizer steps.
+        """
+        return stack([self.importance(layer, accumulated_scores.get(layer.name), step) for layer in layers])
 
     def channel_importance(
         self, ranked: RankedChannelGroup, accumulated_scores: Mapping[str, Tensor], step: int
@@ -77,8 +88,15 @@ class Magnitude(Score):
 
     @override
     def importance(self, layer: Layer, accumulated_scores: Tensor | None, step: int) -> Tensor:
+        return self._powers(layer.weight)
+
+    @override
+    def batch_importance(self, layers: Sequence[Layer], accumulated_scores: Mapping[str, Tensor], step: int) -> Tensor:
+        return self._powers(stack_weights(layers))
+
+    def _powers(self, weight: Tensor) -> Tensor:
         # float32 before the square, which underflows in float16.
-        magnitude = layer.weight.abs().float()
+        magnitude = weight.abs().float()
         return magnitude if self.p == 1 else magnitude.square_()
 
     @override

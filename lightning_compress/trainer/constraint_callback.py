@@ -21,7 +21,7 @@ from lightning_compress.trainer.compression_callback import CompressionCallback,
 from lightning_compress.trainer.configuration import check_same_configuration, configuration_of
 from lightning_compress.trainer.fit_watch import FitWatch
 from lightning_compress.trainer.progress import check_time_fits, check_times_within_run, progress
-from lightning_compress.trainer.queries import averaged_models, is_frozen
+from lightning_compress.trainer.queries import averaged_models, find_frozen
 from lightning_compress.trainer.ranks import check_ranks_agree
 from lightning_compress.trainer.thawing import FrozenTargets, held_by
 
@@ -277,7 +277,7 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
         """Leave layers alone that are frozen by now, and say so."""
         assert self.constraint is not None
         layers, before = self.constraint.layers, self.constraint.frozen
-        frozen = frozenset(i for i, layer in enumerate(layers) if is_frozen(pl_module, layer.parameter))
+        frozen = find_frozen(pl_module, [layer.parameter for layer in layers])
         if frozen - before and not self._finished:
             names = shorten([layers[i].name for i in sorted(frozen - before)])
             rank_zero_warn(

@@ -6,7 +6,7 @@ Classes of Lightning are recognized by name, so that a Trainer of ``pytorch_ligh
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -39,10 +39,11 @@ def check_trainer(trainer: object, technique: str) -> None:
         )
 
 
-def is_frozen(pl_module: LightningModule, parameter: nn.Parameter) -> bool:
-    """Return True if a parameter is not trained; one that ``toggle_optimizer`` sets aside for a while is."""
+def find_frozen(pl_module: LightningModule, parameters: Sequence[nn.Parameter]) -> frozenset[int]:
+    """Return the indices of parameters that are not trained; those that ``toggle_optimizer`` sets aside are."""
     toggled = cast("dict[nn.Parameter, bool]", pl_module._param_requires_grad_state)  # annotated with str there
-    return not toggled.get(parameter, parameter.requires_grad)
+    still = [i for i, parameter in enumerate(parameters) if not parameter.requires_grad]
+    return frozenset(i for i in still if not toggled.get(parameters[i], False))
 
 
 def check_strategy(trainer: Trainer, technique: str) -> None:

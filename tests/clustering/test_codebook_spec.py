@@ -16,9 +16,12 @@ def layer_of(weight: Tensor, input_dim: int = 1) -> Layer:
 
 def clustered(spec: CodebookSpec, weight: Tensor, input_dim: int = 1, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The clustered weights, the index of each and the values of the clusters."""
-    index, values = spec.cluster(layer_of(weight, input_dim), weight, **options)
-    assert index.dtype == torch.int32
-    assert index.shape == (weight.numel(),)
+    options = {name: option.unsqueeze(0) if isinstance(option, Tensor) else option for name, option in options.items()}
+    layout = spec.layout(layer_of(weight, input_dim))
+    indices, centers = spec.cluster(layout, weight.unsqueeze(0), **options)
+    assert indices.dtype == torch.int32
+    assert indices.shape == (1, weight.numel())
+    index, values = indices[0], centers[0]
     return values[index].view(weight.shape), index, values
 
 

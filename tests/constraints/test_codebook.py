@@ -320,3 +320,20 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     linear.weight.grad = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 7.0]], dtype=dtype)
     constraint.project_gradients_()
     assert linear.weight.grad.tolist() == [[3.0, 4.0, 4.0], [4.0, 3.0, 4.0]]
+
+
+class Device(Tensor):
+    """Looks like a tensor of a GPU, where a sort that need not be stable reverses the order of equal values."""
+
+    @property
+    def is_cuda(self) -> bool:
+        return True
+
+    def argsort(self, dim: int = -1, descending: bool = False, stable: bool = False) -> Tensor:
+        plain = self.as_subclass(Tensor)
+        return plain.argsort(stable=True) if stable else len(plain) - 1 - plain.flip(0).argsort(stable=True)
+
+
+def test_sums_of_a_gpu_are_taken_in_the_order_of_the_weights() -> None:
+    assignment = Assignment(INDEX.as_subclass(Device), 3)
+    assert torch.equal(torch.as_tensor(assignment._order), torch.tensor([3, 1, 2, 5, 0, 4]))

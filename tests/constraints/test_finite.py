@@ -10,7 +10,8 @@ from lightning_compress.constraints.layer import Layer
 
 def check(*tensors: Tensor) -> None:
     layers = [Layer(f"{i}.weight", nn.Parameter(torch.ones(2, 2))) for i in range(len(tensors))]
-    check_finite(layers, tensors, quantity="weights", purpose="ranked")
+    batches, stacks = [[i] for i in range(len(tensors))], [tensor.unsqueeze(0) for tensor in tensors]
+    check_finite(layers, batches, stacks, quantity="weights", purpose="ranked")
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -26,3 +27,11 @@ def test_finite_and_empty_tensors_pass() -> None:
     check(torch.tensor([65504.0], dtype=torch.float16), torch.tensor([1e300], dtype=torch.float64), torch.zeros(0, 4))
     check(torch.zeros(0, 4))
     check()
+
+
+def test_a_layer_within_a_batch_is_named() -> None:
+    layers = [Layer(f"{i}.weight", nn.Parameter(torch.ones(2, 2))) for i in range(4)]
+    stacked = torch.ones(3, 2, 2)
+    stacked[1, 0, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"^'2\.weight' has weights"):
+        check_finite(layers, [[1], [0, 2, 3]], [torch.ones(1, 2, 2), stacked], quantity="weights", purpose="ranked")

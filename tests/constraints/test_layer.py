@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from lightning_compress.constraints.layer import Layer
@@ -33,3 +35,15 @@ def test_gradient() -> None:
     linear = nn.Linear(3, 2)
     linear.weight.grad = torch.ones(2, 3)
     assert Layer("weight", linear.weight).gradient is linear.weight.grad
+
+
+def test_ranks_beyond_the_rows_of_a_weight_hold_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Layer("weight", nn.Parameter(torch.arange(8.0).view(2, 4)))
+    monkeypatch.setattr(Layer, "group", "ranks")
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 3)
+    found = []
+    for rank in range(3):
+        monkeypatch.setattr(dist, "get_rank", lambda group, rank=rank: rank)
+        found.append(layer.local(layer.parameter.detach()))
+    assert [tuple(shard.shape) for shard in found] == [(1, 4), (1, 4), (0, 4)]
+    assert torch.equal(torch.cat(found), layer.weight)

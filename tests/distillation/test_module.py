@@ -651,3 +651,22 @@ def test_several_teachers() -> None:
     run = fit(module)
     assert {"teacher/val_acc", "teacher/val_acc_1"} <= set(run.callback_metrics)
     assert len(module._teachers.built) == 2
+
+
+@pytest.mark.parametrize(
+    ("schedule", "named"),
+    [(lc.Schedule(begin="3ep", end="4ep"), "begin='3ep'"), (lc.Schedule(begin=0.0, end="3ep"), "end='3ep'")],
+)
+def test_times_of_ramps_lie_within_the_run(schedule: lc.Schedule, named: str) -> None:
+    ramp = lc.Ramp(0.0, 1.0, schedule=schedule)
+    for options in ({"losses": {"kd": lc.KD(weight=ramp)}}, {"losses": {"kd": lc.KD()}, "task_weight": ramp}):
+        with pytest.raises(ValueError, match=f"^{named} lies beyond the run's 2 epochs"):
+            fit(lc.DistillationModule(Net(), teacher(), **options))
+
+
+def test_accuracy_of_the_teacher_is_not_measured_again_at_a_resume(tmp_path: Path) -> None:
+    fit(distil(), save_every_step(tmp_path))
+    for path, is_measured in ((None, True), (tmp_path / "step=3.ckpt", False)):
+        run = trainer([])
+        run.fit(distil(), Loader(), val_loader(), ckpt_path=path)
+        assert ("teacher/val_acc" in run.callback_metrics) == is_measured

@@ -78,3 +78,20 @@ def test_a_group_ends_at_a_wide_gap() -> None:
     row = torch.cat([torch.linspace(0, 1, 1500), torch.linspace(1000, 1001, 1500)]).unsqueeze(0)
     bounds = optimal_kmeans._group_bounds(points_of(row), 256)
     assert 1500 in bounds[0].tolist()
+
+
+@pytest.mark.parametrize(("columns", "num_clusters"), [(12, 8), (200, optimal_kmeans._MAX_OPTIMAL + 6)])
+def test_centers_ascend_where_intervals_have_no_mass(columns: int, num_clusters: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.rand(200, columns, generator=generator)
+    masses = (torch.rand(200, columns, generator=generator) < 0.2).double()
+    centers = optimal_centers(points_of(rows, masses), num_clusters)
+    assert (centers.diff(dim=1) >= 0).all()
+
+
+@pytest.mark.parametrize("columns", range(2, 10))
+def test_centers_ascend_where_all_values_are_equal(columns: int) -> None:
+    """The mean of equal values may be rounded to one below them, and below the centers of empty clusters."""
+    rows = torch.linspace(0.1, 1.1, 100, dtype=torch.float64).unsqueeze(1).expand(-1, columns)
+    centers = optimal_centers(WeightedPoints(rows, torch.ones_like(rows), torch.clone), 3)
+    assert (centers.diff(dim=1) >= 0).all()

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
 import lightning_compress as lc
+from tests import cases
 
 
 @pytest.mark.parametrize("sparsity", [0, 0.0, 0.5, 0.999, {"a": 0.5, "b": 0.0}])
@@ -85,3 +87,16 @@ def test_fixed_keeps_just_the_zeros_there_are(small: type, loader: DataLoader, t
     assert not zeros[3:].any()
     assert (module.net[3].weight == 0).sum() == 1
     assert not torch.signbit(module.net[3].weight[0, 0])
+
+
+def test_nothing_grows_after_the_end_of_the_schedule() -> None:
+    changes: list[int] = []
+
+    class Record(Callback):
+        def on_train_batch_end(self, run: Any, *args: Any) -> None:
+            changes.append(run.callbacks[0].num_changes)
+
+    schedule = lc.Schedule(begin=0.0, end=5, every=1, curve="one_shot")
+    cases.trainer([lc.Pruning(0.5, growth=lc.SET(), schedule=schedule), Record()]).fit(cases.Net(), cases.Loader())
+    assert changes[:4] == [2, 3, 4, 5]
+    assert changes[4:] == [changes[4]] * 6

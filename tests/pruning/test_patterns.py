@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,8 +21,8 @@ def random_layer(*shape: int, input_dim: int = 1, name: str = "conv.weight", see
     return Layer(name, nn.Parameter(values), input_dim=input_dim)
 
 
-def magnitude(layer: Layer) -> Tensor:
-    return layer.weight.abs()
+def magnitude(layers: Sequence[Layer]) -> Tensor:
+    return torch.stack([layer.weight.abs() for layer in layers])
 
 
 def choose(pattern: WeightPattern, layers: list[Layer], num_pruned: int) -> list[list]:

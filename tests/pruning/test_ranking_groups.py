@@ -85,7 +85,9 @@ def test_whatever_is_accepted_empties_no_layer(
         return
     for group in groups:
         chosen = [members[i] for i in group.layers]
-        masks = pattern.choose(chosen, lambda layer: layer.weight.abs(), group.num_pruned)
+        masks = pattern.choose(
+            chosen, lambda layers: torch.stack([layer.weight.abs() for layer in layers]), group.num_pruned
+        )
         assert all(mask.any() for mask in masks)
         pruned = sum(int((~mask).sum()) for mask in masks)
         assert abs(pruned - group.num_pruned) <= max(map(pattern.unit_size, chosen)) / 2

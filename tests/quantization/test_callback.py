@@ -22,6 +22,7 @@ import lightning_compress as lc
 from lightning_compress.quantization.insertion import is_quantized, quantizers_of
 from lightning_compress.quantization.quantizer_checkpoint import _insert_stored
 from lightning_compress.quantization.quantizer_plan import QuantizerPlan
+from lightning_compress.trainer.queries import averaged_models
 from tests.cases import (
     MILESTONES,
     Loader,
@@ -582,3 +583,20 @@ def test_a_checkpoint_of_other_bits_is_an_error(stage: str, tmp_path: Path) -> N
     trainer([same], max_steps=3).fit(Net(), Loader(), ckpt_path=tmp_path / "eight.ckpt")
     with pytest.raises(ValueError, match=r"quantizes '[\w.]+' to 8 bits .* load its weights alone"):
         getattr(trainer([four], max_steps=3), stage)(Net(), Loader(), ckpt_path=tmp_path / "eight.ckpt")
+
+
+@pytest.mark.parametrize("begin", [0, 4])
+def test_averages_are_quantized_with_the_model(begin: int) -> None:
+    found: list[list[tuple[bool, bool]]] = []
+
+    class Record(Callback):
+        def on_train_batch_end(self, run: Any, model: Any, *args: Any) -> None:
+            quantizers = [ref.quantizer for average in averaged_models(run) for ref in quantizers_of(average)]
+            found.append([(quantizer.quantizing, quantizer.ready) for quantizer in quantizers])
+
+    schedule = lc.QATSchedule(observe=begin, fake_quantize=begin, freeze_observers=8, freeze_batch_norm=9)
+    techniques = [lc.QuantizationAwareTraining(schedule=schedule), EMAWeightAveraging(decay=0.5)]
+    trainer([*techniques, Record()]).fit(Net(), Loader())
+    assert found[0]
+    assert all(state == (False, False) for states in found[:begin] for state in states)
+    assert all(state == (True, True) for states in found[begin + 1 :] for state in states)
