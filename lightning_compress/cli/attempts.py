@@ -35,6 +35,8 @@ class Attempts:
         """
         try:
             return step()
-        except Exception as error:
-            self.failures.append(f"{name} failed: {reason(error)}.")
+        except (Exception, SystemExit) as error:
+            # Another run that exits, such as a baseline, has printed its message.
+            why = f"exit code {error.code}" if isinstance(error, SystemExit) else reason(error)
+            self.failures.append(f"{name} failed: {why}.")
         return default

@@ -172,7 +172,8 @@ def size_stages(packed: lc.PackedFile | None, techniques: Iterable[str], dense: 
     kinds = set(techniques)
     names = [name for kind, name in (("WeightClustering", "clustered"), (_QAT, "quantized")) if kind in kinds]
     stages = {item.name: item.num_bytes for item in packed.stages}
-    removed = [SizeStage("channels removed", stages["dense"])] if 0 < stages["dense"] < dense and _QAT not in kinds else []
+    # Scales make a quantized network larger than the dense one, so that only removed channels make it smaller.
+    removed = [SizeStage("channels removed", stages["dense"])] if stages["dense"] < dense else []
     zeros = [SizeStage("zeros left out", stages["+ prune"])] if "Pruning" in kinds else []
     indexed = [SizeStage(" and ".join(names), stages["+ cluster"])] if names else []
     return (first, *removed, *zeros, *indexed, SizeStage("entropy-coded", stages["+ entropy coding"]))

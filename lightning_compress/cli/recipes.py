@@ -47,18 +47,19 @@ def copy(name: str, destination: str = ".") -> None:
     print(f"{target}: run it with 'lightning-compress run {target}'.")
 
 
-def find(name: str) -> Path:
+def find(name: str, *, near: Sequence[Path] = ()) -> Path:
     """Find the file of a recipe in the working directory, its repository or the installed package, in this order.
 
     Args:
         name: Path, or name such as ``recipes/digits/prune.yaml``, ``digits/prune.yaml`` or ``digits/prune``.
+        near: Directories of the recipes that name it, which are searched after the working directory.
 
     Raises:
         SystemExit: With code 2 if there is no such recipe.
     """
     short = name.removeprefix("recipes/")
     spellings = (name, f"{name}.yaml", short, f"{short}.yaml")
-    candidates = (directory / spelling for directory in [Path(), *_directories()] for spelling in spellings)
+    candidates = (directory / spelling for directory in [Path(), *near, *_directories()] for spelling in spellings)
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
         names = available()

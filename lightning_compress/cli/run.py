@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning.pytorch.trainer.states import TrainerStatus
 from rich.console import Console
 
 import lightning_compress as lc
-from lightning_compress.cli.comparison import Comparison
+from lightning_compress.cli.attempts import Attempts
 from lightning_compress.cli.errors import fail
+from lightning_compress.cli.finished_run import NETWORK_FILE, REMOVAL_FILE
 from lightning_compress.cli.recipes import find, run_name_of
-from lightning_compress.cli.run_directory import write_new
+from lightning_compress.cli.run_results import StageResults, report_of
 from lightning_compress.cli.runs import BaselineRun, RunCLI
+from lightning_compress.cli.stage_cli import Metrics
+from lightning_compress.cli.wandb_runs import log_artifacts
+from lightning_compress.reporting.report_files import write_report
+from lightning_compress.reporting.report_metrics import report_metrics
+from lightning_compress.reporting.run_report import RunReport
+from lightning_compress.reporting.run_summary import RunSummary, headline
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as of a shell."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -23,38 +36,96 @@ def run(arguments: Sequence[str]) -> None:
 
     Args:
         arguments: Recipe, followed by overrides as ``--key=value``.
+
+    Raises:
+        SystemExit: With code 1 if a step after the training failed, once the report is written.
     """
     if not arguments or arguments[0].startswith("-"):
-        if arguments and arguments[0] in ("-h", "--help"):
-            RunCLI(args=["--help"], run=False)
         fail("run requires a recipe: lightning-compress run RECIPE [--key=value ...]; 'recipes' lists all recipes.")
     recipe = find(arguments[0])
     cli = RunCLI(args=[f"--config={recipe}", *arguments[1:]], run=False, run_name=run_name_of(recipe))
-    fitted = cli.fit_and_test()
-    shrunk = cli.shrink()
-    report = lc.report(cli.model)
-    packed = cli.pack()
-    exported = cli.export()
-    baseline = BaselineRun(cli).metrics() if cli.config.baseline != "skip" else {}
+    fitted = _fit_and_test(cli, arguments)
+    results = _compress(cli, fitted)
     if cli.trainer.is_global_zero:
-        distilled = isinstance(cli.model, lc.DistillationModule)
-        reference, result = ("no-KD baseline", "distilled") if distilled else ("dense", "compressed")
-        columns = {
-            "teacher": cli.teacher_metrics,
-            reference: baseline,
-            **cli.previous_metrics,
-            result: fitted,
-            "channels removed": shrunk,
-        }
-        _print_and_write(cli.directory, report, Comparison(columns, result, reference, exported), packed)
+        report = report_of(cli, results)
+        _write_log_and_print(cli, report)
+    cli.close()
+    if results.failures:
+        sys.exit(1)
 
 
-def _print_and_write(directory: Path, report: lc.Report, comparison: Comparison, packed: lc.PackedFile | None) -> None:
-    console = Console(record=True)
-    console.print(report)
-    if packed is not None:
-        console.print(packed)
-    console.print(comparison)
-    console.print(f"All files of this run are in {directory}.", soft_wrap=True)
-    write_new(directory / "report.txt", console.export_text())
-    write_new(directory / "report.json", report.to_json())
+def _fit_and_test(cli: RunCLI, arguments: Sequence[str]) -> Metrics:
+    try:
+        return cli.fit_and_test()
+    except (KeyboardInterrupt, SystemExit):
+        if cli.trainer.state.status == TrainerStatus.INTERRUPTED:
+            fail(f"Interrupted. {_how_to_go_on(cli, arguments)}", code=INTERRUPTED)
+        raise
+
+
+def _how_to_go_on(cli: RunCLI, arguments: Sequence[str]) -> str:
+    """Return a sentence with the command that continues an interrupted run."""
+    checkpoints = sorted(cli.directory.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
+    added = [f"--ckpt_path={checkpoints[-1]}"] if checkpoints else []
+    if cli.previous_metrics:
+        added.append(f"--after={cli.directory / 'before'}")
+    if "teacher" in cli.inputs_of_run:
+        added.append(f"--model.teacher={cli.inputs_of_run['teacher']}")
+    start = "Go on with" if checkpoints else "No checkpoint was written yet; start again with"
+    return f"{start}: {shlex.join(['lightning-compress', 'run', *arguments, *added])}"
+
+
+def _compress(cli: RunCLI, fitted: Metrics) -> StageResults:
+    """Return the data of all stages after the training; a stage that fails does not lose the others."""
+    attempts = Attempts()
+    channels = isinstance(getattr(cli.config_init.get("pruning"), "pattern", None), lc.Channels)
+    masked = attempts.run("The copy of the masked network", cli.deployed, default=None) if channels else None
+    removed = attempts.run("The removal of channels", cli.shrink, default={})
+    packed = attempts.run("The packed file", cli.pack, default=None)
+    finalized = attempts.run("The deployed network", cli.deployed, default=None)
+    exported = attempts.run("The export", cli.export, default=None)
+    baseline = None
+    if cli.config.baseline != "skip":
+        baseline = attempts.run("The baseline", lambda: BaselineRun(cli).execute(), default=None)
+    return StageResults(
+        fitted=fitted,
+        removed=removed,
+        masked=masked if removed else None,
+        finalized=finalized,
+        packed=packed,
+        exported=exported,
+        baseline=baseline,
+        teacher=cli.teacher_metrics,
+        previous=cli.previous_metrics,
+        failures=attempts.failures,
+    )
+
+
+def _write_log_and_print(cli: RunCLI, report: RunReport) -> None:
+    paths = write_report(report, cli.directory)
+    metrics = report_metrics(report)
+    for logger in cli.trainer.loggers:
+        logger.log_metrics(metrics, step=cli.trainer.global_step)
+        logger.save()
+    files = {model.file: cli.directory / model.file for model in report.models if model.file}
+    outputs = {Path(name).stem if name != NETWORK_FILE else "packed": path for name, path in files.items()}
+    kinds = {"model": "onnx", "float": "onnx-fp32"}
+    outputs = {kinds.get(kind, kind): path for kind, path in outputs.items()}
+    outputs |= {"report": paths["report"], "html": paths["html"]}
+    outputs |= {"figures": paths["figures"]} if "figures" in paths else {}
+    if (cli.directory / REMOVAL_FILE).is_file():
+        outputs["removal"] = cli.directory / REMOVAL_FILE
+    metadata = {"headline": headline(report), **metrics}
+    log_artifacts(cli.trainer, report.name, outputs, cli.inputs_of_run, metadata)
+    console = Console()
+    console.print(RunSummary(report))
+    for path in (paths["html"], cli.directory):
+        console.print(str(path), soft_wrap=True, markup=False, highlight=False)
+    console.print(_next_command(cli), soft_wrap=True, markup=False, highlight=False)
+
+
+def _next_command(cli: RunCLI) -> str:
+    commands = [f"lightning-compress compare {cli.directory.parent}/*"]
+    if any(isinstance(logger, WandbLogger) for logger in cli.trainer.loggers):
+        commands.append(f"wandb sync {cli.directory}/wandb/offline-*")
+    return f"Next: {'   or: '.join(commands)}"

@@ -23,7 +23,7 @@ def notes_on(report: RunReport) -> tuple[str, ...]:
     >>> notes_on(report)
     ('No latency was measured.',)
     """
-    return tuple([*_on_latency(report), *_on_size(report), *_on_energy(report)])
+    return (*_on_latency(report), *_on_size(report), *_on_energy(report))
 
 
 def _on_latency(report: RunReport) -> Iterator[str]:
@@ -63,4 +63,4 @@ def _on_size(report: RunReport) -> Iterator[str]:
 def _on_energy(report: RunReport) -> Iterator[str]:
     timings = [model.timing for model in report.models if model.timing is not None]
     if timings and all(timing.joules is None for timing in timings):
-        yield "Energy is not measurable here: neither RAPL nor NVML can be read."
+        yield "Energy is not measurable here: the RAPL counters of the CPU cannot be read."

@@ -18,6 +18,8 @@ REPORT_FILE = "report.json"
 SCHEMA_VERSION = 1
 """Version of the keys of ``report.json``, which are the attributes of the classes below."""
 
+_DEPLOYED = ("fitted", "channels removed", "packed", "export")
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -48,7 +50,7 @@ class ModelResult:
 
     Attributes:
         role: ``"teacher"``, ``"previous"`` (an earlier stage), ``"baseline"``, ``"fitted"`` (with masks, clusters and
-            fake quantization), ``"channels removed"``, or ``"export"``.
+            fake quantization), ``"channels removed"``, ``"packed"``, or ``"export"``.
         title: Name in tables.
         metrics: Test metrics.
         intervals: 95 % confidence interval of those metrics that are a fraction of the test samples.
@@ -190,7 +192,7 @@ class RunReport:
     @property
     def result(self) -> ModelResult | None:
         """The model that is deployed: the last one that was tested; an exported file stands last."""
-        candidates = [m for m in self.models if m.role in ("fitted", "channels removed", "export") and m.metrics]
+        candidates = [m for m in self.models if m.role in _DEPLOYED and m.metrics]
         return candidates[-1] if candidates else None
 
     @property

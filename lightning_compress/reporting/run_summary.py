@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console, ConsoleOptions, RenderResult
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -123,18 +124,16 @@ class RunSummary(Printed):
         columns = {
             metric: [_value(model, metric) for model in models],
             "bytes": [format_bytes(model.num_bytes) for model in models],
-            "parameters": [format_count(model.num_parameters) for model in models],
             "MACs": [format_count(model.macs) for model in models],
             "latency": [format_seconds(model.timing.median if model.timing else None) for model in models],
-            "p95": [format_seconds(model.timing.p95 if model.timing else None) for model in models],
         }
         shown = {name: values for name, values in columns.items() if name and any(values)}
         table = Table()
         table.add_column("model", overflow="fold")
         for name in shown:
-            table.add_column("accuracy (95 % interval)" if is_accuracy(name) else name, justify="right")
+            table.add_column(escape("accuracy [95 %]") if is_accuracy(name) else name, justify="right")
         for index, model in list(enumerate(models))[:MAX_ROWS]:
-            table.add_row(model.title, *(values[index] for values in shown.values()))
+            table.add_row(model.title, *(escape(values[index]) for values in shown.values()))
         if len(models) > MAX_ROWS:
             table.add_row(f"{len(models) - MAX_ROWS} more in report.html")
         return table
@@ -146,5 +145,5 @@ def _value(model: ModelResult, metric: str) -> str:
     value = format_metric(metric, model.metrics[metric])
     if metric not in model.intervals:
         return value
-    lower, upper = (format_metric(metric, bound) for bound in model.intervals[metric])
-    return f"{value} ({lower} to {upper})"
+    lower, upper = (format_metric(metric, bound)[:4] for bound in model.intervals[metric])
+    return f"{value} [{lower}, {upper}]"
