@@ -145,5 +145,5 @@ def _value(model: ModelResult, metric: str) -> str:
     value = format_metric(metric, model.metrics[metric])
     if metric not in model.intervals:
         return value
-    lower, upper = (format_metric(metric, bound)[:4] for bound in model.intervals[metric])
+    lower, upper = (f"{100 * bound:.1f}" for bound in model.intervals[metric])
     return f"{value} [{lower}, {upper}]"
