@@ -98,13 +98,13 @@ def _call(runtime: Any, inputs: Any) -> Callable[[], Any]:
     return lambda: runtime.run(None, feeds)
 
 
-def with_onnx_module(model: LightningModule, module: str, file: OnnxFile, inputs: Any) -> LightningModule:
+def with_onnx_module(model: LightningModule, module: str, path: Path, inputs: Any) -> LightningModule:
     """Return a copy of a LightningModule that runs its deployed submodule in ONNX Runtime."""
     # The structure of the output (dict, tuple) is taken from the model: ONNX Runtime returns a flat list.
     with torch.no_grad():
         output = lc.finalize(model, module=module).cpu()(*inputs[0], **inputs[1])
     evaluated = copy_module(model).cpu()
-    onnx_module = _OnnxModule(file, output)
+    onnx_module = _OnnxModule(path, output)
     if module:
         evaluated.set_submodule(module, onnx_module)
     else:
@@ -115,9 +115,9 @@ def with_onnx_module(model: LightningModule, module: str, file: OnnxFile, inputs
 class _OnnxModule(nn.Module):
     """ONNX Runtime session as a module."""
 
-    def __init__(self, file: OnnxFile, output: Any) -> None:
+    def __init__(self, path: Path, output: Any) -> None:
         super().__init__()
-        self.session = session(file.path)
+        self.session = session(path)
         self.structure = torch.utils._pytree.tree_structure(output)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

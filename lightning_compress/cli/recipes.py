@@ -11,16 +11,24 @@ from lightning_compress.cli.errors import did_you_mean, fail
 
 
 def recipes(arguments: Sequence[str]) -> None:
-    """List all recipes, or copy one: ``recipes copy NAME [DEST]``."""
-    if not arguments:
+    """List all recipes, show or copy one: ``recipes [list | show NAME | copy NAME [DEST]]``."""
+    if not arguments or [*arguments] == ["list"]:
         for name, path in available().items():
             print(f"{name:<24}{first_line(path)}")
     elif arguments[0] == "copy" and len(arguments) in (2, 3):
         copy(*arguments[1:])
+    elif arguments[0] == "show" and len(arguments) == 2:
+        print(find(arguments[1]).read_text(), end="")
     elif arguments[0] in ("-h", "--help"):
-        print("usage: lightning-compress recipes [copy NAME [DEST]]\n\nList all recipes, or copy one to edit it.")
+        print(
+            "usage: lightning-compress recipes [list | show NAME | copy NAME [DEST]]\n\nList all recipes, show one, or "
+            "copy one to edit it."
+        )
     else:
-        fail(f"Unknown usage 'recipes {' '.join(arguments)}': write 'recipes' or 'recipes copy NAME [DEST]'.")
+        fail(
+            f"Unknown usage 'recipes {' '.join(arguments)}': write 'recipes list', 'recipes show NAME' or 'recipes copy "
+            "NAME [DEST]'."
+        )
 
 
 def copy(name: str, destination: str = ".") -> None:

@@ -171,7 +171,7 @@ class StageCLI(CompressionCLI):
         if not self._has_inputs("No INT8 ONNX model is exported"):
             return None
         int8, fp32 = export_int8_and_fp32(self.model, self.deployed_module, self.inputs[0], self.directory)
-        evaluated = with_onnx_module(self.model, self.deployed_module, int8, self.inputs[0])
+        evaluated = with_onnx_module(self.model, self.deployed_module, int8.path, self.inputs[0])
         metrics = self._evaluate(self._plain_trainer(), evaluated)
         return OnnxEvaluation(int8, fp32, metrics, time_files((fp32, int8), self.inputs[0]))
 
