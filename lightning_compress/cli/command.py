@@ -57,9 +57,11 @@ def _say_loading(command: str, arguments: Sequence[str]) -> None:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if arguments and arguments[0] in ("-h", "--help"):
         print(_RUN_HELP)
         return
+    if not arguments or arguments[0].startswith("-"):
+        fail("run requires a recipe: lightning-compress run RECIPE [--key=value ...]; 'recipes' lists all recipes.")
     _say_loading("run", arguments)
     # W&B's own summary of every metric would bury the report, which has the command that uploads the run.
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -92,9 +94,11 @@ def _sensitivity(arguments: Sequence[str]) -> None:
 
 
 def _doctor(arguments: Sequence[str]) -> None:
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if arguments and arguments[0] in ("-h", "--help"):
         print("usage: lightning-compress doctor RECIPE [--key=value ...]\n\nCheck a recipe in a few batches.")
         return
+    if not arguments or arguments[0].startswith("-"):
+        fail("doctor requires a recipe: lightning-compress doctor RECIPE [--key=value ...].")
     _say_loading("doctor", arguments)
     from lightning_compress.cli.doctor_command import doctor
     from lightning_compress.cli.options import check_options_once

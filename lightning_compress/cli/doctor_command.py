@@ -7,6 +7,7 @@ import shutil
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +20,9 @@ from rich.table import Table
 
 import lightning_compress as lc
 from lightning_compress.cli.compression import TECHNIQUES
-from lightning_compress.cli.errors import fail
 from lightning_compress.cli.measurements import dense_bytes
 from lightning_compress.cli.recipes import find, run_name_of
+from lightning_compress.cli.routine_messages import hide_routine_messages
 from lightning_compress.cli.stage_cli import StageCLI
 from lightning_compress.export.requirements import require
 from lightning_compress.quantization.insertion import quantizers_of
@@ -112,11 +113,7 @@ class DoctorCLI(StageCLI):
     def __init__(self, recipe: Path, arguments: Sequence[str], *, plain: bool = False) -> None:
         self.recipe, self.plain, self.probe = recipe, plain, FitProbe()
         self.temporary = Path(tempfile.mkdtemp(prefix="lightning-compress-"))
-        quiet = [
-            "--trainer.logger=false",
-            "--trainer.enable_progress_bar=false",
-            "--trainer.enable_model_summary=false",
-        ]
+        quiet = [f"--trainer.{key}=false" for key in ("logger", "enable_progress_bar", "enable_model_summary")]
         given = [argument for argument in arguments if not argument.startswith("--trainer.logger")]
         super().__init__(args=[f"--config={recipe}", *given, *quiet], run=False, run_name=run_name_of(recipe))
 
@@ -146,7 +143,9 @@ class DoctorCLI(StageCLI):
     def examine(self) -> FitProbe:
         """Fit a few batches, and remove everything that was written."""
         try:
-            with self.exit_on_config_error():
+            with self.exit_on_config_error(), warnings.catch_warnings():
+                # The teacher is untrained here.
+                warnings.filterwarnings("ignore", message="The teacher .* has an accuracy")
                 self.trainer.fit(self.model, datamodule=self.datamodule)
         except ProbeDone:
             pass
@@ -161,8 +160,7 @@ def doctor(arguments: Sequence[str]) -> None:
     Args:
         arguments: Recipe, followed by overrides as ``--key=value``.
     """
-    if not arguments or arguments[0].startswith("-"):
-        fail("doctor requires a recipe: lightning-compress doctor RECIPE [--key=value ...].")
+    hide_routine_messages()
     recipe = find(arguments[0])
     cli = DoctorCLI(recipe, arguments[1:])
     probe = cli.examine()

@@ -16,6 +16,7 @@ from lightning_compress.cli.errors import did_you_mean, exit_on_config_error, fa
 from lightning_compress.cli.finished_run import NETWORK_FILE
 from lightning_compress.cli.options import CommandParser
 from lightning_compress.cli.reopened_run import ReopenedRun
+from lightning_compress.cli.routine_messages import hide_routine_messages
 from lightning_compress.cli.run_directory import make_unique
 from lightning_compress.cli.stage_cli import Metrics
 from lightning_compress.quantization.finalize import copy_for_deployment
@@ -64,6 +65,7 @@ def export(arguments: Sequence[str]) -> None:
     path = Path(given.run)
     directory = path.parent.parent if path.suffix == ".ckpt" else path
     attempts = Attempts()
+    hide_routine_messages()
     with exit_on_config_error(lambda: False):
         directory, report = read_report(directory)
         out = Path(given.out) if given.out else make_unique(directory / "export")

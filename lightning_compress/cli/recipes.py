@@ -26,8 +26,8 @@ def recipes(arguments: Sequence[str]) -> None:
         )
     else:
         fail(
-            f"Unknown usage 'recipes {' '.join(arguments)}': write 'recipes list', 'recipes show NAME' or 'recipes copy "
-            "NAME [DEST]'."
+            f"Unknown usage 'recipes {' '.join(arguments)}': write 'recipes list', 'recipes show NAME' or "
+            "'recipes copy NAME [DEST]'."
         )
 
 

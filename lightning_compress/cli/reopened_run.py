@@ -38,8 +38,9 @@ class ReopenedRun(StageCLI):
         for path in (config, self.checkpoint):
             if path is None or not path.is_file():
                 raise ValueError(f"{path or directory / 'checkpoints'} does not exist: give a run with a checkpoint.")
-        unused = ["--trainer.logger=false", "--baseline=skip", "--teacher=null", "--ckpt_path=null"]
-        super().__init__(args=[f"--config={config}", *unused], run=False, run_name=report.name)
+        quiet = ["--trainer.logger=false", "--trainer.enable_progress_bar=false"]
+        unused = ["--baseline=skip", "--teacher=null", "--ckpt_path=null"]
+        super().__init__(args=[f"--config={config}", *quiet, *unused], run=False, run_name=report.name)
 
     def make_directory(self) -> Path:
         """Return the directory to write to."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.trainer.states import TrainerStatus
 from rich.console import Console
 
 import lightning_compress as lc
@@ -16,6 +15,7 @@ from lightning_compress.cli.attempts import Attempts
 from lightning_compress.cli.errors import fail
 from lightning_compress.cli.finished_run import NETWORK_FILE, REMOVAL_FILE
 from lightning_compress.cli.recipes import find, run_name_of
+from lightning_compress.cli.routine_messages import hide_routine_messages
 from lightning_compress.cli.run_results import StageResults, report_of
 from lightning_compress.cli.runs import BaselineRun, RunCLI
 from lightning_compress.cli.stage_cli import Metrics
@@ -41,15 +41,19 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: With code 1 if a step after the training failed, once the report is written.
     """
-    if not arguments or arguments[0].startswith("-"):
-        fail("run requires a recipe: lightning-compress run RECIPE [--key=value ...]; 'recipes' lists all recipes.")
+    hide_routine_messages()
     recipe = find(arguments[0])
     cli = RunCLI(args=[f"--config={recipe}", *arguments[1:]], run=False, run_name=run_name_of(recipe))
     fitted = _fit_and_test(cli, arguments)
     results = _compress(cli, fitted)
     if cli.trainer.is_global_zero:
         report = report_of(cli, results)
-        _write_log_and_print(cli, report)
+        paths = write_report(report, cli.directory)
+        _print(cli, report, paths)
+        attempts = Attempts()
+        attempts.run("The log of the report", lambda: _log(cli, report, paths), default=None)
+        for failure in attempts.failures:
+            print(failure, file=sys.stderr)
     cli.close()
     if results.failures:
         sys.exit(1)
@@ -58,8 +62,9 @@ def run(arguments: Sequence[str]) -> None:
 def _fit_and_test(cli: RunCLI, arguments: Sequence[str]) -> Metrics:
     try:
         return cli.fit_and_test()
-    except (KeyboardInterrupt, SystemExit):
-        if cli.trainer.state.status == TrainerStatus.INTERRUPTED:
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning exits after Ctrl-C.
+        if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
             fail(f"Interrupted. {_how_to_go_on(cli, arguments)}", code=INTERRUPTED)
         raise
 
@@ -102,22 +107,25 @@ def _compress(cli: RunCLI, fitted: Metrics) -> StageResults:
     )
 
 
-def _write_log_and_print(cli: RunCLI, report: RunReport) -> None:
-    paths = write_report(report, cli.directory)
+def _log(cli: RunCLI, report: RunReport, paths: Mapping[str, Path]) -> None:
+    """Log the numbers of the report to all loggers, and its files as artifacts to W&B."""
     metrics = report_metrics(report)
     for logger in cli.trainer.loggers:
         logger.log_metrics(metrics, step=cli.trainer.global_step)
         logger.save()
-    files = {model.file: cli.directory / model.file for model in report.models if model.file}
-    outputs = {Path(name).stem if name != NETWORK_FILE else "packed": path for name, path in files.items()}
-    kinds = {"model": "onnx", "float": "onnx-fp32"}
-    outputs = {kinds.get(kind, kind): path for kind, path in outputs.items()}
-    outputs |= {"report": paths["report"], "html": paths["html"]}
-    outputs |= {"figures": paths["figures"]} if "figures" in paths else {}
+    outputs = {_KINDS.get(model.file, model.file): cli.directory / model.file for model in report.models if model.file}
+    outputs |= {kind: path for kind, path in paths.items() if kind != "text"}
     if (cli.directory / REMOVAL_FILE).is_file():
         outputs["removal"] = cli.directory / REMOVAL_FILE
     metadata = {"headline": headline(report), **metrics}
     log_artifacts(cli.trainer, report.name, outputs, cli.inputs_of_run, metadata)
+
+
+_KINDS = {NETWORK_FILE: "packed", "model.onnx": "onnx", "float.onnx": "onnx-fp32"}
+"""Files of a run and the ends of the names of their artifacts."""
+
+
+def _print(cli: RunCLI, report: RunReport, paths: Mapping[str, Path]) -> None:
     console = Console()
     console.print(RunSummary(report))
     for path in (paths["html"], cli.directory):

@@ -105,6 +105,11 @@ class ChildRun(RunCLI):
         """Log directory of the parent, so that one ``wandb sync`` uploads both runs."""
         return self.parent.log_directory
 
+    def prepare_config(self, config: Namespace) -> None:
+        """Prepare the runs that this one depends on, and leave out the summary of its model."""
+        super().prepare_config(config)
+        config.trainer.enable_model_summary = bool(config.trainer.enable_model_summary)
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Instantiate the Trainer, with a W&B run beside that of the parent."""
         trainer = super().instantiate_trainer(**kwargs)

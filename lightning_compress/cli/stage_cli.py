@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,7 +83,13 @@ class StageCLI(CompressionCLI):
             config = self._subcommand_config(self.config)
             tags = [key for key in TECHNIQUES if key != "monitor" and config.get(key)]
             tags += ["distillation"] if config.model.class_path.endswith(".DistillationModule") else []
-            logger["dict_kwargs"] = {"group": self.group, "job_type": self.job_type, "tags": tags, **given}
+            defaults: dict[str, Any] = {"group": self.group, "job_type": self.job_type, "tags": tags}
+            # The environment is stronger than a recipe. W&B reads it once, and runs of a command are opened later too.
+            mode = os.environ.get("WANDB_MODE") or ("offline" if logger.init_args.get("offline") else None)
+            if mode is not None:
+                logger.init_args.offline = mode in ("offline", "dryrun")
+                defaults["mode"] = "offline" if logger.init_args.offline else mode
+            logger["dict_kwargs"] = {**defaults, **given}
 
     @property
     def label(self) -> str:

@@ -24,9 +24,8 @@ def open_separate_run(logger: WandbLogger) -> None:
         logger: Logger that has not logged anything.
     """
     settings: dict[str, Any] = {**logger._wandb_init, "id": logger._wandb_init.get("id") or secrets.token_hex(4)}
-    # The mode of the environment is stronger, as for Lightning's own runs.
-    mode = "offline" if logger._offline else None
-    run = wandb.init(**settings, mode=mode, reinit="create_new")
+    given = {name: value for name, value in settings.items() if value is not None}
+    run = wandb.init(**{**given, "reinit": "create_new"})
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     logger._experiment = run
@@ -54,7 +53,7 @@ def log_artifacts(
     """
     for run in _runs(trainer):
         for kind, path in inputs.items():
-            run.use_artifact(_artifact(name, kind, path, {}))
+            _use_artifact(run, _artifact(name, kind, path, {}))
         for kind, path in outputs.items():
             run.log_artifact(_artifact(name, kind, path, metadata))
 
@@ -63,6 +62,15 @@ def _runs(trainer: Trainer) -> Iterator[Any]:
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and trainer.is_global_zero:
             yield logger.experiment
+
+
+def _use_artifact(run: Any, artifact: Any) -> None:
+    """Record an artifact as an input of a run."""
+    if run.settings._offline:
+        # use_artifact is for online runs; this is its record, with which 'wandb sync' makes the artifact an input.
+        run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+    else:
+        run.use_artifact(artifact)
 
 
 def _artifact(name: str, kind: str, path: Path, metadata: Mapping[str, Any]) -> Any:

@@ -43,7 +43,7 @@ def test_fits_tests_and_reports(recipe, capsys):
     assert titles(run) == ["dense baseline", "fitted", "packed file"]
     assert report.file("model.packed").num_bytes == (run / "model.packed").stat().st_size
     assert [size.name for size in report.sizes] == ["dense", "zeros left out", "entropy-coded"]
-    assert report.models[0].num_samples == 32
+    assert report.models[0].num_samples == 64
     assert report.seed == 0
     assert (run / report.checkpoint).is_file()
     assert report.schedules["sparsity"][-1] == (2, 0.5)
