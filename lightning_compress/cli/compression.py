@@ -119,7 +119,7 @@ class CompressionCLI(LightningCLI):
         if isinstance(args, (dict, Namespace)):
             self.config = parser.parse_object(args)
         else:
-            arguments = args if args is not None else sys.argv[1:]
+            arguments = [_complete_logger(argument) for argument in (args if args is not None else sys.argv[1:])]
             check_config_files(arguments)
             self.config = parser.parse_args(arguments)
 
@@ -196,6 +196,14 @@ class CompressionCLI(LightningCLI):
 
     def _subcommand_config(self, config: Namespace) -> Namespace:
         return config.get(str(self.subcommand), config)
+
+
+def _complete_logger(argument: str) -> str:
+    """Return ``--trainer.logger=CSVLogger`` with the directory that the class requires; others as they are."""
+    option, _, name = argument.partition("=")
+    if option != "--trainer.logger" or not re.fullmatch(r"[\w.]*(?:CSV|TensorBoard)Logger", name):
+        return argument
+    return f"{option}={{class_path: {name}, init_args: {{save_dir: .}}}}"
 
 
 def _rank() -> int:

@@ -33,12 +33,14 @@ def format_count(count: int | None) -> str:
 
 
 def format_seconds(seconds: float | None) -> str:
-    """Return a duration in milliseconds with three significant digits.
+    """Return a duration with three significant digits.
 
-    >>> format_seconds(0.0015912), format_seconds(None)
-    ('1.59 ms', '')
+    >>> format_seconds(0.0015912), format_seconds(12.3e-6), format_seconds(None)
+    ('1.59 ms', '12.3 us', '')
     """
-    return "" if seconds is None else f"{_digits(1e3 * seconds)} ms"
+    if seconds is None:
+        return ""
+    return f"{_digits(1e3 * seconds)} ms" if seconds >= 1e-4 else f"{_digits(1e6 * seconds)} us"
 
 
 def is_accuracy(name: str) -> bool:
