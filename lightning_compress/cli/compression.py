@@ -132,6 +132,23 @@ class CompressionCLI(LightningCLI):
         is_path = path and not _CHECKPOINT_KEYWORDS.match(str(path)) and "://" not in str(path)
         if is_path and not Path(path).exists():
             raise ValueError(f"ckpt_path={path} does not exist: give the path of a checkpoint.")
+        if is_path:
+            _check_checkpoint(Path(path))
+        self.check_unused_keys()
+
+    def check_unused_keys(self) -> None:
+        """Check that no key is set that only the command ``run`` uses.
+
+        Raises:
+            ValueError: If the network or the teacher would not be the one that the key names.
+        """
+        for key in ("after", "teacher"):
+            value = self._get(self.config, key) if self.subcommand else None
+            if value:
+                raise ValueError(
+                    f"{key}={value} is a key of the command 'run' and has no effect on {self.subcommand!r}: use "
+                    f"'lightning-compress run', or set --{key}=null."
+                )
 
     def instantiate_classes(self) -> None:
         """Instantiate all objects, with loggers that write to the run directory.
@@ -196,6 +213,23 @@ class CompressionCLI(LightningCLI):
 
     def _subcommand_config(self, config: Namespace) -> Namespace:
         return config.get(str(self.subcommand), config)
+
+
+def _check_checkpoint(path: Path) -> None:
+    """Raise a ``ValueError`` for a file that is no PyTorch checkpoint."""
+    if path.is_dir():
+        return  # sharded
+    with path.open("rb") as file:
+        start = file.read(16)
+    # Checkpoints are ZIP archives, and older ones pickles.
+    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+        return
+    if path.suffix == ".packed" or start[8:9] == b"{":
+        raise ValueError(
+            f"ckpt_path={path} is a packed file and not a checkpoint: continue from its run with "
+            f"--after={path.parent}, or load it with lightning_compress.load_packed."
+        )
+    raise ValueError(f"ckpt_path={path} is not a checkpoint of PyTorch: give a .ckpt file that a run has written.")
 
 
 def _complete_logger(argument: str) -> str:

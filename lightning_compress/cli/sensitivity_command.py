@@ -73,6 +73,11 @@ class SensitivityCLI(CompressionCLI):
         self.budget = {key: self.config[key] for key in ("max_bytes", "mean_bits") if self.config[key] is not None}
         if len(self.budget) > 1:
             raise ValueError("Give either --max_bytes or --mean_bits, not both.")
+        mean_bits = self.budget.get("mean_bits")
+        if mean_bits is not None and not min(self.bits) <= mean_bits <= max(self.bits):
+            raise ValueError(
+                f"--mean_bits={mean_bits} must be from {min(self.bits)} to {max(self.bits)}, those of --bits."
+            )
         self.config.trainer.default_root_dir = self.config.out or self.config.trainer.default_root_dir
         for key, value in _SINGLE_DEVICE.items():
             self.config.trainer[key] = value

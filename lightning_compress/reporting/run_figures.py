@@ -31,7 +31,7 @@ def draw_run(report: RunReport) -> dict[str, bytes]:
         "Size by stage": (len(report.sizes) > 1, _draw_sizes),
         "Sparsity and bits by layer": (bool(report.layers), _draw_layers),
         "Weights before and after": (bool(report.histograms), _draw_histograms),
-        "Schedules": (any(len(series) > 1 for series in report.schedules.values()), _draw_schedules),
+        "Schedules": (bool(_drawn_schedules(report)), _draw_schedules),
     }
     return {title: as_png(draw(report)) for title, (has_data, draw) in figures.items() if has_data}
 
@@ -132,12 +132,12 @@ def _draw_histogram(axes: Any, histogram: WeightHistogram) -> None:
 
 
 def _draw_schedules(report: RunReport) -> Any:
-    series = {name: points for name, points in report.schedules.items() if len(points) > 1}
+    series = _drawn_schedules(report)
     figure = new_figure(7.0, 0.4 + 1.5 * len(series))
     grid = figure.subplots(len(series), 1, squeeze=False, sharex=True)
     for axes, (name, points) in zip(grid.flat, series.items(), strict=True):
         axes.step([step for step, _ in points], [value for _, value in points], where="post", color=_COMPRESSED)
-        axes.set_ylabel(name, fontsize=8)
+        axes.set_ylabel(name.replace("_", "\n"), fontsize=8)
         values = [value for _, value in points if value > 0]
         if len(values) == len(points) and max(values) > _LOGARITHMIC * min(values):
             axes.set_yscale("log")
@@ -145,6 +145,11 @@ def _draw_schedules(report: RunReport) -> Any:
         clean(axes, grid="both")
     grid[-1][0].set_xlabel("step")
     return figure
+
+
+def _drawn_schedules(report: RunReport) -> dict[str, tuple[tuple[int, float], ...]]:
+    """Return the series with a course; the time at which a target was reached shows in its own one."""
+    return {n: points for n, points in report.schedules.items() if len(points) > 1 and not n.startswith("reached/")}
 
 
 def _stored_bits(layer: LayerResult) -> float:
