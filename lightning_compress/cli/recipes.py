@@ -9,6 +9,9 @@ from pathlib import Path
 import lightning_compress
 from lightning_compress.cli.errors import did_you_mean, fail
 
+SWEEPS = "sweeps"
+"""Directory below the recipes with configurations of W&B sweeps, which are not recipes."""
+
 
 def recipes(arguments: Sequence[str]) -> None:
     """List all recipes, show or copy one: ``recipes [list | show NAME | copy NAME [DEST]]``."""
@@ -87,7 +90,7 @@ def available() -> dict[str, Path]:
     """Return the recipes that can be given by name, as name to path."""
     found: dict[str, Path] = {}
     for directory in _directories():
-        for path in sorted(directory.glob("**/*.yaml")):
+        for path in sorted(path for path in directory.glob("**/*.yaml") if path.parent.name != SWEEPS):
             found.setdefault(path.relative_to(directory).with_suffix("").as_posix(), path)
     return found
 
