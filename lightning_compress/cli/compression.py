@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ import lightning_compress.models.classification
 from lightning_compress.cli.checkpoint_io import AtomicCheckpointIO
 from lightning_compress.cli.config_files import check_config_files
 from lightning_compress.cli.errors import exit_on_config_error
+from lightning_compress.cli.introspection import argument_hints, classes_in
 from lightning_compress.cli.parser import CompressionArgumentParser
 from lightning_compress.cli.run_directory import run_directory
 from lightning_compress.cli.run_record import RunRecord
@@ -128,6 +130,7 @@ class CompressionCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Check that the checkpoint exists before anything is built or written."""
+        self._check_mappings()
         path = self._get(self.config, "ckpt_path")
         is_path = path and not _CHECKPOINT_KEYWORDS.match(str(path)) and "://" not in str(path)
         if is_path and not Path(path).exists():
@@ -135,6 +138,25 @@ class CompressionCLI(LightningCLI):
         if is_path:
             _check_checkpoint(Path(path))
         self.check_unused_keys()
+
+    def _check_mappings(self) -> None:
+        """Check that the Trainer and the specifications of techniques are mappings, before anything reads them."""
+        trainer = self._get(self.config, "trainer")
+        if not isinstance(trainer, Namespace):
+            raise ValueError(
+                f"trainer={trainer} must be a mapping: give the arguments of the Trainer as keys below it."
+            )
+        for key, name in TECHNIQUES.items():
+            given = self._get(self.config, key)
+            hints = argument_hints(getattr(lightning_compress, name))
+            for argument, value in vars(given).items() if isinstance(given, Namespace) else ():
+                classes = classes_in(hints.get(argument))
+                is_specification = bool(classes) and all(dataclasses.is_dataclass(cls) for cls in classes)
+                if is_specification and not isinstance(value, (Namespace, dict, type(None))):
+                    kind = classes[0].__name__
+                    raise ValueError(
+                        f"{key}.{argument}={value} must be a mapping: give the arguments of {kind} as keys below it."
+                    )
 
     def check_unused_keys(self) -> None:
         """Check that no key is set that only the command ``run`` uses.

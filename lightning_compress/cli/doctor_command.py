@@ -16,7 +16,6 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
-from rich.table import Table
 
 import lightning_compress as lc
 from lightning_compress.cli.compression import TECHNIQUES
@@ -170,13 +169,9 @@ def doctor(arguments: Sequence[str]) -> None:
 
 def _print(cli: DoctorCLI, probe: FitProbe, plain: FitProbe) -> None:
     console = Console()
-    table = Table()
-    for column in ("technique", "covers", "schedule (steps)"):
-        table.add_column(column, overflow="fold")
-    for row in probe.rows:
-        table.add_row(*row)
-    if probe.rows:
-        console.print(table)
+    for name, covered, times in probe.rows:
+        # Lines and not a table, whose cells a narrow terminal would wrap.
+        console.print(f"{name}: {covered}; in steps: {times}.", soft_wrap=True, markup=False, highlight=False)
     for line in _findings(cli, probe, plain):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 

@@ -12,7 +12,7 @@ _ROUTINE = (
     "TPU available: ",
     "Loading `train_dataloader`",
     "Restoring states from the checkpoint",
-    "batches will be used",
+    "was configured so ",
     "`Trainer.fit` stopped: `max_epochs",
 )
 _WARNINGS = (".*LeafSpec.*is deprecated", "The dirpath has changed", ".*does not have many workers")
@@ -20,8 +20,8 @@ _WARNINGS = (".*LeafSpec.*is deprecated", "The dirpath has changed", ".*does not
 
 def hide_routine_messages() -> None:
     """Hide routine messages in this process, so that the end of a run is read; all others are shown."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logger = logging.getLogger(name)
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.seed"):
+        logger = logging.getLogger(f"lightning.{name}")
         if _is_telling not in logger.filters:
             logger.addFilter(_is_telling)
     for pattern in _WARNINGS:

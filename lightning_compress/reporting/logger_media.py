@@ -42,7 +42,7 @@ def _log_wandb(logger: Any, name: str, values: Tensor, step: int) -> None:
     lower, upper = float(values.min()), float(values.max())
     if lower == upper:
         lower, upper = lower - 0.5, upper + 0.5
-    counts = torch.histc(values, NUM_BINS, lower, upper).long().tolist()
-    edges = torch.linspace(lower, upper, NUM_BINS + 1).tolist()
+    counts = torch.histc(values, NUM_BINS, lower, upper).cpu().long().numpy()
+    edges = torch.linspace(lower, upper, NUM_BINS + 1).numpy()
     # No step of W&B's own: it counts calls, and a smaller one would be dropped.
     logger.log_metrics({name: wandb.Histogram(np_histogram=(counts, edges))}, step=step)
