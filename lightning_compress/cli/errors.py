@@ -49,8 +49,8 @@ def exit_on_config_error(has_started: Callable[[], bool]) -> Iterator[None]:
         # The input may be wrong at any time; anything else is an error of the configuration before the first batch.
         if message := input_message(error):
             fail(message)
-        known = isinstance(error, (ValueError, MisconfigurationException, OSError, RuntimeError, ImportError))
-        if not known or has_started() or not (message := _message(error)):
+        is_expected = isinstance(error, (ValueError, MisconfigurationException, OSError, RuntimeError, ImportError))
+        if not is_expected or has_started() or not (message := _message(error)):
             raise
         fail(message)
 

@@ -150,11 +150,11 @@ def weight_histograms(before: Mapping[str, Tensor], after: nn.Module) -> tuple[W
     for name, weight in weights.items():
         limit = float(max(before[name].abs().max(), weight.abs().max())) or 1.0
         nonzero = weight[weight != 0]
-        counts = [
+        old, new = (
             tuple(map(int, torch.histc(tensor.float(), _NUM_BINS, -limit, limit).tolist()))
             for tensor in (before[name], nonzero)
-        ]
-        found.append(WeightHistogram(name, -limit, limit, *counts, num_zeros=weight.numel() - nonzero.numel()))
+        )
+        found.append(WeightHistogram(name, -limit, limit, old, new, weight.numel() - nonzero.numel()))
     return tuple(found)
 
 

@@ -86,7 +86,8 @@ def _compress(cli: RunCLI, fitted: Metrics) -> StageResults:
     attempts = Attempts()
     channels = isinstance(getattr(cli.config_init.get("pruning"), "pattern", None), lc.Channels)
     masked = attempts.run("The copy of the masked network", cli.deployed, default=None) if channels else None
-    removed = attempts.run("The removal of channels", cli.shrink, default={})
+    nothing: Metrics = {}
+    removed = attempts.run("The removal of channels", cli.shrink, default=nothing)
     packed = attempts.run("The packed file", cli.pack, default=None)
     finalized = attempts.run("The deployed network", cli.deployed, default=None)
     exported = attempts.run("The export", cli.export, default=None)

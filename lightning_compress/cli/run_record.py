@@ -70,8 +70,8 @@ class RunRecord(Callback):
         """Set ``started`` and count the samples of the batch, by its first tensor."""
         self.started = True
         size = next((len(t) for t in tree_leaves(batch) if isinstance(t, Tensor) and t.ndim), None)
-        known = self.num_test_samples is not None and size is not None
-        self.num_test_samples = self.num_test_samples + size if known else None  # type: ignore[operator]
+        is_counted = self.num_test_samples is not None and size is not None
+        self.num_test_samples = self.num_test_samples + size if is_counted else None  # type: ignore[operator]
 
     def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Set ``started``."""

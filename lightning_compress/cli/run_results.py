@@ -31,6 +31,7 @@ from lightning_compress.cli.onnx_evaluation import OnnxEvaluation
 from lightning_compress.cli.stage_cli import Metrics, StageCLI
 from lightning_compress.reporting.notes import notes_on
 from lightning_compress.reporting.run_report import ModelResult, RunReport, Timing
+from lightning_compress.trainer.queries import callbacks_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def report_of(cli: StageCLI, results: StageResults) -> RunReport:
     network = results.finalized
     dense = cli.initial_num_bytes or (dense_bytes(network) if network is not None else 0)
     before = results.baseline.network if results.baseline is not None else None
-    quantization = next((c for c in cli.trainer.callbacks if isinstance(c, lc.QuantizationAwareTraining)), None)
+    quantization = next((c for c in callbacks_of(cli.trainer) if isinstance(c, lc.QuantizationAwareTraining)), None)
     exported = () if results.exported is None else results.exported.int8.unquantized_ops
     report = RunReport(
         name=cli.run_name or "run",
@@ -142,9 +143,9 @@ def _models(cli: StageCLI, results: StageResults) -> tuple[ModelResult, ...]:
         found.append(model(role, "channels removed", results.removed, last_network))
     if results.packed is not None:
         # The packed file is that of the tested network, bit by bit.
-        file = {"file": results.packed.path.name, "sha256": sha256_of(results.packed.path)}
-        last = replace(found[-1], role="packed", title="packed file", num_bytes=results.packed.num_bytes, **file)
-        found.append(replace(last, num_parameters=None, macs=None, timing=None))
+        packed = replace(found[-1], role="packed", title="packed file", num_bytes=results.packed.num_bytes)
+        packed = replace(packed, file=results.packed.path.name, sha256=sha256_of(results.packed.path))
+        found.append(replace(packed, num_parameters=None, macs=None, timing=None))
     return (*found, *_exported(cli, results.exported))
 
 

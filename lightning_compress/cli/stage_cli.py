@@ -26,6 +26,7 @@ from lightning_compress.cli.onnx_evaluation import (
     with_onnx_module,
 )
 from lightning_compress.export.requirements import require
+from lightning_compress.trainer.queries import callbacks_of
 
 Metrics = dict[str, float]
 
@@ -128,7 +129,7 @@ class StageCLI(CompressionCLI):
 
     def schedules(self) -> dict[str, tuple[tuple[int, float], ...]]:
         """Return the totals that the monitor has logged, by name."""
-        monitor = next((c for c in self.trainer.callbacks if isinstance(c, lc.CompressionMonitor)), None)
+        monitor = next((c for c in callbacks_of(self.trainer) if isinstance(c, lc.CompressionMonitor)), None)
         return {} if monitor is None else monitor.history()
 
     def deployed(self) -> nn.Module:

@@ -64,20 +64,20 @@ def _runs(trainer: Trainer) -> Iterator[Any]:
             yield logger.experiment
 
 
-def _use_artifact(run: Any, artifact: Any) -> None:
+def _use_artifact(run: Any, model: Any) -> None:
     """Record an artifact as an input of a run."""
     if run.settings._offline:
         # use_artifact is for online runs; this is its record, with which 'wandb sync' makes the artifact an input.
-        run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+        run._log_artifact(model, is_user_created=True, use_after_commit=True)
     else:
-        run.use_artifact(artifact)
+        run.use_artifact(model)
 
 
 def _artifact(name: str, kind: str, path: Path, metadata: Mapping[str, Any]) -> Any:
     types = {"report": "report", "figures": "report", "removal": "log"}
-    artifact = wandb.Artifact(f"{name}-{kind}", type=types.get(kind, "model"), metadata=dict(metadata))
+    logged = wandb.Artifact(f"{name}-{kind}", type=types.get(kind, "model"), metadata=dict(metadata))
     if path.is_dir():
-        artifact.add_dir(str(path))
+        logged.add_dir(str(path))
     else:
-        artifact.add_file(str(path))
-    return artifact
+        logged.add_file(str(path))
+    return logged

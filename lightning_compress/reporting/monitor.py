@@ -80,10 +80,12 @@ class CompressionMonitor(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log histograms and a table of all layers."""
         self._log_histograms(trainer, pl_module)
-        rows = [[c.name, c.num_weights, c.num_zeros, c.sparsity] for c in _counts(trainer, pl_module)]
         numbers = _layer_metrics(trainer, pl_module)
         columns = [*_COLUMNS, *numbers]
-        rows = [[*row, *(values.get(row[0]) for values in numbers.values())] for row in rows]
+        rows = [
+            [c.name, c.num_weights, c.num_zeros, c.sparsity, *(values.get(c.name) for values in numbers.values())]
+            for c in _counts(trainer, pl_module)
+        ]
         for logger in trainer.loggers:
             log_table(logger, "compression/layers", columns, rows, step=_logging_step(trainer))
 

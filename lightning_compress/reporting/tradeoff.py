@@ -91,8 +91,8 @@ def compare_runs(reports: Sequence[tuple[str, RunReport]], metric: str = "") -> 
     metric = metric or main_metric([result for result in results if result is not None])
     runs = [_compared(directory, report, metric) for directory, report in reports]
     if metric and all(run.metric is None for run in runs):
-        known = sorted({name for result in results if result is not None for name in result.metrics})
-        raise ValueError(f"No run has the metric {metric!r}: choose one of {', '.join(known)}.")
+        names = sorted({name for result in results if result is not None for name in result.metrics})
+        raise ValueError(f"No run has the metric {metric!r}: choose one of {', '.join(names)}.")
     names = _unique_names(runs)
     runs = [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
     runtimes = {run.runtime for run in runs if run.latency is not None}
