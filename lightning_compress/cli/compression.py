@@ -43,7 +43,8 @@ _CHECKPOINT_KEYWORDS = re.compile(r"best$|last$|hpc$|registry")
 class CompressionCLI(LightningCLI):
     """LightningCLI with compression techniques as named keys, such as ``pruning: {sparsity: 0.9}``.
 
-    A key that is absent or null adds no callback, except that a :class:`CompressionMonitor` is always there.
+    A key that is absent or null adds no callback, except that every technique comes with a
+    :class:`CompressionMonitor`.
     Configuration files are merged in the order given (``--config a.yaml --config b.yaml``), and flags such as
     ``--pruning.sparsity=0.5`` override single keys. Every run has a directory of its own under ``runs/`` unless
     ``--trainer.default_root_dir`` is set. An invalid configuration is reported in one line, with exit code 2.
@@ -229,8 +230,9 @@ class CompressionCLI(LightningCLI):
     def compression_callbacks(self) -> list[Callback]:
         """Return the callbacks of the configured techniques, a monitor and the run record."""
         given = {key: self._get(self.config_init, key) for key in TECHNIQUES}
-        # A run that nobody looks at needs no key to be looked at later.
-        given["monitor"] = given["monitor"] or lightning_compress.CompressionMonitor()
+        # Whoever compresses wants to see it, without a key for that.
+        if given["monitor"] is None and any(callback is not None for callback in given.values()):
+            given["monitor"] = lightning_compress.CompressionMonitor()
         return [*(callback for callback in given.values() if callback is not None), self.record]
 
     def _subcommand_config(self, config: Namespace) -> Namespace:

@@ -62,15 +62,24 @@ class Tradeoff(Printed):
         return json.dumps(asdict(self), indent=1)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        numbers = {run.name: number for number, run in enumerate(self.runs, 1)}
         table = Table()
+        table.add_column("", justify="right")
         table.add_column("run", overflow="fold")
         for column in (self.metric or "metric", "bytes", "latency"):
             table.add_column(column, justify="right")
         table.add_column("Pareto set", overflow="fold")
         for run in self.runs:
             metric = "" if run.metric is None else format_metric(self.metric, run.metric)
-            place = f"dominated by {run.dominated_by}" if run.dominated_by else "yes"
-            cells = (run.name, metric, format_bytes(run.num_bytes), format_seconds(run.latency), place)
+            place = f"dominated by {numbers[run.dominated_by]}" if run.dominated_by else "yes"
+            cells = (
+                str(numbers[run.name]),
+                run.name,
+                metric,
+                format_bytes(run.num_bytes),
+                format_seconds(run.latency),
+                place,
+            )
             table.add_row(*map(Text, cells), style="dim" if run.dominated_by else "")
         yield table
         for note in self.notes:
@@ -137,7 +146,8 @@ def _draw_points(axes: Any, points: Sequence[tuple[ComparedRun, float]], metric:
     for index, (run, x) in enumerate(shown):
         color = colormaps["tab10"](index % 10)
         face = "white" if run.dominated_by else color
-        label = f"{run.name} (dominated)" if run.dominated_by else run.name
+        remarks = [*(["dominated"] if run.dominated_by else []), *([run.runtime] if run.runtime else [])]
+        label = f"{run.name} ({', '.join(remarks)})" if remarks else run.name
         axes.plot(x, run.metric, "o", color=color, markerfacecolor=face, markersize=8, linestyle="none", label=label)
     if not shown:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="0.5")

@@ -8,11 +8,13 @@ from urllib.error import URLError
 import pytest
 import torch
 import wandb
+import yaml
 from PIL import UnidentifiedImageError
 
 from lightning_compress.cli import main
 from lightning_compress.cli.errors import input_message
 from lightning_compress.export import requirements
+from tests.cli.conftest import RECIPE
 from tests.cli.test_run import the_run
 
 ONLINE = "--trainer.logger={class_path: WandbLogger, init_args: {project: tests}}"
@@ -23,11 +25,8 @@ from lightning_compress import ClassificationModule
 from lightning_compress.data import DigitsDataModule
 
 class WrongLabels(DigitsDataModule):
-    def setup(self, stage):
-        super().setup(stage)
-        for name, value in list(vars(self).items()):
-            if hasattr(value, "labels"):
-                value.labels = value.labels + 7
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return batch[0], batch[1] + 7
 
 class Untested(LightningModule):
     def __init__(self):
@@ -38,7 +37,6 @@ class Untested(LightningModule):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 """
-UNTESTED = ["--model.class_path=modules.Untested", "--model.init_args=null"]
 
 
 @pytest.fixture(autouse=True)
@@ -136,8 +134,10 @@ def test_flags(error_message):
 
 
 def test_a_module_without_test_step(error_message, capsys):
-    assert "test_step" in error_message("test", "--config=small.yaml", *UNTESTED)
-    main(["run", "small.yaml", *UNTESTED])
+    tree = yaml.safe_load(RECIPE)
+    Path("untested.yaml").write_text(yaml.safe_dump({**tree, "model": {"class_path": "modules.Untested"}}))
+    assert "test_step" in error_message("test", "--config=untested.yaml")
+    main(["run", "untested.yaml"])
     assert "packed file" in capsys.readouterr().out
 
 
