@@ -33,7 +33,7 @@ def test_other_files_are_left_to_the_parser(tmp_path: Path) -> None:
     [
         ("", "is empty: it must be a YAML file with keys"),
         ("a: [", "line 1: The YAML cannot be parsed"),
-        ("model:\n\tlr: 1\n", "line 2: The YAML cannot be parsed: found character '\\t' .*indent with spaces"),
+        ("model:\n\tlr: 1\n", "line 2: The YAML cannot be parsed: found character .*; indent with spaces"),
         ("\xff", "is not a text file"),
         ("- {a: 1}\n- {a: 2}\n", "is not a recipe"),
         ("&x [*x]", "is not a recipe"),

@@ -102,6 +102,28 @@ def test_a_failed_step_does_not_lose_the_report(recipe, capsys, monkeypatch):
     assert "The packed file failed: no space left." in capsys.readouterr().out
 
 
+INTERRUPTED = """
+from lightning_compress.models.classification import ClassificationModule
+
+class Interrupted(ClassificationModule):
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+"""
+
+
+def test_ctrl_c_prints_the_command_that_goes_on(recipe, error_message):
+    Path("interrupted.py").write_text(INTERRUPTED)
+    flags = ("--model.class_path=interrupted.Interrupted", "--trainer.max_epochs=2")
+    message = error_message("run", "small.yaml", *flags, code=130)
+    (checkpoint,) = the_run().glob("checkpoints/*.ckpt")
+    assert message == (
+        f"Interrupted. Go on with: lightning-compress run small.yaml {' '.join(flags)} "
+        f"'--ckpt_path={checkpoint.absolute()}'"
+    )
+    main(["run", "small.yaml", "--trainer.max_epochs=2", f"--ckpt_path={checkpoint}"])
+
+
 def test_a_baseline_that_exits_is_a_failed_step():
     attempts = Attempts()
     assert attempts.run("The baseline", lambda: sys.exit(2), default=None) is None

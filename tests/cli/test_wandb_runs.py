@@ -155,8 +155,9 @@ def test_the_same_metrics_in_tensorboard(recipe):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     main(["run", "small.yaml", "--trainer.logger=TensorBoardLogger", "--trainer.log_every_n_steps=1"])
-    (file,) = the_run().rglob("events.out.tfevents*")
-    events = EventAccumulator(str(file)).Reload()
+    # Lightning writes a file for the fit and one for the test, to one directory.
+    (directory,) = {file.parent for file in the_run().rglob("events.out.tfevents*")}
+    events = EventAccumulator(str(directory)).Reload()
     _, report = read_report(the_run())
     for name, value in report_metrics(report).items():
         assert events.Scalars(name)[-1].value == pytest.approx(value)
