@@ -55,5 +55,12 @@ def test_further_examples(block: str, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_two_command_lines_open_it() -> None:
     lines = [line for line in README.read_text().splitlines() if line.startswith("python3 -m venv")]
     assert len(lines) == 2
-    assert lines[0].endswith("lightning-compress run recipes/digits/prune.yaml")
+    assert lines[0].endswith("lightning-compress run recipes/digits/deep_compression.yaml")
     assert lines[1].endswith("-m pytest -n 2")
+
+
+def test_the_sample_output_is_that_of_the_command() -> None:
+    """The columns, and not the figures, which depend on the machine."""
+    sample = README.read_text().partition("```text\n")[2].partition("```")[0]
+    assert "model          ┃    accuracy [95 %] ┃   bytes ┃   MACs ┃ latency" in sample
+    assert (README.parent / "recipes/images/deep_compression.png").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ import lightning_compress.models.classification
 from lightning_compress.cli.checkpoint_io import AtomicCheckpointIO
 from lightning_compress.cli.config_files import check_config_files
 from lightning_compress.cli.errors import exit_on_config_error
+from lightning_compress.cli.introspection import argument_hints, classes_in
 from lightning_compress.cli.parser import CompressionArgumentParser
 from lightning_compress.cli.run_directory import run_directory
 from lightning_compress.cli.run_record import RunRecord
@@ -41,10 +43,11 @@ _CHECKPOINT_KEYWORDS = re.compile(r"best$|last$|hpc$|registry")
 class CompressionCLI(LightningCLI):
     """LightningCLI with compression techniques as named keys, such as ``pruning: {sparsity: 0.9}``.
 
-    A key that is absent or null adds no callback. Configuration files are merged in the order given (``--config a.yaml
-    --config b.yaml``), and flags such as ``--pruning.sparsity=0.5`` override single keys. Every run has a directory of
-    its own under ``runs/`` unless ``--trainer.default_root_dir`` is set. An invalid configuration is reported in one
-    line, with exit code 2.
+    A key that is absent or null adds no callback, except that every technique comes with a
+    :class:`CompressionMonitor`.
+    Configuration files are merged in the order given (``--config a.yaml --config b.yaml``), and flags such as
+    ``--pruning.sparsity=0.5`` override single keys. Every run has a directory of its own under ``runs/`` unless
+    ``--trainer.default_root_dir`` is set. An invalid configuration is reported in one line, with exit code 2.
 
     Args:
         *args: Positional arguments of LightningCLI.
@@ -119,7 +122,7 @@ class CompressionCLI(LightningCLI):
         if isinstance(args, (dict, Namespace)):
             self.config = parser.parse_object(args)
         else:
-            arguments = args if args is not None else sys.argv[1:]
+            arguments = [_complete_logger(argument) for argument in (args if args is not None else sys.argv[1:])]
             check_config_files(arguments)
             self.config = parser.parse_args(arguments)
 
@@ -128,10 +131,47 @@ class CompressionCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Check that the checkpoint exists before anything is built or written."""
+        self._check_mappings()
         path = self._get(self.config, "ckpt_path")
         is_path = path and not _CHECKPOINT_KEYWORDS.match(str(path)) and "://" not in str(path)
         if is_path and not Path(path).exists():
             raise ValueError(f"ckpt_path={path} does not exist: give the path of a checkpoint.")
+        if is_path:
+            _check_checkpoint(Path(path))
+        self.check_unused_keys()
+
+    def _check_mappings(self) -> None:
+        """Check that the Trainer and the specifications of techniques are mappings, before anything reads them."""
+        trainer = self._get(self.config, "trainer")
+        if not isinstance(trainer, Namespace):
+            raise ValueError(
+                f"trainer={trainer} must be a mapping: give the arguments of the Trainer as keys below it."
+            )
+        for key, name in TECHNIQUES.items():
+            given = self._get(self.config, key)
+            hints = argument_hints(getattr(lightning_compress, name))
+            for argument, value in vars(given).items() if isinstance(given, Namespace) else ():
+                classes = classes_in(hints.get(argument))
+                is_specification = bool(classes) and all(dataclasses.is_dataclass(cls) for cls in classes)
+                if is_specification and not isinstance(value, (Namespace, dict, type(None))):
+                    kind = classes[0].__name__
+                    raise ValueError(
+                        f"{key}.{argument}={value} must be a mapping: give the arguments of {kind} as keys below it."
+                    )
+
+    def check_unused_keys(self) -> None:
+        """Check that no key is set that only the command ``run`` uses.
+
+        Raises:
+            ValueError: If the network or the teacher would not be the one that the key names.
+        """
+        for key in ("after", "teacher"):
+            value = self._get(self.config, key) if self.subcommand else None
+            if value:
+                raise ValueError(
+                    f"{key}={value} is a key of the command 'run' and has no effect on {self.subcommand!r}: use "
+                    f"'lightning-compress run', or set --{key}=null."
+                )
 
     def instantiate_classes(self) -> None:
         """Instantiate all objects, with loggers that write to the run directory.
@@ -188,12 +228,40 @@ class CompressionCLI(LightningCLI):
         return trainer
 
     def compression_callbacks(self) -> list[Callback]:
-        """Return the callbacks of the configured techniques and the run record."""
-        techniques = (self._get(self.config_init, key) for key in TECHNIQUES)
-        return [*(callback for callback in techniques if callback is not None), self.record]
+        """Return the callbacks of the configured techniques, a monitor and the run record."""
+        given = {key: self._get(self.config_init, key) for key in TECHNIQUES}
+        # Whoever compresses wants to see it, without a key for that.
+        if given["monitor"] is None and any(callback is not None for callback in given.values()):
+            given["monitor"] = lightning_compress.CompressionMonitor()
+        return [*(callback for callback in given.values() if callback is not None), self.record]
 
     def _subcommand_config(self, config: Namespace) -> Namespace:
         return config.get(str(self.subcommand), config)
+
+
+def _check_checkpoint(path: Path) -> None:
+    """Raise a ``ValueError`` for a file that is no PyTorch checkpoint."""
+    if path.is_dir():
+        return  # sharded
+    with path.open("rb") as file:
+        start = file.read(16)
+    # Checkpoints are ZIP archives, and older ones pickles.
+    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+        return
+    if path.suffix == ".packed" or start[8:9] == b"{":
+        raise ValueError(
+            f"ckpt_path={path} is a packed file and not a checkpoint: continue from its run with "
+            f"--after={path.parent}, or load it with lightning_compress.load_packed."
+        )
+    raise ValueError(f"ckpt_path={path} is not a checkpoint of PyTorch: give a .ckpt file that a run has written.")
+
+
+def _complete_logger(argument: str) -> str:
+    """Return ``--trainer.logger=CSVLogger`` with the directory that the class requires; others as they are."""
+    option, _, name = argument.partition("=")
+    if option != "--trainer.logger" or not re.fullmatch(r"[\w.]*(?:CSV|TensorBoard)Logger", name):
+        return argument
+    return f"{option}={{class_path: {name}, init_args: {{save_dir: .}}}}"
 
 
 def _rank() -> int:

@@ -39,6 +39,8 @@ class ConfigErrorMessage:
     def key(self, name: str = "") -> str:
         """Return a key as it is written in a configuration, from the top level."""
         parts = ".".join([*self.path, name]).split(".")
+        # A file has no key for the subcommand.
+        parts = parts[1:] if parts[0] in _SUBCOMMANDS and len(parts) > 1 else parts
         return ".".join(part for part in parts if part not in ("", "init_args"))
 
     def value(self, number: int) -> str:
@@ -95,6 +97,7 @@ def _stray_argument(error: ConfigErrorMessage, number: int, name: str) -> str:
 
 
 def _missing_arguments(error: ConfigErrorMessage, number: int, names: str) -> str:
+    names = re.sub(rf"\b(?:{'|'.join(_SUBCOMMANDS)})\.", "", names)
     where = error.key()
     owner = error.owner.rpartition(".")[2]
     subject = f"{where}: {owner}" if where and owner else where or "The configuration"
@@ -151,6 +154,8 @@ def _invalid_yaml(error: ConfigErrorMessage, number: int, problem: str) -> str:
     position = re.search(r"line (\d+)", text)
     return f"The YAML cannot be parsed{f', line {position.group(1)}' if position else ''}: {problem}."
 
+
+_SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 _CLASS = re.compile(r"<class '([\w.]+)'>")
 

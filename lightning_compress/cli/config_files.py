@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 _OPTIONS = ("--config", "-c")
+_EXPECTED = "it must be a YAML file with keys such as model, data and trainer"
 
 
 def check_config_files(arguments: Sequence[str]) -> None:
@@ -18,15 +19,33 @@ def check_config_files(arguments: Sequence[str]) -> None:
         arguments: Arguments of the command line.
 
     Raises:
-        ValueError: If a key occurs twice: YAML parsers keep the last one without a word.
+        ValueError: If a file is no YAML with keys, or a key occurs twice: parsers keep the last one without a word.
     """
     for path in filter(Path.is_file, _config_files(arguments)):
-        try:
-            root = yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
-        except (yaml.YAMLError, UnicodeDecodeError):
-            continue  # the parser reports it with its line
-        if root is not None:
-            _check_node(root, path, "", set())
+        root = _compose(path)
+        if root is None:
+            raise ValueError(f"{path} is empty: it must be a YAML file with keys such as model, data and trainer.")
+        if not isinstance(root, yaml.MappingNode):
+            raise ValueError(
+                f"{path} is not a recipe: it must be a YAML file with keys such as model, data and trainer."
+            )
+        _check_node(root, path, "", set())
+
+
+def _compose(path: Path) -> yaml.Node | None:
+    try:
+        return yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file: it must be a YAML file.") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        hint = "; indent with spaces" if "'\\t'" in str(error) else ""
+        raise ValueError(
+            f"{path}{where}: The YAML cannot be parsed: {error.problem or error.context}{hint}."
+        ) from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: The YAML cannot be parsed: {' '.join(str(error).split())}.") from error
 
 
 def _config_files(arguments: Sequence[str]) -> Iterator[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only, tree_unflatten
 
 import lightning_compress as lc
+from lightning_compress.cli.measurements import batch_size_of, first_sample, time_calls
 from lightning_compress.export.onnx.exporter import OnnxFile
 from lightning_compress.export.onnx.runtime import feeds_of, session
 from lightning_compress.module_copies import copy_module
 from lightning_compress.quantization.finalize import copy_for_deployment
+from lightning_compress.reporting.run_report import Timing
 
 _NUM_SAMPLES = 8
 
@@ -30,11 +32,13 @@ class OnnxEvaluation:
         int8: Quantized ONNX model.
         fp32: ONNX model of the same weights without quantizers.
         metrics: Test metrics of the quantized ONNX model, run by ONNX Runtime.
+        timings: Latency of both files by name, measured in one run.
     """
 
     int8: OnnxFile
     fp32: OnnxFile
     metrics: dict[str, float]
+    timings: dict[str, Timing]
 
 
 @contextmanager
@@ -77,13 +81,30 @@ def export_int8_and_fp32(
     return int8, lc.export_onnx(lc.float_copy(model, module=module).cpu(), directory / "float.onnx", inputs)
 
 
-def with_onnx_module(model: LightningModule, module: str, file: OnnxFile, inputs: Any) -> LightningModule:
+def time_files(files: Sequence[OnnxFile], inputs: Any) -> dict[str, Timing]:
+    """Measure the latency of ONNX files on one sample, interleaved in one run.
+
+    Args:
+        files: Exported files.
+        inputs: Captured arguments of the deployed module.
+    """
+    sample = first_sample(inputs)
+    calls = {file.path.name: _call(session(file.path), sample) for file in files}
+    return time_calls(calls, batch_size=batch_size_of(sample), runtime="ONNX Runtime")
+
+
+def _call(runtime: Any, inputs: Any) -> Callable[[], Any]:
+    feeds = feeds_of(runtime.get_inputs(), inputs)
+    return lambda: runtime.run(None, feeds)
+
+
+def with_onnx_module(model: LightningModule, module: str, path: Path, inputs: Any) -> LightningModule:
     """Return a copy of a LightningModule that runs its deployed submodule in ONNX Runtime."""
     # The structure of the output (dict, tuple) is taken from the model: ONNX Runtime returns a flat list.
     with torch.no_grad():
         output = lc.finalize(model, module=module).cpu()(*inputs[0], **inputs[1])
     evaluated = copy_module(model).cpu()
-    onnx_module = _OnnxModule(file, output)
+    onnx_module = _OnnxModule(path, output)
     if module:
         evaluated.set_submodule(module, onnx_module)
     else:
@@ -94,9 +115,9 @@ def with_onnx_module(model: LightningModule, module: str, file: OnnxFile, inputs
 class _OnnxModule(nn.Module):
     """ONNX Runtime session as a module."""
 
-    def __init__(self, file: OnnxFile, output: Any) -> None:
+    def __init__(self, path: Path, output: Any) -> None:
         super().__init__()
-        self.session = session(file.path)
+        self.session = session(path)
         self.structure = torch.utils._pytree.tree_structure(output)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

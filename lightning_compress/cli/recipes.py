@@ -9,18 +9,29 @@ from pathlib import Path
 import lightning_compress
 from lightning_compress.cli.errors import did_you_mean, fail
 
+SWEEPS = "sweeps"
+"""Directory below the recipes with configurations of W&B sweeps, which are not recipes."""
+
 
 def recipes(arguments: Sequence[str]) -> None:
-    """List all recipes, or copy one: ``recipes copy NAME [DEST]``."""
-    if not arguments:
+    """List all recipes, show or copy one: ``recipes [list | show NAME | copy NAME [DEST]]``."""
+    if not arguments or [*arguments] == ["list"]:
         for name, path in available().items():
             print(f"{name:<24}{first_line(path)}")
     elif arguments[0] == "copy" and len(arguments) in (2, 3):
         copy(*arguments[1:])
+    elif arguments[0] == "show" and len(arguments) == 2:
+        print(find(arguments[1]).read_text(), end="")
     elif arguments[0] in ("-h", "--help"):
-        print("usage: lightning-compress recipes [copy NAME [DEST]]\n\nList all recipes, or copy one to edit it.")
+        print(
+            "usage: lightning-compress recipes [list | show NAME | copy NAME [DEST]]\n\nList all recipes, show one, or "
+            "copy one to edit it."
+        )
     else:
-        fail(f"Unknown usage 'recipes {' '.join(arguments)}': write 'recipes' or 'recipes copy NAME [DEST]'.")
+        fail(
+            f"Unknown usage 'recipes {' '.join(arguments)}': write 'recipes list', 'recipes show NAME' or "
+            "'recipes copy NAME [DEST]'."
+        )
 
 
 def copy(name: str, destination: str = ".") -> None:
@@ -47,18 +58,19 @@ def copy(name: str, destination: str = ".") -> None:
     print(f"{target}: run it with 'lightning-compress run {target}'.")
 
 
-def find(name: str) -> Path:
+def find(name: str, *, near: Sequence[Path] = ()) -> Path:
     """Find the file of a recipe in the working directory, its repository or the installed package, in this order.
 
     Args:
         name: Path, or name such as ``recipes/digits/prune.yaml``, ``digits/prune.yaml`` or ``digits/prune``.
+        near: Directories of the recipes that name it, which are searched after the working directory.
 
     Raises:
         SystemExit: With code 2 if there is no such recipe.
     """
     short = name.removeprefix("recipes/")
     spellings = (name, f"{name}.yaml", short, f"{short}.yaml")
-    candidates = (directory / spelling for directory in [Path(), *_directories()] for spelling in spellings)
+    candidates = (directory / spelling for directory in [Path(), *near, *_directories()] for spelling in spellings)
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
         names = available()
@@ -78,7 +90,7 @@ def available() -> dict[str, Path]:
     """Return the recipes that can be given by name, as name to path."""
     found: dict[str, Path] = {}
     for directory in _directories():
-        for path in sorted(directory.glob("**/*.yaml")):
+        for path in sorted(path for path in directory.glob("**/*.yaml") if path.parent.name != SWEEPS):
             found.setdefault(path.relative_to(directory).with_suffix("").as_posix(), path)
     return found
 

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 
 import lightning_compress as lc
-from lightning_compress.cli.comparison import Comparison
+from lightning_compress.cli.attempts import Attempts
 from lightning_compress.cli.errors import fail
+from lightning_compress.cli.finished_run import NETWORK_FILE, REMOVAL_FILE
 from lightning_compress.cli.recipes import find, run_name_of
-from lightning_compress.cli.run_directory import write_new
+from lightning_compress.cli.routine_messages import hide_routine_messages
+from lightning_compress.cli.run_results import StageResults, report_of
 from lightning_compress.cli.runs import BaselineRun, RunCLI
+from lightning_compress.cli.stage_cli import Metrics
+from lightning_compress.cli.wandb_runs import log_artifacts
+from lightning_compress.reporting.report_files import write_report
+from lightning_compress.reporting.report_metrics import report_metrics
+from lightning_compress.reporting.run_report import RunReport
+from lightning_compress.reporting.run_summary import RunSummary, headline
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as of a shell."""
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -23,38 +37,105 @@ def run(arguments: Sequence[str]) -> None:
 
     Args:
         arguments: Recipe, followed by overrides as ``--key=value``.
+
+    Raises:
+        SystemExit: With code 1 if a step after the training failed, once the report is written.
     """
-    if not arguments or arguments[0].startswith("-"):
-        if arguments and arguments[0] in ("-h", "--help"):
-            RunCLI(args=["--help"], run=False)
-        fail("run requires a recipe: lightning-compress run RECIPE [--key=value ...]; 'recipes' lists all recipes.")
+    hide_routine_messages()
     recipe = find(arguments[0])
     cli = RunCLI(args=[f"--config={recipe}", *arguments[1:]], run=False, run_name=run_name_of(recipe))
-    fitted = cli.fit_and_test()
-    shrunk = cli.shrink()
-    report = lc.report(cli.model)
-    packed = cli.pack()
-    exported = cli.export()
-    baseline = BaselineRun(cli).metrics() if cli.config.baseline != "skip" else {}
+    fitted = _fit_and_test(cli, arguments)
+    results = _compress(cli, fitted)
     if cli.trainer.is_global_zero:
-        distilled = isinstance(cli.model, lc.DistillationModule)
-        reference, result = ("no-KD baseline", "distilled") if distilled else ("dense", "compressed")
-        columns = {
-            "teacher": cli.teacher_metrics,
-            reference: baseline,
-            **cli.previous_metrics,
-            result: fitted,
-            "channels removed": shrunk,
-        }
-        _print_and_write(cli.directory, report, Comparison(columns, result, reference, exported), packed)
+        report = report_of(cli, results)
+        paths = write_report(report, cli.directory)
+        _print(cli, report, paths)
+        attempts = Attempts()
+        attempts.run("The log of the report", lambda: _log(cli, report, paths), default=None)
+        for failure in attempts.failures:
+            print(failure, file=sys.stderr)
+    cli.close()
+    if results.failures:
+        sys.exit(1)
 
 
-def _print_and_write(directory: Path, report: lc.Report, comparison: Comparison, packed: lc.PackedFile | None) -> None:
-    console = Console(record=True)
-    console.print(report)
-    if packed is not None:
-        console.print(packed)
-    console.print(comparison)
-    console.print(f"All files of this run are in {directory}.", soft_wrap=True)
-    write_new(directory / "report.txt", console.export_text())
-    write_new(directory / "report.json", report.to_json())
+def _fit_and_test(cli: RunCLI, arguments: Sequence[str]) -> Metrics:
+    try:
+        return cli.fit_and_test()
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning exits after Ctrl-C.
+        if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+            fail(f"Interrupted. {_how_to_go_on(cli, arguments)}", code=INTERRUPTED)
+        raise
+
+
+def _how_to_go_on(cli: RunCLI, arguments: Sequence[str]) -> str:
+    """Return a sentence with the command that continues an interrupted run."""
+    checkpoints = sorted(cli.directory.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
+    added = [f"--ckpt_path={checkpoints[-1]}"] if checkpoints else []
+    if cli.previous_metrics:
+        added.append(f"--after={cli.directory / 'before'}")
+    if "teacher" in cli.inputs_of_run:
+        added.append(f"--model.teacher={cli.inputs_of_run['teacher']}")
+    start = "Go on with" if checkpoints else "No checkpoint was written yet; start again with"
+    return f"{start}: {shlex.join(['lightning-compress', 'run', *arguments, *added])}"
+
+
+def _compress(cli: RunCLI, fitted: Metrics) -> StageResults:
+    """Return the data of all stages after the training; a stage that fails does not lose the others."""
+    attempts = Attempts()
+    channels = isinstance(getattr(cli.config_init.get("pruning"), "pattern", None), lc.Channels)
+    masked = attempts.run("The copy of the masked network", cli.deployed, default=None) if channels else None
+    nothing: Metrics = {}
+    removed = attempts.run("The removal of channels", cli.shrink, default=nothing)
+    packed = attempts.run("The packed file", cli.pack, default=None)
+    finalized = attempts.run("The deployed network", cli.deployed, default=None)
+    exported = attempts.run("The export", cli.export, default=None)
+    baseline = None
+    if cli.config.baseline != "skip":
+        baseline = attempts.run("The baseline", lambda: BaselineRun(cli).execute(), default=None)
+    return StageResults(
+        fitted=fitted,
+        removed=removed,
+        masked=masked if removed else None,
+        finalized=finalized,
+        packed=packed,
+        exported=exported,
+        baseline=baseline,
+        teacher=cli.teacher_metrics,
+        previous=cli.previous_metrics,
+        failures=attempts.failures,
+    )
+
+
+def _log(cli: RunCLI, report: RunReport, paths: Mapping[str, Path]) -> None:
+    """Log the numbers of the report to all loggers, and its files as artifacts to W&B."""
+    metrics = report_metrics(report)
+    for logger in cli.trainer.loggers:
+        logger.log_metrics(metrics, step=cli.trainer.global_step)
+        logger.save()
+    outputs = {_KINDS.get(model.file, model.file): cli.directory / model.file for model in report.models if model.file}
+    outputs |= {kind: path for kind, path in paths.items() if kind != "text"}
+    if (cli.directory / REMOVAL_FILE).is_file():
+        outputs["removal"] = cli.directory / REMOVAL_FILE
+    metadata = {"headline": headline(report), **metrics}
+    log_artifacts(cli.trainer, report.name, outputs, cli.inputs_of_run, metadata)
+
+
+_KINDS = {NETWORK_FILE: "packed", "model.onnx": "onnx", "float.onnx": "onnx-fp32"}
+"""Files of a run and the ends of the names of their artifacts."""
+
+
+def _print(cli: RunCLI, report: RunReport, paths: Mapping[str, Path]) -> None:
+    console = Console()
+    console.print(RunSummary(report))
+    for path in (paths["html"], cli.directory):
+        console.print(str(path), soft_wrap=True, markup=False, highlight=False)
+    console.print(_next_command(cli), soft_wrap=True, markup=False, highlight=False)
+
+
+def _next_command(cli: RunCLI) -> str:
+    commands = [f"lightning-compress compare {cli.directory.parent}/*"]
+    if any(isinstance(logger, WandbLogger) for logger in cli.trainer.loggers):
+        commands.append(f"wandb sync {cli.directory}/wandb/offline-*")
+    return f"Next: {'   or: '.join(commands)}"

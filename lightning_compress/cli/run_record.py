@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lightning_compress.cli.run_directory import write_new
 
@@ -17,10 +20,12 @@ class RunRecord(Callback):
     Attributes:
         started: True once a batch has been run: later errors are bugs and keep their traceback, earlier ones are
             errors of the configuration.
+        num_test_samples: Number of samples of the last test on this rank.
     """
 
     def __init__(self) -> None:
         self.started = False
+        self.num_test_samples: int | None = None
         self.directory = Path()
         self.config = ""
 
@@ -38,7 +43,7 @@ class RunRecord(Callback):
         if self.config and trainer.is_global_zero:
             write_new(self.directory / "config.yaml", self.config)
             for logger in trainer.loggers:
-                logger.log_hyperparams({"config": yaml.safe_load(self.config)})
+                logger.log_hyperparams(flat(yaml.safe_load(self.config)))
         self.config = ""
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -57,10 +62,31 @@ class RunRecord(Callback):
         """Set ``started``."""
         self.started = True
 
-    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """Set ``started``."""
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the samples of this test from zero."""
+        self.num_test_samples = 0
+
+    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any) -> None:
+        """Set ``started`` and count the samples of the batch, by its first tensor."""
         self.started = True
+        size = next((len(t) for t in tree_leaves(batch) if isinstance(t, Tensor) and t.ndim), None)
+        is_counted = self.num_test_samples is not None and size is not None
+        self.num_test_samples = self.num_test_samples + size if is_counted else None  # type: ignore[operator]
 
     def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Set ``started``."""
         self.started = True
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping with dotted keys, as flags and sweeps write them.
+
+    >>> flat({"pruning": {"sparsity": 0.9}, "seed_everything": 0})
+    {'pruning.sparsity': 0.9, 'seed_everything': 0}
+    """
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        is_branch = isinstance(value, Mapping) and value
+        found |= flat(value, f"{prefix}{key}.") if is_branch else {f"{prefix}{key}": value}
+    # The keys of init_args are flags without that name.
+    return {name.replace(".init_args.", "."): value for name, value in found.items()}

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import WandbLogger
 
 import lightning_compress as lc
 from lightning_compress.cli.compression import TECHNIQUES
 from lightning_compress.cli.finished_run import PREVIOUS_RUN, FinishedRun
 from lightning_compress.cli.recipes import find, run_name_of
+from lightning_compress.cli.run_results import BaselineResult
 from lightning_compress.cli.stage_cli import Metrics, StageCLI
+from lightning_compress.cli.wandb_runs import finish_runs, open_separate_run
 
 
 class RunCLI(StageCLI):
@@ -27,8 +30,19 @@ class RunCLI(StageCLI):
     teacher_metrics: Mapping[str, float] = {}
     previous_metrics: Mapping[str, Metrics] = {}
 
+    @property
+    def recipe_directories(self) -> list[Path]:
+        """Directories of the recipes of this run, in which the recipes that they name are looked for."""
+        given = self._get(self.config, "config") or []
+        return [Path(str(path)).absolute().parent for path in given if path]
+
+    def close(self) -> None:
+        """Finish the runs of the loggers."""
+        finish_runs(self.trainer)
+
     def prepare_config(self, config: Namespace) -> None:
         """Run the previous stage and the teacher, and complete the configuration with the teacher's checkpoint."""
+        self.inputs_of_run: dict[str, Path] = {}
         if config.after:
             self.previous_run = self._run_previous(config.after)
         self._prepare_teacher(config)
@@ -36,8 +50,9 @@ class RunCLI(StageCLI):
     def _run_previous(self, after: str) -> FinishedRun:
         if Path(after).is_dir():
             return FinishedRun(Path(after))
-        run = PreviousRun(self, after)
+        run = PreviousRun(self, find(after, near=self.recipe_directories))
         self.previous_metrics = run.execute()
+        run.close()
         # The random state is the same as after --after=DIRECTORY.
         self._set_seed()
         return FinishedRun(run.directory)
@@ -49,9 +64,11 @@ class RunCLI(StageCLI):
             return
         if "teacher" not in arguments:
             raise ValueError(f"teacher={config.teacher} is only supported for a DistillationModule as model.")
-        run = TeacherRun(self, config.teacher)
+        run = TeacherRun(self, find(config.teacher, near=self.recipe_directories))
         self.teacher_metrics = run.fit_and_test()
         arguments.teacher = run.save()
+        self.inputs_of_run["teacher"] = Path(arguments.teacher)
+        run.close()
         # The random state is the same as with a teacher that was trained before.
         self._set_seed()
 
@@ -88,17 +105,32 @@ class ChildRun(RunCLI):
         """Log directory of the parent, so that one ``wandb sync`` uploads both runs."""
         return self.parent.log_directory
 
+    def prepare_config(self, config: Namespace) -> None:
+        """Prepare the runs that this one depends on, and leave out the summary of its model."""
+        super().prepare_config(config)
+        config.trainer.enable_model_summary = bool(config.trainer.enable_model_summary)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Instantiate the Trainer, with a W&B run beside that of the parent."""
+        trainer = super().instantiate_trainer(**kwargs)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                open_separate_run(logger)
+        return trainer
+
 
 class TeacherRun(ChildRun):
     """Training of a teacher.
 
     Args:
         parent: Run of the student.
-        recipe: Path or name of the recipe.
+        recipe: Path of the recipe.
     """
 
-    def __init__(self, parent: RunCLI, recipe: str) -> None:
-        super().__init__(parent, "teacher", [f"--config={find(recipe)}"])
+    job_type = "teacher"
+
+    def __init__(self, parent: RunCLI, recipe: Path) -> None:
+        super().__init__(parent, "teacher", [f"--config={recipe}"])
 
     def save(self) -> str:
         """Save the tested weights as a checkpoint and return its path."""
@@ -112,13 +144,14 @@ class PreviousRun(ChildRun):
 
     Args:
         parent: Run that continues with the network.
-        recipe: Path or name of the recipe.
+        recipe: Path of the recipe.
     """
 
-    def __init__(self, parent: RunCLI, recipe: str) -> None:
-        path = find(recipe)
-        self.recipe = run_name_of(path)
-        super().__init__(parent, PREVIOUS_RUN, [f"--config={path}"])
+    job_type = "stage"
+
+    def __init__(self, parent: RunCLI, recipe: Path) -> None:
+        self.recipe = run_name_of(recipe)
+        super().__init__(parent, PREVIOUS_RUN, [f"--config={recipe}"])
 
     def execute(self) -> dict[str, Metrics]:
         """Fit, test and pack; return the test metrics of this stage and of the previous ones, by recipe."""
@@ -135,6 +168,8 @@ class BaselineRun(ChildRun):
         parent: Run to compare with.
     """
 
+    job_type = "baseline"
+
     def __init__(self, parent: RunCLI) -> None:
         config = parent.config.clone()
         self.is_fitted = config.baseline == "fit"
@@ -150,6 +185,11 @@ class BaselineRun(ChildRun):
         """Return the run record only."""
         return [self.record]
 
-    def metrics(self) -> Metrics:
-        """Return the test metrics after the same training, or of the initial model."""
-        return self.fit_and_test() if self.is_fitted else self.test()
+    def execute(self) -> BaselineResult:
+        """Return the test metrics and the network after the same training, or of the initial model."""
+        metrics = self.fit_and_test() if self.is_fitted else self.test()
+        self.close()
+        # A DistillationModule calls its network student.model, its student alone calls it model.
+        name = self.parent.deployed_module.removeprefix("student").lstrip(".")
+        has_network = name in dict(self.model.named_modules())
+        return BaselineResult(metrics, lc.finalize(self.model, module=name).cpu() if has_network else None)

@@ -73,6 +73,9 @@ class SensitivityCLI(CompressionCLI):
         self.budget = {key: self.config[key] for key in ("max_bytes", "mean_bits") if self.config[key] is not None}
         if len(self.budget) > 1:
             raise ValueError("Give either --max_bytes or --mean_bits, not both.")
+        mean_bits = self.budget.get("mean_bits")
+        if mean_bits is not None and mean_bits > max(self.bits):
+            raise ValueError(f"--mean_bits={mean_bits} must be at most {max(self.bits)}, the largest of --bits.")
         self.config.trainer.default_root_dir = self.config.out or self.config.trainer.default_root_dir
         for key, value in _SINGLE_DEVICE.items():
             self.config.trainer[key] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,17 +12,21 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor, nn
 
 import lightning_compress as lc
 from lightning_compress.cli.compression import TECHNIQUES, CompressionCLI
 from lightning_compress.cli.finished_run import NETWORK_FILE, REMOVAL_FILE, FinishedRun, remove_channels_
+from lightning_compress.cli.measurements import dense_bytes, largest_weights
 from lightning_compress.cli.onnx_evaluation import (
     OnnxEvaluation,
     capture_inputs,
     export_int8_and_fp32,
+    time_files,
     with_onnx_module,
 )
 from lightning_compress.export.requirements import require
+from lightning_compress.trainer.queries import callbacks_of
 
 Metrics = dict[str, float]
 
@@ -33,11 +38,18 @@ class StageCLI(CompressionCLI):
         inputs: Captured arguments of the deployed module, one ``(args, kwargs)`` pair; empty before the test.
         previous_run: Run that the stage continues from, if any.
         loaded_module: Name of the submodule that the network of the previous run was loaded into.
+        initial_num_bytes: Bytes of the deployed module before any channel was removed.
+        initial_weights: Largest weights of the deployed module at the start of the fit.
+        tested_checkpoint: Checkpoint that was tested; ``None`` stands for the final weights.
+        job_type: Type of the run in W&B.
     """
 
     inputs: Sequence[Any] = ()
     previous_run: FinishedRun | None = None
     loaded_module: str = ""
+    initial_num_bytes: int = 0
+    tested_checkpoint: str | None = None
+    job_type = "compress"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the arguments of ``Trainer.fit``, so that a configuration written by ``fit`` can be run."""
@@ -53,9 +65,15 @@ class StageCLI(CompressionCLI):
 
     def instantiate_classes(self) -> None:
         """Instantiate all objects and load the network of the previous run."""
+        self.initial_weights: dict[str, Tensor] = {}
         super().instantiate_classes()
+        sizes = {name: dense_bytes(module) for name, module in self.model.named_modules()}
         if self.previous_run is not None:
             self.loaded_module = self.previous_run.load_into(self.model)
+        # Modules that are made in configure_model do not exist yet.
+        self.initial_num_bytes = sizes.get(self.deployed_module, 0)
+        if self.deployed_module in sizes:
+            self.initial_weights = largest_weights(self.model.get_submodule(self.deployed_module))
 
     def configure_logger(self, logger: Namespace) -> None:
         """Name the W&B run and add it to the group of the command."""
@@ -63,7 +81,16 @@ class StageCLI(CompressionCLI):
         if logger.class_path.endswith(".WandbLogger"):
             logger.init_args.name = logger.init_args.get("name") or self.label
             given = logger.get("dict_kwargs") or {}
-            logger["dict_kwargs"] = {"group": self.group, **given}
+            config = self._subcommand_config(self.config)
+            tags = [key for key in TECHNIQUES if key != "monitor" and config.get(key)]
+            tags += ["distillation"] if config.model.class_path.endswith(".DistillationModule") else []
+            defaults: dict[str, Any] = {"group": self.group, "job_type": self.job_type, "tags": tags}
+            # The environment is stronger than a recipe. W&B reads it once, and runs of a command are opened later too.
+            mode = os.environ.get("WANDB_MODE") or ("offline" if logger.init_args.get("offline") else None)
+            if mode is not None:
+                logger.init_args.offline = mode in ("offline", "dryrun")
+                defaults["mode"] = "offline" if logger.init_args.offline else mode
+            logger["dict_kwargs"] = {**defaults, **given}
 
     @property
     def label(self) -> str:
@@ -76,19 +103,38 @@ class StageCLI(CompressionCLI):
         return f"{self.run_name} {self.directory.name}"
 
     def fit_and_test(self) -> Metrics:
-        """Fit the model, test its best checkpoint and close the runs of the loggers."""
+        """Fit the model and test its best checkpoint; the runs of the loggers stay open."""
         with self.exit_on_config_error():
             given = {name: self.config_init.get(name) for name in self.fit_arguments}
             self.trainer.fit(self.model, datamodule=self.datamodule, **given)
-        return self.test(ckpt_path=_best_checkpoint(self.trainer))
+        self.tested_checkpoint = _best_checkpoint(self.trainer)
+        return self.test(ckpt_path=self.tested_checkpoint)
 
     def test(self, ckpt_path: str | None = None) -> Metrics:
         """Test the model or a checkpoint of it, and capture the inputs of the deployed module."""
         deployed = self.model.get_submodule(self.deployed_module)
         with self.exit_on_config_error(), capture_inputs(deployed) as self.inputs:
-            metrics = self._evaluate(self.trainer, self.model, ckpt_path)
-        _close_loggers(self.trainer)
-        return metrics
+            return self._evaluate(self.trainer, self.model, ckpt_path)
+
+    @property
+    def num_test_samples(self) -> int | None:
+        """Number of samples of the last test, or ``None`` if it is not known."""
+        return self.record.num_test_samples if self.trainer.world_size == 1 else None
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the run."""
+        given = self._get(self.config, "seed_everything")
+        return given if isinstance(given, int) and not isinstance(given, bool) else None
+
+    def schedules(self) -> dict[str, tuple[tuple[int, float], ...]]:
+        """Return the totals that the monitor has logged, by name."""
+        monitor = next((c for c in callbacks_of(self.trainer) if isinstance(c, lc.CompressionMonitor)), None)
+        return {} if monitor is None else monitor.history()
+
+    def deployed(self) -> nn.Module:
+        """Return a finalized copy of the deployed module on the CPU."""
+        return lc.finalize(self.model, module=self.deployed_module).cpu()
 
     @property
     def deployed_module(self) -> str:
@@ -108,8 +154,7 @@ class StageCLI(CompressionCLI):
                 "quantize in a recipe of its own, with 'after'."
             )
         elif isinstance(pattern, lc.Channels) and self._has_inputs("Channels are not removed"):
-            with self.exit_on_config_error():
-                log = remove_channels_(self.model.get_submodule(self.deployed_module), self.inputs[0])
+            log = remove_channels_(self.model.get_submodule(self.deployed_module), self.inputs[0])
         if not self.trainer.is_global_zero:
             return {}
         # The log is relative to the original network, so that the next stage can build that one and replay it.
@@ -125,8 +170,7 @@ class StageCLI(CompressionCLI):
         compressed = self.previous_run is not None or any(self.config_init.get(key) for key in TECHNIQUES)
         if not compressed or not self.trainer.is_global_zero:
             return None
-        finalized = lc.finalize(self.model, module=self.deployed_module).cpu()
-        return lc.save_packed(finalized, self.directory / NETWORK_FILE)
+        return lc.save_packed(self.deployed(), self.directory / NETWORK_FILE)
 
     def export(self) -> OnnxEvaluation | None:
         """Export a quantized model to ONNX and test the exported file."""
@@ -134,10 +178,10 @@ class StageCLI(CompressionCLI):
             return None
         if not self._has_inputs("No INT8 ONNX model is exported"):
             return None
-        with self.exit_on_config_error():
-            int8, fp32 = export_int8_and_fp32(self.model, self.deployed_module, self.inputs[0], self.directory)
-            evaluated = with_onnx_module(self.model, self.deployed_module, int8, self.inputs[0])
-            return OnnxEvaluation(int8, fp32, self._evaluate(self._plain_trainer(), evaluated))
+        int8, fp32 = export_int8_and_fp32(self.model, self.deployed_module, self.inputs[0], self.directory)
+        evaluated = with_onnx_module(self.model, self.deployed_module, int8.path, self.inputs[0])
+        metrics = self._evaluate(self._plain_trainer(), evaluated)
+        return OnnxEvaluation(int8, fp32, metrics, time_files((fp32, int8), self.inputs[0]))
 
     def _has_inputs(self, consequence: str) -> bool:
         """Return True if the test has captured the inputs of the deployed module, and warn otherwise."""
@@ -171,11 +215,3 @@ def _best_checkpoint(trainer: Trainer) -> str | None:
     """Return the path of the best monitored checkpoint; ``None`` stands for the final weights."""
     paths = (c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor)
     return next((path for path in paths if path), None)
-
-
-def _close_loggers(trainer: Trainer) -> None:
-    """Finish the runs of loggers that allow one open run per process, so that the next stage gets its own."""
-    for logger in trainer.loggers:
-        experiment: Any = getattr(logger, "_experiment", None)
-        if trainer.is_global_zero and hasattr(experiment, "finish"):
-            experiment.finish()

@@ -15,7 +15,7 @@ from lightning_compress.clustering.clusterer import Clusterer
 from lightning_compress.clustering.codebook_spec import CodebookSpec
 from lightning_compress.clustering.layout import Granularity
 from lightning_compress.clustering.soft_weights import SoftClusters, harden, soften
-from lightning_compress.constraints.codebook import CodebookConstraint
+from lightning_compress.constraints.codebook import Assignment, CodebookConstraint
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.functional.kmeans import Init
@@ -173,6 +173,23 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         """Return True if the user has left out a layer, by targets or by the globs of the numbers of clusters."""
         return super().leaves_out(layer, module) or not any(matches(glob, layer) for glob in self._codebook_specs)
 
+    def layer_metrics(self, pl_module: LightningModule) -> dict[str, dict[str, float]]:
+        """Return the number of clusters that have members, of each layer that is clustered."""
+        if self.constraint is None:
+            return {}
+        pairs = zip(self.constraint.layers, self.constraint.assignments, strict=True)
+        counts = {layer.name: a.counts for layer, a in pairs if a is not None}
+        return {"clusters": {name: float(count.count_nonzero()) for name, count in counts.items()}}
+
+    def fit_metrics(self) -> dict[str, float]:
+        """Return the fraction of the weights that are in clusters."""
+        if self.constraint is None:
+            return {}
+        pairs = zip(self.constraint.layers, self.constraint.assignments, strict=True)
+        # Members of vector clusters are several weights each, hence fractions of layers and not of members.
+        shares = [(layer.parameter.numel(), _clustered_fraction(assignment)) for layer, assignment in pairs]
+        return {"clustered": sum(n * share for n, share in shares) / max(sum(n for n, _ in shares), 1)}
+
     def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
         """Start with free weights, or restore assignments, accumulated gradients and soft assignments."""
         super().prepare(trainer, state)
@@ -304,3 +321,9 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         }
         assert self.constraint is not None
         return [masked.get(id(layer.parameter)) for layer in self.constraint.layers]
+
+
+def _clustered_fraction(assignment: Assignment | None) -> float:
+    if assignment is None:
+        return 0.0
+    return 1.0 if assignment.free is None else 1.0 - float(assignment.free.float().mean())

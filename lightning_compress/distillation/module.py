@@ -56,7 +56,8 @@ class DistillationModule(CheckedModule):
             :class:`ClassificationModule`, which then trains it.
         teacher: A timm name, a network, a :class:`Teacher`, a :class:`MeanTeacher` (average of the student's weights),
             a :class:`Peer` (trained together with the student), or a list of those. ``None`` for evaluation only.
-        losses: Distillation losses by name, logged as ``train/<name>``; by default ``{"kd": KD()}``. The layers of a
+        losses: Distillation losses by name, logged as ``train/<name>`` with their weights as ``train/<name>_weight``
+            and ``train/task_weight``; by default ``{"kd": KD()}``. The layers of a
             feature loss are modules of the student's network (of the LightningModule if the student was given as one)
             and of the first teacher.
         task_weight: Factor of the student's own loss, or a :class:`Ramp`.
@@ -195,9 +196,12 @@ class DistillationModule(CheckedModule):
                 raise
             except ValueError as error:
                 raise ComparisonError(str(error)) from error
-        total = self._current_weight(self.task_weight) * task
+        task_weight = self._current_weight(self.task_weight)
+        total = task_weight * task
+        self.log("train/task_weight", task_weight)
         for name, value in values.items():
             self.log(f"train/{name}", value.detach())
+            self.log(f"train/{name}_weight", weights[name])
             total = total + weights[name] * value
         return {**output, "loss": total} if isinstance(output, dict) else total
 

@@ -145,6 +145,23 @@ class QuantizationAwareTraining(CompressionCallback):
         """Return the ids of the quantized weights: all targets at the time of ``setup``, though frozen by now."""
         return {id(weight) for weight in _quantized_weights(pl_module)} or super().covered(pl_module)
 
+    def fit_metrics(self) -> dict[str, float]:
+        """Return the phase: 0 observe, 1 fake-quantize, 2 observers frozen, 3 batch norms frozen."""
+        divisor, quantizing, batch_norm_frozen = self._phase or (0, False, False)
+        phase = 0 if not quantizing else 3 if batch_norm_frozen else 1 if divisor else 2
+        return {"quantization_phase": float(phase)}
+
+    def layer_metrics(self, pl_module: LightningModule) -> dict[str, dict[str, float]]:
+        """Return the bits, and the mean scale and range (of its largest channel), of each quantized tensor."""
+        refs = [ref for ref in quantizers_of(pl_module) if ref.quantizer.ready]
+        scales = {ref.name: ref.quantizer.qparams(ref.module)[0].detach() for ref in refs}
+        bits = {ref.name: ref.quantizer.spec.bits for ref in refs}
+        return {
+            "bits": {name: float(number) for name, number in bits.items()},
+            "scale": {name: float(scale.mean()) for name, scale in scales.items()},
+            "range": {name: float(scale.max()) * (2 ** bits[name] - 1) for name, scale in scales.items()},
+        }
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Support copies of the network beside it; raise a ``ValueError`` if nothing in the model is quantized."""
         if not is_quantized(pl_module):

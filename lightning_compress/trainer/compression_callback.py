@@ -130,6 +130,18 @@ class CompressionCallback(Callback):
         if _all_reached(trainer):
             self._selection.resume()
 
+    def fit_metrics(self) -> dict[str, float]:
+        """Return numbers of the whole technique for monitors, by name."""
+        return {}
+
+    def layer_metrics(self, pl_module: LightningModule) -> dict[str, dict[str, float]]:
+        """Return numbers of each layer for monitors, by kind and name, such as ``{"clusters": {"net.0.weight": 16}}``.
+
+        Args:
+            pl_module: Model of the fit.
+        """
+        return {}
+
     def leaves_out(self, layer: str, module: nn.Module) -> bool:
         """Return True if the user has left out a layer."""
         return self.targets.leaves_out(layer, module)

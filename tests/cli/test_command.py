@@ -19,7 +19,7 @@ def test_help_lists_the_commands(arguments, capsys):
 
 
 def test_unknown_command(error_message):
-    assert error_message("fitt").startswith("Unknown command 'fitt' (did you mean 'fit'?): choose one of run, fit")
+    assert error_message("fitt").startswith("Unknown command 'fitt' (did you mean 'fit'?): choose one of run, doctor")
 
 
 def test_help_loads_no_torch(workdir):

@@ -33,6 +33,15 @@ def test_the_arguments_are_the_key(recipe):
     assert isinstance(build("--monitor={}").trainer.callbacks[1], lc.CompressionMonitor)
 
 
+def test_every_technique_comes_with_a_monitor(recipe):
+    def monitors(*arguments: str) -> list[lc.CompressionMonitor]:
+        return [c for c in build(*arguments).trainer.callbacks if isinstance(c, lc.CompressionMonitor)]
+
+    assert len(monitors()) == 1
+    assert [monitor.per_layer for monitor in monitors("--monitor.per_layer=false")] == [False]
+    assert not monitors("--pruning=null")
+
+
 def test_absent_or_null_adds_nothing(recipe):
     assert pruning(build("--pruning=null")) is None
     recipe.write_text(recipe.read_text().replace("pruning:", "# pruning:"))

@@ -23,12 +23,27 @@ def test_a_key_that_occurs_twice(tmp_path: Path, text: str, words: str) -> None:
             check_config_files(arguments)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "a: &x {b: 1}\nc: *x\nd: {b: 1}\n", "a: [", "\xff", "- {a: 1}\n- {a: 2}\n", "&x [*x]"]
-)
-def test_other_files_are_left_to_the_parser(tmp_path: Path, text: str) -> None:
-    (tmp_path / "a.yaml").write_bytes(text.encode("latin-1"))
+def test_other_files_are_left_to_the_parser(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("a: &x {b: 1}\nc: *x\nd: {b: 1}\n")
     check_config_files([f"--config={tmp_path / 'a.yaml'}", "--config", str(tmp_path / "nothing"), "--config"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is empty: it must be a YAML file with keys"),
+        ("a: [", "line 1: The YAML cannot be parsed"),
+        ("model:\n\tlr: 1\n", "line 2: The YAML cannot be parsed: found character .*; indent with spaces"),
+        ("\xff", "is not a text file"),
+        ("- {a: 1}\n- {a: 2}\n", "is not a recipe"),
+        ("&x [*x]", "is not a recipe"),
+    ],
+)
+def test_files_that_are_no_recipes_are_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "a.yaml").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=words) as error:
+        check_config_files([f"--config={tmp_path / 'a.yaml'}"])
+    assert str(tmp_path / "a.yaml") in str(error.value)
 
 
 def test_aliases_of_aliases_take_no_time(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The command ``run``: fit, test, report and baseline."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,10 @@ import torch
 import yaml
 
 from lightning_compress.cli import main
+from lightning_compress.cli.attempts import Attempts
+from lightning_compress.cli.stage_cli import StageCLI
+from lightning_compress.reporting.run_report import read_report
+from lightning_compress.reporting.run_summary import headline
 from tests.fits import finished_records
 
 ROOT = Path(__file__).parents[2]
@@ -22,11 +25,9 @@ def the_run(name: str = "small") -> Path:
     return run
 
 
-def columns(printed: str) -> list[str]:
-    """Column titles of the last table of test metrics."""
-    table = printed.rpartition("Test metrics")[2]
-    line = next(line for line in table.splitlines() if "metric" in line)
-    return [title.strip() for title in line.strip("┃│ ").replace("│", "┃").split("┃")]
+def titles(run: Path) -> list[str]:
+    """Titles of the models in the report of a run."""
+    return [model.title for model in read_report(run)[1].models]
 
 
 def test_fits_tests_and_reports(recipe, capsys):
@@ -34,10 +35,19 @@ def test_fits_tests_and_reports(recipe, capsys):
     printed = capsys.readouterr().out
     run = the_run()
     assert str(run.absolute()) in printed
-    for part in ("model.features.2.weight", "50.00%", "dense", "compressed", "test/acc"):
+    for part in ("dense baseline", "fitted", "packed file", "Sparsity alone makes neither"):
         assert part in printed
         assert part in (run / "report.txt").read_text()
-    assert json.loads((run / "report.json").read_text())["weights"]["num_zeros"] == 457_792 // 2
+    _, report = read_report(run)
+    assert headline(report) in " ".join(printed.split())
+    assert report.weights.num_zeros == 457_792 // 2
+    assert titles(run) == ["dense baseline", "fitted", "packed file"]
+    assert report.file("model.packed").num_bytes == (run / "model.packed").stat().st_size
+    assert [size.name for size in report.sizes] == ["dense", "zeros left out", "entropy-coded"]
+    assert report.models[0].num_samples == 64
+    assert report.seed == 0
+    assert (run / report.checkpoint).is_file()
+    assert report.schedules["sparsity"][-1] == (2, 0.5)
     compressed, dense = (torch.load(next(d.glob("checkpoints/*")), weights_only=True) for d in (run, run / "baseline"))
     assert sum(int((w == 0).sum()) for w in compressed["state_dict"].values() if w.ndim > 1) == 457_792 // 2
     assert sum(int((w == 0).sum()) for w in dense["state_dict"].values() if w.ndim > 1) == 0
@@ -67,18 +77,65 @@ def test_the_best_is_tested(recipe, caplog):
     assert f"Loaded model weights from the checkpoint at {kept.absolute()}" in caplog.text
 
 
-def test_baseline_can_be_the_start(recipe, capsys):
+def test_baseline_can_be_the_start(recipe):
     main(["run", "small.yaml", "--baseline=test", "--trainer.limit_train_batches=0"])
-    accuracy = next(line for line in capsys.readouterr().out.splitlines() if "test/acc" in line)
-    assert accuracy.count("0.") == 3
-    assert "+0.0000" in accuracy
+    _, report = read_report(the_run())
+    assert report.baseline.metrics == report.result.metrics
     assert not (the_run() / "baseline/checkpoints").exists()
 
 
-def test_without_a_baseline_there_is_one_column(recipe, capsys):
+def test_without_a_baseline_nothing_is_compared(recipe):
     main(["run", "small.yaml"])
-    assert "dense" not in (the_run() / "report.txt").read_text().partition("Test")[2]
+    assert titles(the_run()) == ["fitted", "packed file"]
     assert not (the_run() / "baseline").exists()
+
+
+def test_a_failed_step_does_not_lose_the_report(recipe, capsys, monkeypatch):
+    def broken(self):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(StageCLI, "pack", broken)
+    with pytest.raises(SystemExit) as exit_:
+        main(["run", "small.yaml"])
+    assert exit_.value.code == 1
+    _, report = read_report(the_run())
+    assert report.failures == ("The packed file failed: no space left.",)
+    assert report.models[0].metrics
+    assert "The packed file failed: no space left." in capsys.readouterr().out
+
+
+INTERRUPTED = """
+from lightning_compress.models.classification import ClassificationModule
+
+class Interrupted(ClassificationModule):
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+"""
+
+
+def test_ctrl_c_prints_the_command_that_goes_on(recipe, error_message):
+    Path("interrupted.py").write_text(INTERRUPTED)
+    flags = ("--model.class_path=interrupted.Interrupted", "--trainer.max_epochs=2")
+    message = error_message("run", "small.yaml", *flags, code=130)
+    (checkpoint,) = the_run().glob("checkpoints/*.ckpt")
+    assert message == (
+        f"Interrupted. Go on with: lightning-compress run small.yaml {' '.join(flags)} "
+        f"'--ckpt_path={checkpoint.absolute()}'"
+    )
+    main(["run", "small.yaml", "--trainer.max_epochs=2", f"--ckpt_path={checkpoint}"])
+
+
+def test_a_baseline_that_exits_is_a_failed_step():
+    attempts = Attempts()
+    assert attempts.run("The baseline", lambda: sys.exit(2), default=None) is None
+    assert attempts.failures == ["The baseline failed: exit code 2."]
+    with pytest.raises(KeyboardInterrupt):
+        attempts.run("The baseline", interrupt, default=None)
+
+
+def interrupt():
+    raise KeyboardInterrupt
 
 
 def test_a_written_configuration_can_be_run(recipe):
@@ -90,6 +147,10 @@ def test_a_written_configuration_can_be_run(recipe):
 # Lightning runs the same script in the second process.
 TWO_COMMANDS = """
 from lightning_compress.cli import main
+from lightning_compress.cli.attempts import Attempts
+from lightning_compress.cli.stage_cli import StageCLI
+from lightning_compress.reporting.run_report import read_report
+from lightning_compress.reporting.run_summary import headline
 main(["run", "small.yaml", "--baseline=fit"])
 main(["fit", "--config=small.yaml"])
 """
@@ -105,7 +166,7 @@ def test_two_processes_share_one_directory(recipe):
     for run in (the_run("fit"), the_run("small"), the_run("small") / "baseline"):
         assert len(list(run.glob("checkpoints/*.ckpt"))) == 1
         assert len(list(run.glob("config*.yaml"))) == 1
-    assert done.stdout.count("All files of this run are in") == 1
+    assert done.stdout.count("Next: lightning-compress compare") == 1
 
 
 def test_a_recipe_of_distillation_trains_its_teacher_first(workdir, capsys):
@@ -113,14 +174,15 @@ def test_a_recipe_of_distillation_trains_its_teacher_first(workdir, capsys):
     teacher = (ROOT / "recipes/digits/teacher.yaml").read_text().replace("max_epochs: 15", "max_epochs: 1")
     (workdir / "teacher.yaml").write_text(teacher)
     main(["run", "digits/distill", "--teacher=teacher.yaml", *short])
-    assert columns(capsys.readouterr().out) == ["metric", "teacher", "no-KD baseline", "distilled", "change"]
     (run,) = (workdir / "runs/digits-distill").iterdir()
+    assert titles(run) == ["teacher", "no-KD baseline", "distilled"]
     trained = run / "teacher/teacher.ckpt"
     saved = torch.load(trained, weights_only=True)["state_dict"]
     assert all(name.startswith("model.") for name in saved)
     # With a trained teacher and no baseline, only the student is trained.
     main(["run", "digits/distill", f"--model.teacher={trained}", "--baseline=skip", *short])
-    assert columns(capsys.readouterr().out) == ["metric", "distilled"]
+    (again,) = (path for path in (workdir / "runs/digits-distill").iterdir() if path != run)
+    assert titles(again) == ["distilled"]
 
 
 def test_a_teacher_requires_a_distillation_module(workdir, capsys):

@@ -16,6 +16,12 @@ from lightning_compress.cli import main
 MEASURE = ("sensitivity", "--config=small.yaml", "--num_batches=1", "--bits=2,8", "--out=out")
 
 
+def measure(*arguments: str) -> list[str]:
+    """The command with further options, which replace those that it has already."""
+    given = {argument.partition("=")[0] for argument in arguments}
+    return [*(option for option in MEASURE if option.partition("=")[0] not in given), *arguments]
+
+
 def rises(folder: str = "out") -> list[dict[str, str]]:
     return list(csv.DictReader(Path(folder, "sensitivity.csv").read_text().splitlines()))
 
@@ -55,7 +61,7 @@ class Watching(lc.ClassificationModule):
 @pytest.mark.filterwarnings("ignore:You have overridden `on_after_batch_transfer`")
 def test_the_training_step_is_run_without_training(recipe):
     Path("watching.py").write_text(WATCHING)
-    main([*MEASURE, "--num_batches=2", "--model.class_path=watching.Watching", "--trainer.devices=2"])
+    main(measure("--num_batches=2", "--model.class_path=watching.Watching", "--trainer.devices=2"))
     seen = sys.modules["watching"].Watching.seen
     assert set(seen) == {(False, False, 1, 3.0)}
     # Once in FP32, once for each of two numbers of bits of seven layers, and once more to trace the calls.
@@ -127,7 +133,7 @@ def test_error_messages(error_message, arguments, words):
         "import lightning_compress as lc\n\nclass ByHand(lc.ClassificationModule):\n"
         "    @property\n    def automatic_optimization(self):\n        return False\n"
     )
-    assert words in error_message(*MEASURE, *arguments)
+    assert words in error_message(*measure(*arguments))
 
 
 def test_errors_of_the_users_code_keep_their_traceback(recipe):

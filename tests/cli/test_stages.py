@@ -1,6 +1,5 @@
 """Recipes that continue with the network of another one."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,8 @@ import torch
 
 import lightning_compress as lc
 from lightning_compress.cli import main
-from tests.cli.test_run import columns, the_run
+from lightning_compress.reporting.run_report import read_report
+from tests.cli.test_run import the_run, titles
 
 CHANNELS = "pruning: {sparsity: 0.5, pattern: {class_path: lightning_compress.Channels}, targets: {module: model}}"
 UNPRUNED = "pruning: {sparsity: 0.5, schedule: {end: 0.5}}"
@@ -34,10 +34,14 @@ def network(directory: Path) -> torch.nn.Module:
 
 
 @pytest.mark.slow
-def test_three_stages_in_one_command(stages, capsys):
+def test_three_stages_in_one_command(stages):
     main(["run", "third.yaml"])
-    assert columns(capsys.readouterr().out) == ["metric", "first", "second", "compressed", "INT8 ONNX"]
     run = the_run("third")
+    assert titles(run) == ["first", "second", "fitted", "packed file", "FP32 ONNX", "INT8 ONNX"]
+    sizes = {size.name: size.num_bytes for size in read_report(run)[1].sizes}
+    assert list(sizes) == ["dense", "channels removed", "quantized", "entropy-coded"]
+    assert sizes["dense"] == 4 * 459_018
+    assert sizes["channels removed"] < 0.5 * sizes["dense"]
     first, second = network(run / "before/before"), network(run / "before")
     assert sum(p.numel() for p in first.parameters()) < 0.4 * 459_000
     shapes = [{name: p.shape for name, p in net.named_parameters()} for net in (first, second)]
@@ -47,12 +51,19 @@ def test_three_stages_in_one_command(stages, capsys):
     assert lc.RemovalLog.load(run / "removal.json") == lc.RemovalLog.load(run / "before/before/removal.json")
 
 
-def test_the_table_has_the_network_without_the_channels(stages, capsys):
+def test_the_report_has_the_network_without_the_channels(stages):
     main(["run", "first.yaml"])
-    printed = capsys.readouterr().out
-    assert columns(printed) == ["metric", "compressed", "channels removed"]
-    values = re.findall(r"\d\.\d{4}", next(line for line in printed.splitlines() if "test/acc" in line))
-    assert values[0] == values[1], "it computes the same"
+    _, report = read_report(the_run("first"))
+    masked, removed, packed = report.models
+    assert [m.title for m in report.models] == ["fitted, channels masked", "channels removed", "packed file"]
+    assert masked.metrics["test/acc"] == removed.metrics["test/acc"] == packed.metrics["test/acc"], (
+        "it computes the same"
+    )
+    assert removed.num_parameters < 0.5 * masked.num_parameters
+    assert removed.macs < 0.6 * masked.macs
+    assert masked.timing.runtime == removed.timing.runtime == "PyTorch"
+    assert [size.name for size in report.sizes][:2] == ["dense", "channels removed"]
+    assert report.sizes[1].num_bytes == removed.num_bytes
 
 
 def test_an_accuracy_at_chance_level_is_a_warning(stages):
@@ -62,17 +73,25 @@ def test_an_accuracy_at_chance_level_is_a_warning(stages):
         main(["run", "first.yaml", "--trainer.limit_test_batches=1.0"])
 
 
-def test_a_finished_stage_is_not_run_again(stages, capsys):
+def test_a_finished_stage_is_not_run_again(stages):
     main(["run", "first.yaml"])
     before = the_run("first")
     main(["run", "second.yaml", f"--after={before}"])
-    assert columns(capsys.readouterr().out) == ["metric", "compressed"]
     (again,) = Path("runs/second").iterdir()
+    assert titles(again) == ["fitted", "packed file"]
     assert not (again / "before").exists()
     main(["run", "second.yaml"])
     whole = next(run for run in Path("runs/second").iterdir() if run != again)
     ends = [network(run).state_dict() for run in (again, whole)]
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+def test_a_stage_is_found_beside_the_recipe_that_names_it(stages):
+    Path("below").mkdir()
+    for name in ("first.yaml", "second.yaml"):
+        Path(name).rename(f"below/{name}")
+    main(["run", "below/second.yaml"])
+    assert titles(the_run("second"))[0] == "first"
 
 
 def test_resume_within_a_stage(stages):

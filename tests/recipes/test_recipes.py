@@ -8,9 +8,10 @@ import pytest
 from lightning_compress.cli import main
 from lightning_compress.cli.compression import TECHNIQUES
 from lightning_compress.cli.runs import ChildRun, RunCLI
+from lightning_compress.reporting.run_report import read_report
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
+RECIPES = sorted(p for p in (ROOT / "recipes").glob("**/*.yaml") if p.parent.name != "sweeps")
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -88,7 +89,20 @@ def test_digits_runs_as_it_is(workdir, capsys):
 @pytest.mark.slow
 def test_digits_is_good(workdir, capsys):
     main(["run", "recipes/digits/prune.yaml"])
-    line = next(line for line in capsys.readouterr().out.splitlines() if "test/acc" in line)
-    dense, pruned, _ = map(float, re.findall(r"[+-]?\d\.\d+", line))
+    (run,) = (workdir / "runs/digits-prune").iterdir()
+    _, report = read_report(run)
+    dense = report.baseline.metrics["test/acc"]
     assert dense > 0.97
-    assert pruned > dense - 0.015
+    assert report.result.metrics["test/acc"] > dense - 0.015
+
+
+@pytest.mark.slow
+def test_deep_compression_is_small_and_good(workdir):
+    """About a minute on two cores."""
+    main(["run", "recipes/digits/deep_compression.yaml"])
+    (run,) = (workdir / "runs/digits-deep_compression").iterdir()
+    _, report = read_report(run)
+    assert report.sizes[0].num_bytes / report.file("model.packed").num_bytes > 13
+    assert report.result.title == "INT8 ONNX"
+    assert report.result.metrics["test/acc"] > report.baseline.metrics["test/acc"] - 0.015
+    assert not report.failures

@@ -18,7 +18,7 @@ from lightning_compress.cli.sensitivity_command import SensitivityCLI
 ROOT = Path(__file__).parents[2]
 README = ROOT / "recipes/README.md"
 TEXT = README.read_text()
-RECIPES = sorted((ROOT / "recipes").glob("**/*.yaml"))
+RECIPES = sorted(p for p in (ROOT / "recipes").glob("**/*.yaml") if p.parent.name != "sweeps")
 _COMMAND = r"^lightning-compress (?:run|fit) .+|(?<=`)lightning-compress (?:run|fit|sensitivity) [^`]+"
 COMMANDS = sorted(set(re.findall(_COMMAND, TEXT, re.MULTILINE)))
 BLOCKS = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)

@@ -1,0 +1,191 @@
+"""Measurements of a run that reports are made of: sizes, layers, intervals and latencies."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+import lightning_compress as lc
+from lightning_compress.cli.energy import joules_per_call
+from lightning_compress.profiling import count_macs, interleaved_durations
+from lightning_compress.quantization.insertion import quantizers_of
+from lightning_compress.reporting.run_report import LayerResult, SizeStage, Timing, WeightHistogram
+from lightning_compress.targets import Targets
+
+NUM_HISTOGRAMS = 9
+_NUM_BINS = 61
+_NUM_CALLS = 50
+_Z95 = 1.959964  # 97.5 % quantile of the normal distribution
+
+
+def dense_bytes(module: nn.Module) -> int:
+    """Return the bytes of the tensors in a state dict, shared ones once."""
+    tensors = {tensor.data_ptr() or id(tensor): tensor for tensor in module.state_dict().values()}
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def wilson_interval(fraction: float, num_samples: int) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a fraction of independent samples. Wilson 1927.
+
+    >>> wilson_interval(0.5, 100)
+    (0.4038..., 0.5961...)
+    """
+    z2 = _Z95**2
+    center = fraction + z2 / (2 * num_samples)
+    half = _Z95 * math.sqrt(fraction * (1 - fraction) / num_samples + z2 / (4 * num_samples**2))
+    return (center - half) / (1 + z2 / num_samples), (center + half) / (1 + z2 / num_samples)
+
+
+def intervals_of(metrics: Mapping[str, float], num_samples: int | None) -> dict[str, tuple[float, float]]:
+    """Return the intervals of accuracies that are a whole number of samples: means over classes or pixels are not."""
+    if not num_samples:
+        return {}
+    return {
+        name: wilson_interval(value, num_samples)
+        for name, value in metrics.items()
+        if "acc" in name.lower() and 0 <= value <= 1
+        if abs(value * num_samples - round(value * num_samples)) < 1e-3
+    }
+
+
+def macs_per_sample(module: nn.Module, inputs: Any) -> int | None:
+    """Return the multiply-accumulates of one sample, or ``None`` if the module cannot be run for it."""
+    with suppress(Exception):  # a foreign module may reject anything; the count is a detail of the report
+        return count_macs(module, inputs).total // max(batch_size_of(inputs), 1)
+    return None
+
+
+def batch_size_of(inputs: Any) -> int:
+    """Return the batch size of captured arguments."""
+    return next((len(tensor) for tensor in tree_leaves(inputs) if isinstance(tensor, Tensor) and tensor.ndim), 1)
+
+
+def first_sample(inputs: Any) -> Any:
+    """Return captured arguments with one sample instead of a batch."""
+    size = batch_size_of(inputs)
+    return tree_map_only(Tensor, lambda t: t[:1] if t.ndim and len(t) == size else t, inputs)
+
+
+def time_calls(calls: Mapping[str, Callable[[], Any]], *, batch_size: int, runtime: str) -> dict[str, Timing]:
+    """Measure the latency of several calls, interleaved in one run, and their energy where it can be read.
+
+    Args:
+        calls: Name to call.
+        batch_size: Number of samples in a call.
+        runtime: Name of the runtime.
+    """
+    durations = interleaved_durations(calls, repeats=_NUM_CALLS)
+    return {
+        name: Timing(
+            median=statistics.median(seconds),
+            p95=statistics.quantiles(seconds, n=20)[-1],
+            num_calls=len(seconds),
+            batch_size=batch_size,
+            num_threads=1,
+            runtime=runtime,
+            joules=joules_per_call(calls[name], num_calls=_NUM_CALLS),
+        )
+        for name, seconds in durations.items()
+    }
+
+
+def module_call(module: nn.Module, inputs: Any) -> Callable[[], Any]:
+    """Return a call of a module without gradients."""
+
+    def call() -> None:
+        with torch.inference_mode():
+            module(*inputs[0], **inputs[1])
+
+    return call
+
+
+def layer_results(finalized: nn.Module, packed: lc.PackedFile | None) -> tuple[LayerResult, ...]:
+    """Count the weights of the layers of a finalized network.
+
+    Args:
+        finalized: Network from :func:`lightning_compress.finalize`.
+        packed: Its packed file, if one was written.
+    """
+    bits = {ref.name: ref.quantizer.spec.bits for ref in quantizers_of(finalized) if ref.quantizer.is_weight}
+    num_bytes = {} if packed is None else {tensor.name: tensor.num_bytes for tensor in packed.tensors}
+    targets = Targets().all_stored(finalized)
+    return tuple(
+        LayerResult(
+            name=target.name,
+            shape=tuple(target.parameter.shape),
+            num_weights=target.parameter.numel(),
+            num_zeros=target.parameter.numel() - int(target.parameter.count_nonzero()),
+            num_values=target.parameter.detach().unique().numel(),
+            bits=bits.get(target.name),
+            num_bytes=num_bytes.get(target.name),
+        )
+        for target in targets
+    )
+
+
+def largest_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Return copies of the largest weights of layers, by name in the module."""
+    targets = sorted(Targets().all_stored(module), key=lambda target: -target.parameter.numel())[:NUM_HISTOGRAMS]
+    return {target.name: target.parameter.detach().cpu().clone() for target in targets}
+
+
+def weight_histograms(before: Mapping[str, Tensor], after: nn.Module) -> tuple[WeightHistogram, ...]:
+    """Return histograms of weights before and after compression.
+
+    Args:
+        before: Weights by name.
+        after: Finalized network.
+    """
+    weights = {name: p.detach().float().cpu() for name, p in after.named_parameters() if name in before}
+    found = []
+    for name, weight in weights.items():
+        limit = float(max(before[name].abs().max(), weight.abs().max())) or 1.0
+        nonzero = weight[weight != 0]
+        old, new = (
+            tuple(map(int, torch.histc(tensor.float(), _NUM_BINS, -limit, limit).tolist()))
+            for tensor in (before[name], nonzero)
+        )
+        found.append(WeightHistogram(name, -limit, limit, old, new, weight.numel() - nonzero.numel()))
+    return tuple(found)
+
+
+def size_stages(packed: lc.PackedFile | None, techniques: Iterable[str], dense: int) -> tuple[SizeStage, ...]:
+    """Return the size after each stage, with the techniques that the stages of a packed file come from.
+
+    Args:
+        packed: Packed file, if one was written.
+        techniques: Names of the techniques of the run.
+        dense: Bytes of the network before channels were removed.
+    """
+    first = SizeStage("dense", dense)
+    if packed is None:
+        return (first,)
+    kinds = set(techniques)
+    names = [name for kind, name in (("WeightClustering", "clustered"), (_QAT, "quantized")) if kind in kinds]
+    stages = {item.name: item.num_bytes for item in packed.stages}
+    # Scales make a quantized network larger than the dense one, so that only removed channels make it smaller.
+    removed = [SizeStage("channels removed", stages["dense"])] if stages["dense"] < dense else []
+    zeros = [SizeStage("zeros left out", stages["+ prune"])] if "Pruning" in kinds else []
+    indexed = [SizeStage(" and ".join(names), stages["+ cluster"])] if names else []
+    return (first, *removed, *zeros, *indexed, SizeStage("entropy-coded", stages["+ entropy coding"]))
+
+
+_QAT = "QuantizationAwareTraining"
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

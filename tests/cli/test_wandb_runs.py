@@ -1,0 +1,164 @@
+"""An offline W&B run of the command ``run``, read back: config, groups, summary, histograms, tables, artifacts."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import wandb
+from wandb.proto.wandb_internal_pb2 import Record
+
+from lightning_compress.cli import main
+from lightning_compress.reporting.report_metrics import report_metrics
+from lightning_compress.reporting.run_report import read_report
+from tests.cli.test_run import WANDB, the_run
+from tests.fits import finished_records
+
+AGENT_ID = "agent0id"
+
+
+@pytest.fixture
+def offline(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A process in which no W&B run was made before: its settings are read once."""
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_RUN_ID", AGENT_ID)
+    return recipe
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    wandb.teardown()
+
+
+def records_by_job(run: Path) -> dict[str, list[Record]]:
+    """Records of all runs of a command, by job type."""
+    found = {}
+    for file in run.glob("wandb/offline-run-*/run-*.wandb"):
+        records = finished_records(file)
+        (info,) = [record.run for record in records if record.HasField("run")][:1]
+        found[info.job_type] = records
+    return found
+
+
+def info_of(records: list[Record]):
+    return next(record.run for record in records if record.HasField("run"))
+
+
+def history_of(records: list[Record]) -> list[dict[str, object]]:
+    return [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for record in records
+        if record.HasField("history")
+    ]
+
+
+def config_of(records: list[Record]) -> dict[str, object]:
+    updates = [u for record in records if record.HasField("config") for u in record.config.update]
+    updates += [u for record in records if record.HasField("run") for u in record.run.config.update]
+    return {update.key or ".".join(update.nested_key): json.loads(update.value_json) for update in updates}
+
+
+def test_a_run_is_read_back(offline):
+    quantized = "--quantization={targets: {module: model}}"
+    main(["run", "small.yaml", WANDB, "--baseline=fit", quantized, "--trainer.log_every_n_steps=1"])
+    directory = the_run()
+    jobs = records_by_job(directory)
+    assert set(jobs) == {"compress", "baseline"}
+
+    main_run, baseline = info_of(jobs["compress"]), info_of(jobs["baseline"])
+    assert main_run.run_group == baseline.run_group == f"small {directory.name}"
+    assert sorted(main_run.tags) == ["pruning", "quantization"]
+    assert main_run.run_id == AGENT_ID, "the main run takes the id of an agent"
+    assert baseline.run_id != AGENT_ID, "the baseline does not"
+    config = config_of(jobs["compress"])
+    assert config["pruning.sparsity"] == 0.5
+    assert config["quantization.weights.bits"] == 8
+    assert config["data.batch_size"] == 64
+
+    rows = history_of(jobs["compress"])
+    keys = {key for row in rows for key in row}
+    for key in (
+        "compression/sparsity",
+        "compression/sparsity/model.features.0.weight",
+        "compression/quantization_phase",
+        "compression/reached/Pruning",
+        "compression/scale/model.features.0.weight",
+        "compression/range/model.features.1.relu",
+        "compression/bits/model.features.0.weight",
+        "train/loss",
+        "test/acc",
+    ):
+        assert key in keys, key
+    assert all("trainer/global_step" in row for row in rows)
+
+    _, report = read_report(directory)
+    last = {key: value for row in rows for key, value in row.items()}
+    for name, value in report_metrics(report).items():
+        assert last[name] == pytest.approx(value), name
+    assert last["report/bytes"] == (directory / "model.packed").stat().st_size
+    assert "report/test/acc_change" in last
+
+    histograms = [key for key in keys if key.startswith("compression/weights/")]
+    assert "compression/weights/model.features.7.weight/_type" in histograms or any(
+        isinstance(last.get(key), dict) and last[key].get("_type") == "histogram" for key in histograms
+    )
+    artifacts = {record.artifact.name: record.artifact for record in jobs["compress"] if record.HasField("artifact")}
+    expected = {"packed", "onnx", "onnx-fp32", "report", "html", "figures"}
+    assert {f"small-{kind}" for kind in expected} <= set(artifacts)
+    metadata = json.loads(artifacts["small-packed"].metadata)
+    assert metadata["report/bytes"] == last["report/bytes"]
+    assert "MB ->" in metadata["headline"] or "kB ->" in metadata["headline"]
+
+
+def test_the_teacher_is_an_input(offline):
+    text = offline.read_text().replace("model: conv4", "student: conv4")
+    Path("distilled.yaml").write_text(text.replace("ClassificationModule", "DistillationModule"))
+    Path("teacher.yaml").write_text(offline.read_text().replace("pruning:", "# pruning:"))
+    Path("teacher.yaml").write_text(Path("teacher.yaml").read_text().replace("logger: false", f"logger: {WANDB[17:]}"))
+    main(["run", "distilled.yaml", WANDB, "--teacher=teacher.yaml", "--trainer.log_every_n_steps=1"])
+    directory = the_run("distilled")
+    jobs = records_by_job(directory)
+    assert set(jobs) == {"compress", "teacher"}
+    assert info_of(jobs["compress"]).run_id == AGENT_ID
+    assert info_of(jobs["teacher"]).run_id != AGENT_ID
+    used = [r.artifact for r in jobs["compress"] if r.HasField("artifact") and r.artifact.use_after_commit]
+    assert [artifact.name for artifact in used] == ["distilled-teacher"]
+    keys = {key for row in history_of(jobs["compress"]) for key in row}
+    assert {"train/loss", "train/kd", "train/kd_weight", "train/task_weight"} <= keys
+
+
+def test_the_environment_is_stronger_than_the_recipe(recipe, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    main(["run", "small.yaml", WANDB])
+    assert not list(the_run().glob("wandb/offline-run-*"))
+
+
+def test_the_same_metrics_in_a_csv_file(recipe):
+    main(["run", "small.yaml", "--trainer.logger=CSVLogger", "--trainer.log_every_n_steps=1"])
+    (file,) = the_run().rglob("metrics.csv")
+    with file.open() as lines:
+        rows = list(csv.DictReader(lines))
+    last = {key: value for row in rows for key, value in row.items() if value}
+    _, report = read_report(the_run())
+    for name, value in report_metrics(report).items():
+        assert float(last[name]) == pytest.approx(value)
+    assert float(last["compression/sparsity"]) == 0.5
+    assert "compression/sparsity/model.features.0.weight" in last
+
+
+def test_the_same_metrics_in_tensorboard(recipe):
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    main(["run", "small.yaml", "--trainer.logger=TensorBoardLogger", "--trainer.log_every_n_steps=1"])
+    # Lightning writes a file for the fit and one for the test, to one directory.
+    (directory,) = {file.parent for file in the_run().rglob("events.out.tfevents*")}
+    events = EventAccumulator(str(directory)).Reload()
+    _, report = read_report(the_run())
+    for name, value in report_metrics(report).items():
+        assert events.Scalars(name)[-1].value == pytest.approx(value)
+    assert "compression/weights/model.features.7.weight" in events.Tags()["histograms"]
