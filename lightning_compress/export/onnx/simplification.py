@@ -55,7 +55,7 @@ def _remove_zero_bias(layer: Any) -> None:
 def _keep_in_fp32(model: Any, layer: Any) -> None:
     """Let a layer with an FP32 weight compute in FP32 between quantized activations.
 
-    ONNX Runtime would quantize the weight by itself, with one scale for the whole tensor, if the layer's only readers
+    ONNX Runtime would quantize the weight by itself, with one scale for the whole tensor, if the layer's only consumers
     quantize its output. The maximum with the lowest number changes nothing, and is one that it does not see through.
     """
     import onnx_ir as ir
@@ -71,9 +71,9 @@ def _keep_in_fp32(model: Any, layer: Any) -> None:
         maximum = ir.node("Max", [value, constant])
         maximum.outputs[0].type, maximum.outputs[0].shape = value.type, value.shape
         model.graph.insert_after(value.producer(), maximum)
-        for reader, index in [*value.uses()]:
-            if reader is not maximum:
-                reader.replace_input_with(index, maximum.outputs[0])
+        for consumer, index in [*value.uses()]:
+            if consumer is not maximum:
+                consumer.replace_input_with(index, maximum.outputs[0])
 
 
 def _ends(layer: Any) -> Iterator[Any]:
@@ -81,7 +81,7 @@ def _ends(layer: Any) -> Iterator[Any]:
     pending = [layer.outputs[0]]
     while pending:
         value = pending.pop()
-        readers = [reader for reader, _ in value.uses()]
-        if any(reader.op_type == "QuantizeLinear" for reader in readers):
+        consumers = [consumer for consumer, _ in value.uses()]
+        if any(consumer.op_type == "QuantizeLinear" for consumer in consumers):
             yield value
-        pending += [output for reader in readers if reader.op_type in _PASSED for output in reader.outputs]
+        pending += [output for consumer in consumers if consumer.op_type in _PASSED for output in consumer.outputs]
