@@ -19,22 +19,24 @@ from lightning_compress.packing.column_masks import COLUMN_MASK
 from lightning_compress.packing.encoding_types import PositionEncoding, SymbolCoder, ValueEncoding
 from lightning_compress.packing.gaps import GAPS
 from lightning_compress.packing.group_codebooks import GROUP_CODEBOOKS
-from lightning_compress.packing.index_streams import INDEX_ENCODINGS, IndexEncoding
+from lightning_compress.packing.index_streams import INDEX_ENCODINGS, IndexEncoding, NeighborEncoding
 from lightning_compress.packing.indexed_values import CodebookEncoding
 from lightning_compress.packing.integer_ranges import INTEGER_RANGE
+from lightning_compress.packing.neighbor_masks import NEIGHBOR_MASK
 from lightning_compress.packing.raw_values import RAW
+from lightning_compress.packing.sorted_codebooks import SORTED_CODEBOOK
 from lightning_compress.packing.split_values import SPLIT
 from lightning_compress.packing.symbol_coders import SYMBOL_CODERS
 
-Encoding = PositionEncoding | ValueEncoding | CodebookEncoding | IndexEncoding | SymbolCoder
+Encoding = PositionEncoding | ValueEncoding | CodebookEncoding | IndexEncoding | NeighborEncoding | SymbolCoder
 
-POSITIONS = (GAPS, BIT_MASK, COLUMN_MASK)
+POSITIONS = (GAPS, BIT_MASK, COLUMN_MASK, NEIGHBOR_MASK)
 """Encodings of the mask of nonzero elements."""
 
 VALUES = (RAW, SPLIT)
 """Encodings without a codebook, of values or of all elements."""
 
-CODEBOOKS = (CODEBOOK, GROUP_CODEBOOKS)
+CODEBOOKS = (CODEBOOK, SORTED_CODEBOOK, GROUP_CODEBOOKS)
 """Encodings with a codebook, of values of any dtype."""
 
 INTEGER_CODEBOOKS = (INTEGER_RANGE, CODEBOOK)

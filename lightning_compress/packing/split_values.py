@@ -15,9 +15,11 @@ from lightning_compress.packing.codebooks import CODEBOOK, with_codebook
 from lightning_compress.packing.encoding_types import ReadContext, ValueEncoding
 from lightning_compress.packing.index_streams import INDICES
 from lightning_compress.packing.raw_values import RAW
+from lightning_compress.packing.sorted_codebooks import SORTED_CODEBOOK
 from lightning_compress.packing.streams import EncodingPlan, Stream, next_stream
 from lightning_compress.packing.unique import unique_patterns
 
+_CODEBOOKS = {encoding.kind: encoding for encoding in (CODEBOOK, SORTED_CODEBOOK)}
 _HEADER_BYTES = 24  # of three more streams in the header of the file
 
 
@@ -38,7 +40,7 @@ def _read(stream: Stream, streams: Iterator[Stream], context: ReadContext) -> Bi
     like, count = context.like, context.count
     if like.ndim > 1 or like.itemsize < 2:
         raise ValueError("values of this width cannot be split into bytes")
-    of_bytes = ReadContext(np.zeros(1, np.uint8), count, context.nonzero)
+    of_bytes = ReadContext(np.zeros(1, np.uint8), count, context.nonzero, context.shape)
     upper = _read_upper(next_stream(streams), next_stream(streams), of_bytes)
     lower = next_stream(streams).data
     if len(lower) != count * (like.itemsize - 1):
@@ -51,9 +53,9 @@ def _read(stream: Stream, streams: Iterator[Stream], context: ReadContext) -> Bi
 
 def _read_upper(codebook: Stream, indices: Stream, context: ReadContext) -> BitPatterns:
     # Nothing else is ever written here, and fewer combinations are fewer to defend against damaged files.
-    if (codebook.kind, indices.kind) != (CODEBOOK.kind, INDICES.kind):
+    if codebook.kind not in _CODEBOOKS or indices.kind != INDICES.kind:
         raise ValueError("a codebook and indices must follow split values")
-    return INDICES.read(indices, CODEBOOK.read_entries(codebook, context), context)
+    return INDICES.read(indices, _CODEBOOKS[codebook.kind].read_entries(codebook, context), context)
 
 
 SPLIT = ValueEncoding(kind="split", label="coded exponents", plan=_plan, read=_read)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 import typing
 from collections.abc import Callable
@@ -89,11 +90,12 @@ def test_the_size_of_chunks_does_not_matter(module: ModuleType, packed: Pack, mo
 def test_an_encoding_is_used_once_it_is_registered(packed: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
     """A toy with the size of nothing: the first half of the elements is not zero."""
 
-    def plan(nonzero: Mask, num_columns: int) -> EncodingPlan | None:
+    def plan(nonzero: Mask, shape: tuple[int, ...]) -> EncodingPlan | None:
         half = np.arange(len(nonzero)) < len(nonzero) // 2
         return EncodingPlan(-100.0, lambda: [Stream("toy", b"")]) if (half == nonzero).all() else None
 
-    def read(stream: Stream, size: int, num_columns: int) -> Mask:
+    def read(stream: Stream, shape: tuple[int, ...]) -> Mask:
+        size = math.prod(shape)
         return np.arange(size) < size // 2
 
     toy = PositionEncoding(kind="toy", label="first half", plan=plan, read=read)
