@@ -14,9 +14,11 @@ from lightning_compress.packing.bit_patterns import BitPatterns
 from lightning_compress.packing.encoding_types import ReadContext
 from lightning_compress.packing.index_streams import SharedEntries
 from lightning_compress.packing.indexed_values import CodebookEncoding, IndexedValues, NonzeroValues
-from lightning_compress.packing.streams import Stream, checked_int, checked_parameters
+from lightning_compress.packing.streams import Stream, checked_parameters
 
 _MAX_ENTRIES = 2**12  # beyond, a codebook is a small part of its tensor
+_MIN_BYTES = 5  # of a number of entries in either form, and the lengths
+_MAX_BYTES = 2**16
 
 
 def plan_sorted_codebook(entries: BitPatterns) -> Stream | None:
@@ -27,7 +29,8 @@ def plan_sorted_codebook(entries: BitPatterns) -> Stream | None:
     """
     if entries.ndim > 1 or entries.dtype.kind != "u" or not 0 < len(entries) <= _MAX_ENTRIES:
         return None
-    return Stream(SORTED_CODEBOOK.kind, _encode(entries.tolist()), (len(entries),))
+    data = _encode(entries.tolist())
+    return Stream(SORTED_CODEBOOK.kind, data) if len(data) >= _MIN_BYTES else None
 
 
 def _encode(entries: list[int]) -> bytes:
@@ -41,12 +44,16 @@ def _encode(entries: list[int]) -> bytes:
         mantissa = difference ^ (1 << (length - 1))
         bits |= ((mantissa << width) | (length - shortest)) << place
         place += width + length - 1
-    return bytes([shortest, width]) + bits.to_bytes(-(-place // 8), "little")
+    # The first byte is the number of entries, or 0 if two more bytes hold it.
+    count = bytes([len(entries)]) if len(entries) < 256 else b"\0" + len(entries).to_bytes(2, "little")
+    return count + bytes([shortest, width]) + bits.to_bytes(-(-place // 8), "little")
 
 
-def _decode(data: bytes, num_entries: int, max_length: int) -> list[int]:
-    shortest, width = data[:2]
-    bits, num_bits = int.from_bytes(data[2:], "little"), 8 * len(data) - 16
+def _decode(data: bytes, max_length: int) -> list[int]:
+    start = 1 if data[0] else 3
+    num_entries = data[0] or int.from_bytes(data[1:3], "little")
+    shortest, width = data[start : start + 2]
+    bits, num_bits = int.from_bytes(data[start + 2 :], "little"), 8 * (len(data) - start - 2)
     entries, last, place = [], -1, 0
     for _ in range(num_entries):
         length = shortest + (bits >> place & ((1 << width) - 1))
@@ -60,14 +67,13 @@ def _decode(data: bytes, num_entries: int, max_length: int) -> list[int]:
 
 
 def _read_entries(stream: Stream, context: ReadContext) -> SharedEntries:
-    (claimed,) = checked_parameters(1, stream.parameters)
-    like = context.like
-    if like.ndim > 1 or len(stream.data) < 2 or stream.data[1] > 6:
+    checked_parameters(0, stream.parameters)
+    like, size = context.like, 8 * context.like.itemsize
+    if like.ndim > 1 or not _MIN_BYTES <= len(stream.data) <= _MAX_BYTES:
         raise ValueError("a sorted codebook is damaged")
-    num_entries, size = checked_int(claimed, at_least=1, at_most=_MAX_ENTRIES), 8 * like.itemsize
-    entries = _decode(stream.data, num_entries, size)
-    # Written again: the checksum covers the tensor, not unused bits, and every entry must fit its type.
-    if entries[-1] >> size or _encode(entries) != stream.data:
+    entries = _decode(stream.data, size)
+    # Encoded again: the checksum covers the tensor, not unused bits, and every entry must fit its type.
+    if not entries or entries[-1] >> size or _encode(entries) != stream.data:
         raise ValueError("a sorted codebook is damaged")
     return SharedEntries(np.array(entries, f"<u{like.itemsize}").view(like.dtype))
 

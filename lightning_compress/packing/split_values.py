@@ -1,7 +1,6 @@
-"""Values with the most significant byte entropy-coded and the other bytes as they are.
+"""Values with the most significant byte entropy-coded and the other bytes as they are, in four streams.
 
-The most significant byte of a floating-point number holds the sign and exponent bits. In unclustered weights it takes
-few values, very unequally often, whereas the bits of the mantissa are close to random and cannot be compressed.
+Only files of versions 1 and 2 have it; :mod:`lightning_compress.packing.exponents` takes one stream.
 """
 
 from __future__ import annotations
@@ -11,29 +10,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from lightning_compress.packing.bit_patterns import BitPatterns
-from lightning_compress.packing.codebooks import CODEBOOK, with_codebook
+from lightning_compress.packing.codebooks import CODEBOOK
 from lightning_compress.packing.encoding_types import ReadContext, ValueEncoding
 from lightning_compress.packing.index_streams import INDICES
-from lightning_compress.packing.raw_values import RAW
-from lightning_compress.packing.sorted_codebooks import SORTED_CODEBOOK
 from lightning_compress.packing.streams import EncodingPlan, Stream, next_stream
-from lightning_compress.packing.unique import unique_patterns
-
-_CODEBOOKS = {encoding.kind: encoding for encoding in (CODEBOOK, SORTED_CODEBOOK)}
-_HEADER_BYTES = 24  # of three more streams in the header of the file
 
 
 def _plan(values: BitPatterns) -> EncodingPlan | None:
-    if values.ndim > 1 or values.itemsize < 2:
-        return None
-    value_bytes = values.view(np.uint8).reshape(-1, values.itemsize)
-    found = unique_patterns(np.ascontiguousarray(value_bytes[:, -1]))
-    if found is None:
-        return None
-    # The last byte in memory, because bit patterns are little-endian.
-    upper = with_codebook(*found)
-    lower = EncodingPlan(value_bytes[:, :-1].size, lambda: [Stream(RAW.kind, value_bytes[:, :-1].tobytes())])
-    return EncodingPlan(_HEADER_BYTES, lambda: [Stream(SPLIT.kind, b"")]) + upper.plan() + lower
+    return None
 
 
 def _read(stream: Stream, streams: Iterator[Stream], context: ReadContext) -> BitPatterns:
@@ -53,9 +37,9 @@ def _read(stream: Stream, streams: Iterator[Stream], context: ReadContext) -> Bi
 
 def _read_upper(codebook: Stream, indices: Stream, context: ReadContext) -> BitPatterns:
     # Nothing else is ever written here, and fewer combinations are fewer to defend against damaged files.
-    if codebook.kind not in _CODEBOOKS or indices.kind != INDICES.kind:
+    if (codebook.kind, indices.kind) != (CODEBOOK.kind, INDICES.kind):
         raise ValueError("a codebook and indices must follow split values")
-    return INDICES.read(indices, _CODEBOOKS[codebook.kind].read_entries(codebook, context), context)
+    return INDICES.read(indices, CODEBOOK.read_entries(codebook, context), context)
 
 
-SPLIT = ValueEncoding(kind="split", label="coded exponents", plan=_plan, read=_read)
+SPLIT = ValueEncoding(kind="split", label="coded exponents, four streams", plan=_plan, read=_read)

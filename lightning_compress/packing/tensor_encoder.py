@@ -21,6 +21,8 @@ from lightning_compress.packing.raw_values import RAW
 from lightning_compress.packing.streams import EncodingPlan, Stream, cheapest
 from lightning_compress.packing.vector_widths import candidate_widths
 
+_HEADER_BYTES = 12  # of one more stream in the header of the file
+
 
 @dataclass(frozen=True)
 class EncodedTensor:
@@ -125,5 +127,6 @@ def _plan_values(
     positions = [encoding.plan(values.nonzero, values.shape) for encoding in POSITIONS]
     num_mask_bytes = min(plan.num_fixed_bytes for plan in positions if plan is not None)
     with_zeros = [each.plan_with_zeros(values.nonzero) for each in indexed]
-    best = cheapest(*with_zeros, *predicted, cheapest(*positions) + best)
+    separate = EncodingPlan(_HEADER_BYTES, list) + cheapest(*positions) + best
+    best = cheapest(*with_zeros, *predicted, separate)
     return best, num_mask_bytes, num_mask_bytes + num_fixed_bytes

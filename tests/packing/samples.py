@@ -40,7 +40,7 @@ def dense(random: Random) -> Tensors:
 
 
 def exponents(random: Random) -> Tensors:
-    return {"split": random.normal(64, 64)}
+    return {"exponents": random.normal(64, 64)}
 
 
 def sparse(random: Random) -> Tensors:
@@ -102,7 +102,7 @@ def uniform(random: Random) -> Tensors:
 
 SAMPLES: dict[str, Callable[[Random], Tensors]] = {
     "raw": dense,
-    "split": exponents,
+    "exponents": exponents,
     "gaps": sparse,
     "bitmask": half_sparse,
     "columns": sparse_columns,
