@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from lightning_compress.packing.bit_patterns import Mask
@@ -10,7 +12,7 @@ from lightning_compress.packing.fixed_width import check_padding
 from lightning_compress.packing.streams import EncodingPlan, Stream
 
 
-def _plan(nonzero: Mask, num_columns: int) -> EncodingPlan:
+def _plan(nonzero: Mask, shape: tuple[int, ...]) -> EncodingPlan:
     def make() -> list[Stream]:
         return [Stream(BIT_MASK.kind, np.packbits(nonzero, bitorder="little").tobytes())]
 
@@ -18,7 +20,8 @@ def _plan(nonzero: Mask, num_columns: int) -> EncodingPlan:
     return EncodingPlan(num_bytes, make, num_fixed_bytes=num_bytes)
 
 
-def _read(stream: Stream, size: int, num_columns: int) -> Mask:
+def _read(stream: Stream, shape: tuple[int, ...]) -> Mask:
+    size = math.prod(shape)
     # The checksum covers the tensor, not the stream, so a damaged padding bit would go unnoticed without a check.
     if len(stream.data) != -(-size // 8):
         raise ValueError(f"{len(stream.data)} bytes cannot hold a bit mask of {size} elements")

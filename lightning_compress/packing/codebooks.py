@@ -12,13 +12,16 @@ from lightning_compress.packing.bit_patterns import BitPatterns
 from lightning_compress.packing.encoding_types import ReadContext
 from lightning_compress.packing.index_streams import SharedEntries
 from lightning_compress.packing.indexed_values import CodebookEncoding, IndexedValues, NonzeroValues
+from lightning_compress.packing.sorted_codebooks import plan_sorted_codebook
 from lightning_compress.packing.streams import Stream, checked_int, checked_parameters
 
 
 def with_codebook(entries: BitPatterns, indices: NDArray[Any]) -> IndexedValues:
     """Return values as indices into one codebook."""
     counts = np.bincount(indices, minlength=len(entries))
-    return IndexedValues(Stream(CODEBOOK.kind, entries.tobytes(), (len(entries),)), indices, counts)
+    plain = Stream(CODEBOOK.kind, entries.tobytes(), (len(entries),))
+    streams = [plain, *filter(None, [plan_sorted_codebook(entries)])]
+    return IndexedValues(min(streams, key=lambda stream: len(stream.data)), entries, indices, counts)
 
 
 def _index(values: NonzeroValues, previous: Sequence[IndexedValues]) -> IndexedValues | None:

@@ -7,6 +7,7 @@ without nonzero elements soon costs almost nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_compress.packing import ans_stack
-from lightning_compress.packing.bit_patterns import Mask
+from lightning_compress.packing.bit_patterns import Mask, num_columns_of
 from lightning_compress.packing.encoding_types import PositionEncoding
 from lightning_compress.packing.streams import EncodingPlan, Stream, checked_int, checked_parameters
 
@@ -53,7 +54,8 @@ class _Prior(NamedTuple):
         return _LEVEL_OF[(num_zeros * _ONE + self.strength * self.sparsity) // (num_rows + self.strength)]
 
 
-def _plan(nonzero: Mask, num_columns: int) -> EncodingPlan | None:
+def _plan(nonzero: Mask, shape: tuple[int, ...]) -> EncodingPlan | None:
+    num_columns = num_columns_of(shape)
     rows = nonzero.reshape(-1, num_columns)
     if len(rows) < _MIN_ROWS or num_columns < _MIN_COLUMNS:
         return None
@@ -93,7 +95,8 @@ def _encode(rows: Mask, blocks: list[tuple[int, int]], levels: NDArray[np.uint8]
     return ans_stack.bytes_of(stack)
 
 
-def _read(stream: Stream, size: int, num_columns: int) -> Mask:
+def _read(stream: Stream, shape: tuple[int, ...]) -> Mask:
+    size, num_columns = math.prod(shape), num_columns_of(shape)
     strength, sparsity = checked_parameters(2, stream.parameters)
     prior = _Prior(checked_int(strength, at_least=1, at_most=_ONE), checked_int(sparsity, at_least=1, at_most=_ONE - 1))
     # As few rows as are never written, with their many columns, would take a lot of memory for counts.

@@ -1,7 +1,7 @@
-"""Container of a packed file: a safetensors file with one tensor of bytes and an index of them in its header.
+"""Container of a packed file: a safetensors file with one tensor of bytes.
 
-The index is compressed. As plain JSON, or as entries of safetensors, the descriptions of a hundred small tensors would
-take more bytes than the tensors themselves.
+The bytes begin with a deflated index of the tensors that they hold. As entries of safetensors, the descriptions of a
+hundred small tensors would take more bytes than the tensors themselves.
 """
 
 from __future__ import annotations
@@ -11,31 +11,64 @@ import json
 import shutil
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from lightning_compress.packing.compact_index import deflate_index, parse_index, read_deflated
 from lightning_compress.packing.entry import Entry
 from lightning_compress.packing.entry_parsing import parse_entry
 
-VERSION = "2"
+VERSION = "3"
 FORMAT = "lightning_compress.packed"
-# Metadata of each version that can be read. The first one has no checksum of the index.
-_KEYS = {"1": {"format", "version", "index"}, "2": {"format", "version", "crc32", "index"}}
+# Metadata of each version that can be read. The first two have the index there, and the first one no checksum of it.
+_KEYS = {
+    "1": {"format", "version", "index"},
+    "2": {"format", "version", "crc32", "index"},
+    "3": {"format", "version"},
+}
 _MAX_HEADER_BYTES = 2**27
 # A few bytes can inflate to gigabytes. Indices of real models grow 5 to 20 times.
 _MAX_INFLATION = 64
 _LENGTH_BYTES = 8  # of the length of the header, at the beginning of a safetensors file
+_CHECKSUM_BYTES = 4
+
+
+@dataclass(frozen=True)
+class FileIndex:
+    """Index of a packed file.
+
+    Attributes:
+        entries: Descriptions of the tensors.
+        begin: Offset of the bytes of the first tensor.
+        crc32: Checksum of the checksums of all tensors; ``None`` if each entry has its own.
+    """
+
+    entries: list[Entry]
+    begin: int
+    crc32: int | None
 
 
 def header_of(entries: Sequence[Entry], num_bytes: int) -> bytes:
     """Return the bytes of a file up to the first tensor, with ``num_bytes`` bytes of tensors to follow."""
-    index = json.dumps([entry.to_json() for entry in entries], separators=(",", ":")).encode()
-    # JSON escapes none of the characters of base 85, which takes 5 characters for 4 bytes; base 64 takes 16 for 12.
-    text = base64.b85encode(zlib.compress(index, 9)).decode()
-    metadata = {"format": FORMAT, "version": VERSION, "crc32": _checksum(text), "index": text}
-    header = {"__metadata__": metadata, "packed": _description(num_bytes)}
+    checksums = [entry.crc32 for entry in entries if entry.shared_with is None and entry.crc32 is not None]
+    return seal_index(combined_checksum(checksums), deflate_index(entries), num_bytes)
+
+
+def seal_index(crc32: int, deflated: bytes, num_bytes: int) -> bytes:
+    """Return the bytes of a file up to the first tensor, from the checksum of all tensors and the deflated index."""
+    index = crc32.to_bytes(_CHECKSUM_BYTES, "little") + deflated
+    # Checksums of tensors do not tell if one is missing or refers to another one's memory.
+    index = zlib.crc32(index).to_bytes(_CHECKSUM_BYTES, "little") + index
+    metadata = {"format": FORMAT, "version": VERSION}
+    header = {"__metadata__": metadata, "packed": _description(len(index) + num_bytes)}
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    return len(encoded).to_bytes(_LENGTH_BYTES, "little") + encoded
+    return len(encoded).to_bytes(_LENGTH_BYTES, "little") + encoded + index
+
+
+def combined_checksum(checksums: Sequence[int]) -> int:
+    """Return the CRC-32 of the checksums of all tensors."""
+    return zlib.crc32(b"".join(checksum.to_bytes(_CHECKSUM_BYTES, "little") for checksum in checksums))
 
 
 def write_container(path: Path, header: bytes, payload: IO[bytes]) -> None:
@@ -46,8 +79,8 @@ def write_container(path: Path, header: bytes, payload: IO[bytes]) -> None:
         shutil.copyfileobj(payload, file, 2**20)
 
 
-def read_index(file: IO[bytes], size: int) -> tuple[list[Entry], int]:
-    """Return the entries of a file of ``size`` bytes, and the offset of the bytes of the first tensor.
+def read_index(file: IO[bytes], size: int) -> FileIndex:
+    """Return the index of a file of ``size`` bytes.
 
     Raises:
         ValueError: If it is not a packed file, or truncated or damaged.
@@ -56,37 +89,52 @@ def read_index(file: IO[bytes], size: int) -> tuple[list[Entry], int]:
     if size < _LENGTH_BYTES or length > min(size - _LENGTH_BYTES, _MAX_HEADER_BYTES):
         raise ValueError("not a safetensors file, or truncated within its header")
     header = _parse_json(file.read(length), "header")
-    num_bytes = size - _LENGTH_BYTES - length
-    entries = [parse_entry(entry) for entry in _index(header)]
+    metadata, num_bytes = _checked_metadata(header), size - _LENGTH_BYTES - length
     if header.get("packed") != _description(num_bytes) or set(header) != {"__metadata__", "packed"}:
         raise ValueError(f"the header does not describe the {num_bytes} bytes after it; the file may be truncated")
-    if sum(entry.num_bytes for entry in entries) != num_bytes:
-        raise ValueError(f"the tensors of the index do not add up to the {num_bytes} bytes after the header")
-    _check_names(entries)
-    return entries, _LENGTH_BYTES + length
+    begin = _LENGTH_BYTES + length
+    index = _parse_metadata_index(metadata, begin) if "index" in metadata else _read_index(file, begin)
+    if sum(entry.num_bytes for entry in index.entries) != size - index.begin:
+        raise ValueError(f"the tensors of the index do not add up to the {size - index.begin} bytes after the header")
+    _check_names(index.entries)
+    return index
+
+
+def _read_index(file: IO[bytes], begin: int) -> FileIndex:
+    seal, crc32 = file.read(_CHECKSUM_BYTES), file.read(_CHECKSUM_BYTES)
+    text, deflated = read_deflated(file)
+    if int.from_bytes(seal, "little") != zlib.crc32(crc32 + deflated):
+        raise ValueError("the index is damaged: its checksum does not match")
+    begin += 2 * _CHECKSUM_BYTES + len(deflated)
+    return FileIndex(parse_index(text), begin, int.from_bytes(crc32, "little"))
+
+
+def _parse_metadata_index(metadata: dict[str, Any], begin: int) -> FileIndex:
+    if "crc32" in metadata and metadata["crc32"] != _checksum(metadata["index"]):
+        raise ValueError("the index is damaged: its checksum does not match")
+    index = _parse_json(_inflate(metadata["index"]), "index")
+    if not isinstance(index, list):
+        raise ValueError("the index must be a list")
+    return FileIndex([parse_entry(entry) for entry in index], begin, None)
 
 
 def _description(num_bytes: int) -> dict[str, Any]:
     return {"dtype": "U8", "shape": [num_bytes], "data_offsets": [0, num_bytes]}
 
 
-def _index(header: Any) -> list[Any]:
+def _checked_metadata(header: Any) -> dict[str, Any]:
     metadata = header.get("__metadata__") if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise ValueError("not a packed file of lightning_compress")
     version = str(metadata.get("version"))
     if version not in _KEYS:
-        versions = " and ".join(map(repr, _KEYS))
-        raise ValueError(f"version {version[:20]!r} of the format is not supported, only {versions}")
-    if set(metadata) != _KEYS[version] or not isinstance(metadata["index"], str):
+        *others, last = map(repr, _KEYS)
+        raise ValueError(
+            f"version {version[:20]!r} of the format is not supported, only {', '.join(others)} and {last}"
+        )
+    if set(metadata) != _KEYS[version] or not isinstance(metadata.get("index", ""), str):
         raise ValueError(f"the header does not have the keys of version {version!r}")
-    # Tensors have checksums of their own, which do not tell if one is missing or refers to another one's memory.
-    if "crc32" in metadata and metadata["crc32"] != _checksum(metadata["index"]):
-        raise ValueError("the index is damaged: its checksum does not match")
-    index = _parse_json(_inflate(metadata["index"]), "index")
-    if not isinstance(index, list):
-        raise ValueError("the index must be a list")
-    return index
+    return metadata
 
 
 def _checksum(text: str) -> str:

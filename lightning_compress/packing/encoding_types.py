@@ -44,15 +44,15 @@ class PositionEncoding:
     Attributes:
         kind: Name in files; must never change.
         label: Name in the report.
-        plan: Takes a flat mask and the length of its rows; returns ``None`` if the encoding does not apply.
-        read: Takes a stream, the length of the mask and the length of its rows, and returns the flat mask. Raises
-            ``ValueError`` if the stream is damaged.
+        plan: Takes a flat mask and the shape of its tensor; returns ``None`` if the encoding does not apply.
+        read: Takes a stream and the shape of the tensor, and returns the flat mask. Raises ``ValueError`` if the
+            stream is damaged.
     """
 
     kind: str
     label: str
-    plan: Callable[[Mask, int], EncodingPlan | None]
-    read: Callable[[Stream, int, int], Mask]
+    plan: Callable[[Mask, tuple[int, ...]], EncodingPlan | None]
+    read: Callable[[Stream, tuple[int, ...]], Mask]
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,13 @@ class ReadContext:
         like: One zero of the dtype and width of the values.
         count: Number of values.
         nonzero: Flat mask of the tensor, with ``count`` true elements; ``None`` if it has no stream of positions.
+        shape: Shape of the tensor, with vectors of several elements as one.
     """
 
     like: BitPatterns
     count: int
     nonzero: Mask | None
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)

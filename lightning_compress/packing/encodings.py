@@ -17,25 +17,31 @@ from lightning_compress.packing.bit_masks import BIT_MASK
 from lightning_compress.packing.codebooks import CODEBOOK
 from lightning_compress.packing.column_masks import COLUMN_MASK
 from lightning_compress.packing.encoding_types import PositionEncoding, SymbolCoder, ValueEncoding
+from lightning_compress.packing.exponents import EXPONENTS
 from lightning_compress.packing.gaps import GAPS
 from lightning_compress.packing.group_codebooks import GROUP_CODEBOOKS
-from lightning_compress.packing.index_streams import INDEX_ENCODINGS, IndexEncoding
+from lightning_compress.packing.index_streams import INDEX_ENCODINGS, IndexEncoding, NeighborEncoding
 from lightning_compress.packing.indexed_values import CodebookEncoding
 from lightning_compress.packing.integer_ranges import INTEGER_RANGE
+from lightning_compress.packing.neighbor_masks import NEIGHBOR_MASK
 from lightning_compress.packing.raw_values import RAW
+from lightning_compress.packing.sorted_codebooks import SORTED_CODEBOOK
 from lightning_compress.packing.split_values import SPLIT
 from lightning_compress.packing.symbol_coders import SYMBOL_CODERS
 
-Encoding = PositionEncoding | ValueEncoding | CodebookEncoding | IndexEncoding | SymbolCoder
+Encoding = PositionEncoding | ValueEncoding | CodebookEncoding | IndexEncoding | NeighborEncoding | SymbolCoder
 
-POSITIONS = (GAPS, BIT_MASK, COLUMN_MASK)
+POSITIONS = (GAPS, BIT_MASK, COLUMN_MASK, NEIGHBOR_MASK)
 """Encodings of the mask of nonzero elements."""
 
-VALUES = (RAW, SPLIT)
+VALUES = (RAW, EXPONENTS)
 """Encodings without a codebook, of values or of all elements."""
 
-CODEBOOKS = (CODEBOOK, GROUP_CODEBOOKS)
+CODEBOOKS = (CODEBOOK, SORTED_CODEBOOK, GROUP_CODEBOOKS)
 """Encodings with a codebook, of values of any dtype."""
+
+SUPERSEDED = (SPLIT,)
+"""Encodings that are read from files of older versions and never written."""
 
 INTEGER_CODEBOOKS = (INTEGER_RANGE, CODEBOOK)
 """Encodings with a codebook, of the integers of quantized tensors."""
@@ -43,7 +49,7 @@ INTEGER_CODEBOOKS = (INTEGER_RANGE, CODEBOOK)
 # A kind can be in several families, for example codebooks of integers and of other values.
 ENCODINGS: dict[str, Encoding] = {
     encoding.kind: encoding
-    for family in (POSITIONS, VALUES, CODEBOOKS, INTEGER_CODEBOOKS, INDEX_ENCODINGS, SYMBOL_CODERS)
+    for family in (POSITIONS, VALUES, CODEBOOKS, INTEGER_CODEBOOKS, INDEX_ENCODINGS, SYMBOL_CODERS, SUPERSEDED)
     for encoding in family
 }
 """All encodings by their names in files."""

@@ -37,7 +37,8 @@ class Entry:
         name: Name in the state dict.
         dtype: Name of its dtype.
         shape: Its shape.
-        crc32: Checksum of its name, dtype, shape and little-endian bytes.
+        crc32: Checksum of its name, dtype, shape and little-endian bytes; ``None`` if the file has one for all
+            tensors.
         streams: Its streams, in the order of the file.
         width: Number of elements per codebook entry.
         half: True if it was rounded to float16.
@@ -50,7 +51,7 @@ class Entry:
     name: str
     dtype: str = "float32"
     shape: tuple[int, ...] = ()
-    crc32: int = 0
+    crc32: int | None = 0
     streams: tuple[StreamEntry, ...] = ()
     width: int = 1
     half: bool = False

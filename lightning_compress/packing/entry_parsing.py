@@ -15,8 +15,12 @@ _MAX_DIMENSIONS = 64
 _MAX_STREAMS = 8
 
 
-def parse_entry(data: Any) -> Entry:
+def parse_entry(data: Any, *, sealed: bool = True) -> Entry:
     """Return the entry that :meth:`Entry.to_json` wrote.
+
+    Args:
+        data: Description of a tensor.
+        sealed: If True, it has a checksum.
 
     Raises:
         ValueError: If the data do not describe a tensor.
@@ -27,14 +31,14 @@ def parse_entry(data: Any) -> Entry:
     try:
         if set(data) == {"name", "same"}:
             return Entry(name, shared_with=_text(data["same"]))
-        return Entry(name, **_fields(data))
+        return Entry(name, **_fields(data, sealed))
     except KeyError as error:
         raise ValueError(f"the entry of {name[:200]!r} has no key {error}") from None
     except ValueError as error:
         raise ValueError(f"the entry of {name[:200]!r} is invalid: {error}") from None
 
 
-def _fields(data: dict[str, Any]) -> dict[str, Any]:
+def _fields(data: dict[str, Any], sealed: bool) -> dict[str, Any]:
     unknown = set(data) - {*REQUIRED_KEYS, *OPTIONAL_KEYS}
     if unknown:
         raise ValueError(f"unknown key {sorted(unknown)[0][:40]!r}")
@@ -43,7 +47,7 @@ def _fields(data: dict[str, Any]) -> dict[str, Any]:
     return {
         "dtype": _dtype(data["dtype"]),
         "shape": _shape(data["shape"]),
-        "crc32": checked_int(data["crc32"], at_most=2**32 - 1),
+        "crc32": checked_int(data["crc32"], at_most=2**32 - 1) if sealed else None,
         "streams": _streams(data["streams"]),
         "width": _width(optional["width"]),
         "half": _flag(optional["half"]),

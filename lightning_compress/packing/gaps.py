@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,7 @@ _CHUNK = 2**18  # symbols that are read at a time, which bounds memory
 _FIXED_WIDTHS = (3, 4, 6, 8)  # bits per gap that are tried for the size without entropy coding
 
 
-def _plan(nonzero: Mask, num_columns: int) -> EncodingPlan:
+def _plan(nonzero: Mask, shape: tuple[int, ...]) -> EncodingPlan:
     gaps = _gaps(nonzero)
     limit = min(_MAX_LIMIT, int(gaps.max(initial=0)) + 1)
     symbols = _split_gaps(gaps, limit)
@@ -54,7 +55,8 @@ def _split_gaps(gaps: NDArray[Any], limit: int) -> NDArray[Any]:
     return symbols
 
 
-def _read(stream: Stream, size: int, num_columns: int) -> Mask:
+def _read(stream: Stream, shape: tuple[int, ...]) -> Mask:
+    size = math.prod(shape)
     claimed, claimed_limit, coder = checked_parameters(3, stream.parameters)
     num_symbols = checked_int(claimed, at_most=size)
     limit = checked_int(claimed_limit, at_least=1, at_most=_MAX_LIMIT)

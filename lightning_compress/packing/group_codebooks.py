@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_compress.packing.bit_patterns import BitPatterns, Mask
+from lightning_compress.packing.bit_patterns import BitPatterns, Mask, num_columns_of
 from lightning_compress.packing.group_entries import read_group_entries
 from lightning_compress.packing.indexed_values import CodebookEncoding, IndexedValues, NonzeroValues
 from lightning_compress.packing.streams import EncodingPlan, Stream
@@ -23,10 +23,14 @@ _MAX_COMPARED = 32  # entries up to which comparing elements with each of them i
 
 
 class GroupIndexedValues(IndexedValues):
-    """Values as indices into the codebooks of their groups."""
+    """Values as indices into the codebooks of their groups, whose entries have no common order."""
 
     def plan_with_zeros(self, nonzero: Mask) -> EncodingPlan | None:
         """Return ``None``: whether an index exists depends on the group, so positions must be known first."""
+        return None
+
+    def plan_by_neighbors(self, nonzero: Mask, shape: tuple[int, ...]) -> EncodingPlan | None:
+        """Return ``None``: the indices of different groups are ranks of frequency and cannot predict each other."""
         return None
 
 
@@ -37,7 +41,8 @@ def _index(values: NonzeroValues, previous: Sequence[IndexedValues]) -> IndexedV
     if elements.ndim > 1 or not 2 <= elements.itemsize <= 4 or num_elements < _MIN_ELEMENTS:
         return None
     # Training does not record the size of groups, so all that are possible are tried on a sample.
-    costs = {size: _bits_with_group_size(elements, size) for size in _group_sizes(num_elements, values.num_columns)}
+    sizes = _group_sizes(num_elements, num_columns_of(values.shape))
+    costs = {size: _bits_with_group_size(elements, size) for size in sizes}
     size = min(costs, key=lambda n: costs[n], default=0)
     num_bytes = min([values.values.nbytes, *(indexed.plan().num_bytes for indexed in previous)])
     if not size or costs[size] > _WORTH_IT * (8.0 * num_bytes / len(values.values)):
@@ -89,7 +94,7 @@ def _index_groups(elements: BitPatterns, nonzero: Mask) -> IndexedValues | None:
     indices = _ranks(elements, codebooks, sizes)[nonzero]
     data = sizes.astype("<u2").tobytes() + codebooks.tobytes()
     stream = Stream(GROUP_CODEBOOKS.kind, data, (elements.shape[1],))
-    return GroupIndexedValues(stream, indices, np.bincount(indices))
+    return GroupIndexedValues(stream, codebooks, indices, np.bincount(indices))
 
 
 def _ranks(elements: BitPatterns, codebooks: BitPatterns, sizes: NDArray[np.int64]) -> NDArray[Any]:

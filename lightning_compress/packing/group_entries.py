@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lightning_compress.packing.bit_patterns import BitPatterns
 from lightning_compress.packing.encoding_types import ReadContext
+from lightning_compress.packing.ordered_entries import OrderedEntries
 from lightning_compress.packing.streams import Stream, checked_int, checked_parameters
 
 _CHUNK = 2**18  # values that are looked up at a time, which bounds memory
@@ -51,6 +52,10 @@ class GroupEntries:
     def with_zero(self) -> GroupEntries:
         """Raise a ``ValueError``."""
         raise ValueError("codebooks of groups cannot have an entry for zero")
+
+    def in_order(self, *, with_zero: bool) -> OrderedEntries:
+        """Raise a ``ValueError``."""
+        raise ValueError("codebooks of groups have no common order")
 
 
 def read_group_entries(stream: Stream, context: ReadContext) -> GroupEntries:

@@ -10,9 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_compress.packing.bit_patterns import BitPatterns
+from lightning_compress.packing.context_coding import MAX_SYMBOLS, SignedSymbols, decode, model_symbols
 from lightning_compress.packing.encoding_types import ReadContext
-from lightning_compress.packing.streams import EncodingPlan, Stream, checked_parameters
+from lightning_compress.packing.ordered_entries import OrderedEntries
+from lightning_compress.packing.streams import EncodingPlan, Stream, checked_int, checked_parameters
 from lightning_compress.packing.symbol_coders import plan_symbols, read_symbols
+from lightning_compress.packing.weight_grids import WeightGrid
 
 
 class CodebookEntries(Protocol):
@@ -31,6 +34,13 @@ class CodebookEntries(Protocol):
 
     def with_zero(self) -> CodebookEntries:
         """Return the entries with zero prepended.
+
+        Raises:
+            ValueError: If the values do not all have the same codebook.
+        """
+
+    def in_order(self, *, with_zero: bool) -> OrderedEntries:
+        """Return the entries in ascending order, and zero if ``with_zero``.
 
         Raises:
             ValueError: If the values do not all have the same codebook.
@@ -71,6 +81,39 @@ class IndexEncoding:
         return entries.look_up(symbols)
 
 
+@dataclass(frozen=True)
+class NeighborEncoding:
+    """Encoding of indices, or of indices and zeros, with frequencies that depend on the weights around each.
+
+    Attributes:
+        kind: Name in files; must never change.
+        label: Name in the report.
+    """
+
+    kind: str
+    label: str
+
+    def plan(
+        self, symbols: NDArray[Any], shape: tuple[int, ...], meaning: SignedSymbols, *, with_zero: bool
+    ) -> EncodingPlan:
+        """Return the plan of the symbols of all elements of a tensor."""
+        code = model_symbols(symbols, WeightGrid.of(shape), meaning)
+        return EncodingPlan(code.num_bytes, lambda: [Stream(self.kind, code.encode(), (int(with_zero),))])
+
+    def read(self, stream: Stream, codebook: CodebookEntries, context: ReadContext) -> BitPatterns:
+        """Return the elements that the symbols of a stream index.
+
+        Raises:
+            ValueError: If the stream is damaged, or does not hold all elements of the tensor.
+        """
+        (claimed,) = checked_parameters(1, stream.parameters)
+        if context.nonzero is not None or context.like.ndim > 1:
+            raise ValueError("indices coded by neighbors must be those of all elements")
+        ordered = codebook.in_order(with_zero=bool(checked_int(claimed, at_most=1)))
+        checked_int(len(ordered.table), at_least=1, at_most=MAX_SYMBOLS)
+        return ordered.table[decode(stream.data, WeightGrid.of(context.shape), ordered.meaning)]
+
+
 def _with_zero(codebook: CodebookEntries, context: ReadContext) -> CodebookEntries:
     # Zeros have a symbol instead of a position, so a tensor cannot have both.
     if context.nonzero is not None:
@@ -81,7 +124,9 @@ def _with_zero(codebook: CodebookEntries, context: ReadContext) -> CodebookEntri
 INDICES = IndexEncoding(kind="indices", label="", select_entries=lambda codebook, context: codebook)
 SYMBOLS = IndexEncoding(kind="symbols", label="zero as a codebook entry", select_entries=_with_zero)
 
-INDEX_ENCODINGS = (INDICES, SYMBOLS)
+NEIGHBORS = NeighborEncoding(kind="neighbors", label="coded by neighbors")
+
+INDEX_ENCODINGS = (INDICES, SYMBOLS, NEIGHBORS)
 
 _BY_KIND = {encoding.kind: encoding for encoding in INDEX_ENCODINGS}
 
@@ -116,3 +161,7 @@ class SharedEntries:
         """Return the entries with zero prepended."""
         zero = np.zeros((1, *self.table.shape[1:]), self.table.dtype)
         return SharedEntries(np.concatenate([zero, self.table]))
+
+    def in_order(self, *, with_zero: bool) -> OrderedEntries:
+        """Return the entries in ascending order, and zero if ``with_zero``."""
+        return OrderedEntries.of(self.table, with_zero=with_zero)

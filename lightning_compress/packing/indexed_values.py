@@ -10,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_compress.packing.bit_patterns import BitPatterns, Mask
+from lightning_compress.packing.context_coding import MAX_SYMBOLS
 from lightning_compress.packing.encoding_types import ReadContext
 from lightning_compress.packing.fixed_width import num_packed_bytes
-from lightning_compress.packing.index_streams import INDICES, SYMBOLS, CodebookEntries, read_indexed
+from lightning_compress.packing.index_streams import INDICES, NEIGHBORS, SYMBOLS, CodebookEntries, read_indexed
+from lightning_compress.packing.ordered_entries import OrderedEntries
 from lightning_compress.packing.streams import EncodingPlan, Stream, next_stream
 from lightning_compress.packing.unique import sorted_unique, strided_sample, unique_patterns
 
+_MIN_PREDICTED = 64  # elements, below which there is nothing to learn
 _MAX_INTEGERS = 64  # distinct integers in a sample, above which a range is shorter than a codebook
 
 
@@ -27,13 +30,13 @@ class NonzeroValues:
         elements: All elements, flat, including zeros.
         nonzero: Flat mask of the nonzero elements.
         values: Nonzero elements.
-        num_columns: Number of elements per index of the first dimension.
+        shape: Shape of the tensor, with vectors of several elements as one.
     """
 
     elements: BitPatterns
     nonzero: Mask
     values: BitPatterns
-    num_columns: int
+    shape: tuple[int, ...]
 
     def unique(self) -> tuple[BitPatterns, NDArray[Any]] | None:
         """Return the distinct values and the index of each value, or ``None`` if there are too many."""
@@ -57,11 +60,13 @@ class IndexedValues:
 
     Attributes:
         codebook: Stream of the codebook.
+        entries: Entries of the codebook.
         indices: Index of each value.
         counts: Number of occurrences of each index.
     """
 
     codebook: Stream
+    entries: BitPatterns
     indices: NDArray[Any]
     counts: NDArray[Any]
 
@@ -79,6 +84,16 @@ class IndexedValues:
         # Symbol 0 is zero, so the index k of a value becomes the symbol k + 1.
         counts = np.append(len(nonzero) - len(self.indices), self.counts)
         return self._plan_codebook() + SYMBOLS.plan(lambda: self._symbols(nonzero), counts)
+
+    def plan_by_neighbors(self, nonzero: Mask, shape: tuple[int, ...]) -> EncodingPlan | None:
+        """Return the plan of all elements, each predicted by those around it, or ``None`` if that is not possible."""
+        if self.entries.ndim > 1 or len(nonzero) < _MIN_PREDICTED or len(self.entries) >= MAX_SYMBOLS:
+            return None
+        with_zero = len(self.indices) < len(nonzero)
+        ordered = OrderedEntries.of(self.entries, with_zero=with_zero)
+        symbols = np.full(len(nonzero), ordered.zero, np.min_scalar_type(len(ordered.table)))
+        symbols[nonzero] = ordered.symbols.astype(symbols.dtype)[self.indices]
+        return self._plan_codebook() + NEIGHBORS.plan(symbols, shape, ordered.meaning, with_zero=with_zero)
 
     def _plan_codebook(self) -> EncodingPlan:
         num_bytes = len(self.codebook.data)

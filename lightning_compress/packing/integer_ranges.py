@@ -18,7 +18,8 @@ def _index(values: NonzeroValues, previous: Sequence[IndexedValues]) -> IndexedV
     # At most 2**11 integers lie in the range, so the difference cannot overflow 16 bits.
     indices = (integers - np.int16(smallest)).astype(np.min_scalar_type(largest - smallest))
     counts = np.bincount(indices, minlength=1)
-    return IndexedValues(Stream(INTEGER_RANGE.kind, b"", (smallest, len(counts))), indices, counts)
+    entries = np.arange(smallest, smallest + len(counts)).astype(integers.dtype)
+    return IndexedValues(Stream(INTEGER_RANGE.kind, b"", (smallest, len(counts))), entries, indices, counts)
 
 
 def _read_entries(stream: Stream, context: ReadContext) -> SharedEntries:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.packing.bit_patterns import checksum
-from lightning_compress.packing.container import read_index
+from lightning_compress.packing.container import FileIndex, combined_checksum, read_index
 from lightning_compress.packing.entry import Entry
 from lightning_compress.packing.progress_bar import track
 from lightning_compress.packing.streams import Stream
@@ -40,7 +40,7 @@ def load_packed(
 def load_packed(
     path: str | Path, into: nn.Module | None = None, *, device: torch.device | str | None = None, progress: bool = False
 ) -> nn.Module | dict[str, Tensor]:
-    """Read a file that :func:`save_packed` wrote, and verify the checksum of each tensor.
+    """Read a file that :func:`save_packed` wrote, and verify its checksums.
 
     Args:
         path: Path of the file. Files from untrusted sources are safe to read: they contain no code, and memory is
@@ -69,12 +69,12 @@ def load_packed(
     """
     with Path(path).open("rb") as file, _name_file_in_errors(path):
         size = os.fstat(file.fileno()).st_size
-        entries, begin = read_index(file, size)
+        index = read_index(file, size)
         if into is None:
-            _check_ratio(entries, size)
-            return _read_all(file, entries, begin, torch.device("cpu" if device is None else device), progress)
-        check_match(entries, into)
-        state = _read_all(file, entries, begin, torch.device("cpu"), progress)
+            _check_ratio(index.entries, size)
+            return _read_all(file, index, torch.device("cpu" if device is None else device), progress)
+        check_match(index.entries, into)
+        state = _read_all(file, index, torch.device("cpu"), progress)
     _assign(into, state, path)
     return into
 
@@ -98,12 +98,11 @@ def _check_ratio(entries: Sequence[Entry], size: int) -> None:
         )
 
 
-def _read_all(
-    file: IO[bytes], entries: Sequence[Entry], begin: int, device: torch.device, progress: bool
-) -> dict[str, Tensor]:
-    offsets = dict(zip((entry.name for entry in entries), _offsets(entries, begin), strict=True))
-    by_name = {entry.name: entry for entry in entries}
+def _read_all(file: IO[bytes], index: FileIndex, device: torch.device, progress: bool) -> dict[str, Tensor]:
+    by_name = {entry.name: entry for entry in index.entries}
+    offsets = dict(zip(by_name, _offsets(index.entries, index.begin), strict=True))
     read: dict[str, Tensor] = {}
+    checksums: dict[str, int] = {}
 
     # A tensor may need another one that comes later in the file: the scale of its quantizer, or the one whose memory
     # it shares.
@@ -113,10 +112,17 @@ def _read_all(
             return get(entry.shared_with)
         if name not in read:
             file.seek(offsets[name])
-            read[name] = _read_one(file, entry, get).to(device)
+            tensor = _read_one(file, entry, get)
+            checksums[name] = _verified_checksum(entry, tensor)
+            read[name] = tensor.to(device)
         return read[name]
 
-    return {name: get(name) for name in track(by_name, "unpacking", shown=progress)}
+    state = {name: get(name) for name in track(by_name, "unpacking", shown=progress)}
+    in_order = [name for name in by_name if name in checksums]
+    if index.crc32 is not None and combined_checksum([checksums[name] for name in in_order]) != index.crc32:
+        damaged = f"tensor {in_order[0][:200]!r} is damaged: its" if len(in_order) == 1 else "a tensor is damaged: the"
+        raise ValueError(f"{damaged} checksum does not match")
+    return state
 
 
 def _offsets(entries: Sequence[Entry], begin: int) -> Iterator[int]:
@@ -128,12 +134,16 @@ def _offsets(entries: Sequence[Entry], begin: int) -> Iterator[int]:
 def _read_one(file: IO[bytes], entry: Entry, get_scale: Callable[[str], Tensor]) -> Tensor:
     streams = [Stream(stream.kind, file.read(stream.num_bytes), stream.parameters) for stream in entry.streams]
     try:
-        tensor = decode_tensor(entry, streams, get_scale)
+        return decode_tensor(entry, streams, get_scale)
     except ValueError as error:
         raise ValueError(f"tensor {entry.name[:200]!r} is damaged: {error}") from None
-    if checksum(entry.name, tensor) != entry.crc32:
+
+
+def _verified_checksum(entry: Entry, tensor: Tensor) -> int:
+    found = checksum(entry.name, tensor)
+    if entry.crc32 is not None and found != entry.crc32:
         raise ValueError(f"tensor {entry.name[:200]!r} is damaged: its checksum does not match")
-    return tensor
+    return found
 
 
 def _assign(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:

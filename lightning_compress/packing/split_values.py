@@ -1,7 +1,6 @@
-"""Values with the most significant byte entropy-coded and the other bytes as they are.
+"""Values with the most significant byte entropy-coded and the other bytes as they are, in four streams.
 
-The most significant byte of a floating-point number holds the sign and exponent bits. In unclustered weights it takes
-few values, very unequally often, whereas the bits of the mantissa are close to random and cannot be compressed.
+Only files of versions 1 and 2 have it; :mod:`lightning_compress.packing.exponents` takes one stream.
 """
 
 from __future__ import annotations
@@ -11,34 +10,21 @@ from collections.abc import Iterator
 import numpy as np
 
 from lightning_compress.packing.bit_patterns import BitPatterns
-from lightning_compress.packing.codebooks import CODEBOOK, with_codebook
+from lightning_compress.packing.codebooks import CODEBOOK
 from lightning_compress.packing.encoding_types import ReadContext, ValueEncoding
 from lightning_compress.packing.index_streams import INDICES
-from lightning_compress.packing.raw_values import RAW
 from lightning_compress.packing.streams import EncodingPlan, Stream, next_stream
-from lightning_compress.packing.unique import unique_patterns
-
-_HEADER_BYTES = 24  # of three more streams in the header of the file
 
 
 def _plan(values: BitPatterns) -> EncodingPlan | None:
-    if values.ndim > 1 or values.itemsize < 2:
-        return None
-    value_bytes = values.view(np.uint8).reshape(-1, values.itemsize)
-    found = unique_patterns(np.ascontiguousarray(value_bytes[:, -1]))
-    if found is None:
-        return None
-    # The last byte in memory, because bit patterns are little-endian.
-    upper = with_codebook(*found)
-    lower = EncodingPlan(value_bytes[:, :-1].size, lambda: [Stream(RAW.kind, value_bytes[:, :-1].tobytes())])
-    return EncodingPlan(_HEADER_BYTES, lambda: [Stream(SPLIT.kind, b"")]) + upper.plan() + lower
+    return None
 
 
 def _read(stream: Stream, streams: Iterator[Stream], context: ReadContext) -> BitPatterns:
     like, count = context.like, context.count
     if like.ndim > 1 or like.itemsize < 2:
         raise ValueError("values of this width cannot be split into bytes")
-    of_bytes = ReadContext(np.zeros(1, np.uint8), count, context.nonzero)
+    of_bytes = ReadContext(np.zeros(1, np.uint8), count, context.nonzero, context.shape)
     upper = _read_upper(next_stream(streams), next_stream(streams), of_bytes)
     lower = next_stream(streams).data
     if len(lower) != count * (like.itemsize - 1):
@@ -56,4 +42,4 @@ def _read_upper(codebook: Stream, indices: Stream, context: ReadContext) -> BitP
     return INDICES.read(indices, CODEBOOK.read_entries(codebook, context), context)
 
 
-SPLIT = ValueEncoding(kind="split", label="coded exponents", plan=_plan, read=_read)
+SPLIT = ValueEncoding(kind="split", label="coded exponents, four streams", plan=_plan, read=_read)

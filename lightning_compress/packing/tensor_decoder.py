@@ -55,21 +55,21 @@ def _read_elements(streams: Sequence[Stream], like: BitPatterns, shape: tuple[in
     if num_columns % width:
         raise ValueError(f"rows of {num_columns} elements cannot be divided into vectors of {width}")
     rest = iter(streams)
-    elements = _read_streams(rest, like, count // width, num_columns // width)
+    elements = _read_streams(rest, like, shape if width == 1 else (count // num_columns, num_columns // width))
     if next(rest, None) is not None:
         raise ValueError("there are more streams than the tensor needs")
     # Arrays of raw values are views of immutable bytes, which a tensor must not share.
     return elements if elements.flags.writeable else elements.copy()
 
 
-def _read_streams(streams: Iterator[Stream], like: BitPatterns, count: int, num_columns: int) -> BitPatterns:
+def _read_streams(streams: Iterator[Stream], like: BitPatterns, shape: tuple[int, ...]) -> BitPatterns:
     # The kind of the first stream tells if zeros were left out.
     first = next_stream(streams)
     encoding = ENCODINGS.get(first.kind)
     if not isinstance(encoding, PositionEncoding):
-        return _read_values(first, streams, ReadContext(like, count, None))
-    nonzero = encoding.read(first, count, num_columns)
-    values = _read_values(next_stream(streams), streams, ReadContext(like, int(nonzero.sum()), nonzero))
+        return _read_values(first, streams, ReadContext(like, math.prod(shape), None, shape))
+    nonzero = encoding.read(first, shape)
+    values = _read_values(next_stream(streams), streams, ReadContext(like, int(nonzero.sum()), nonzero, shape))
     return _scatter(nonzero, values)
 
 

@@ -21,6 +21,8 @@ from lightning_compress.packing.raw_values import RAW
 from lightning_compress.packing.streams import EncodingPlan, Stream, cheapest
 from lightning_compress.packing.vector_widths import candidate_widths
 
+_HEADER_BYTES = 12  # of one more stream in the header of the file
+
 
 @dataclass(frozen=True)
 class EncodedTensor:
@@ -78,7 +80,8 @@ def _plan_width(tensor: Tensor, num_columns: int, width: int) -> _Candidate:
     elements = bit_patterns_of(tensor, width)
     nonzero = is_nonzero(elements)
     values = elements if nonzero.all() else elements[nonzero]
-    found = NonzeroValues(elements, nonzero, values, num_columns // width)
+    shape = tuple(tensor.shape) if width == 1 else (len(elements) * width // num_columns, num_columns // width)
+    found = NonzeroValues(elements, nonzero, values, shape)
     indexed = _index(found, CODEBOOKS) if len(values) else []
     plan, num_mask_bytes, num_fixed_bytes = _plan_values(found, indexed, [_plan_unindexed(values)])
     # If there are few zeros, their positions can take more than the zeros themselves.
@@ -89,9 +92,9 @@ def _plan_width(tensor: Tensor, num_columns: int, width: int) -> _Candidate:
 
 
 def _plan_integers(integers: IntegerTensor, tensor: Tensor) -> _Candidate:
-    elements, num_columns, element_size = integers.values, num_columns_of(tensor.shape), tensor.element_size()
+    elements, element_size = integers.values, tensor.element_size()
     nonzero = elements != 0
-    found = NonzeroIntegers(elements, nonzero, elements[nonzero], num_columns)
+    found = NonzeroIntegers(elements, nonzero, elements[nonzero], tuple(tensor.shape))
     plan, num_mask_bytes, num_fixed_bytes = _plan_values(found, _index(found, INTEGER_CODEBOOKS), [])
     num_sparse_bytes = int(min(element_size * len(elements), num_mask_bytes + element_size * len(found.values)))
     return _Candidate(plan, 1, num_sparse_bytes, int(min(num_fixed_bytes, num_sparse_bytes)))
@@ -116,11 +119,14 @@ def _plan_values(
     """Return the best plan, the bytes of the mask, and those of mask and values, both without entropy coding."""
     plans = [each.plan() for each in indexed]
     num_fixed_bytes = min((plan.num_fixed_bytes for plan in plans), default=math.inf)
+    predicted = [each.plan_by_neighbors(values.nonzero, values.shape) for each in indexed]
     best = cheapest(*unindexed, *plans)
     if values.nonzero.all():
-        return best, 0, num_fixed_bytes
+        return cheapest(best, *predicted), 0, num_fixed_bytes
     # Either positions and values apart, or zero as one more symbol of a codebook.
-    positions = [encoding.plan(values.nonzero, values.num_columns) for encoding in POSITIONS]
+    positions = [encoding.plan(values.nonzero, values.shape) for encoding in POSITIONS]
     num_mask_bytes = min(plan.num_fixed_bytes for plan in positions if plan is not None)
     with_zeros = [each.plan_with_zeros(values.nonzero) for each in indexed]
-    return cheapest(*with_zeros, cheapest(*positions) + best), num_mask_bytes, num_mask_bytes + num_fixed_bytes
+    separate = EncodingPlan(_HEADER_BYTES, list) + cheapest(*positions) + best
+    best = cheapest(*with_zeros, *predicted, separate)
+    return best, num_mask_bytes, num_mask_bytes + num_fixed_bytes

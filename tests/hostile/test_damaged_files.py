@@ -25,7 +25,7 @@ from lightning_compress.distillation.logit_cache import LogitCache
 from tests.channels.nets import Residual
 from tests.channels.test_removal_log import shrunk
 from tests.hostile.damage import Outcomes, edited, flipped, spliced
-from tests.packing.hostile import closed, mutated, opened
+from tests.packing.hostile import as_version_2, closed, mutated, opened
 from tests.packing.samples import bits, state
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
@@ -41,7 +41,7 @@ def few_or_all(number: int) -> pytest.MarkDecorator:
 
 def edited_index(data: bytes, rng: random.Random) -> bytes:
     """A packed file with another header or index, under the old checksum of the index."""
-    header, index, payload = opened(data)
+    header, index, payload = opened(as_version_2(data))
     if rng.random() < 0.2:
         text = json.dumps(edited(header, rng)).encode()
         return len(text).to_bytes(8, "little") + text + payload

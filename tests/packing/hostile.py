@@ -3,19 +3,44 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import random
+import tempfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from lightning_compress.packing.bit_patterns import checksum
+from lightning_compress.packing.compact_index import deflate_text, read_deflated
+from lightning_compress.packing.container import FileIndex, read_index, seal_index
 from lightning_compress.packing.encodings import ENCODINGS
+from lightning_compress.packing.reader import load_packed
 
 Index = list[dict[str, Any]]
 
 
+def index_of(data: bytes) -> FileIndex:
+    """Index of a sound file of any version."""
+    return read_index(io.BytesIO(data), len(data))
+
+
+def as_version_2(data: bytes) -> bytes:
+    """The same tensors with the index in the header, and a checksum of each."""
+    found = index_of(data)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "file")
+        path.write_bytes(data)
+        tensors = load_packed(path)
+    index = [replace(entry, crc32=checksum(entry.name, tensors[entry.name])).to_json() for entry in found.entries]
+    metadata = {"format": "lightning_compress.packed", "version": "2", "crc32": "", "index": ""}
+    return closed({"__metadata__": metadata}, index, data[found.begin :])
+
+
 def opened(data: bytes) -> tuple[dict[str, Any], Index, bytes]:
-    """Header, index, and what comes after them."""
+    """Header, index, and what comes after them, of a file of version 1 or 2."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     return header, json.loads(zlib.decompress(base64.b85decode(header["__metadata__"]["index"]))), data[end:]
@@ -23,9 +48,8 @@ def opened(data: bytes) -> tuple[dict[str, Any], Index, bytes]:
 
 def kinds_in(data: bytes) -> set[str]:
     """Kinds of streams and of symbol coders in a file."""
-    _, index, _ = opened(data)
-    streams = [stream for entry in index for stream in entry.get("streams", [])]
-    return {word for stream in streams for word in stream if isinstance(word, str)}
+    streams = [stream for entry in index_of(data).entries for stream in entry.streams]
+    return {word for stream in streams for word in (stream.kind, *stream.parameters) if isinstance(word, str)}
 
 
 def closed(header: dict[str, Any], index: object, payload: bytes, *, text: bytes | None = None) -> bytes:
@@ -42,7 +66,7 @@ def closed(header: dict[str, Any], index: object, payload: bytes, *, text: bytes
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
     """A file in which something is wrong; now and then nothing is."""
-    return rng.choice([_bytes, _bytes, _cut, _spliced, _index, _index, _index, _payload])(data, rng)
+    return rng.choice([_bytes, _bytes, _cut, _spliced, _index, _index, _compact, _compact, _payload])(data, rng)
 
 
 def _bytes(data: bytes, rng: random.Random) -> bytes:
@@ -53,7 +77,7 @@ def _bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def _payload(data: bytes, rng: random.Random) -> bytes:
-    start = 8 + int.from_bytes(data[:8], "little")
+    start = index_of(data).begin
     return data[:start] + _bytes(data[start:], rng)
 
 
@@ -68,11 +92,36 @@ def _spliced(data: bytes, rng: random.Random) -> bytes:
 
 
 def _index(data: bytes, rng: random.Random) -> bytes:
-    header, index, payload = opened(data)
+    header, index, payload = opened(as_version_2(data))
     changes: list[Callable[[Index, random.Random], None]] = [_value, _value, _swap, _drop, _stream]
     for _ in range(rng.choice([1, 1, 2])):
         rng.choice(changes)(index, rng)
     return closed(header, index, payload)
+
+
+def _compact(data: bytes, rng: random.Random) -> bytes:
+    """Another index of the current version, with the checksum that fits."""
+    found = index_of(data)
+    file = io.BytesIO(data)
+    file.seek(16 + int.from_bytes(data[:8], "little"))
+    written, _, lengths = read_deflated(file)[0].partition(b"\0")
+    names, fields = json.loads(b"[%b]" % written)
+    for _ in range(rng.choice([1, 1, 2])):
+        kind = rng.randrange(4)
+        if kind == 0:
+            lengths = rng.choice([lengths[: rng.randrange(len(lengths))], _bytes(lengths, rng), lengths + b"\1"])
+            continue
+        items = names if kind == 1 else fields
+        place = rng.randrange(len(items))
+        if isinstance(items[place], dict) and kind == 2:
+            key = rng.choice([*items[place], "s", "k", "d", "width", "half", "scale", "axis", "same"])
+            items[place][key] = _strange(rng, items[place].get(key))
+        elif isinstance(items[place], list) and kind == 1:
+            items[place][rng.randrange(4)] = _strange(rng, 1)
+        else:
+            items[place] = _strange(rng, items[place])
+    text = json.dumps([names, fields])[1:-1].encode() + b"\0" + lengths
+    return seal_index(found.crc32 or 0, deflate_text(text), len(data) - found.begin) + data[found.begin :]
 
 
 def _strange(rng: random.Random, old: object) -> Any:

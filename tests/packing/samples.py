@@ -40,7 +40,7 @@ def dense(random: Random) -> Tensors:
 
 
 def exponents(random: Random) -> Tensors:
-    return {"split": random.normal(64, 64)}
+    return {"exponents": random.normal(64, 64)}
 
 
 def sparse(random: Random) -> Tensors:
@@ -53,7 +53,7 @@ def half_sparse(random: Random) -> Tensors:
 
 
 def sparse_columns(random: Random) -> Tensors:
-    return {"columns": random.sparse(FEW[random.index(4, 64, 64)], 0.5) * (torch.arange(64) % 2)}
+    return {"columns": random.sparse(random.normal(64, 64), 0.5) * (torch.arange(64) % 2)}
 
 
 def clustered(random: Random) -> Tensors:
@@ -78,6 +78,23 @@ def quantized(random: Random) -> Tensors:
     return {"q.weight": weight, "q.quant_weight_scale": scale}
 
 
+def sorted_entries(random: Random) -> Tensors:
+    return {"sorted": random.normal(16)[random.index(16, 32, 32)]}
+
+
+def smooth_kernels(random: Random) -> Tensors:
+    """Kernels of one sign each, and rows of different magnitudes."""
+    magnitudes = (random.normal(32, 1, 1, 1) + random.normal(32, 32, 1, 1)).exp()
+    signs = random.normal(32, 32, 1, 1).sign()
+    return {"neighbors": (magnitudes * signs * (1 + 0.2 * random.normal(32, 32, 3, 3))).round().clamp(-4, 4)}
+
+
+def sparse_rows(random: Random) -> Tensors:
+    """Rows and columns of different sparsity."""
+    kept = torch.rand(96, 1, generator=random.generator) * torch.rand(96, generator=random.generator) > 0.3
+    return {"mask": random.sparse(random.normal(96, 96), 0.2) * kept}
+
+
 def uniform(random: Random) -> Tensors:
     """As frequent as each other: entropy coding has nothing to gain and a table to store."""
     return {"uniform": torch.tensor([0.5, 2.0]).repeat(1, 32)}
@@ -85,7 +102,7 @@ def uniform(random: Random) -> Tensors:
 
 SAMPLES: dict[str, Callable[[Random], Tensors]] = {
     "raw": dense,
-    "split": exponents,
+    "exponents": exponents,
     "gaps": sparse,
     "bitmask": half_sparse,
     "columns": sparse_columns,
@@ -94,6 +111,9 @@ SAMPLES: dict[str, Callable[[Random], Tensors]] = {
     "range": quantized,
     "indices": clustered_vectors,
     "symbols": sparse_clustered,
+    "sorted": sorted_entries,
+    "neighbors": smooth_kernels,
+    "mask": sparse_rows,
     "bits": uniform,
     "ans": sparse_clustered,
 }

@@ -153,7 +153,7 @@ def test_damage_in_the_last_tensor_leaves_the_first(file: tuple[nn.Module, Path]
     path.write_bytes(data)
     model = make()
     before = all_bits(model)
-    with pytest.raises(ValueError, match=r"tensor '4\.bias' is damaged: its checksum does not match"):
+    with pytest.raises(ValueError, match="a tensor is damaged: the checksum does not match"):
         lc.load_packed(path, into=model)
     assert all_bits(model) == before
 

@@ -15,6 +15,7 @@ from torch import nn
 
 import lightning_compress as lc
 from lightning_compress.packing import writer
+from tests.packing.hostile import index_of
 from tests.packing.samples import bits, state
 
 
@@ -38,7 +39,7 @@ def test_items_are_the_file_to_the_byte(tmp_path: Path) -> None:
     file = lc.save_packed(state(), tmp_path / "file")
     items = sizes(file.items)
     assert sum(items.values()) == file.num_bytes == (tmp_path / "file").stat().st_size
-    assert items["header"] == 8 + int.from_bytes((tmp_path / "file").read_bytes()[:8], "little")
+    assert items["header"] == index_of((tmp_path / "file").read_bytes()).begin
     assert sum(tensor.num_bytes for tensor in file.tensors) == file.num_bytes - items["header"]
 
 
@@ -90,7 +91,7 @@ def test_it_is_a_safetensors_file(tmp_path: Path) -> None:
     path = lc.save_packed(make(), tmp_path / "file").path
     with safe_open(path, "pt") as file:
         assert file.metadata()["format"] == "lightning_compress.packed"
-        assert file.metadata()["version"] == "2"
+        assert file.metadata()["version"] == "3"
         assert file.get_tensor("packed").dtype == torch.uint8
 
 

@@ -1,0 +1,142 @@
+"""Entropy coding of the symbols of a tensor by adaptive frequencies in contexts of neighbors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_compress.packing import ans_stack
+from lightning_compress.packing.adaptive_frequencies import AdaptiveFrequencies
+from lightning_compress.packing.neighbor_contexts import NeighborContexts
+from lightning_compress.packing.weight_grids import WeightGrid
+
+MAX_SYMBOLS = 512
+"""Symbols up to which a table of frequencies per context pays off."""
+
+
+@dataclass(frozen=True)
+class SignedSymbols:
+    """Meaning of symbols in ascending order of their values.
+
+    Attributes:
+        num_symbols: Number of symbols.
+        num_negative: Number of symbols of negative values, which come first.
+        with_zero: True if the symbol after those is zero.
+    """
+
+    num_symbols: int
+    num_negative: int
+    with_zero: bool
+
+    def ranks(self) -> NDArray[np.int16]:
+        """Return the signed rank of each symbol, from the value closest to zero outwards.
+
+        >>> SignedSymbols(4, 2, with_zero=False).ranks().tolist()
+        [-2, -1, 1, 2]
+        """
+        ranks = np.arange(self.num_symbols) - self.num_negative
+        return (ranks if self.with_zero else ranks + (ranks >= 0)).astype(np.int16)
+
+
+@dataclass(frozen=True)
+class _CodedSlice:
+    """Symbols of a slice, sorted by context; ``ends[c]`` is the end of context ``c``, ``tables[c]`` its frequencies."""
+
+    symbols: NDArray[Any]
+    ends: NDArray[np.int64]
+    tables: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class ContextCode:
+    """Symbols of a tensor, modeled and not yet coded.
+
+    Attributes:
+        num_bytes: Size in bytes, exact to within a few bytes.
+    """
+
+    num_bytes: float
+    _slices: list[_CodedSlice]
+
+    def encode(self) -> bytes:
+        """Return the bytes that :func:`decode` reads."""
+        stack = ans_stack.AnsCoder()
+        # Last in, first out: slices and contexts are pushed in the reverse of the order of decoding.
+        for coded in reversed(self._slices):
+            for context, start, stop in reversed(_runs(coded.ends)):
+                ans_stack.push(stack, coded.symbols[start:stop], _model(coded.tables[context]))
+        return ans_stack.bytes_of(stack)
+
+
+def model_symbols(symbols: NDArray[Any], grid: WeightGrid, meaning: SignedSymbols) -> ContextCode:
+    """Model the symbols of a tensor.
+
+    Args:
+        symbols: Symbols in the order of memory.
+        grid: Order of coding.
+        meaning: Meaning of the symbols.
+    """
+    contexts, frequencies, ranks = NeighborContexts(grid), AdaptiveFrequencies(meaning.num_symbols), meaning.ranks()
+    ordered, slices, bits = grid.from_flat(symbols), [], 0.0
+    for part in grid.slices():
+        chosen = ordered[part.position, part.rows, part.channels]
+        found, tables = contexts.of(part).reshape(-1), frequencies.tables()
+        counts = _counts(found, chosen.reshape(-1), tables.shape)
+        of_contexts = counts.sum(axis=1)
+        bits += float((of_contexts * np.log2(tables.sum(axis=1))).sum() - (counts * np.log2(tables)).sum())
+        order = np.argsort(found, kind="stable")
+        # Bytes and 32 bits, because the slices of a tensor wait until its encoding is chosen.
+        slices.append(_CodedSlice(chosen.reshape(-1)[order], np.cumsum(of_contexts), tables.astype(np.int32)))
+        frequencies.update(counts)
+        contexts.update(part, ranks[chosen])
+    return ContextCode(bits / 8 + 4, slices)
+
+
+def decode(data: bytes, grid: WeightGrid, meaning: SignedSymbols) -> NDArray[Any]:
+    """Return the symbols in the order of memory.
+
+    Raises:
+        ValueError: If the bytes are damaged.
+    """
+    contexts, frequencies, ranks = NeighborContexts(grid), AdaptiveFrequencies(meaning.num_symbols), meaning.ranks()
+    stack, dtype = ans_stack.stack_of(data), np.min_scalar_type(meaning.num_symbols - 1)
+    ordered = np.empty((grid.num_positions, grid.num_rows, grid.num_channels), dtype)
+    for part in grid.slices():
+        found, tables = contexts.of(part), frequencies.tables()
+        symbols = _pop_slice(stack, found.reshape(-1), tables, dtype)
+        frequencies.update(_counts(found.reshape(-1), symbols, tables.shape))
+        chosen = symbols.reshape(found.shape)
+        ordered[part.position, part.rows, part.channels] = chosen
+        contexts.update(part, ranks[chosen])
+    ans_stack.check_empty(stack)
+    return grid.to_flat(ordered)
+
+
+def _pop_slice(stack: Any, found: NDArray[np.uint8], tables: NDArray[np.int64], dtype: Any) -> NDArray[Any]:
+    in_order = np.empty(len(found), dtype)
+    for context, start, stop in _runs(np.cumsum(np.bincount(found, minlength=len(tables)))):
+        in_order[start:stop] = ans_stack.pop(stack, stop - start, _model(tables[context]), dtype)
+    symbols = np.empty(len(found), dtype)
+    # Stable: encoder and decoder must agree on the order of the elements of a context.
+    symbols[np.argsort(found, kind="stable")] = in_order
+    return symbols
+
+
+def _counts(contexts: NDArray[Any], symbols: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.int64]:
+    joint = contexts * np.int32(shape[1])
+    joint += symbols
+    return np.bincount(joint, minlength=shape[0] * shape[1]).reshape(shape)
+
+
+def _runs(ends: NDArray[np.int64]) -> list[tuple[int, int, int]]:
+    """Return each context in use, with the start and the end of its symbols."""
+    starts = np.append(0, ends[:-1])
+    used = np.flatnonzero(ends > starts)
+    return list(zip(used.tolist(), starts[used].tolist(), ends[used].tolist(), strict=True))
+
+
+def _model(frequencies: NDArray[Any]) -> Any:
+    return ans_stack.Categorical(frequencies.astype(np.float64), perfect=False)
