@@ -82,7 +82,7 @@ def finished_records(file: Path) -> list[Record]:
         # A record that is not completely written yet has a wrong checksum.
         with contextlib.suppress(AssertionError):
             records = list(read_records(file))
-            if records and records[-1].HasField("exit"):
+            if any(record.HasField("exit") for record in records):  # others may follow
                 return records
         time.sleep(_POLL_SECONDS)
     raise AssertionError(f"{file} has no exit record")
