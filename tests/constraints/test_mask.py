@@ -201,3 +201,12 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     constraint.replace([MASK])
     assert torch.equal(linear.weight != 0, MASK)
     assert linear.weight.dtype == dtype
+
+
+def test_narrower_masks_revive_nothing() -> None:
+    layer = Layer("weight", nn.Parameter(torch.ones(1, 4)))
+    constraint = MaskConstraint([layer])
+    constraint.replace([torch.tensor([[True, True, False, False]])])
+    constraint.narrow([torch.tensor([[True, False, True, False]])])
+    assert constraint.masks[0].tolist() == [[True, False, False, False]]
+    assert layer.weight.tolist() == [[1.0, 0.0, 0.0, 0.0]]
