@@ -34,7 +34,7 @@ def make_batches(layers: Sequence[Layer]) -> list[list[int]]:
 
 
 def _batch_size(layer: Layer) -> int:
-    return max(1, _MAX_BATCH // max(1, layer.num_weights))
+    return max(1, _MAX_BATCH // layer.num_weights)
 
 
 def stack(tensors: Sequence[Tensor]) -> Tensor:

@@ -78,8 +78,10 @@ def test_a_batch_has_a_layer_however_small_its_limit_is(monkeypatch: pytest.Monk
 
 
 def test_memory_of_a_stack_is_used_again() -> None:
-    tensors, buffers = [torch.ones(2), torch.zeros(2)], Buffers()
-    assert buffers.stack(tensors).data_ptr() == buffers.stack(tensors).data_ptr()
+    tensors, others, buffers = [torch.ones(2), torch.zeros(2)], [torch.ones(3)] * 2, Buffers()
+    first = buffers.stack(tensors)
+    assert buffers.stack(others).data_ptr() != first.data_ptr()
+    assert buffers.stack(tensors).data_ptr() == first.data_ptr()
 
 
 def test_buffers_are_bounded() -> None:

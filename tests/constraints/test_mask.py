@@ -201,3 +201,48 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     constraint.replace([MASK])
     assert torch.equal(linear.weight != 0, MASK)
     assert linear.weight.dtype == dtype
+
+
+def test_narrower_masks_revive_nothing() -> None:
+    layer = Layer("weight", nn.Parameter(torch.ones(1, 4)))
+    constraint = MaskConstraint([layer])
+    constraint.replace([torch.tensor([[True, True, False, False]])])
+    constraint.narrow([torch.tensor([[True, False, True, False]])])
+    assert constraint.masks[0].tolist() == [[True, False, False, False]]
+    assert layer.weight.tolist() == [[1.0, 0.0, 0.0, 0.0]]
+
+
+def test_satisfied_is_what_holds_in_all_layers_that_are_trained() -> None:
+    layers = [Layer(f"{i}.weight", nn.Parameter(torch.ones(1, 4))) for i in range(3)]
+    constraint = MaskConstraint(layers)
+    assert constraint.is_satisfied()
+    constraint.replace([torch.tensor([[True, False, True, True]])] * 3)
+    assert [layer.weight.tolist() for layer in layers] == [[[1.0, 0.0, 1.0, 1.0]]] * 3
+    assert constraint.is_satisfied()
+    with torch.no_grad():
+        layers[1].parameter.fill_(1.0)
+    assert not constraint.is_satisfied()
+    constraint.frozen = frozenset([1])
+    assert constraint.is_satisfied()
+
+
+class Device(Tensor):
+    """Looks like a tensor of a GPU."""
+
+    @property
+    def is_cuda(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensors_of_a_gpu_have_positive_zeros_too(dtype: torch.dtype) -> None:
+    layers = [Layer(f"{i}.weight", nn.Parameter(torch.ones(1, 3))) for i in range(2)]
+    constraint = MaskConstraint(layers)
+    constraint.replace([torch.tensor([[True, False, True]]), torch.tensor([[False, True, True]])])
+    plain = [torch.tensor([[-1.0, -2.0, 3.0]], dtype=dtype) for _ in range(2)]
+    for indices in ((0,), (1,), (0, 1)):
+        tensors = [tensor.clone() for tensor in plain]
+        constraint._project_({i: tensors[i].as_subclass(Device) for i in indices})
+        for i in indices:
+            assert tensors[i].tolist() == [[-1.0, 0.0, 3.0], [0.0, -2.0, 3.0]][i : i + 1]
+            assert tensors[i].signbit().sum() == 1
