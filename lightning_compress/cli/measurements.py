@@ -37,8 +37,9 @@ def dense_bytes(module: nn.Module) -> int:
 def wilson_interval(fraction: float, num_samples: int) -> tuple[float, float]:
     """Return the 95 % confidence interval of a fraction of independent samples. Wilson 1927.
 
-    >>> wilson_interval(0.5, 100)
-    (0.4038..., 0.5961...)
+    >>> lower, upper = wilson_interval(0.5, 100)
+    >>> f"{lower:.4f} to {upper:.4f}"
+    '0.4038 to 0.5962'
     """
     z2 = _Z95**2
     center = fraction + z2 / (2 * num_samples)
