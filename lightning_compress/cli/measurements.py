@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ from lightning_compress.targets import Targets
 
 NUM_HISTOGRAMS = 9
 _NUM_BINS = 61
-_NUM_CALLS = 50
+_FEWEST_CALLS, _MOST_CALLS, _SECONDS = 5, 50, 10.0
 _Z95 = 1.959964  # 97.5 % quantile of the normal distribution
 
 
@@ -36,8 +37,9 @@ def dense_bytes(module: nn.Module) -> int:
 def wilson_interval(fraction: float, num_samples: int) -> tuple[float, float]:
     """Return the 95 % confidence interval of a fraction of independent samples. Wilson 1927.
 
-    >>> wilson_interval(0.5, 100)
-    (0.4038..., 0.5961...)
+    >>> lower, upper = wilson_interval(0.5, 100)
+    >>> f"{lower:.4f} to {upper:.4f}"
+    '0.4038 to 0.5962'
     """
     z2 = _Z95**2
     center = fraction + z2 / (2 * num_samples)
@@ -83,7 +85,8 @@ def time_calls(calls: Mapping[str, Callable[[], Any]], *, batch_size: int, runti
         batch_size: Number of samples in a call.
         runtime: Name of the runtime.
     """
-    durations = interleaved_durations(calls, repeats=_NUM_CALLS)
+    num_calls = _num_calls(calls.values())
+    durations = interleaved_durations(calls, repeats=num_calls)
     return {
         name: Timing(
             median=statistics.median(seconds),
@@ -92,10 +95,19 @@ def time_calls(calls: Mapping[str, Callable[[], Any]], *, batch_size: int, runti
             batch_size=batch_size,
             num_threads=1,
             runtime=runtime,
-            joules=joules_per_call(calls[name], num_calls=_NUM_CALLS),
+            joules=joules_per_call(calls[name], num_calls=num_calls),
         )
         for name, seconds in durations.items()
     }
+
+
+def _num_calls(calls: Iterable[Callable[[], Any]]) -> int:
+    """Return the number of calls that take a few seconds, after one call of each."""
+    begin = time.perf_counter()
+    for call in calls:
+        call()
+    seconds = time.perf_counter() - begin
+    return min(max(int(_SECONDS / max(seconds, 1e-9)), _FEWEST_CALLS), _MOST_CALLS)
 
 
 def module_call(module: nn.Module, inputs: Any) -> Callable[[], Any]:

@@ -43,11 +43,19 @@ def run(arguments: Sequence[str]) -> None:
     """
     hide_routine_messages()
     recipe = find(arguments[0])
-    cli = RunCLI(args=[f"--config={recipe}", *arguments[1:]], run=False, run_name=run_name_of(recipe))
+    try:
+        cli = RunCLI(args=[f"--config={recipe}", *arguments[1:]], run=False, run_name=run_name_of(recipe))
+    except (KeyboardInterrupt, SystemExit) as error:
+        if _is_interrupt(error):
+            again = shlex.join(["lightning-compress", "run", *arguments])
+            fail(f"Interrupted in an earlier stage. Start again with: {again}", code=INTERRUPTED)
+        raise
     fitted = _fit_and_test(cli, arguments)
     results = _compress(cli, fitted)
+    failures = list(results.failures)
     if cli.trainer.is_global_zero:
         report = report_of(cli, results)
+        failures = list(report.failures)
         paths = write_report(report, cli.directory)
         _print(cli, report, paths)
         attempts = Attempts()
@@ -55,7 +63,7 @@ def run(arguments: Sequence[str]) -> None:
         for failure in attempts.failures:
             print(failure, file=sys.stderr)
     cli.close()
-    if results.failures:
+    if failures:
         sys.exit(1)
 
 
@@ -63,10 +71,14 @@ def _fit_and_test(cli: RunCLI, arguments: Sequence[str]) -> Metrics:
     try:
         return cli.fit_and_test()
     except (KeyboardInterrupt, SystemExit) as error:
-        # Lightning exits after Ctrl-C.
-        if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        if _is_interrupt(error):
             fail(f"Interrupted. {_how_to_go_on(cli, arguments)}", code=INTERRUPTED)
         raise
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Return True for Ctrl-C, after which Lightning exits."""
+    return isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
 
 
 def _how_to_go_on(cli: RunCLI, arguments: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor, nn
 
 import lightning_compress as lc
+from lightning_compress.cli.attempts import Attempts
 from lightning_compress.cli.compression import TECHNIQUES
 from lightning_compress.cli.environment import command_line, environment
 from lightning_compress.cli.measurements import (
@@ -30,7 +31,7 @@ from lightning_compress.cli.measurements import (
 from lightning_compress.cli.onnx_evaluation import OnnxEvaluation
 from lightning_compress.cli.stage_cli import Metrics, StageCLI
 from lightning_compress.reporting.notes import notes_on
-from lightning_compress.reporting.run_report import ModelResult, RunReport, Timing
+from lightning_compress.reporting.run_report import LayerResult, ModelResult, RunReport, Timing, WeightHistogram
 from lightning_compress.trainer.queries import callbacks_of
 
 
@@ -89,18 +90,27 @@ def report_of(cli: StageCLI, results: StageResults) -> RunReport:
     before = results.baseline.network if results.baseline is not None else None
     quantization = next((c for c in callbacks_of(cli.trainer) if isinstance(c, lc.QuantizationAwareTraining)), None)
     exported = () if results.exported is None else results.exported.int8.unquantized_ops
+    attempts = Attempts()
+    layers: tuple[LayerResult, ...] = ()
+    histograms: tuple[WeightHistogram, ...] = ()
+    timings: dict[str, Timing] = {}
+    if network is not None:
+        layers = attempts.run("The count of weights", lambda: layer_results(network, results.packed), default=layers)
+        old = _weights_before(cli, before)
+        histograms = attempts.run("The histograms", lambda: weight_histograms(old, network), default=histograms)
+    timings = attempts.run("The latency in PyTorch", lambda: _pytorch_timings(cli, results), default=timings)
     report = RunReport(
         name=cli.run_name or "run",
         command=command_line(),
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
-        models=_models(cli, results),
+        models=_models(cli, results, timings),
         sizes=size_stages(results.packed, names, dense),
-        layers=() if network is None else layer_results(network, results.packed),
-        histograms=() if network is None else weight_histograms(_weights_before(cli, before), network),
+        layers=layers,
+        histograms=histograms,
         schedules=cli.schedules(),
         unquantized_ops=exported or tuple(quantization.unquantized_ops if quantization is not None else ()),
         techniques=(*names, *(["DistillationModule"] if isinstance(cli.model, lc.DistillationModule) else [])),
-        failures=tuple(results.failures),
+        failures=(*results.failures, *attempts.failures),
         environment=environment(),
         seed=cli.seed,
         checkpoint=_relative(cli.tested_checkpoint, cli.directory),
@@ -109,8 +119,7 @@ def report_of(cli: StageCLI, results: StageResults) -> RunReport:
     return replace(report, notes=notes_on(report))
 
 
-def _models(cli: StageCLI, results: StageResults) -> tuple[ModelResult, ...]:
-    timings = _pytorch_timings(cli, results)
+def _models(cli: StageCLI, results: StageResults, timings: Mapping[str, Timing]) -> tuple[ModelResult, ...]:
     inputs = cli.inputs[0] if cli.inputs else None
     distilled = isinstance(cli.model, lc.DistillationModule)
 

@@ -56,10 +56,9 @@ class DistillationModule(CheckedModule):
             :class:`ClassificationModule`, which then trains it.
         teacher: A timm name, a network, a :class:`Teacher`, a :class:`MeanTeacher` (average of the student's weights),
             a :class:`Peer` (trained together with the student), or a list of those. ``None`` for evaluation only.
-        losses: Distillation losses by name, logged as ``train/<name>`` with their weights as ``train/<name>_weight``
-            and ``train/task_weight``; by default ``{"kd": KD()}``. The layers of a
-            feature loss are modules of the student's network (of the LightningModule if the student was given as one)
-            and of the first teacher.
+        losses: Distillation losses by name, logged as ``train/<name>``, a weight that changes as
+            ``train/<name>_weight``; by default ``{"kd": KD()}``. The layers of a feature loss are modules of the
+            student's network (of the LightningModule if the student was given as one) and of the first teacher.
         task_weight: Factor of the student's own loss, or a :class:`Ramp`.
         output: Name of the student's submodule that returns the logits. By default the student itself if its
             ``training_step`` calls it, else its only child that is called. The teachers get the inputs of the student
@@ -198,10 +197,13 @@ class DistillationModule(CheckedModule):
                 raise ComparisonError(str(error)) from error
         task_weight = self._current_weight(self.task_weight)
         total = task_weight * task
-        self.log("train/task_weight", task_weight)
+        # A constant weight is a key of the configuration, not a series.
+        if isinstance(self.task_weight, Ramp):
+            self.log("train/task_weight", task_weight)
         for name, value in values.items():
             self.log(f"train/{name}", value.detach())
-            self.log(f"train/{name}_weight", weights[name])
+            if isinstance(self.weights[name], Ramp):
+                self.log(f"train/{name}_weight", weights[name])
             total = total + weights[name] * value
         return {**output, "loss": total} if isinstance(output, dict) else total
 

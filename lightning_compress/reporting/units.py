@@ -56,7 +56,7 @@ def format_metric(name: str, value: float) -> str:
     """Return an accuracy in percent, and any other metric as it is.
 
     >>> format_metric("test/acc", 0.9833), format_metric("test/loss", 0.12345)
-    ('98.33', '0.1234')
+    ('98.33', '0.1235')
     """
     return f"{100 * value:.2f}" if is_accuracy(name) and 0 <= value <= 1 else f"{value:.4g}"
 

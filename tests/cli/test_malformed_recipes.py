@@ -107,7 +107,11 @@ def test_there_are_two_hundred() -> None:
     assert len(CASES) >= 200
 
 
-@pytest.mark.parametrize("name", CASES)
+# All of them take a minute or two: every fifth runs by default, the others with -m slow.
+NAMES = [pytest.param(n, marks=[] if index % 5 == 0 else pytest.mark.slow) for index, n in enumerate(CASES)]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_it_is_one_sentence(name: str, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("bad.yaml").write_text(CASES[name])
     with pytest.raises(SystemExit) as exit_:

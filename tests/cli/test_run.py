@@ -121,7 +121,7 @@ def test_ctrl_c_prints_the_command_that_goes_on(recipe, error_message):
     (checkpoint,) = the_run().glob("checkpoints/*.ckpt")
     assert message == (
         f"Interrupted. Go on with: lightning-compress run small.yaml {' '.join(flags)} "
-        f"'--ckpt_path={checkpoint.absolute()}'"
+        f"--ckpt_path={checkpoint.absolute()}"
     )
     main(["run", "small.yaml", "--trainer.max_epochs=2", f"--ckpt_path={checkpoint}"])
 

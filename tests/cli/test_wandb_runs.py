@@ -115,7 +115,8 @@ def test_a_run_is_read_back(offline):
 
 
 def test_the_teacher_is_an_input(offline):
-    text = offline.read_text().replace("model: conv4", "student: conv4")
+    ramp = "{class_path: lightning_compress.Ramp, init_args: {first: 1.0, last: 0.5}}"
+    text = offline.read_text().replace("model: conv4", f"student: conv4, task_weight: {ramp}")
     Path("distilled.yaml").write_text(text.replace("ClassificationModule", "DistillationModule"))
     Path("teacher.yaml").write_text(offline.read_text().replace("pruning:", "# pruning:"))
     Path("teacher.yaml").write_text(Path("teacher.yaml").read_text().replace("logger: false", f"logger: {WANDB[17:]}"))
@@ -128,7 +129,7 @@ def test_the_teacher_is_an_input(offline):
     used = [r.artifact for r in jobs["compress"] if r.HasField("artifact") and r.artifact.use_after_commit]
     assert [artifact.name for artifact in used] == ["distilled-teacher"]
     keys = {key for row in history_of(jobs["compress"]) for key in row}
-    assert {"train/loss", "train/kd", "train/kd_weight", "train/task_weight"} <= keys
+    assert {"train/loss", "train/kd", "train/task_weight"} <= keys
 
 
 def test_the_environment_is_stronger_than_the_recipe(recipe, monkeypatch):
