@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import IO, Any
 
 from lightning_compress.packing.bit_patterns import DTYPES
-from lightning_compress.packing.entry import OPTIONAL_KEYS, Entry
+from lightning_compress.packing.entry import OPTIONAL_KEYS, Entry, StreamEntry
 from lightning_compress.packing.entry_parsing import parse_entry
 from lightning_compress.packing.length_lists import pack_lengths, unpack_lengths
 from lightning_compress.packing.name_lists import restore_names, shorten_names
@@ -54,8 +54,8 @@ def deflate_index(entries: Sequence[Entry]) -> bytes:
             fields[-1] += 1
         else:
             fields.append(1)
-    streams = [(entry, stream) for entry in entries for stream in entry.streams if _smallest_size(entry) is not None]
-    lengths = [stream.num_bytes - (_smallest_size(entry) or 0) for entry, stream in streams]
+    streams = _with_stored_lengths(entries)
+    lengths = [stream.num_bytes - _smallest_size(entry) for entry, stream in streams]
     text = json.dumps([shorten_names([entry.name for entry in entries]), fields], separators=(",", ":"))
     return deflate_text(text[1:-1].encode() + b"\0" + pack_lengths([stream.kind for _, stream in streams], lengths))
 
@@ -103,11 +103,8 @@ def parse_index(text: bytes) -> list[Entry]:
         _restored(name, difference, predictor)
         for name, difference in zip(restored, _differences(fields, len(restored)), strict=True)
     ]
-    smallest = [_smallest_size(entry) for entry in entries]
-    kinds = [stream.kind for entry, size in zip(entries, smallest, strict=True) if size is not None
-             for stream in entry.streams]  # fmt: skip
-    lengths = iter(unpack_lengths(kinds, packed))
-    return [_with_lengths(entry, size, lengths) for entry, size in zip(entries, smallest, strict=True)]
+    lengths = iter(unpack_lengths([stream.kind for _, stream in _with_stored_lengths(entries)], packed))
+    return [_with_lengths(entry, lengths) for entry in entries]
 
 
 class _Predictor:
@@ -200,19 +197,29 @@ def _restored(name: str, difference: dict[str, Any], predictor: _Predictor) -> E
     return entry
 
 
-def _smallest_size(entry: Entry) -> int | None:
-    """Return the smallest length of each stream of an entry, or ``None`` if the length follows from the shape."""
+def _fixed_size(entry: Entry) -> int | None:
+    """Return the size of an entry that follows from its shape, or ``None`` if the size is stored."""
     kinds = [stream.kind for stream in entry.streams]
-    if kinds == ["raw"]:
-        return None
-    return _num_elements(entry) * (_itemsize(entry) - 1) if kinds == ["exponents"] else 0
+    if kinds == ["unchanged"]:
+        return 0
+    return _num_elements(entry) * _itemsize(entry) if kinds == ["raw"] else None
 
 
-def _with_lengths(entry: Entry, smallest: int | None, lengths: Iterator[int]) -> Entry:
-    fixed = _num_elements(entry) * _itemsize(entry)
-    sizes = [fixed if smallest is None else smallest + next(lengths) for _ in entry.streams]
+def _smallest_size(entry: Entry) -> int:
+    """Return the smallest length of each stream of an entry, which is subtracted from those that are stored."""
+    is_exponents = [stream.kind for stream in entry.streams] == ["exponents"]
+    return _num_elements(entry) * (_itemsize(entry) - 1) if is_exponents else 0
+
+
+def _with_lengths(entry: Entry, lengths: Iterator[int]) -> Entry:
+    fixed = _fixed_size(entry)
+    sizes = [_smallest_size(entry) + next(lengths) if fixed is None else fixed for _ in entry.streams]
     streams = (replace(stream, num_bytes=size) for stream, size in zip(entry.streams, sizes, strict=True))
     return replace(entry, streams=tuple(streams))
+
+
+def _with_stored_lengths(entries: Sequence[Entry]) -> list[tuple[Entry, StreamEntry]]:
+    return [(entry, stream) for entry in entries if _fixed_size(entry) is None for stream in entry.streams]
 
 
 def _num_elements(entry: Entry) -> int:

@@ -27,6 +27,7 @@ _KEYS = {
     "2": {"format", "version", "crc32", "index"},
     "3": {"format", "version"},
 }
+_OPTIONAL_KEYS = {"3": {"base"}}
 _MAX_HEADER_BYTES = 2**27
 # A few bytes can inflate to gigabytes. Indices of real models grow 5 to 20 times.
 _MAX_INFLATION = 64
@@ -42,25 +43,36 @@ class FileIndex:
         entries: Descriptions of the tensors.
         begin: Offset of the bytes of the first tensor.
         crc32: Checksum of the checksums of all tensors; ``None`` if each entry has its own.
+        base: Checksum of the tensors of the file to which this one is a difference, eight hexadecimal digits.
     """
 
     entries: list[Entry]
     begin: int
     crc32: int | None
+    base: str | None = None
+
+    @property
+    def content(self) -> str:
+        """Checksum of all tensors, eight hexadecimal digits."""
+        return f"{_combined_checksum_of(self.entries) if self.crc32 is None else self.crc32:08x}"
 
 
-def header_of(entries: Sequence[Entry], num_bytes: int) -> bytes:
+def header_of(entries: Sequence[Entry], num_bytes: int, base: str | None = None) -> bytes:
     """Return the bytes of a file up to the first tensor, with ``num_bytes`` bytes of tensors to follow."""
-    checksums = [entry.crc32 for entry in entries if entry.shared_with is None and entry.crc32 is not None]
-    return seal_index(combined_checksum(checksums), deflate_index(entries), num_bytes)
+    return seal_index(_combined_checksum_of(entries), deflate_index(entries), num_bytes, base)
 
 
-def seal_index(crc32: int, deflated: bytes, num_bytes: int) -> bytes:
+def _combined_checksum_of(entries: Sequence[Entry]) -> int:
+    own = [entry.crc32 for entry in entries if entry.shared_with is None]
+    return combined_checksum([checksum for checksum in own if checksum is not None])
+
+
+def seal_index(crc32: int, deflated: bytes, num_bytes: int, base: str | None = None) -> bytes:
     """Return the bytes of a file up to the first tensor, from the checksum of all tensors and the deflated index."""
     index = crc32.to_bytes(_CHECKSUM_BYTES, "little") + deflated
     # Checksums of tensors do not tell if one is missing or refers to another one's memory.
     index = zlib.crc32(index).to_bytes(_CHECKSUM_BYTES, "little") + index
-    metadata = {"format": FORMAT, "version": VERSION}
+    metadata = {"format": FORMAT, "version": VERSION} | ({} if base is None else {"base": base})
     header = {"__metadata__": metadata, "packed": _description(len(index) + num_bytes)}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     return len(encoded).to_bytes(_LENGTH_BYTES, "little") + encoded + index
@@ -93,20 +105,24 @@ def read_index(file: IO[bytes], size: int) -> FileIndex:
     if header.get("packed") != _description(num_bytes) or set(header) != {"__metadata__", "packed"}:
         raise ValueError(f"the header does not describe the {num_bytes} bytes after it; the file may be truncated")
     begin = _LENGTH_BYTES + length
-    index = _parse_metadata_index(metadata, begin) if "index" in metadata else _read_index(file, begin)
+    index = (
+        _parse_metadata_index(metadata, begin)
+        if "index" in metadata
+        else _read_index(file, begin, metadata.get("base"))
+    )
     if sum(entry.num_bytes for entry in index.entries) != size - index.begin:
         raise ValueError(f"the tensors of the index do not add up to the {size - index.begin} bytes after the header")
     _check_names(index.entries)
     return index
 
 
-def _read_index(file: IO[bytes], begin: int) -> FileIndex:
+def _read_index(file: IO[bytes], begin: int, base: str | None) -> FileIndex:
     seal, crc32 = file.read(_CHECKSUM_BYTES), file.read(_CHECKSUM_BYTES)
     text, deflated = read_deflated(file)
     if int.from_bytes(seal, "little") != zlib.crc32(crc32 + deflated):
         raise ValueError("the index is damaged: its checksum does not match")
     begin += 2 * _CHECKSUM_BYTES + len(deflated)
-    return FileIndex(parse_index(text), begin, int.from_bytes(crc32, "little"))
+    return FileIndex(parse_index(text), begin, int.from_bytes(crc32, "little"), base)
 
 
 def _parse_metadata_index(metadata: dict[str, Any], begin: int) -> FileIndex:
@@ -132,7 +148,8 @@ def _checked_metadata(header: Any) -> dict[str, Any]:
         raise ValueError(
             f"version {version[:20]!r} of the format is not supported, only {', '.join(others)} and {last}"
         )
-    if set(metadata) != _KEYS[version] or not isinstance(metadata.get("index", ""), str):
+    keys = set(metadata) - _OPTIONAL_KEYS.get(version, set())
+    if keys != _KEYS[version] or not all(isinstance(metadata.get(key, ""), str) for key in ("index", "base")):
         raise ValueError(f"the header does not have the keys of version {version!r}")
     return metadata
 

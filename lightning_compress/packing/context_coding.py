@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,51 @@ from numpy.typing import NDArray
 from lightning_compress.packing import ans_stack
 from lightning_compress.packing.adaptive_frequencies import AdaptiveFrequencies
 from lightning_compress.packing.neighbor_contexts import NeighborContexts
-from lightning_compress.packing.weight_grids import WeightGrid
+from lightning_compress.packing.weight_grids import GridSlice, WeightGrid
 
 MAX_SYMBOLS = 512
 """Symbols up to which a table of frequencies per context pays off."""
+
+
+class Contexts(Protocol):
+    """Contexts of the elements of a slice, of which encoder and decoder know the same."""
+
+    def of(self, part: GridSlice) -> NDArray[Any]:
+        """Return the contexts of a slice, of shape ``(rows, channels)``."""
+
+    def update(self, part: GridSlice, values: NDArray[np.int16]) -> None:
+        """Take note of the values of a slice: signed ranks, 0 for zero."""
+
+
+class Frequencies(Protocol):
+    """Frequencies of the symbols in each context."""
+
+    def tables(self) -> NDArray[np.int64]:
+        """Return integer frequencies of shape ``(contexts, num_symbols)``, all at least 1."""
+
+    def update(self, counts: NDArray[np.int64]) -> None:
+        """Add counts of shape ``(contexts, num_symbols)``."""
+
+
+@dataclass(frozen=True)
+class ContextModel:
+    """Probabilities of symbols by their contexts, learned while they are coded.
+
+    Attributes:
+        grid: Order of coding.
+        contexts: Contexts of the elements.
+        frequencies: Frequencies of the symbols in each context.
+    """
+
+    grid: WeightGrid
+    contexts: Contexts
+    frequencies: Frequencies
+
+    @staticmethod
+    def of_neighbors(shape: tuple[int, ...], num_symbols: int) -> ContextModel:
+        """Return the model in which each weight is predicted by those around it."""
+        grid = WeightGrid.of(shape)
+        return ContextModel(grid, NeighborContexts(grid), AdaptiveFrequencies(num_symbols))
 
 
 @dataclass(frozen=True)
@@ -71,15 +112,15 @@ class ContextCode:
         return ans_stack.bytes_of(stack)
 
 
-def model_symbols(symbols: NDArray[Any], grid: WeightGrid, meaning: SignedSymbols) -> ContextCode:
+def model_symbols(symbols: NDArray[Any], model: ContextModel, meaning: SignedSymbols) -> ContextCode:
     """Model the symbols of a tensor.
 
     Args:
         symbols: Symbols in the order of memory.
-        grid: Order of coding.
+        model: Model, of which nothing has been coded.
         meaning: Meaning of the symbols.
     """
-    contexts, frequencies, ranks = NeighborContexts(grid), AdaptiveFrequencies(meaning.num_symbols), meaning.ranks()
+    grid, contexts, frequencies, ranks = model.grid, model.contexts, model.frequencies, meaning.ranks()
     ordered, slices, bits = grid.from_flat(symbols), [], 0.0
     for part in grid.slices():
         chosen = ordered[part.position, part.rows, part.channels]
@@ -95,13 +136,13 @@ def model_symbols(symbols: NDArray[Any], grid: WeightGrid, meaning: SignedSymbol
     return ContextCode(bits / 8 + 4, slices)
 
 
-def decode(data: bytes, grid: WeightGrid, meaning: SignedSymbols) -> NDArray[Any]:
+def decode(data: bytes, model: ContextModel, meaning: SignedSymbols) -> NDArray[Any]:
     """Return the symbols in the order of memory.
 
     Raises:
         ValueError: If the bytes are damaged.
     """
-    contexts, frequencies, ranks = NeighborContexts(grid), AdaptiveFrequencies(meaning.num_symbols), meaning.ranks()
+    grid, contexts, frequencies, ranks = model.grid, model.contexts, model.frequencies, meaning.ranks()
     stack, dtype = ans_stack.stack_of(data), np.min_scalar_type(meaning.num_symbols - 1)
     ordered = np.empty((grid.num_positions, grid.num_rows, grid.num_channels), dtype)
     for part in grid.slices():

@@ -64,12 +64,14 @@ class ReadContext:
         count: Number of values.
         nonzero: Flat mask of the tensor, with ``count`` true elements; ``None`` if it has no stream of positions.
         shape: Shape of the tensor, with vectors of several elements as one.
+        base: All elements of the tensor in the base, if there is one with this dtype and shape.
     """
 
     like: BitPatterns
     count: int
     nonzero: Mask | None
     shape: tuple[int, ...]
+    base: BitPatterns | None = None
 
 
 @dataclass(frozen=True)

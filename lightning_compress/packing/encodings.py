@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from lightning_compress.packing.base_differences import DIFFERENCE, UNCHANGED
 from lightning_compress.packing.bit_masks import BIT_MASK
 from lightning_compress.packing.codebooks import CODEBOOK
 from lightning_compress.packing.column_masks import COLUMN_MASK
@@ -20,7 +21,7 @@ from lightning_compress.packing.encoding_types import PositionEncoding, SymbolCo
 from lightning_compress.packing.exponents import EXPONENTS
 from lightning_compress.packing.gaps import GAPS
 from lightning_compress.packing.group_codebooks import GROUP_CODEBOOKS
-from lightning_compress.packing.index_streams import INDEX_ENCODINGS, IndexEncoding, NeighborEncoding
+from lightning_compress.packing.index_streams import INDEX_ENCODINGS, REBASED, ContextEncoding, IndexEncoding
 from lightning_compress.packing.indexed_values import CodebookEncoding
 from lightning_compress.packing.integer_ranges import INTEGER_RANGE
 from lightning_compress.packing.neighbor_masks import NEIGHBOR_MASK
@@ -29,7 +30,7 @@ from lightning_compress.packing.sorted_codebooks import SORTED_CODEBOOK
 from lightning_compress.packing.split_values import SPLIT
 from lightning_compress.packing.symbol_coders import SYMBOL_CODERS
 
-Encoding = PositionEncoding | ValueEncoding | CodebookEncoding | IndexEncoding | NeighborEncoding | SymbolCoder
+Encoding = PositionEncoding | ValueEncoding | CodebookEncoding | IndexEncoding | ContextEncoding | SymbolCoder
 
 POSITIONS = (GAPS, BIT_MASK, COLUMN_MASK, NEIGHBOR_MASK)
 """Encodings of the mask of nonzero elements."""
@@ -40,6 +41,9 @@ VALUES = (RAW, EXPONENTS)
 CODEBOOKS = (CODEBOOK, SORTED_CODEBOOK, GROUP_CODEBOOKS)
 """Encodings with a codebook, of values of any dtype."""
 
+DELTAS = (UNCHANGED, DIFFERENCE, REBASED)
+"""Encodings of all elements relative to the same tensor of a base."""
+
 SUPERSEDED = (SPLIT,)
 """Encodings that are read from files of older versions and never written."""
 
@@ -49,7 +53,7 @@ INTEGER_CODEBOOKS = (INTEGER_RANGE, CODEBOOK)
 # A kind can be in several families, for example codebooks of integers and of other values.
 ENCODINGS: dict[str, Encoding] = {
     encoding.kind: encoding
-    for family in (POSITIONS, VALUES, CODEBOOKS, INTEGER_CODEBOOKS, INDEX_ENCODINGS, SYMBOL_CODERS, SUPERSEDED)
+    for family in (POSITIONS, VALUES, CODEBOOKS, INTEGER_CODEBOOKS, INDEX_ENCODINGS, SYMBOL_CODERS, DELTAS, SUPERSEDED)
     for encoding in family
 }
 """All encodings by their names in files."""

@@ -59,14 +59,19 @@ def num_bytes(counts: NDArray[Any]) -> float:
 
 def encode(symbols: NDArray[Any], counts: NDArray[Any]) -> bytes:
     """Code symbols from 0 to ``len(counts) - 1``, the k-th of which occurs ``counts[k]`` times."""
-    if len(counts) < 2 or not len(symbols):
-        return b""
-    codes = rounded(counts)
     stack = AnsCoder()
-    # Last in, first out: the decoder needs the table before the symbols.
+    push_symbols(stack, symbols, counts)
+    return bytes_of(stack)
+
+
+def push_symbols(stack: Any, symbols: NDArray[Any], counts: NDArray[Any]) -> None:
+    """Push symbols and the table of their frequencies, the last in first out."""
+    if len(counts) < 2 or not len(symbols):
+        return
+    codes = rounded(counts)
+    # The decoder needs the table before the symbols.
     push(stack, symbols, Categorical(frequencies(codes).astype(np.float64), perfect=False))
     push(stack, _differences(codes, len(symbols)), _DIFFERENCE_MODEL)
-    return bytes_of(stack)
 
 
 def decode(data: bytes, num_symbols: int, num_values: int) -> NDArray[Any]:
@@ -76,18 +81,29 @@ def decode(data: bytes, num_symbols: int, num_values: int) -> NDArray[Any]:
         ValueError: If the bytes are damaged.
     """
     checked_int(num_values, at_most=_MAX_VALUES)
+    if num_values < 2 or not num_symbols:
+        return np.zeros(num_symbols, np.min_scalar_type(max(num_values - 1, 0)))
+    stack = stack_of(data)
+    symbols = pop_symbols(stack, num_symbols, num_values)
+    check_empty(stack)
+    return symbols
+
+
+def pop_symbols(stack: Any, num_symbols: int, num_values: int) -> NDArray[Any]:
+    """Return the symbols that :func:`push_symbols` pushed, in the narrowest unsigned type.
+
+    Raises:
+        ValueError: If the stack is damaged.
+    """
     dtype = np.min_scalar_type(max(num_values - 1, 0))
     if num_values < 2 or not num_symbols:
         return np.zeros(num_symbols, dtype)
-    stack = stack_of(data)
     codes = (_first_code(num_symbols, num_values) + np.cumsum(stack.decode(_DIFFERENCE_MODEL, num_values))) % 256
     table = frequencies(codes.astype(np.uint8)).astype(np.float64)
     # A damaged table can be all zeros, or exceed the integers that are exact in float64.
     if not 0 < table.sum() < 2**52:
         raise ValueError("the frequencies of an entropy-coded stream are invalid")
-    symbols = pop(stack, num_symbols, Categorical(table, perfect=False), dtype)
-    check_empty(stack)
-    return symbols
+    return pop(stack, num_symbols, Categorical(table, perfect=False), dtype)
 
 
 def _differences(codes: NDArray[np.uint8], num_symbols: int) -> NDArray[Any]:

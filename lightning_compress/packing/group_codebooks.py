@@ -29,7 +29,7 @@ class GroupIndexedValues(IndexedValues):
         """Return ``None``: whether an index exists depends on the group, so positions must be known first."""
         return None
 
-    def plan_by_neighbors(self, nonzero: Mask, shape: tuple[int, ...]) -> EncodingPlan | None:
+    def plan_in_context(self, values: NonzeroValues) -> EncodingPlan | None:
         """Return ``None``: the indices of different groups are ranks of frequency and cannot predict each other."""
         return None
 

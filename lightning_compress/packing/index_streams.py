@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_compress.packing.base_contexts import BaseContexts, BaseFrequencies, clusters_of
 from lightning_compress.packing.bit_patterns import BitPatterns
-from lightning_compress.packing.context_coding import MAX_SYMBOLS, SignedSymbols, decode, model_symbols
+from lightning_compress.packing.context_coding import MAX_SYMBOLS, ContextModel, decode, model_symbols
 from lightning_compress.packing.encoding_types import ReadContext
 from lightning_compress.packing.ordered_entries import OrderedEntries
 from lightning_compress.packing.streams import EncodingPlan, Stream, checked_int, checked_parameters
@@ -82,23 +83,26 @@ class IndexEncoding:
 
 
 @dataclass(frozen=True)
-class NeighborEncoding:
-    """Encoding of indices, or of indices and zeros, with frequencies that depend on the weights around each.
+class ContextEncoding:
+    """Encoding of indices, or of indices and zeros, with frequencies that depend on the context of each.
 
     Attributes:
         kind: Name in files; must never change.
         label: Name in the report.
+        model: Takes a context and the number of symbols; returns ``None`` if the context does not have the model.
     """
 
     kind: str
     label: str
+    model: Callable[[ReadContext, int], ContextModel | None]
 
-    def plan(
-        self, symbols: NDArray[Any], shape: tuple[int, ...], meaning: SignedSymbols, *, with_zero: bool
-    ) -> EncodingPlan:
-        """Return the plan of the symbols of all elements of a tensor."""
-        code = model_symbols(symbols, WeightGrid.of(shape), meaning)
-        return EncodingPlan(code.num_bytes, lambda: [Stream(self.kind, code.encode(), (int(with_zero),))])
+    def plan(self, symbols: NDArray[Any], ordered: OrderedEntries, context: ReadContext) -> EncodingPlan | None:
+        """Return the plan of the symbols of all elements, or ``None`` if the encoding does not apply."""
+        model = self.model(context, ordered.meaning.num_symbols)
+        if model is None:
+            return None
+        code = model_symbols(symbols, model, ordered.meaning)
+        return EncodingPlan(code.num_bytes, lambda: [Stream(self.kind, code.encode(), (int(ordered.zero_added),))])
 
     def read(self, stream: Stream, codebook: CodebookEntries, context: ReadContext) -> BitPatterns:
         """Return the elements that the symbols of a stream index.
@@ -108,10 +112,25 @@ class NeighborEncoding:
         """
         (claimed,) = checked_parameters(1, stream.parameters)
         if context.nonzero is not None or context.like.ndim > 1:
-            raise ValueError("indices coded by neighbors must be those of all elements")
+            raise ValueError("indices with contexts must be those of all elements")
         ordered = codebook.in_order(with_zero=bool(checked_int(claimed, at_most=1)))
         checked_int(len(ordered.table), at_least=1, at_most=MAX_SYMBOLS)
-        return ordered.table[decode(stream.data, WeightGrid.of(context.shape), ordered.meaning)]
+        model = self.model(context, ordered.meaning.num_symbols)
+        if model is None:
+            raise ValueError("it refers to a tensor that the base does not have")
+        return ordered.table[decode(stream.data, model, ordered.meaning)]
+
+
+def _model_of_neighbors(context: ReadContext, num_symbols: int) -> ContextModel:
+    return ContextModel.of_neighbors(context.shape, num_symbols)
+
+
+def _model_of_base(context: ReadContext, num_symbols: int) -> ContextModel | None:
+    found = None if context.base is None else clusters_of(context.base)
+    if found is None or len(found[0]) != context.count:
+        return None
+    grid = WeightGrid.of(context.shape)
+    return ContextModel(grid, BaseContexts(found[0], grid), BaseFrequencies(found[1], num_symbols))
 
 
 def _with_zero(codebook: CodebookEntries, context: ReadContext) -> CodebookEntries:
@@ -124,9 +143,10 @@ def _with_zero(codebook: CodebookEntries, context: ReadContext) -> CodebookEntri
 INDICES = IndexEncoding(kind="indices", label="", select_entries=lambda codebook, context: codebook)
 SYMBOLS = IndexEncoding(kind="symbols", label="zero as a codebook entry", select_entries=_with_zero)
 
-NEIGHBORS = NeighborEncoding(kind="neighbors", label="coded by neighbors")
+NEIGHBORS = ContextEncoding(kind="neighbors", label="coded by neighbors", model=_model_of_neighbors)
+REBASED = ContextEncoding(kind="rebased", label="coded by the base", model=_model_of_base)
 
-INDEX_ENCODINGS = (INDICES, SYMBOLS, NEIGHBORS)
+INDEX_ENCODINGS = (INDICES, SYMBOLS, NEIGHBORS, REBASED)
 
 _BY_KIND = {encoding.kind: encoding for encoding in INDEX_ENCODINGS}
 

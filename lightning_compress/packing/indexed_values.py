@@ -13,9 +13,9 @@ from lightning_compress.packing.bit_patterns import BitPatterns, Mask
 from lightning_compress.packing.context_coding import MAX_SYMBOLS
 from lightning_compress.packing.encoding_types import ReadContext
 from lightning_compress.packing.fixed_width import num_packed_bytes
-from lightning_compress.packing.index_streams import INDICES, NEIGHBORS, SYMBOLS, CodebookEntries, read_indexed
+from lightning_compress.packing.index_streams import INDICES, NEIGHBORS, REBASED, SYMBOLS, CodebookEntries, read_indexed
 from lightning_compress.packing.ordered_entries import OrderedEntries
-from lightning_compress.packing.streams import EncodingPlan, Stream, next_stream
+from lightning_compress.packing.streams import EncodingPlan, Stream, cheapest, next_stream
 from lightning_compress.packing.unique import sorted_unique, strided_sample, unique_patterns
 
 _MIN_PREDICTED = 64  # elements, below which there is nothing to learn
@@ -31,12 +31,14 @@ class NonzeroValues:
         nonzero: Flat mask of the nonzero elements.
         values: Nonzero elements.
         shape: Shape of the tensor, with vectors of several elements as one.
+        base: All elements of the tensor in the base, if there is one with this dtype and shape.
     """
 
     elements: BitPatterns
     nonzero: Mask
     values: BitPatterns
     shape: tuple[int, ...]
+    base: BitPatterns | None = None
 
     def unique(self) -> tuple[BitPatterns, NDArray[Any]] | None:
         """Return the distinct values and the index of each value, or ``None`` if there are too many."""
@@ -85,15 +87,17 @@ class IndexedValues:
         counts = np.append(len(nonzero) - len(self.indices), self.counts)
         return self._plan_codebook() + SYMBOLS.plan(lambda: self._symbols(nonzero), counts)
 
-    def plan_by_neighbors(self, nonzero: Mask, shape: tuple[int, ...]) -> EncodingPlan | None:
-        """Return the plan of all elements, each predicted by those around it, or ``None`` if that is not possible."""
+    def plan_in_context(self, values: NonzeroValues) -> EncodingPlan | None:
+        """Return the plan of all elements with frequencies by context, or ``None`` if that is not possible."""
+        nonzero = values.nonzero
         if self.entries.ndim > 1 or len(nonzero) < _MIN_PREDICTED or len(self.entries) >= MAX_SYMBOLS:
             return None
-        with_zero = len(self.indices) < len(nonzero)
-        ordered = OrderedEntries.of(self.entries, with_zero=with_zero)
+        ordered = OrderedEntries.of(self.entries, with_zero=len(self.indices) < len(nonzero))
         symbols = np.full(len(nonzero), ordered.zero, np.min_scalar_type(len(ordered.table)))
         symbols[nonzero] = ordered.symbols.astype(symbols.dtype)[self.indices]
-        return self._plan_codebook() + NEIGHBORS.plan(symbols, shape, ordered.meaning, with_zero=with_zero)
+        context = ReadContext(self.entries[:0], len(nonzero), None, values.shape, values.base)
+        plans = [encoding.plan(symbols, ordered, context) for encoding in (NEIGHBORS, REBASED)]
+        return self._plan_codebook() + cheapest(*plans)
 
     def _plan_codebook(self) -> EncodingPlan:
         num_bytes = len(self.codebook.data)

@@ -19,12 +19,14 @@ class OrderedEntries:
         table: Entries.
         symbols: Place of each of the original entries in the table.
         zero: Place of zero in the table, or of the first positive entry if zero is not there.
+        zero_added: True if zero is not among the original entries.
         meaning: Meaning of the places as symbols.
     """
 
     table: BitPatterns
     symbols: NDArray[np.intp]
     zero: int
+    zero_added: bool
     meaning: SignedSymbols
 
     @staticmethod
@@ -35,17 +37,15 @@ class OrderedEntries:
             entries: Signed integers, or bit patterns of floating-point numbers as unsigned integers.
             with_zero: If True, zero is added unless it is an entry already.
         """
-        if with_zero and not (entries == 0).any():
+        num_entries, zero_added = len(entries), with_zero and not (entries == 0).any()
+        if zero_added:
             entries = np.append(entries, np.zeros(1, entries.dtype))
-            added = 1
-        else:
-            added = 0
         order = np.argsort(_keys(entries), kind="stable")
         table, symbols = entries[order], np.empty(len(entries), np.intp)
         symbols[order] = np.arange(len(entries))
         num_negative = int((_keys(entries) < 0).sum())
         meaning = SignedSymbols(len(table), num_negative, bool((entries == 0).any()))
-        return OrderedEntries(table, symbols[: len(entries) - added], num_negative, meaning)
+        return OrderedEntries(table, symbols[:num_entries], num_negative, bool(zero_added), meaning)
 
 
 def _keys(entries: BitPatterns) -> NDArray[np.int64]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar, overload
 
@@ -31,14 +32,29 @@ _MIN_ITEM_BYTES = 4  # counted for an element of any dtype, because positions an
 
 @overload
 def load_packed(
-    path: str | Path, into: None = None, *, device: torch.device | str | None = None, progress: bool = False
+    path: str | Path,
+    into: None = None,
+    *,
+    base: str | Path | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
 ) -> dict[str, Tensor]: ...
 @overload
 def load_packed(
-    path: str | Path, into: Module, *, device: torch.device | str | None = None, progress: bool = False
+    path: str | Path,
+    into: Module,
+    *,
+    base: str | Path | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
 ) -> Module: ...
 def load_packed(
-    path: str | Path, into: nn.Module | None = None, *, device: torch.device | str | None = None, progress: bool = False
+    path: str | Path,
+    into: nn.Module | None = None,
+    *,
+    base: str | Path | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = False,
 ) -> nn.Module | dict[str, Tensor]:
     """Read a file that :func:`save_packed` wrote, and verify its checksums.
 
@@ -47,6 +63,7 @@ def load_packed(
             bounded by the size of the file or of the model.
         into: Model of the saved class, on any device and of any dtype. It receives all tensors, or none if an error
             is raised. If ``None``, a state dict is returned.
+        base: File that was the ``base`` of :func:`save_packed`, if there was one.
         device: Device of the tensors of the state dict. Tensors of a model stay on its devices.
         progress: If True, show a progress bar.
 
@@ -55,8 +72,8 @@ def load_packed(
 
     Raises:
         ValueError: If the file is truncated, damaged or not a packed file; if it declares much larger tensors than a
-            file of its size can hold (a model with these shapes as ``into`` lifts the limit); or if its names or
-            shapes differ from those of the model.
+            file of its size can hold (a model with these shapes as ``into`` lifts the limit); if its names or shapes
+            differ from those of the model; or if ``base`` is missing or not the file that it was saved against.
 
     Example:
         >>> import tempfile, torch
@@ -70,11 +87,12 @@ def load_packed(
     with Path(path).open("rb") as file, _name_file_in_errors(path):
         size = os.fstat(file.fileno()).st_size
         index = read_index(file, size)
+        found = _base_of(index, base)
         if into is None:
-            _check_ratio(index.entries, size)
-            return _read_all(file, index, torch.device("cpu" if device is None else device), progress)
+            _check_ratio(index.entries, size + found.num_bytes)
+            return _read_all(file, index, found, torch.device("cpu" if device is None else device), progress)
         check_match(index.entries, into)
-        state = _read_all(file, index, torch.device("cpu"), progress)
+        state = _read_all(file, index, found, torch.device("cpu"), progress)
     _assign(into, state, path)
     return into
 
@@ -98,7 +116,56 @@ def _check_ratio(entries: Sequence[Entry], size: int) -> None:
         )
 
 
-def _read_all(file: IO[bytes], index: FileIndex, device: torch.device, progress: bool) -> dict[str, Tensor]:
+def _base_of(index: FileIndex, path: str | Path | None) -> BaseFile:
+    if index.base is None:
+        if path is not None:
+            raise ValueError("it was saved without a base; load it without base=")
+        return NO_BASE
+    if path is None:
+        raise ValueError("it holds only the differences to another file; pass that file as base=")
+    found = read_base(path)
+    if found.content != index.base:
+        raise ValueError(
+            f"it holds the differences to another file than {path}; pass the one that it was saved against"
+        )
+    return found
+
+
+def read_base(path: str | Path) -> BaseFile:
+    """Return the tensors of a file to which another one is, or will be, a difference.
+
+    Raises:
+        ValueError: If it is not a packed file, or a difference itself.
+    """
+    size = Path(path).stat().st_size
+    with Path(path).open("rb") as file, _name_file_in_errors(path):
+        index = read_index(file, size)
+        if index.base is not None:
+            raise ValueError("it holds only the differences to another file, which is the base to use instead")
+    return BaseFile(load_packed(path), index.content, size)
+
+
+@dataclass(frozen=True)
+class BaseFile:
+    """Packed file to which another one is a difference.
+
+    Attributes:
+        tensors: Its tensors.
+        content: Checksum of all of them.
+        num_bytes: Its size in bytes.
+    """
+
+    tensors: Mapping[str, Tensor]
+    content: str | None
+    num_bytes: int
+
+
+NO_BASE = BaseFile({}, None, 0)
+
+
+def _read_all(
+    file: IO[bytes], index: FileIndex, base: BaseFile, device: torch.device, progress: bool
+) -> dict[str, Tensor]:
     by_name = {entry.name: entry for entry in index.entries}
     offsets = dict(zip(by_name, _offsets(index.entries, index.begin), strict=True))
     read: dict[str, Tensor] = {}
@@ -112,7 +179,7 @@ def _read_all(file: IO[bytes], index: FileIndex, device: torch.device, progress:
             return get(entry.shared_with)
         if name not in read:
             file.seek(offsets[name])
-            tensor = _read_one(file, entry, get)
+            tensor = _read_one(file, entry, get, base.tensors.get(name))
             checksums[name] = _verified_checksum(entry, tensor)
             read[name] = tensor.to(device)
         return read[name]
@@ -131,10 +198,10 @@ def _offsets(entries: Sequence[Entry], begin: int) -> Iterator[int]:
         begin += entry.num_bytes
 
 
-def _read_one(file: IO[bytes], entry: Entry, get_scale: Callable[[str], Tensor]) -> Tensor:
+def _read_one(file: IO[bytes], entry: Entry, get_scale: Callable[[str], Tensor], base: Tensor | None) -> Tensor:
     streams = [Stream(stream.kind, file.read(stream.num_bytes), stream.parameters) for stream in entry.streams]
     try:
-        return decode_tensor(entry, streams, get_scale)
+        return decode_tensor(entry, streams, get_scale, base)
     except ValueError as error:
         raise ValueError(f"tensor {entry.name[:200]!r} is damaged: {error}") from None
 

@@ -15,6 +15,7 @@ from lightning_compress.packing.bit_patterns import (
     DTYPES,
     BitPatterns,
     Mask,
+    bit_patterns_of,
     num_columns_of,
     tensor_from_patterns,
     zero_pattern,
@@ -27,13 +28,16 @@ from lightning_compress.packing.quantized_tensors import IntegerTensor, from_int
 from lightning_compress.packing.streams import Stream, next_stream
 
 
-def decode_tensor(entry: Entry, streams: Sequence[Stream], get_scale: Callable[[str], Tensor]) -> Tensor:
+def decode_tensor(
+    entry: Entry, streams: Sequence[Stream], get_scale: Callable[[str], Tensor], base: Tensor | None = None
+) -> Tensor:
     """Return the tensor that an entry of a file and its streams describe.
 
     Args:
         entry: Description of the tensor in the header.
         streams: Streams of the tensor.
         get_scale: Takes the name of another tensor of the file and returns it.
+        base: Tensor of that name in the base.
 
     Raises:
         ValueError: If streams are damaged or do not fit the entry.
@@ -44,30 +48,40 @@ def decode_tensor(entry: Entry, streams: Sequence[Stream], get_scale: Callable[[
         integers = IntegerTensor(elements, entry.axis, entry.negative_zero)
         return from_integers(integers, get_scale(entry.scale), dtype, torch.Size(entry.shape))
     stored = torch.float16 if entry.half else dtype
-    elements = _read_elements(streams, zero_pattern(stored.itemsize * entry.width), entry.shape, entry.width)
+    same = base is not None and (base.dtype, tuple(base.shape), entry.width) == (stored, entry.shape, 1)
+    of_base = bit_patterns_of(base) if base is not None and same else None
+    elements = _read_elements(streams, zero_pattern(stored.itemsize * entry.width), entry.shape, entry.width, of_base)
     return tensor_from_patterns(elements, stored, entry.shape).to(dtype)
 
 
-def _read_elements(streams: Sequence[Stream], like: BitPatterns, shape: tuple[int, ...], width: int = 1) -> BitPatterns:
+def _read_elements(
+    streams: Sequence[Stream],
+    like: BitPatterns,
+    shape: tuple[int, ...],
+    width: int = 1,
+    base: BitPatterns | None = None,
+) -> BitPatterns:
     count, num_columns = math.prod(shape), num_columns_of(shape)
     if not count:
         return np.zeros(0, like.dtype)
     if num_columns % width:
         raise ValueError(f"rows of {num_columns} elements cannot be divided into vectors of {width}")
     rest = iter(streams)
-    elements = _read_streams(rest, like, shape if width == 1 else (count // num_columns, num_columns // width))
+    elements = _read_streams(rest, like, shape if width == 1 else (count // num_columns, num_columns // width), base)
     if next(rest, None) is not None:
         raise ValueError("there are more streams than the tensor needs")
-    # Arrays of raw values are views of immutable bytes, which a tensor must not share.
-    return elements if elements.flags.writeable else elements.copy()
+    # Arrays of raw values are views of immutable bytes, and those of the base of another tensor.
+    return elements if elements.flags.writeable and elements is not base else elements.copy()
 
 
-def _read_streams(streams: Iterator[Stream], like: BitPatterns, shape: tuple[int, ...]) -> BitPatterns:
+def _read_streams(
+    streams: Iterator[Stream], like: BitPatterns, shape: tuple[int, ...], base: BitPatterns | None
+) -> BitPatterns:
     # The kind of the first stream tells if zeros were left out.
     first = next_stream(streams)
     encoding = ENCODINGS.get(first.kind)
     if not isinstance(encoding, PositionEncoding):
-        return _read_values(first, streams, ReadContext(like, math.prod(shape), None, shape))
+        return _read_values(first, streams, ReadContext(like, math.prod(shape), None, shape, base))
     nonzero = encoding.read(first, shape)
     values = _read_values(next_stream(streams), streams, ReadContext(like, int(nonzero.sum()), nonzero, shape))
     return _scatter(nonzero, values)

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from torch import Tensor
 
+from lightning_compress.packing.base_differences import UNCHANGED, plan_difference
 from lightning_compress.packing.bit_patterns import BitPatterns, bit_patterns_of, is_nonzero, num_columns_of
 from lightning_compress.packing.encodings import CODEBOOKS, INTEGER_CODEBOOKS, POSITIONS, VALUES
 from lightning_compress.packing.indexed_values import (
@@ -51,42 +53,49 @@ class _Candidate:
     num_fixed_bytes: int
 
 
-def encode_tensor(tensor: Tensor, scale: Tensor | None = None) -> EncodedTensor:
+def encode_tensor(tensor: Tensor, scale: Tensor | None = None, base: Tensor | None = None) -> EncodedTensor:
     """Encode a tensor without loss of any bit.
 
     Args:
         tensor: Tensor of any shape, dtype and device; it is not modified.
         scale: Scale of the quantizer of the tensor, if it has one.
+        base: Tensor of the same dtype and shape of another file, if there is one.
     """
     if not tensor.numel():
         return EncodedTensor([Stream(RAW.kind, b"")], 1, None, 0, 0)
     tensor = tensor.detach().cpu()
+    of_base = None if base is None else bit_patterns_of(base)
+    if of_base is not None and np.array_equal(of_base, bit_patterns_of(tensor)):
+        return EncodedTensor([Stream(UNCHANGED.kind, b"")], 1, None, 0, 0)
     integers = None if scale is None else find_integers(tensor, scale)
-    best = _plan_elements(tensor) if integers is None else _plan_integers(integers, tensor)
+    best = _plan_elements(tensor, of_base) if integers is None else _plan_integers(integers, tensor)
     return EncodedTensor(best.plan.make(), best.width, integers, best.num_sparse_bytes, best.num_fixed_bytes)
 
 
-def _plan_elements(tensor: Tensor) -> _Candidate:
+def _plan_elements(tensor: Tensor, base: BitPatterns | None) -> _Candidate:
     num_columns = num_columns_of(tensor.shape)
     # Vectors are an addition to single elements: the sample that proposes them may be wrong.
-    candidates = [_plan_width(tensor, num_columns, width) for width in (1, *candidate_widths(tensor, num_columns))]
+    wider = [_plan_width(tensor, num_columns, width) for width in candidate_widths(tensor, num_columns)]
+    candidates = [_plan_width(tensor, num_columns, 1, base), *wider]
     best = min(candidates, key=lambda candidate: candidate.plan.num_bytes)
     # The size without codebooks is that of single elements, also if vectors are packed in the end.
     return replace(best, num_sparse_bytes=candidates[0].num_sparse_bytes)
 
 
-def _plan_width(tensor: Tensor, num_columns: int, width: int) -> _Candidate:
+def _plan_width(tensor: Tensor, num_columns: int, width: int, base: BitPatterns | None = None) -> _Candidate:
     """Return the best plan with ``width`` elements per value."""
     elements = bit_patterns_of(tensor, width)
     nonzero = is_nonzero(elements)
     values = elements if nonzero.all() else elements[nonzero]
     shape = tuple(tensor.shape) if width == 1 else (len(elements) * width // num_columns, num_columns // width)
-    found = NonzeroValues(elements, nonzero, values, shape)
+    found = NonzeroValues(elements, nonzero, values, shape, base)
     indexed = _index(found, CODEBOOKS) if len(values) else []
     plan, num_mask_bytes, num_fixed_bytes = _plan_values(found, indexed, [_plan_unindexed(values)])
     # If there are few zeros, their positions can take more than the zeros themselves.
     if len(values) < len(elements):
         plan = cheapest(plan, _plan_unindexed(elements))
+    if base is not None:
+        plan = cheapest(plan, plan_difference(elements, base))
     num_sparse_bytes = int(min(elements.nbytes, num_mask_bytes + values.nbytes))
     return _Candidate(plan, width, num_sparse_bytes, int(min(num_fixed_bytes, num_sparse_bytes)))
 
@@ -119,7 +128,7 @@ def _plan_values(
     """Return the best plan, the bytes of the mask, and those of mask and values, both without entropy coding."""
     plans = [each.plan() for each in indexed]
     num_fixed_bytes = min((plan.num_fixed_bytes for plan in plans), default=math.inf)
-    predicted = [each.plan_by_neighbors(values.nonzero, values.shape) for each in indexed]
+    predicted = [each.plan_in_context(values) for each in indexed]
     best = cheapest(*unindexed, *plans)
     if values.nonzero.all():
         return cheapest(best, *predicted), 0, num_fixed_bytes

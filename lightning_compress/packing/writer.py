@@ -11,6 +11,7 @@ from typing import IO
 from torch import Tensor, nn
 
 from lightning_compress.atomic_files import atomic_write
+from lightning_compress.packing.base_differences import UNCHANGED
 from lightning_compress.packing.bit_patterns import checksum, dtype_name
 from lightning_compress.packing.container import header_of, write_container
 from lightning_compress.packing.encodings import is_codebook
@@ -18,12 +19,18 @@ from lightning_compress.packing.entry import Entry, StreamEntry
 from lightning_compress.packing.packed_file import Item, PackedFile, items_of, packed_tensor
 from lightning_compress.packing.progress_bar import track
 from lightning_compress.packing.quantized_tensors import scale_name
+from lightning_compress.packing.reader import NO_BASE, read_base
 from lightning_compress.packing.tensor_encoder import EncodedTensor, encode_tensor
 from lightning_compress.packing.tensors import checked_halves, norm_tensor_names, shared_names, tensors_of, to_half
 
 
 def save_packed(
-    model: nn.Module | Mapping[str, Tensor], path: str | Path, *, half: Sequence[str] = (), progress: bool = False
+    model: nn.Module | Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    base: str | Path | None = None,
+    half: Sequence[str] = (),
+    progress: bool = False,
 ) -> PackedFile:
     """Write the state dict of a model to a compressed file, without loss of any bit.
 
@@ -36,6 +43,8 @@ def save_packed(
     Args:
         model: Model or state dict; it is not modified. Use :func:`finalize` to remove the state of training first.
         path: Path of the file. An existing file is replaced when the new one is complete.
+        base: Packed file of an earlier state of the model, for example before fine-tuning. Only the differences to its
+            tensors are written, and :func:`load_packed` needs it again.
         half: Groups of tensors to round to float16, which is not lossless: ``"codebooks"`` (tensors with a codebook),
             ``"norms"`` (all tensors of normalization layers), or both. Tensors with values beyond the range of float16
             are not rounded.
@@ -46,7 +55,7 @@ def save_packed(
 
     Raises:
         ValueError: If ``half`` names an unknown group, or if the state dict holds objects other than dense tensors in
-            memory.
+            memory; or if ``base`` is not a packed file, holds differences itself, or is ``path``.
 
     Example:
         >>> import tempfile
@@ -59,6 +68,9 @@ def save_packed(
     """
     halves = checked_halves(half)
     tensors = tensors_of(model)
+    if base is not None and Path(base).resolve() == Path(path).resolve():
+        raise ValueError(f"save_packed: {path} would replace its own base, without which it cannot be read.")
+    found = NO_BASE if base is None else read_base(base)
     norms, shared = norm_tensor_names(model, tensors), shared_names(tensors)
     # The header comes first in the file but is known last. A temporary file keeps the streams out of memory.
     with atomic_write(path) as partial, tempfile.TemporaryFile(dir=partial.parent) as payload:
@@ -67,8 +79,8 @@ def save_packed(
             if name in shared:
                 packed.append(_PackedEntry(Entry(name, shared_with=shared[name])))
             else:
-                packed.append(_pack(name, tensors, payload, halves, name in norms))
-        header = header_of([p.entry for p in packed], payload.tell())
+                packed.append(_pack(name, tensors, payload, halves, name in norms, found.tensors.get(name)))
+        header = header_of([p.entry for p in packed], payload.tell(), found.content)
         write_container(partial, header, payload)
     return _report(Path(path), packed, tensors, norms, len(header))
 
@@ -81,11 +93,17 @@ class _PackedEntry:
 
 
 def _pack(
-    name: str, tensors: Mapping[str, Tensor], payload: IO[bytes], halves: frozenset[str], is_norm: bool
+    name: str,
+    tensors: Mapping[str, Tensor],
+    payload: IO[bytes],
+    halves: frozenset[str],
+    is_norm: bool,
+    base: Tensor | None,
 ) -> _PackedEntry:
     """Encode one tensor and append its streams to the payload."""
     tensor = tensors[name]
-    encoded = encode_tensor(tensor, tensors.get(scale_name(name)))
+    same = base is not None and (base.dtype, base.shape) == (tensor.dtype, tensor.shape)
+    encoded = encode_tensor(tensor, tensors.get(scale_name(name)), base if same else None)
     rounded = to_half(tensor) if _is_rounded(encoded, halves, is_norm) else None
     entry = Entry(name, dtype_name(tensor.dtype), tuple(tensor.shape))
     num_sparse_bytes = encoded.num_sparse_bytes
@@ -105,6 +123,8 @@ def _is_rounded(encoded: EncodedTensor, halves: frozenset[str], is_norm: bool) -
     if encoded.integers is not None:
         return False
     kinds = [stream.kind for stream in encoded.streams]
+    if kinds == [UNCHANGED.kind]:
+        return False
     has_codebook = any(is_codebook(kind, kinds) for kind in kinds)
     return ("norms" in halves and is_norm) or ("codebooks" in halves and has_codebook)
 

@@ -20,6 +20,7 @@ from lightning_compress.packing.bit_patterns import Mask
 from lightning_compress.packing.encoding_types import PositionEncoding
 from lightning_compress.packing.encodings import (
     CODEBOOKS,
+    DELTAS,
     ENCODINGS,
     INTEGER_CODEBOOKS,
     POSITIONS,
@@ -49,7 +50,7 @@ def test_every_encoding_is_listed_and_has_a_sample() -> None:
         if isinstance(value, typing.get_args(Encoding))
     }
     assert found == set(ENCODINGS), f"list in packing/encodings.py: {found - set(ENCODINGS)}"
-    missing = set(ENCODINGS) - set(SAMPLES) - {encoding.kind for encoding in SUPERSEDED}
+    missing = set(ENCODINGS) - set(SAMPLES) - {encoding.kind for encoding in (*SUPERSEDED, *DELTAS)}
     assert not missing, f"add a sample to tests/packing/samples.py for {missing}"
     assert set(SAMPLES) < set(ENCODINGS)
 
@@ -62,7 +63,7 @@ def test_round_trip_of_the_sample(kind: str, packed: Pack) -> None:
 
 
 def test_every_kind_and_every_label_is_that_of_one_encoding() -> None:
-    families = (POSITIONS, VALUES, CODEBOOKS, INTEGER_CODEBOOKS, INDEX_ENCODINGS, SYMBOL_CODERS, SUPERSEDED)
+    families = (POSITIONS, VALUES, CODEBOOKS, INTEGER_CODEBOOKS, INDEX_ENCODINGS, SYMBOL_CODERS, DELTAS, SUPERSEDED)
     encodings = {id(encoding): encoding for family in families for encoding in family}.values()
     assert len({encoding.kind for encoding in encodings}) == len(encodings) == len(ENCODINGS)
     labels = [encoding.label for encoding in encodings if encoding.label]
