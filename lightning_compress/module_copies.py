@@ -110,7 +110,8 @@ def _rebound(value: Any, memo: Memo, done: Memo) -> Any:
         return value if func is value.func else functools.partial(func, *value.args, **value.keywords)
     if type(value) is not types.FunctionType:
         return memo.get(id(value), value)
-    if id(value) in done or not (value.__closure__ or value.__defaults__ or value.__kwdefaults__):
+    # Others stay the same objects: torch compares activations with its own functions.
+    if id(value) in done or not _refers_to_copied(value, memo, set()):
         return done.get(id(value), value)
     cells = tuple(types.CellType() for _ in value.__closure__ or ())
     made = done[id(value)] = types.FunctionType(value.__code__, value.__globals__, value.__name__, closure=cells)
@@ -122,6 +123,18 @@ def _rebound(value: Any, memo: Memo, done: Memo) -> Any:
     vars(made).update(vars(value))
     made.__qualname__, made.__module__ = value.__qualname__, value.__module__
     return made
+
+
+def _refers_to_copied(function: types.FunctionType, memo: Memo, seen: set[int]) -> bool:
+    """Return True if a function refers to an object that has a copy, perhaps through other functions."""
+    seen.add(id(function))
+    values = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):
+            values.append(cell.cell_contents)
+    inner = [value for value in values if type(value) is types.FunctionType and id(value) not in seen]
+    copied = any(memo.get(id(value), value) is not value for value in values)
+    return copied or any(_refers_to_copied(value, memo, seen) for value in inner)
 
 
 def _fill_memo(module: nn.Module, memo: Memo) -> None:

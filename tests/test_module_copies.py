@@ -421,3 +421,15 @@ def test_functions_that_refer_to_the_module_refer_to_the_copy() -> None:
     torch.nn.init.ones_(again.first.weight)
     assert torch.equal(copied(x), expected)
     assert not torch.equal(again(x), expected)
+
+
+def test_other_functions_stay_the_same_objects() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16)
+    layer.register_forward_hook(print_nothing)
+    copied = copy_module(layer)
+    assert copied.activation is nn.functional.relu
+    assert [*copied._forward_hooks.values()] == [print_nothing]
+
+
+def print_nothing(module: nn.Module, args: object, output: object, *, end: str = "") -> None:
+    """Hook with defaults."""

@@ -6,7 +6,7 @@ import argparse
 import inspect
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 
@@ -39,8 +39,13 @@ def classes_in(hint: Any) -> list[type]:
 
 
 def concrete_names(base: type[Any]) -> Iterable[str]:
-    """Yield the names of the public classes below ``base`` that can be instantiated."""
-    if not inspect.isabstract(base) and not base.__subclasses__() and not base.__name__.startswith("_"):
-        yield base.__name__
+    """Yield the names of the public classes below ``base`` that can be instantiated; its own if there are none."""
+    below = [base, *_subclasses(base)]
+    names = [each.__name__ for each in below[1:] or below if not inspect.isabstract(each)]
+    yield from (name for name in dict.fromkeys(names) if not name.startswith("_"))
+
+
+def _subclasses(base: type[Any]) -> Iterator[type[Any]]:
     for subclass in base.__subclasses__():
-        yield from concrete_names(subclass)
+        yield subclass
+        yield from _subclasses(subclass)

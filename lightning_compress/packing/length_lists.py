@@ -16,7 +16,7 @@ def pack_lengths(kinds: Sequence[str], lengths: Sequence[int]) -> bytes:
     """Return the bytes of lengths, each of a stream of some kind.
 
     >>> pack_lengths(["a", "b", "a"], [7, 1000, 8]).hex()
-    '010746fa0100'
+    '010740fa0102'
     """
     bits, place, heads = 0, 0, b""
     groups = {}
