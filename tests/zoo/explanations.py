@@ -11,9 +11,9 @@ EXPLANATIONS: dict[str, str] = {
     "clip": _COARSE.format(141),
     "dynunet_3d": _COARSE.format(60),
     "efficientformer": (
-        "Its downsampling convolutions compute small differences of large sums, which the batch norms behind them raise: "
-        "INT8 weights alone leave 14 dB, INT8 activations alone 26 dB; with reduce_range=False the file agrees with the "
-        "simulation at 34 dB."
+        "Its downsampling convolutions compute small differences of large sums, which the batch norms behind them "
+        "raise: INT8 weights alone leave 14 dB, INT8 activations alone 26 dB; with reduce_range=False the file agrees "
+        "with the simulation at 34 dB."
     ),
     "senet": _COARSE.format(46),
 }
