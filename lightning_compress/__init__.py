@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lightning_compress.channels.shrunk import Shrunk as Shrunk
     from lightning_compress.cli.compression import CompressionCLI as CompressionCLI
     from lightning_compress.clustering.callback import WeightClustering as WeightClustering
+    from lightning_compress.clustering.size_budget import quantize_to_size as quantize_to_size
     from lightning_compress.distillation.features import CRD as CRD
     from lightning_compress.distillation.features import RKD as RKD
     from lightning_compress.distillation.features import AttentionTransfer as AttentionTransfer
@@ -157,6 +158,7 @@ _HOME = {
     "from_model_pruning": "migration",
     "load_model_pruning_checkpoint": "migration",
     "load_packed": "packing.reader",
+    "quantize_to_size": "clustering.size_budget",
     "report": "reporting.sparsity",
     "save_packed": "packing.writer",
     "sensitivity": "quantization.sensitivity",

@@ -14,14 +14,21 @@ from lightning_compress.packing.index_streams import SharedEntries
 from lightning_compress.packing.indexed_values import CodebookEncoding, IndexedValues, NonzeroValues
 from lightning_compress.packing.sorted_codebooks import plan_sorted_codebook
 from lightning_compress.packing.streams import Stream, checked_int, checked_parameters
+from lightning_compress.packing.uniform_codebooks import uniform_codebook
 
 
 def with_codebook(entries: BitPatterns, indices: NDArray[Any]) -> IndexedValues:
     """Return values as indices into one codebook."""
-    counts = np.bincount(indices, minlength=len(entries))
     plain = Stream(CODEBOOK.kind, entries.tobytes(), (len(entries),))
     streams = [plain, *filter(None, [plan_sorted_codebook(entries)])]
-    return IndexedValues(min(streams, key=lambda stream: len(stream.data)), entries, indices, counts)
+    shortest, uniform = min(streams, key=lambda stream: len(stream.data)), uniform_codebook(entries)
+    if uniform is not None:
+        stream, table, places = uniform
+        # A multiple that no weight has costs up to two bytes in the frequencies.
+        if len(stream.data) + 2 * (len(table) - len(entries)) < len(shortest.data):
+            indices = places.astype(np.min_scalar_type(len(table)))[indices]
+            return IndexedValues(stream, table, indices, np.bincount(indices, minlength=len(table)))
+    return IndexedValues(shortest, entries, indices, np.bincount(indices, minlength=len(entries)))
 
 
 def _index(values: NonzeroValues, previous: Sequence[IndexedValues]) -> IndexedValues | None:

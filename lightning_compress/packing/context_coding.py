@@ -125,7 +125,7 @@ def model_symbols(symbols: NDArray[Any], model: ContextModel, meaning: SignedSym
     for part in grid.slices():
         chosen = ordered[part.position, part.rows, part.channels]
         found, tables = contexts.of(part).reshape(-1), frequencies.tables()
-        counts = _counts(found, chosen.reshape(-1), tables.shape)
+        counts = symbol_counts(found, chosen.reshape(-1), tables.shape)
         of_contexts = counts.sum(axis=1)
         bits += float((of_contexts * np.log2(tables.sum(axis=1))).sum() - (counts * np.log2(tables)).sum())
         order = np.argsort(found, kind="stable")
@@ -148,7 +148,7 @@ def decode(data: bytes, model: ContextModel, meaning: SignedSymbols) -> NDArray[
     for part in grid.slices():
         found, tables = contexts.of(part), frequencies.tables()
         symbols = _pop_slice(stack, found.reshape(-1), tables, dtype)
-        frequencies.update(_counts(found.reshape(-1), symbols, tables.shape))
+        frequencies.update(symbol_counts(found.reshape(-1), symbols, tables.shape))
         chosen = symbols.reshape(found.shape)
         ordered[part.position, part.rows, part.channels] = chosen
         contexts.update(part, ranks[chosen])
@@ -166,7 +166,8 @@ def _pop_slice(stack: Any, found: NDArray[np.uint8], tables: NDArray[np.int64], 
     return symbols
 
 
-def _counts(contexts: NDArray[Any], symbols: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.int64]:
+def symbol_counts(contexts: NDArray[Any], symbols: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Return how often each symbol occurs in each context, of shape ``(contexts, num_symbols)``."""
     joint = contexts * np.int32(shape[1])
     joint += symbols
     return np.bincount(joint, minlength=shape[0] * shape[1]).reshape(shape)

@@ -29,6 +29,7 @@ from lightning_compress.packing.raw_values import RAW
 from lightning_compress.packing.sorted_codebooks import SORTED_CODEBOOK
 from lightning_compress.packing.split_values import SPLIT
 from lightning_compress.packing.symbol_coders import SYMBOL_CODERS
+from lightning_compress.packing.uniform_codebooks import UNIFORM_CODEBOOK
 
 Encoding = PositionEncoding | ValueEncoding | CodebookEncoding | IndexEncoding | ContextEncoding | SymbolCoder
 
@@ -38,7 +39,7 @@ POSITIONS = (GAPS, BIT_MASK, COLUMN_MASK, NEIGHBOR_MASK)
 VALUES = (RAW, EXPONENTS)
 """Encodings without a codebook, of values or of all elements."""
 
-CODEBOOKS = (CODEBOOK, SORTED_CODEBOOK, GROUP_CODEBOOKS)
+CODEBOOKS = (CODEBOOK, SORTED_CODEBOOK, UNIFORM_CODEBOOK, GROUP_CODEBOOKS)
 """Encodings with a codebook, of values of any dtype."""
 
 DELTAS = (UNCHANGED, DIFFERENCE, REBASED)

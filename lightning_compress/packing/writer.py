@@ -36,9 +36,11 @@ def save_packed(
 
     Each tensor is stored with the encodings that take the fewest bytes: dense, or as positions of its nonzero elements
     and their values; values as they are, as indices into a codebook (per tensor, per channel, per group of weights, or
-    of vectors of 2 or 4 elements), or as integers times the scale of a quantizer. Symbols are entropy-coded. This is
-    Deep Compression (Han et al. 2016, arXiv:1510.00149) with asymmetric numeral systems (Duda 2009, arXiv:0902.0271)
-    instead of Huffman codes. The file is a safetensors file; :func:`load_packed` reads it without Lightning.
+    of vectors of 2 or 4 elements), or as integers times the scale of a quantizer. Symbols are
+    entropy-coded, each with the frequencies of its context: the magnitudes of its row, channel and kernel, and its
+    neighbors in the kernel. This is Deep Compression (Han et al. 2016, arXiv:1510.00149) with asymmetric numeral
+    systems (Duda 2009, arXiv:0902.0271) instead of Huffman codes. The file is a safetensors file; :func:`load_packed`
+    reads it without Lightning.
 
     Args:
         model: Model or state dict; it is not modified. Use :func:`finalize` to remove the state of training first.

@@ -82,6 +82,10 @@ def sorted_entries(random: Random) -> Tensors:
     return {"sorted": random.normal(16)[random.index(16, 32, 32)]}
 
 
+def multiples(random: Random) -> Tensors:
+    return {"uniform grid": (torch.round(2 * random.normal(32, 32)) + 0.0) * 0.037}
+
+
 def smooth_kernels(random: Random) -> Tensors:
     """Kernels of one sign each, and rows of different magnitudes."""
     magnitudes = (random.normal(32, 1, 1, 1) + random.normal(32, 32, 1, 1)).exp()
@@ -112,6 +116,7 @@ SAMPLES: dict[str, Callable[[Random], Tensors]] = {
     "indices": clustered_vectors,
     "symbols": sparse_clustered,
     "sorted": sorted_entries,
+    "uniform": multiples,
     "neighbors": smooth_kernels,
     "mask": sparse_rows,
     "bits": uniform,
