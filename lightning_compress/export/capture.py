@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import warnings
@@ -83,11 +84,23 @@ def exporting(model: nn.Module, target: str, program: Callable[[], ExportedProgr
     Raises:
         ValueError: For any exception within the context.
     """
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), _without_garbage_collection():
         try:
             yield
         except Exception as error:
             raise ValueError(failure_message(error, model, target, program)) from error
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Collect no cycles: exporters create objects by the million, and to search them takes a tenth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_compress.module_copies import copy_module
 from lightning_compress.quantization.insertion import is_quantized, remove_quantizers, round_weights_
-from lightning_compress.quantization.lowering import round_biases_
+from lightning_compress.quantization.lowering import quantized_layers, round_biases_
 from lightning_compress.quantization.simulation import simulate
 from lightning_compress.quantization.strip_compile import strip_compile
 
@@ -38,7 +38,7 @@ def finalize(model: nn.Module, *, module: str = "", example_inputs: Any = None) 
     plain = copy_for_deployment(model, module, "finalize")
     round_weights_(plain)
     if example_inputs is not None and is_quantized(plain):
-        round_biases_(simulate(plain, example_inputs))
+        round_biases_(plain, quantized_layers(simulate(plain, example_inputs)))
     return plain
 
 

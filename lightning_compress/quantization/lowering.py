@@ -72,25 +72,31 @@ def lower(simulation: Simulation, backend: Backend) -> LoweredModel:
     return lowered
 
 
+def quantized_layers(simulation: Simulation) -> list[QuantizedLayer]:
+    """Return the layers with an INT8 weight, in the order of the run.
+
+    Raises:
+        ValueError: As :func:`lower`.
+    """
+    return [*_Lowering(simulation, unsigned=True).layers.values()]
+
+
 @torch.no_grad()
-def round_biases_(simulation: Simulation) -> bool:
+def round_biases_(model: nn.Module, layers: Iterable[QuantizedLayer]) -> bool:
     """Round the biases of a quantized model to multiples of the scales' product, the INT32 biases of an INT8 model.
 
     A bias that is added by several calls with different input scales stays.
 
     Args:
-        simulation: Run of the model.
+        model: The model.
+        layers: Its quantized layers.
 
     Returns:
         True if a bias has changed.
-
-    Raises:
-        ValueError: As :func:`lower`.
     """
-    model, changed = simulation.model, False
-    lowering = _Lowering(simulation, unsigned=True)
+    changed = False
     rounded: dict[nn.Parameter, list[Tensor]] = {}
-    for layer in lowering.layers.values():
+    for layer in layers:
         owner = None if layer.bias_module is None else model.get_submodule(layer.bias_module)
         bias = None if owner is None else owner._parameters.get("bias")
         if bias is not None:

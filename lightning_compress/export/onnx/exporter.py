@@ -105,9 +105,11 @@ def export_onnx(
     backend = OnnxBackend(opset, unsigned=unsigned)
     inputs = as_arguments(with_two_samples(example_inputs) if dynamic_batch else example_inputs)
     given = simulation = run_copy(model, inputs)
-    if is_quantized(given.model) and _fit_to_integers_(given, reduce_range=reduce_range):
+    is_limited = reduce_range and limit_pair_sums_(given)
+    lowered = lower_for(given, backend)
+    # Biases are multiples of the scales that the weights have by now.
+    if round_biases_(given.model, lowered.layers) or is_limited:
         simulation = given.again()
-    lowered = lower_for(simulation, backend)
     parity, integers, unquantized_ops = None, None, tuple(lowered.unquantized_ops)
     with atomic_write(path) as partial, naming_failures(type(model).__name__):
         dynamic = {"dynamic_batch": dynamic_batch, "dynamic_size": dynamic_size}
@@ -131,13 +133,6 @@ def export_onnx(
         integers=integers,
         parity=parity,
     )
-
-
-def _fit_to_integers_(simulation: Simulation, *, reduce_range: bool) -> bool:
-    """Change scales and biases of the model to those of the file, in place; return True if there is a change."""
-    is_limited = reduce_range and limit_pair_sums_(simulation)
-    # Another scale of the weights has other multiples.
-    return round_biases_(simulation) or is_limited
 
 
 def _write(model: nn.Module, simulation: Simulation, path: Path, backend: OnnxBackend, **dynamic: bool) -> None:

@@ -16,7 +16,7 @@ from tests.fits import make_trainer
 pytest.importorskip("transformers")
 pytest.importorskip("segmentation_models_pytorch")
 
-from tests.zoo.projects import PROJECTS
+from tests.zoo.projects.listing import PROJECTS
 from tests.zoo.projects.project import Project
 
 pytestmark = pytest.mark.slow
