@@ -396,9 +396,9 @@ def test_excluded_layers_compute_in_fp32(tmp_path: Path) -> None:
             excluded.weight[0] *= 100.0
     x = torch.randn(4, 3, 8, 8)
     model = lc.calibrate(net, [x], targets=lc.Targets(exclude=("2", "6")))
-    file = lc.export_onnx(model, tmp_path / "model.onnx", x)
+    file = lc.export_onnx(model, tmp_path / "model.onnx", x, reduce_range=False)
     assert file.integers.integer == {"conv": 2, "linear": 1}
-    (actual,) = run(session(file.path), ((x,), {}))
+    (actual,) = run(session(file.path, precise=True), ((x,), {}))
     # With scales per tensor, 5 dB of the other channels were left.
     noise = (actual - model(x)).square().sum()
     assert 10 * torch.log10(model(x).square().sum() / noise) > 30

@@ -153,8 +153,7 @@ def _write(model: nn.Module, simulation: Simulation, path: Path, backend: OnnxBa
         assert onnx_program is not None
         backend.dequantize_constants(program, onnx_program.model)
         simplify(onnx_program.model)
-    onnx_program.save(str(path), external_data=False)
-    _clean(path)
+    _save(onnx_program.model_proto, path)
     _check_opset(path, backend.opset)
     if dynamic["dynamic_size"]:
         _check_dynamic_size(path)
@@ -183,14 +182,9 @@ def _check_dynamic_size(path: Path) -> None:
         )
 
 
-def _clean(path: Path) -> None:
-    """Remove the exporter's annotations, a third of a small file."""
+def _save(model: Any, path: Path) -> None:
     import onnx
 
-    model = onnx.load(path)
-    for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output, model.graph):
-        part.ClearField("doc_string")
-        part.ClearField("metadata_props")
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param.isdigit():  # a dimension that the model has fixed
