@@ -122,6 +122,8 @@ def main() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "nncf", "coremltools"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
+    # All arms and rounds compile the same forward, which would be left to the interpreter after eight times.
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 1000
 
     images = torch.randn(128 * (args.steps + 3), 3, 32, 32)
     arms = {}
