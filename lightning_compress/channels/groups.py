@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -63,14 +63,6 @@ class ChannelGroup:
     def slices(self) -> tuple[ChannelSlice, ...]:
         """All slices of the group."""
         return self.output_slices + self.carried_slices + self.input_slices
-
-    def rename_tensors(self, names: Mapping[str, str]) -> ChannelGroup:
-        """Return the group with its tensors under other names."""
-        output_slices, carried_slices, input_slices = (
-            tuple(replace(channel_slice, tensor=names[channel_slice.tensor]) for channel_slice in slices)
-            for slices in (self.output_slices, self.carried_slices, self.input_slices)
-        )
-        return replace(self, output_slices=output_slices, carried_slices=carried_slices, input_slices=input_slices)
 
     def dead(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return a mask of the channels that are zero in all output slices.

@@ -14,6 +14,7 @@ from lightning_compress.channels.channel_labels import ChannelLabels
 from lightning_compress.channels.groups import first_names, named_tensors
 from lightning_compress.channels.label_tracing import LabelTracing, TooLargeError, plain_operators
 from lightning_compress.channels.operator_call import SplitDim
+from lightning_compress.layer_kinds import RECURRENT
 
 
 class ModelTrace:
@@ -84,7 +85,7 @@ def _fix_hidden_units(labels: ChannelLabels, model: nn.Module) -> None:
     for dim in labels.dims:
         owner, _, tensor = dim.tensor.rpartition(".")
         is_input = dim.dim == 1 and tensor in ("weight_ih", "weight_ih_l0", "weight_ih_l0_reverse")
-        if isinstance(model.get_submodule(owner), (nn.RNNBase, nn.RNNCellBase)) and not is_input:
+        if isinstance(model.get_submodule(owner), RECURRENT) and not is_input:
             labels.fix(torch.arange(dim.start, dim.start + dim.size), f"{owner!r} is recurrent and keeps its units")
 
 

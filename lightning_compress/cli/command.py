@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from lightning_compress.cli.errors import did_you_mean, fail
+from lightning_compress.cli.options import check_options_once
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,8 +50,13 @@ def _version() -> str:
         return "(not installed)"
 
 
+def _begin(command: str, arguments: Sequence[str]) -> None:
+    """Print the first words at once, and check the options: importing PyTorch and Lightning takes seconds."""
+    _say_loading(command, arguments)
+    check_options_once(arguments)
+
+
 def _say_loading(command: str, arguments: Sequence[str]) -> None:
-    """Print the first words at once: importing PyTorch and Lightning takes seconds."""
     if not any(argument in ("-h", "--help") or argument.startswith("--print_config") for argument in arguments):
         subject = next((argument for argument in arguments if not argument.startswith("-")), "")
         print(f"lightning-compress {command} {subject}".rstrip() + ": loading PyTorch", file=sys.stderr, flush=True)
@@ -62,34 +68,28 @@ def _run(arguments: Sequence[str]) -> None:
         return
     if not arguments or arguments[0].startswith("-"):
         fail("run requires a recipe: lightning-compress run RECIPE [--key=value ...]; 'recipes' lists all recipes.")
-    _say_loading("run", arguments)
+    _begin("run", arguments)
     # W&B's own summary of every metric would bury the report, which has the command that uploads the run.
     os.environ.setdefault("WANDB_SILENT", "true")
-    from lightning_compress.cli.options import check_options_once
     from lightning_compress.cli.run import run
 
-    check_options_once(arguments)
     run(arguments)
 
 
 def _lightning(subcommand: str) -> Callable[[Sequence[str]], None]:
     def command(arguments: Sequence[str]) -> None:
-        _say_loading(subcommand, arguments)
+        _begin(subcommand, arguments)
         from lightning_compress.cli.compression import CompressionCLI
-        from lightning_compress.cli.options import check_options_once
 
-        check_options_once(arguments)
         CompressionCLI(args=[subcommand, *arguments])
 
     return command
 
 
 def _sensitivity(arguments: Sequence[str]) -> None:
-    _say_loading("sensitivity", arguments)
-    from lightning_compress.cli.options import check_options_once
+    _begin("sensitivity", arguments)
     from lightning_compress.cli.sensitivity_command import sensitivity
 
-    check_options_once(arguments)
     sensitivity(arguments)
 
 
@@ -99,11 +99,9 @@ def _doctor(arguments: Sequence[str]) -> None:
         return
     if not arguments or arguments[0].startswith("-"):
         fail("doctor requires a recipe: lightning-compress doctor RECIPE [--key=value ...].")
-    _say_loading("doctor", arguments)
+    _begin("doctor", arguments)
     from lightning_compress.cli.doctor_command import doctor
-    from lightning_compress.cli.options import check_options_once
 
-    check_options_once(arguments)
     doctor(arguments)
 
 

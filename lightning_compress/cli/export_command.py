@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 import lightning_compress as lc
 from lightning_compress.cli.attempts import Attempts
@@ -19,6 +20,7 @@ from lightning_compress.cli.reopened_run import ReopenedRun
 from lightning_compress.cli.routine_messages import hide_routine_messages
 from lightning_compress.cli.run_directory import make_unique
 from lightning_compress.cli.stage_cli import Metrics
+from lightning_compress.export.exported_file import ExportedFile
 from lightning_compress.quantization.finalize import copy_for_deployment
 from lightning_compress.quantization.insertion import is_quantized
 from lightning_compress.reporting.run_report import read_report
@@ -95,22 +97,27 @@ def _packed(run: ReopenedRun) -> WrittenFile:
 
 def _onnx(run: ReopenedRun) -> WrittenFile:
     # Not the finalized model: rounded weights would lose more when they are rounded again to the scales of the file.
-    network = copy_for_deployment(run.model, run.deployed_module, "export").cpu()
+    network = _network(run)
     file = lc.export_onnx(network, run.out / "model.onnx", run.inputs[0])
     ops = file.unquantized_ops if is_quantized(network) else ()
     return WrittenFile(file.path, file.num_bytes, file.latency, run.test_onnx(file.path), ops)
 
 
 def _executorch(run: ReopenedRun) -> WrittenFile:
-    network = copy_for_deployment(run.model, run.deployed_module, "export").cpu()
-    file = lc.export_executorch(network, run.out / "model.pte", run.inputs[0])
-    return WrittenFile(file.path, file.num_bytes, file.latency, {}, file.unquantized_ops if file.steps else ())
+    return _untested(lc.export_executorch, "model.pte", run)
 
 
 def _program(run: ReopenedRun) -> WrittenFile:
-    network = copy_for_deployment(run.model, run.deployed_module, "export").cpu()
-    file = lc.export_program(network, run.out / "model.pt2", run.inputs[0])
+    return _untested(lc.export_program, "model.pt2", run)
+
+
+def _untested(export: Callable[..., ExportedFile], name: str, run: ReopenedRun) -> WrittenFile:
+    file = export(_network(run), run.out / name, run.inputs[0])
     return WrittenFile(file.path, file.num_bytes, file.latency, {}, file.unquantized_ops if file.steps else ())
+
+
+def _network(run: ReopenedRun) -> nn.Module:
+    return copy_for_deployment(run.model, run.deployed_module, "export").cpu()
 
 
 FORMATS: dict[str, Callable[[ReopenedRun], WrittenFile]] = {

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 import lightning_compress as lc
 from lightning_compress.cli.energy import joules_per_call
 from lightning_compress.profiling import count_macs, interleaved_durations
 from lightning_compress.quantization.insertion import quantizers_of
 from lightning_compress.reporting.run_report import LayerResult, SizeStage, Timing, WeightHistogram
+from lightning_compress.reporting.sparsity import count_weights
 from lightning_compress.targets import Targets
+from lightning_compress.trainer.batches import num_samples_of
 
 NUM_HISTOGRAMS = 9
 _NUM_BINS = 61
 _FEWEST_CALLS, _MOST_CALLS, _SECONDS = 5, 50, 10.0
-_Z95 = 1.959964  # 97.5 % quantile of the normal distribution
 
 
 def dense_bytes(module: nn.Module) -> int:
@@ -41,10 +42,10 @@ def wilson_interval(fraction: float, num_samples: int) -> tuple[float, float]:
     >>> f"{lower:.4f} to {upper:.4f}"
     '0.4038 to 0.5962'
     """
-    z2 = _Z95**2
-    center = fraction + z2 / (2 * num_samples)
-    half = _Z95 * math.sqrt(fraction * (1 - fraction) / num_samples + z2 / (4 * num_samples**2))
-    return (center - half) / (1 + z2 / num_samples), (center + half) / (1 + z2 / num_samples)
+    from scipy.stats import binomtest  # type: ignore[import-untyped]  # takes a second to import
+
+    lower, upper = binomtest(round(fraction * num_samples), num_samples).proportion_ci(method="wilson")
+    return float(lower), float(upper)
 
 
 def intervals_of(metrics: Mapping[str, float], num_samples: int | None) -> dict[str, tuple[float, float]]:
@@ -68,7 +69,8 @@ def macs_per_sample(module: nn.Module, inputs: Any) -> int | None:
 
 def batch_size_of(inputs: Any) -> int:
     """Return the batch size of captured arguments."""
-    return next((len(tensor) for tensor in tree_leaves(inputs) if isinstance(tensor, Tensor) and tensor.ndim), 1)
+    size = num_samples_of(inputs)
+    return 1 if size is None else size
 
 
 def first_sample(inputs: Any) -> Any:
@@ -129,19 +131,17 @@ def layer_results(finalized: nn.Module, packed: lc.PackedFile | None) -> tuple[L
     """
     bits = {ref.name: ref.quantizer.spec.bits for ref in quantizers_of(finalized) if ref.quantizer.is_weight}
     num_bytes = {} if packed is None else {tensor.name: tensor.num_bytes for tensor in packed.tensors}
-    targets = Targets().all_stored(finalized)
     return tuple(
-        LayerResult(
-            name=target.name,
-            shape=tuple(target.parameter.shape),
-            num_weights=target.parameter.numel(),
-            num_zeros=target.parameter.numel() - int(target.parameter.count_nonzero()),
-            num_values=target.parameter.detach().unique().numel(),
-            bits=bits.get(target.name),
-            num_bytes=num_bytes.get(target.name),
-        )
-        for target in targets
+        replace(layer_result(t.name, t.parameter), bits=bits.get(t.name), num_bytes=num_bytes.get(t.name))
+        for t in Targets().all_stored(finalized)
     )
+
+
+def layer_result(name: str, weight: Tensor) -> LayerResult:
+    """Count the weights, zeros and distinct values of a tensor."""
+    count = count_weights(name, weight)
+    num_values = weight.detach().unique().numel()
+    return LayerResult(name, tuple(weight.shape), count.num_weights, count.num_zeros, num_values)
 
 
 def largest_weights(module: nn.Module) -> dict[str, Tensor]:

@@ -8,10 +8,9 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lightning_compress.cli.run_directory import write_new
+from lightning_compress.trainer.batches import num_samples_of
 
 
 class RunRecord(Callback):
@@ -69,7 +68,7 @@ class RunRecord(Callback):
     def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *args: Any) -> None:
         """Set ``started`` and count the samples of the batch, by its first tensor."""
         self.started = True
-        size = next((len(t) for t in tree_leaves(batch) if isinstance(t, Tensor) and t.ndim), None)
+        size = num_samples_of(batch)
         is_counted = self.num_test_samples is not None and size is not None
         self.num_test_samples = self.num_test_samples + size if is_counted else None  # type: ignore[operator]
 

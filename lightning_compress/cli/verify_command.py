@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning_compress.cli.errors import fail
 from lightning_compress.cli.options import CommandParser
-from lightning_compress.reporting.run_report import LayerResult, ModelResult, RunReport, read_report
+from lightning_compress.reporting.run_report import ModelResult, RunReport, read_report
 from lightning_compress.reporting.run_summary import headline
 
 PACKED_SUFFIX = ".packed"
@@ -70,6 +70,7 @@ def _check_file(path: Path, model: ModelResult) -> Iterator[str]:
 
 
 def _check_layers(path: Path, report: RunReport) -> Iterator[str]:
+    from lightning_compress.cli.measurements import layer_result
     from lightning_compress.packing.reader import load_packed
 
     tensors = load_packed(path)
@@ -79,9 +80,7 @@ def _check_layers(path: Path, report: RunReport) -> Iterator[str]:
         if layer.name not in tensors:
             yield f"{path}: {layer.name} is missing."
             continue
-        tensor = tensors[layer.name]
-        num_zeros = tensor.numel() - int(tensor.count_nonzero())
-        found = LayerResult(layer.name, tuple(tensor.shape), tensor.numel(), num_zeros, tensor.unique().numel())
+        found = layer_result(layer.name, tensors[layer.name])
         for key in ("shape", "num_weights", "num_zeros", "num_values"):
             if getattr(found, key) != getattr(layer, key):
                 yield f"{layer.name}: {key} is {getattr(found, key)}, the report says {getattr(layer, key)}."

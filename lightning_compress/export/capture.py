@@ -93,7 +93,7 @@ def exporting(model: nn.Module, target: str, program: Callable[[], ExportedProgr
 
 @contextlib.contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Collect no cycles: exporters create objects by the million, and to search them takes a tenth of the time."""
+    """Collect no cycles: exporters create objects by the million, and a search among them takes time."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from lightning_compress.reporting.run_report import ModelResult, RunReport
-from lightning_compress.reporting.run_summary import headline
+from lightning_compress.reporting.run_summary import headline, metric_with_interval
 from lightning_compress.reporting.units import format_metric
 
 _STYLE = """
@@ -83,13 +83,10 @@ def _model_row(model: ModelResult, metrics: Sequence[str]) -> Row:
 
 
 def _metric(model: ModelResult, name: str) -> str:
-    if name not in model.metrics:
-        return ""
-    value = format_metric(name, model.metrics[name])
-    if name not in model.intervals:
-        return value
-    lower, upper = (format_metric(name, bound) for bound in model.intervals[name])
-    return f"{value} ({lower} to {upper})"
+    def interval(lower: float, upper: float) -> str:
+        return f"({format_metric(name, lower)} to {format_metric(name, upper)})"
+
+    return metric_with_interval(model, name, interval)
 
 
 def _layers_table(report: RunReport) -> tuple[list[str], list[Row]]:

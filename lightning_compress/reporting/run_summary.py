@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
@@ -122,7 +122,7 @@ class RunSummary(Printed):
     def _table(self) -> Table:
         models, metric = self.report.models, main_metric(self.report.models)
         columns = {
-            metric: [_value(model, metric) for model in models],
+            metric: [metric_with_interval(model, metric, _in_percent) for model in models],
             "bytes": [format_bytes(model.num_bytes) for model in models],
             "MACs": [format_count(model.macs) for model in models],
             "latency": [format_seconds(model.timing.median if model.timing else None) for model in models],
@@ -139,11 +139,20 @@ class RunSummary(Printed):
         return table
 
 
-def _value(model: ModelResult, metric: str) -> str:
+def metric_with_interval(model: ModelResult, metric: str, format_interval: Callable[[float, float], str]) -> str:
+    """Return a metric of a model and its interval where it has one; empty without the metric.
+
+    Args:
+        model: The model.
+        metric: Name of the metric.
+        format_interval: Text of an interval.
+    """
     if metric not in model.metrics:
         return ""
     value = format_metric(metric, model.metrics[metric])
-    if metric not in model.intervals:
-        return value
-    lower, upper = (f"{100 * bound:.1f}" for bound in model.intervals[metric])
-    return f"{value} [{lower}, {upper}]"
+    interval = model.intervals.get(metric)
+    return value if interval is None else f"{value} {format_interval(*interval)}"
+
+
+def _in_percent(lower: float, upper: float) -> str:
+    return f"[{100 * lower:.1f}, {100 * upper:.1f}]"

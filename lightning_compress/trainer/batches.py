@@ -9,6 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.connectors.data_connector import _request_dataloader
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lightning_compress.trainer.loaders import ADVICE, first_batch
 
@@ -51,3 +53,12 @@ def training_step(pl_module: LightningModule, batch: Any, batch_idx: int) -> Any
     """Call a module's ``training_step`` with or without ``batch_idx``, as Lightning does."""
     takes_index = is_param_in_hook_signature(pl_module.training_step, "batch_idx", min_args=2)
     return pl_module.training_step(batch, batch_idx) if takes_index else pl_module.training_step(batch)
+
+
+def num_samples_of(batch: Any) -> int | None:
+    """Return the length of the first tensor of a batch, or ``None`` if it has none.
+
+    >>> num_samples_of({"x": torch.ones(3, 2), "y": torch.ones(3)}), num_samples_of([1.0])
+    (3, None)
+    """
+    return next((len(tensor) for tensor in tree_leaves(batch) if isinstance(tensor, Tensor) and tensor.ndim), None)

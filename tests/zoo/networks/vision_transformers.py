@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import timm
 import torch
-from torch import Tensor
 
-from tests.zoo.subject import Example, pink_noise
-
-
-def images(size: int = 32, num: int = 8) -> Tensor:
-    return pink_noise(num, 3, size, size)
+from tests.zoo.networks.convolutional import images
+from tests.zoo.subject import Example
 
 
 def vit() -> Example:

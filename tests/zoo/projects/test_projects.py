@@ -11,6 +11,7 @@ from torch import nn
 
 import lightning_compress as lc
 from lightning_compress.arguments import call_model
+from lightning_compress.trainer.compression_callback import CompressionCallback
 from tests.fits import make_trainer
 
 pytest.importorskip("transformers")
@@ -32,6 +33,13 @@ def fit(project: Project, *callbacks: Callback, wrap: Callable = lambda module: 
     return module.get_submodule(project.deployed), trainer
 
 
+def compress(project: Project, technique: CompressionCallback) -> nn.Module:
+    """Train a project with a technique that has to reach its target; returns the module that is shipped."""
+    network, _ = fit(project, technique)
+    assert technique.reached
+    return network
+
+
 @EACH
 def test_unchanged(name: str) -> None:
     fit(PROJECTS[name])
@@ -41,8 +49,7 @@ def test_unchanged(name: str) -> None:
 def test_pruned(name: str) -> None:
     project = PROJECTS[name]
     pruning = lc.Pruning(0.8, targets=project.targets)
-    network, _ = fit(project, pruning)
-    assert pruning.reached
+    network = compress(project, pruning)
     assert 0.75 < lc.report(network).weights.sparsity < 0.85
 
 
@@ -54,8 +61,7 @@ def test_channels(name: str) -> None:
         with pytest.raises(ValueError, match=project.refusals["channels"]):
             fit(project, pruning)
         return
-    network, _ = fit(project, pruning)
-    assert pruning.reached
+    network = compress(project, pruning)
     inputs = project.inputs()
     network.eval()
     small, _ = lc.shrink(network, inputs)
@@ -68,8 +74,7 @@ def test_channels(name: str) -> None:
 def test_clustered(name: str) -> None:
     project = PROJECTS[name]
     clustering = lc.WeightClustering(16, targets=project.targets)
-    network, _ = fit(project, clustering)
-    assert clustering.reached
+    network = compress(project, clustering)
     parameters, counts = dict(network.named_parameters()), lc.report(network)
     inside = sum(c.num_weights for c in counts.layers if parameters[c.name].unique().numel() <= 16)
     assert inside > 0.9 * counts.weights.num_weights
