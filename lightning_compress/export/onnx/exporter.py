@@ -16,6 +16,7 @@ from lightning_compress.atomic_files import atomic_write
 from lightning_compress.export.batch_inputs import with_two_samples
 from lightning_compress.export.capture import capture, exporting, lower_for, run_copy
 from lightning_compress.export.exported_file import ExportedFile
+from lightning_compress.export.onnx.decomposition import skip_needless_decomposition
 from lightning_compress.export.onnx.kernels import (
     KernelCounts,
     check_integer_kernels,
@@ -141,6 +142,7 @@ def _write(model: nn.Module, simulation: Simulation, path: Path, backend: OnnxBa
 
     with exporting(model, backend.name, captured):
         program = captured()
+        skip_needless_decomposition(program)
         onnx_program = torch.onnx.export(
             program,
             dynamo=True,
