@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -90,18 +91,28 @@ class RemovalCheck:
         small = copy_module(self.model)
         try:
             remove_(small, removed)
-            # Wrong shapes are found at a lower cost in training mode, which runs in float32.
-            if trains and not self._runs_in_training(small):
-                return False
             outputs = self._outputs(small)
+            # In training mode a model may use more modules, such as auxiliary heads.
+            if trains:
+                self.trace.run_in_training(small)
         except Exception:  # shapes that no longer fit raise errors of many types
             return False
-        twin = copy_module(self.model)
-        tensors = named_tensors(twin)
+        with self._zeroed(removed):
+            return self._are_close(outputs, self._outputs(self.model))
+
+    @contextlib.contextmanager
+    def _zeroed(self, removed: dict[ChannelGroup, Tensor]) -> Iterator[None]:
+        """Set the channels to zero within the context."""
+        tensors = named_tensors(self.model)
+        names = {part.tensor for group in removed for part in group.output_slices}
+        values = {name: tensors[name].detach().clone() for name in names}
         for group, channels in removed.items():
             group.zero_(tensors, channels)
-        expected = self._outputs(twin)
-        return self._are_close(outputs, expected)
+        try:
+            yield
+        finally:
+            for name, value in values.items():
+                tensors[name].detach().copy_(value)
 
     def _remove_recording_hooks(self) -> None:
         """Remove the hooks if the model computes the same without: those of the user may compute, or only record."""
@@ -121,15 +132,6 @@ class RemovalCheck:
         # Fused recurrent operators end the process where shapes do not fit.
         with plain_operators(model), torch.random.fork_rng(devices=[]):
             return [leaf for leaf in tree_leaves(model(*self.args, **self.kwargs)) if isinstance(leaf, Tensor)]
-
-    def _runs_in_training(self, model: nn.Module) -> bool:
-        """Return True if the model runs in training mode, which may use more modules, such as auxiliary heads."""
-        twin = copy_module(model).train()
-        try:
-            self.trace.run_in_training(twin)
-        except Exception:
-            return False
-        return True
 
     def _are_close(self, outputs: list[Tensor], expected: list[Tensor]) -> bool:
         return len(outputs) == len(expected) and all(map(self._is_close, outputs, expected))
@@ -196,7 +198,8 @@ def _randomize_(model: nn.Module) -> None:
         if parameter.ndim < 2:
             parameter.uniform_(0.5, 1.5, generator=generator)
         else:
-            parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)
+            bound = (3 / parameter[0].numel()) ** 0.5
+            parameter.uniform_(-bound, bound, generator=generator)
     for module in model.modules():
         if isinstance(module, _NormBase) and module.running_mean is not None and module.running_var is not None:
             module.running_mean.normal_(0.0, 0.1, generator=generator)
