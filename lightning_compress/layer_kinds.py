@@ -26,9 +26,10 @@ def is_conv1d(module: nn.Module) -> bool:
 
     Recognized by its form, so that transformers is not imported.
     """
-    weight, features = getattr(module, "weight", None), getattr(module, "nf", None)
+    weight = getattr(module, "weight", None)
     named = any(base.__name__ == "Conv1D" for base in type(module).__mro__)
-    return named and isinstance(weight, Tensor) and weight.ndim == 2 and weight.shape[1] == features
+    # Not by the value of its number of features, which differs from the weight's while channels are removed.
+    return named and isinstance(weight, Tensor) and weight.ndim == 2 and isinstance(getattr(module, "nf", None), int)
 
 
 def find_input_dim(module: nn.Module, attribute: str) -> int | None:

@@ -117,10 +117,9 @@ def _reduction(state: ActivationLabels, call: OperatorCall, *, additive: bool) -
                 state.labels.mark_summed(axis)
     axes = state.mix(axes, dims, "" if additive else f"its channels pass through {call.place} mixes channels")
     kept = [narrow(axis, dims) for axis in axes if not varying_dims(axis) & dims]
-    for output in call.outputs:
-        if output.ndim < x.ndim:
-            kept = [axis.squeeze(tuple(dims)) for axis in kept]
-        state.label(output, [axis for axis in kept if axis.shape == output.shape])
+    for output in call.outputs:  # values, and perhaps their indices
+        of_output = [axis.squeeze(tuple(dims)) for axis in kept] if output.ndim < x.ndim else kept
+        state.label(output, [axis for axis in of_output if axis.shape == output.shape])
     return None
 
 

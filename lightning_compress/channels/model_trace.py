@@ -29,6 +29,7 @@ class ModelTrace:
         labels: The labels.
         splits: Dimensions that operators split into equal parts.
         num_outputs: Number of output tensors.
+        is_finite: True if all outputs in evaluation mode are finite.
         num_products: Number of multiply-accumulates of a run in evaluation mode.
         trains: True if the model runs in training mode.
         is_complete: False if the model is too large to be traced.
@@ -43,6 +44,7 @@ class ModelTrace:
         _fix_hidden_units(self.labels, model)
         self.splits: list[SplitDim] = []
         self.num_outputs = self.num_products = 0
+        self.is_finite = True
         self.is_complete = True
         self._run(model.eval(), lambda: model(*args, **kwargs))
         self.trains = self._runs_in_training(model)
@@ -76,6 +78,8 @@ class ModelTrace:
         for tensor in outputs:
             activations.fix(activations.axes(tensor), "")
         self.splits += mode.splits
+        if not self.num_outputs:
+            self.is_finite = all(bool(tensor.isfinite().all()) for tensor in outputs)
         self.num_outputs = self.num_outputs or len(outputs)
         self.num_products = self.num_products or mode.num_products
 

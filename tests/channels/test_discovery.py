@@ -181,6 +181,53 @@ def test_a_network_that_makes_tensors_of_its_own_precision() -> None:
     assert len(found(Scaled())[0]) == 3
 
 
+def test_a_network_with_a_mask_that_overflows_in_double_precision() -> None:
+    class Masked(Residual):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            lowest = torch.finfo(x.dtype).min
+            scores = torch.full((3, 3), lowest, dtype=x.dtype) + 0.6 * lowest  # -inf, where float32 keeps its range
+            scores = scores if x.dtype == torch.float64 else torch.zeros(3, 3)
+            return super().forward(torch.einsum("ncij,cd->ndij", x, scores.softmax(0)))
+
+    assert len(found(Masked())[0]) == 3
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_a_maximum_with_its_index(dim: int) -> None:
+    class Largest(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            features = self.conv(x).flatten(2)  # (N, 8, pixels)
+            features = features if dim == 2 else features.mT
+            return self.fc(torch.max(features, dim)[0])
+
+    groups, whole = found(Largest())
+    assert (groups["conv"].num_channels, whole) == (8, {})
+
+
+class Conv1D(nn.Module):
+    """A linear layer as in GPT-2: its weight is (in, out), and it shapes its output by an attribute."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight, self.bias = nn.Parameter(torch.randn(nx, nf)), nn.Parameter(torch.randn(nf))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.bias, x.flatten(0, -2), self.weight).view(*x.shape[:-1], self.nf)
+
+
+def test_a_linear_layer_that_stores_its_weight_transposed() -> None:
+    net = nn.Sequential(Conv1D(16, 6), nn.GELU(), Conv1D(4, 16))
+    groups, _ = found(net)
+    assert groups["0"].num_channels == 16
+    remove_(net, {groups["0"]: torch.arange(16) < 5})
+    assert (net[0].nf, net[2].nx, net(images()).shape) == (11, 11, (2, 3, 6, 4))
+
+
 def test_a_network_that_draws_random_numbers() -> None:
     class Noisy(Residual):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
