@@ -7,45 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_compress.functional.rounding import (
+    is_opaque,
+    learned_gradients,
+    mask_clipped,
+    pass_gradient,
+    round_and_clip,
+    round_zero_point,
+)
+
 MIN_SCALE = torch.finfo(torch.float32).tiny * 2**24
 """Smallest scale, 2**24 times the smallest normal float32.
 
 Its reciprocal is finite, and its 24-bit rounding errors are normal numbers too: devices that flush subnormal numbers to
 zero compute the same.
 """
-
-
-class _RoundAndClip:
-    """Forward and backward of ``clamp(round(x / scale), quant_min - z, quant_max - z) * scale`` for integer ``z``.
-
-    The zero point ``z`` shifts the bounds instead of the rounded values: equal to adding and subtracting it, as it is
-    an integer, but two passes over ``x`` fewer.
-    """
-
-    def __init__(self, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int) -> None:
-        self.scale: Any = scale
-        # On CPU a scalar scale becomes a Python number: rounding, clamping and scaling then share one allocation, and
-        # the backward pass needs no boolean mask. On CUDA item() would synchronize; under torch.compile it breaks the
-        # graph.
-        self.is_number = scale.numel() == 1 and scale.device.type == "cpu" and not torch.compiler.is_compiling()
-        offset: Any = zero_point
-        if self.is_number:
-            self.scale, offset = scale.item(), zero_point.item()
-        self.lower, self.upper = quant_min - offset, quant_max - offset
-
-    def round(self, x: Tensor) -> Tensor:
-        if self.is_number:
-            return (x * (1 / self.scale)).round_().clamp_(self.lower, self.upper).mul_(self.scale)
-        return torch.minimum(torch.maximum(torch.round(x / self.scale), self.lower), self.upper) * self.scale
-
-    def mask_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
-        """Zero the gradient where ``x`` was clipped."""
-        # Values within half a step of the outermost level are rounded to it, not clipped.
-        lower, upper = (self.lower - 0.5) * self.scale, (self.upper + 0.5) * self.scale
-        if self.is_number:
-            # The derivative of hardtanh is 1 inside the bounds and 0 outside: the same mask in one fused kernel.
-            return torch.ops.aten.hardtanh_backward(grad, x, lower, upper)
-        return grad * ((x >= lower) & (x <= upper))
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -55,17 +31,19 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, masks_gradient: bool
     ) -> Tensor:
-        ctx.quant_min, ctx.quant_max, ctx.masks_gradient = quant_min, quant_max, masks_gradient
-        if masks_gradient:
+        ctx.bounds, ctx.masks_gradient = (quant_min, quant_max), masks_gradient
+        ctx.needs_x = masks_gradient or is_opaque(scale)
+        if ctx.needs_x:
             ctx.save_for_backward(x, scale, zero_point)
-        return _RoundAndClip(scale, zero_point, quant_min, quant_max).round(x)
+        return round_and_clip(x, scale, zero_point, quant_min, quant_max)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (grad,) = grads
-        if ctx.masks_gradient:
+        if ctx.needs_x:
             x, scale, zero_point = ctx.saved_tensors
-            grad = _RoundAndClip(scale, zero_point, ctx.quant_min, ctx.quant_max).mask_gradient(grad, x)
+            masked = ctx.masks_gradient
+            grad = mask_clipped(grad, x, scale, zero_point, *ctx.bounds) if masked else pass_gradient(grad, x, scale)
         return grad, None, None, None, None, None
 
 
@@ -76,38 +54,15 @@ class _LearnedFakeQuantize(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, quant_min: int, quant_max: int, factor: float
     ) -> Tensor:
-        ctx.quant_min, ctx.quant_max, ctx.factor = quant_min, quant_max, factor
+        ctx.bounds, ctx.factor = (quant_min, quant_max), factor
         ctx.save_for_backward(x, scale, zero_point)
-        return _RoundAndClip(
-            scale, round_zero_point(zero_point, quant_min=quant_min, quant_max=quant_max), quant_min, quant_max
-        ).round(x)
+        rounded = round_zero_point(zero_point, quant_min=quant_min, quant_max=quant_max)
+        return round_and_clip(x, scale, rounded, quant_min, quant_max)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        (grad,) = grads
-        x, scale, zero_point = ctx.saved_tensors
-        rounding = _RoundAndClip(
-            scale,
-            round_zero_point(zero_point, quant_min=ctx.quant_min, quant_max=ctx.quant_max),
-            ctx.quant_min,
-            ctx.quant_max,
-        )
-        # Computed again instead of saved: the caller may have modified the returned tensor in place.
-        y = rounding.round(x)
-        passed = rounding.mask_gradient(grad, x)
-        clipped = grad - passed
-        # With a straight-through estimator for round, dy/dscale is round(x / scale) - x / scale = (y - x) / scale
-        # inside the range, and the bound itself, y / scale, where x is clipped.
-        to_scale = (_sum_of_products(passed, y - x, scale) + _sum_of_products(clipped, y, scale)) / scale
-        # The zero point cancels inside the range; where x is clipped it moves the bound: dy/dzero_point = -scale.
-        to_zero = -scale * _sum_to(clipped, zero_point) if ctx.needs_input_grad[2] else None
-        if to_zero is not None:
-            # The forward pass clamps the zero point to [quant_min, quant_max]. Beyond, only the gradient that leads
-            # back is kept: zeroing both directions would leave it stuck there.
-            rounded = torch.round(zero_point)
-            outwards = ((rounded < ctx.quant_min) & (to_zero > 0)) | ((rounded > ctx.quant_max) & (to_zero < 0))
-            to_zero = to_zero.masked_fill(outwards, 0.0)
-        return passed, to_scale * ctx.factor, None if to_zero is None else to_zero * ctx.factor, None, None, None
+        to_x, to_scale, to_zero = learned_gradients(grads[0], *ctx.saved_tensors, *ctx.bounds)
+        return to_x, to_scale * ctx.factor, to_zero * ctx.factor, None, None, None
 
 
 def fake_quantize(
@@ -164,15 +119,6 @@ def fake_quantize_learned(
     return _LearnedFakeQuantize.apply(_at_least_float32(x), scale, zero_point, quant_min, quant_max, factor).to(x.dtype)
 
 
-def round_zero_point(zero_point: Tensor, *, quant_min: int, quant_max: int) -> Tensor:
-    """Round and clamp an averaged or learned zero point to a representable integer, so that 0.0 stays exact.
-
-    >>> round_zero_point(torch.tensor([2.6, -0.7]), quant_min=0, quant_max=15).tolist()
-    [3.0, 0.0]
-    """
-    return torch.round(zero_point).clamp(quant_min, quant_max)
-
-
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, *, quant_min: int, quant_max: int) -> Tensor:
     """Return the integers that represent ``x``, as int32; arguments as in :func:`fake_quantize`.
 
@@ -220,12 +166,3 @@ def qparams_from_range(
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def _sum_of_products(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    # For a scalar scale a dot product avoids the elementwise product in memory.
-    return torch.dot(a.flatten(), b.flatten()) if not like.ndim else _sum_to(a * b, like)
-
-
-def _sum_to(values: Tensor, like: Tensor) -> Tensor:
-    return values.sum_to_size(like.shape) if like.ndim else values.sum()

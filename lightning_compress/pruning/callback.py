@@ -146,10 +146,6 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         """Return the selected weights, or all tensors that produce the channels of the selected groups."""
         return super().layers(model) if self._channel_groups is None else self._channel_groups.layers(model)
 
-    def select(self, model: nn.Module) -> list[Target]:
-        """Return the targets of a model; channels are those of layers that :class:`Channels` can trace."""
-        return self.targets.select(model) if isinstance(self.pattern, Channels) else super().select(model)
-
     def leaves_out(self, layer: str, module: nn.Module) -> bool:
         """Return True if the user has left out a layer, by targets or by the globs of the sparsity."""
         globs = self.sparsity if isinstance(self.sparsity, Mapping) else ("*",)

@@ -156,7 +156,7 @@ class ModelChannelGroups:
 
 def _select(targets: Targets, pl_module: LightningModule) -> list[Target]:
     try:
-        return targets.select(pl_module)
+        return targets.select_stored(pl_module)
     except ValueError as error:
         if not is_built_late(pl_module):
             raise

@@ -15,8 +15,8 @@ from lightning_compress.functional.fake_quantize import (
     fake_quantize_learned,
     qparams_from_range,
     quantize,
-    round_zero_point,
 )
+from lightning_compress.functional.rounding import round_zero_point
 from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.observers import Learned, RangeStatistics
 

@@ -215,3 +215,31 @@ def test_empty_and_tiny_channels_have_a_floor_beside_the_largest() -> None:
 def test_qparams_of_no_channels() -> None:
     scale, zero = qparams_from_range(torch.empty(0), torch.empty(0), quant_min=-7, quant_max=7, symmetric=True)
     assert scale.shape == zero.shape == (0,)
+
+
+@pytest.mark.parametrize("masks_gradient", [True, False])
+@every_qparams
+def test_compiled_code_computes_the_same(quant_min: int, quant_max: int, zero: float, masks_gradient: bool) -> None:
+    def rounded(x: Tensor) -> Tensor:
+        qparams = {"quant_min": quant_min, "quant_max": quant_max, "masks_gradient": masks_gradient}
+        return fake_quantize(x.relu(), torch.tensor(0.013), torch.tensor(zero), **qparams)
+
+    torch.compiler.reset()  # each case compiles the same code once more, which has a limit
+    compiled = torch.compile(rounded, fullgraph=True, backend="aot_eager")
+    results = [
+        with_gradient(x, function(x)) for function in (rounded, compiled) for x in [normal(500).requires_grad_()]
+    ]
+    for mine, reference in zip(*results, strict=True):
+        assert torch.equal(mine, reference)
+
+
+def test_compiled_code_learns_the_same() -> None:
+    def gradients(function: Any) -> list[Tensor]:
+        parameters = [normal(4, 50), torch.tensor(0.4), torch.tensor(2.3)]
+        x, scale, zero = (parameter.requires_grad_() for parameter in parameters)
+        rounded = function(x, scale, zero, quant_min=0, quant_max=7, num_values=50)
+        return [*with_gradient(x, rounded), *(parameter.grad for parameter in (scale, zero))]
+
+    compiled = torch.compile(fake_quantize_learned, fullgraph=True, backend="aot_eager")
+    for mine, reference in zip(gradients(compiled), gradients(fake_quantize_learned), strict=True):
+        assert torch.equal(mine, reference)

@@ -47,7 +47,8 @@ def _text(name: str, cell: Cell, notes: Footnotes) -> str:
     if cell.number is None:
         return cell.failure.partition(":")[0] or notes.reference(cell.refusal)
     number = f"{min(cell.number, 99.0):.1f}"
-    return f"{number} {notes.reference(EXPLANATIONS[name])}" if cell.is_low and name in EXPLANATIONS else number
+    explanation = EXPLANATIONS.get((name, cell.title)) if cell.is_low else None
+    return f"{number} {notes.reference(explanation)}" if explanation else number
 
 
 def summary(rows: Mapping[str, Sequence[Cell]]) -> str:

@@ -40,7 +40,7 @@ def test_sqnr_is_that_of_the_worst_output() -> None:
 
 
 def test_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "EXPLANATIONS", {"yolo": "It is deep."})
+    monkeypatch.setattr(tables, "EXPLANATIONS", {("yolo", "x"): "It is deep."})
     rows = {
         "llama": [Cell("x", refusal="Not supported."), Cell("y", failure="HANG")],
         "yolo": [Cell("x", number=8.0, is_low=True), Cell("y", number=271.0)],

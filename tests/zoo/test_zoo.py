@@ -12,7 +12,9 @@ from tests.zoo.techniques import TECHNIQUES
 
 def test_names_and_explanations_are_those_of_networks() -> None:
     assert len(NETWORKS) == sum(len(makes) for makes in FAMILIES.values()), "two networks of one name"
-    assert set(EXPLANATIONS) <= set(NETWORKS)
+    titles = {column.title for columns in TECHNIQUES.values() for column in columns}
+    assert {name for name, _ in EXPLANATIONS} <= set(NETWORKS)
+    assert {title for _, title in EXPLANATIONS} <= titles
 
 
 @pytest.mark.slow
@@ -22,4 +24,4 @@ def test_network(technique: str, name: str) -> None:
     pytest.importorskip("transformers")
     for cell in run(technique, name):
         assert not cell.failure, f"{cell.title}: {cell.failure}"
-        assert name in EXPLANATIONS or not cell.is_low, f"{cell.title}: {cell.number:.1f}"
+        assert (name, cell.title) in EXPLANATIONS or not cell.is_low, f"{cell.title}: {cell.number:.1f}"

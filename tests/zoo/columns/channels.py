@@ -1,27 +1,22 @@
-"""Column of channels: parameters before and after the removal of masked channels, which must not change the output."""
+"""Column of channels: MACs before and after the removal of masked channels, which must not change the output."""
 
 from __future__ import annotations
 
-import torch
-
 import lightning_compress as lc
+from lightning_compress.profiling import count_macs
 from tests.zoo.cells import Column
 from tests.zoo.subject import Subject, outputs_of, sqnr
 from tests.zoo.task import fitted
 
 
 def removed(subject: Subject) -> float:
-    """Parameters of the network divided by those that are left of it."""
+    """MACs of the network divided by those that are left of it."""
     task = fitted(subject, lc.Pruning(0.5, pattern=lc.Channels()))
     masked = task.network.eval()
     small, _ = lc.shrink(masked, subject.inputs)
     same = sqnr(outputs_of(masked, subject.inputs), outputs_of(small, subject.inputs))
     assert same > 60, f"the output changes ({same:.1f} dB)"
-    return _num_parameters(masked) / _num_parameters(small)
+    return count_macs(masked, subject.inputs).total / count_macs(small, subject.inputs).total
 
 
-def _num_parameters(network: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-COLUMNS = (Column("half of the channels, times fewer parameters", removed, least=1.05),)
+COLUMNS = (Column("half of the channels, times fewer MACs", removed, least=1.05),)

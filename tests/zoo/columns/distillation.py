@@ -39,7 +39,7 @@ def taught(subject: Subject) -> float:
 
 
 def _without_small_weights(network: nn.Module) -> nn.Module:
-    student = copy.deepcopy(network)
+    student = copy.deepcopy(network).train()
     with torch.no_grad():
         for parameter in student.parameters():
             if parameter.ndim > 1 and parameter.is_floating_point():
