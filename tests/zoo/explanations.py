@@ -47,8 +47,8 @@ EXPLANATIONS: dict[tuple[str, str], str] = {
     ("retinanet", CHANNELS): _FROZEN_NORMS,
     ("roi_heads", CHANNELS): _FROZEN_NORMS,
     ("retinanet", TAUGHT): (
-        "Its random weights compute logits that differ by 1e-5 from each other, and so do teacher and student: each step "
-        "of Adam is larger."
+        "Its random weights compute logits that differ by 1e-5 from each other, and so do teacher and student: each "
+        "step of Adam is larger."
     ),
     **dict.fromkeys(
         [(name, PACKED) for name in ("distilbert", "roberta", "deberta", "recommender", "rwkv")],
