@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lightning_compress.cli.compression import CompressionCLI as CompressionCLI
     from lightning_compress.clustering.callback import WeightClustering as WeightClustering
     from lightning_compress.clustering.size_budget import quantize_to_size as quantize_to_size
+    from lightning_compress.clustering.size_callback import SizeBudget as SizeBudget
     from lightning_compress.distillation.features import CRD as CRD
     from lightning_compress.distillation.features import RKD as RKD
     from lightning_compress.distillation.features import AttentionTransfer as AttentionTransfer
@@ -147,6 +148,7 @@ _HOME = {
     "Uniform": "pruning.distributions",
     "Unstructured": "pruning.patterns",
     "WeightClustering": "clustering.callback",
+    "SizeBudget": "clustering.size_callback",
     "backbones": "models.catalogue.listing",
     "calibrate": "quantization.calibrate",
     "carry_optimizer_state": "channels.optimizer_state",

@@ -7,23 +7,23 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from typing_extensions import final
 
 from lightning_compress.clustering.clusterer import Clusterer
 from lightning_compress.clustering.codebook_spec import CodebookSpec
 from lightning_compress.clustering.layout import Granularity
+from lightning_compress.clustering.masks_of_fit import MasksOfFit, check_masks_come_first
 from lightning_compress.clustering.soft_weights import SoftClusters, harden, soften
 from lightning_compress.constraints.codebook import Assignment, CodebookConstraint
 from lightning_compress.constraints.layer import Layer
-from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.functional.kmeans import Init
 from lightning_compress.schedules import Progress, Schedule
 from lightning_compress.serialization import plain_mapping
 from lightning_compress.targets import Targets, matches, shorten
 from lightning_compress.trainer.compression_callback import techniques
-from lightning_compress.trainer.constraint_callback import ConstraintCallback, callbacks_constraining
+from lightning_compress.trainer.constraint_callback import ConstraintCallback
 from lightning_compress.trainer.progress import progress
 from lightning_compress.trainer.queries import is_a, is_compiled, loss_scale
 
@@ -111,7 +111,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         self.unclustered: dict[str, str] = {}
         self._clusterer: Clusterer | None = None
         self._soft: dict[str, SoftClusters] = {}
-        self._masks: list[ConstraintCallback[MaskConstraint]] = []
+        self._masks: MasksOfFit | None = None
         self._mask_changes = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -134,12 +134,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
                 "WeightClustering(method='dkm') does not support compiled models, which would ignore the soft "
                 "assignments: leave torch.compile out of this fit, or use method='hard'."
             )
-        later = techniques(trainer)[techniques(trainer).index(self) + 1 :]
-        if any(getattr(technique, "constraint_class", None) is MaskConstraint for technique in later):
-            raise ValueError(
-                "WeightClustering precedes a pruning callback, which would prune members of its clusters: put it after "
-                "the pruning callback in callbacks=[...]."
-            )
+        check_masks_come_first(trainer, self)
 
     def layers(self, model: nn.Module) -> list[Layer]:
         """Return the selected weights for which a codebook saves bytes.
@@ -203,8 +198,8 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
             if layer.name in state.get("soft", {}):
                 layout, device = self._spec_of(layer).layout(layer), layer.parameter.device
                 self._soften(trainer, layer.name, SoftClusters.from_state(layout, state["soft"][layer.name], device))
-        self._masks = self._find_masks(trainer)
-        self._mask_changes = self._changes_of_masks
+        self._masks = MasksOfFit(trainer, self.constraint.layers)
+        self._mask_changes = self._masks.num_changes
         for name, why in self.unclustered.items():
             rank_zero_info(f"WeightClustering does not cluster {name!r}: {why}.")
 
@@ -257,7 +252,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
 
     def attributes_outside_fit(self) -> dict[str, Any]:
         """Return the attributes that exist only during a fit, with their values outside of it."""
-        return {**super().attributes_outside_fit(), "_clusterer": None, "_soft": {}, "_masks": []}
+        return {**super().attributes_outside_fit(), "_clusterer": None, "_soft": {}, "_masks": None}
 
     def _find_spec(self, layer: Layer) -> CodebookSpec | None:
         return next((spec for glob, spec in self._codebook_specs.items() if matches(glob, layer.layer)), None)
@@ -270,13 +265,16 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
     def update(self, trainer: Trainer, now: Progress) -> None:
         """Cluster the weights anew if the schedule has an update due now, or if masks have changed."""
         assert self._clusterer is not None
-        if not self._is_due(now) or not self._clusterer.is_ready:
+        assert self._masks is not None
+        assert self.constraint is not None
+        if not self._is_due(now, self._masks) or not self._clusterer.is_ready:
             return
         self._tick = max(self.schedule.tick(now), 0)
         self._finished = self.schedule.finished(now)
-        self._mask_changes = self._changes_of_masks
+        self._mask_changes = self._masks.num_changes
+        zeros = self._masks.zeros(self.constraint.layers)
         if self.method == "dkm" and not self._finished:
-            for name, clusters in self._clusterer.soft_clusters(self._zeros()).items():
+            for name, clusters in self._clusterer.soft_clusters(zeros).items():
                 self._soften(trainer, name, clusters)
             return
         initial_centers = {name: clusters.codebooks for name, clusters in self._soft.items()}
@@ -284,13 +282,13 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
             harden(trainer.lightning_module)
             self._soft = {}
         fraction = self.schedule.sparsity(1.0, now)
-        self._clusterer.update(self._zeros(), fraction=fraction, initial_centers=initial_centers)
+        self._clusterer.update(zeros, fraction=fraction, initial_centers=initial_centers)
         self.constraint_replaced(trainer)
 
-    def _is_due(self, now: Progress) -> bool:
-        if not now.reached(self.schedule.begin) or not all(mask.reached for mask in self._masks):
+    def _is_due(self, now: Progress, masks: MasksOfFit) -> bool:
+        if not now.reached(self.schedule.begin) or not masks.reached:
             return False
-        if self._tick < 0 or (self._finished and self._is_incomplete) or self._changes_of_masks != self._mask_changes:
+        if self._tick < 0 or (self._finished and self._is_incomplete) or masks.num_changes != self._mask_changes:
             return True
         ticked = self.schedule.tick(now) > self._tick and self.method == "hard"
         return not self._finished and (ticked or self.schedule.finished(now))
@@ -299,28 +297,6 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         self._soft[name] = clusters
         module, _, attribute = name.rpartition(".")
         soften(trainer.lightning_module.get_submodule(module), attribute, clusters)
-
-    def _find_masks(self, trainer: Trainer) -> list[ConstraintCallback[MaskConstraint]]:
-        """Return the callbacks that mask clustered weights; in a fit they stay the same."""
-        assert self.constraint is not None
-        layers = self.constraint.layers
-        found = (mask for layer in layers for mask in callbacks_constraining(trainer, MaskConstraint, layer))
-        return list(dict.fromkeys(found))
-
-    @property
-    def _changes_of_masks(self) -> int:
-        return sum(mask.num_changes for mask in self._masks)
-
-    def _zeros(self) -> list[Tensor | None]:
-        """Return the masked positions of each layer, or ``None`` for a layer without a mask."""
-        masked = {
-            id(layer.parameter): zeros
-            for mask in self._masks
-            if mask.constraint is not None
-            for layer, zeros in zip(mask.constraint.layers, mask.constraint.zeros, strict=True)
-        }
-        assert self.constraint is not None
-        return [masked.get(id(layer.parameter)) for layer in self.constraint.layers]
 
 
 def _clustered_fraction(assignment: Assignment | None) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -37,6 +37,7 @@ class LayerStatistics:
         self._inputs = torch.zeros(size, size, dtype=torch.float64)
         self._gradients: Tensor = torch.zeros(len(weight), dtype=torch.float64)
         self._num_inputs = self._num_gradients = 0
+        self._generator = torch.Generator().manual_seed(0)  # so that a resumed run draws the same
 
     @property
     def inputs(self) -> Tensor:
@@ -74,8 +75,8 @@ class LayerStatistics:
         patches = nn.functional.unfold(
             images, conv.kernel_size, dilation=conv.dilation, padding=conv.padding, stride=conv.stride
         )
-        chosen = torch.randperm(patches.shape[2], device=images.device)[:_MAX_PATCHES]
-        return patches[:, :, chosen].transpose(1, 2).reshape(-1, self._size)
+        chosen = torch.randperm(patches.shape[2], generator=self._generator)[:_MAX_PATCHES]
+        return patches[:, :, chosen.to(images.device)].transpose(1, 2).reshape(-1, self._size)
 
     def _observe_gradients(self, gradient: Tensor) -> None:
         # Channels are the last dimension of linear layers, and the second of all others.
@@ -99,7 +100,7 @@ def observe_layers(
         batches: Inputs, as the model takes them.
     """
     statistics = [LayerStatistics(module, weight) for module, weight in layers]
-    with _hooks((module, own.observe) for (module, _), own in zip(layers, statistics, strict=True)):
+    with watch_layers([module for module, _ in layers], statistics):
         for batch in batches:
             outputs = list(_floating(call_model(model, batch)))
             # Random signs: the expected square of the gradient is that of the outputs, without labels or a loss.
@@ -123,8 +124,9 @@ def _floating(value: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _hooks(pairs: Iterable[tuple[nn.Module, Callable[..., None]]]) -> Iterator[None]:
+def watch_layers(modules: Sequence[nn.Module], statistics: Sequence[LayerStatistics]) -> Iterator[None]:
+    """Accumulate the calls of modules in the context."""
     with ExitStack() as stack:
-        for module, hook in pairs:
-            stack.callback(module.register_forward_hook(hook).remove)
+        for module, own in zip(modules, statistics, strict=True):
+            stack.callback(module.register_forward_hook(own.observe).remove)
         yield

@@ -103,7 +103,7 @@ def _sum_of_products(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
         return _sum_to(a * b, like)
     # For a scalar scale a dot product avoids the elementwise product in memory; it takes vectors, which are views of
     # tensors in the order of their memory, as of images with channels last.
-    order = sorted(range(a.ndim), key=lambda dim: -a.stride(dim))
+    order = sorted(range(a.ndim), key=lambda dim: a.stride()[dim], reverse=True)
     return torch.dot(a.permute(order).flatten(), b.permute(order).flatten())
 
 

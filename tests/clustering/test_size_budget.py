@@ -58,7 +58,9 @@ def test_halves_count_as_they_will_be_saved(tmp_path: Path) -> None:
 
 
 def test_a_size_below_that_of_the_other_tensors() -> None:
-    with pytest.raises(ValueError, match=r"the file takes \d+ bytes with every selected weight at zero; allow more"):
+    with pytest.raises(
+        ValueError, match=r"The file takes \d+ bytes with every selected weight at zero, and 500 are allowed"
+    ):
         lc.quantize_to_size(make(), batches(), 500)
 
 
