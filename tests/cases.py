@@ -35,10 +35,11 @@ class Case:
         within: How far from that a pattern of larger units may end.
         values: Most values that a layer has in the end; 0: any number.
         grows: Whether weights may come back.
+        rounds_to_zero: Whether weights become zero that are not masked.
         prepare: What is done to a model before its first fit.
         refused: Suites in which a ``ValueError`` is expected, and words of it: "average first" (WeightAveraging before
             the technique), "compile" (a compiled module), "fsdp2" (sharded), "late" (a model built in setup), "manual"
-            (manual optimization).
+            (manual optimization), "teacher" (a frozen network inside the module).
         differs: Suites with an equality that mathematics does not promise, and the reason: "double" (64-bit against
             32-bit), "union" (two processes against one on the data of both).
     """
@@ -49,6 +50,7 @@ class Case:
     within: int = 0
     values: int = 0
     grows: bool = False
+    rounds_to_zero: bool = False
     prepare: Callable[[nn.Module], None] = lambda model: None
     refused: Mapping[str, str] = field(default_factory=dict)
     differs: Mapping[str, str] = field(default_factory=dict)
@@ -215,6 +217,12 @@ CASES = [
         zeros=269,
         values=12,
         refused={**CLUSTER_REFUSES, "compile": "does not support compiled models"},
+    ),
+    Case(
+        "size_budget",
+        lambda: [lc.SizeBudget(900, schedule=RAMP)],
+        rounds_to_zero=True,
+        refused={**CLUSTER_REFUSES, "manual": PROBES, "teacher": "allow more"},
     ),
     Case(
         "prune_and_cluster",

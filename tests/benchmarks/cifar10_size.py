@@ -1,0 +1,105 @@
+"""Accuracy of a ResNet-20 on CIFAR-10 from packed files of given sizes, without training and after two epochs.
+
+    python tests/benchmarks/cifar10_size.py --root DATA --weights cifar10_resnet20.safetensors
+        [--sizes 96 77 67 60 50] [--arm untrained trained pruned] [--seeds 0 1 2] [--figure curve.png]
+
+Sizes are in kB, of the whole state dict with norms and codebooks in float16. *untrained*: `lc.quantize_to_size` on 512
+training images. *trained*: `lc.SizeBudget` in a fit, distilled from the dense weights (Hinton's loss at temperature 4,
+nine tenths). *pruned*: the same with `lc.Pruning(0.6)` before it. SGD with momentum 0.9, weight decay 1e-4, learning
+rate 0.01 to 0 along a cosine per step, batch 128, shifts and mirror images, all 50,000 training images; accuracy on the
+10,000 test images, once, of the model that is loaded back from the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from cifar10 import accuracy, distilled, options, over_seeds, resnet20, trainer
+from lightning.pytorch import Callback
+
+import lightning_compress as lc
+from lightning_compress.data import CIFAR10DataModule
+
+HALF = ("norms", "codebooks")
+# Bytes and accuracy of the ISO standard's reference coder (nncodec 2.1.3) with its trellis quantizer, untrained, on the
+# first 2,000 test images.
+STANDARD = ((159_933, 91.50), (128_829, 90.75), (111_709, 90.50), (100_026, 90.30), (83_749, 88.80))
+Results = dict[str, dict[int, list[tuple[int, float]]]]
+
+
+def run(arm: str, size: int, data: CIFAR10DataModule, args: argparse.Namespace) -> tuple[float, int]:
+    """Accuracy in percent, and bytes of the file."""
+    module = resnet20(args)
+    if arm == "untrained":
+        data.setup("fit")
+        images = torch.cat([batch[0] for batch, _ in zip(data.train_dataloader(), range(4), strict=False)])
+        module.model = lc.quantize_to_size(module.model, images.split(128), size, half=HALF)
+    else:
+        budget = lc.SizeBudget(
+            size,
+            half=HALF,
+            schedule=lc.Schedule(end=args.end, every=args.every),
+            targets=lc.Targets(module="student.model"),
+        )
+        pruning: list[Callback] = [lc.Pruning(0.6, schedule=lc.Schedule(end=0.2))] if arm == "pruned" else []
+        trainer(args.epochs, *pruning, budget).fit(distilled(module, args), datamodule=data)
+    with tempfile.TemporaryDirectory() as folder:
+        file = lc.save_packed(module.model, Path(folder, "model.packed"), half=HALF)
+        loaded = resnet20(args)
+        lc.load_packed(file.path, into=loaded.model)
+        return accuracy(loaded, data, args), file.num_bytes
+
+
+def draw(results: Results, path: str) -> None:
+    """Draw accuracy over bytes, with the standard's coder."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4))
+    axes.plot(*zip(*[(b / 1000, a) for b, a in STANDARD], strict=True), "k--o", label="NNC, trellis, untrained")
+    for arm, by_size in results.items():
+        means = [
+            (statistics.mean(b for b, _ in runs) / 1000, [a for _, a in runs]) for _, runs in sorted(by_size.items())
+        ]
+        line = axes.plot([x for x, _ in means], [statistics.mean(y) for _, y in means], "-o", label=arm)[0]
+        for x, y in means:
+            axes.plot([x] * len(y), y, ".", color=line.get_color(), alpha=0.4)
+    axes.set(xlabel="packed file, kB", ylabel="test accuracy, %", title="ResNet-20 on CIFAR-10")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--sizes", type=float, nargs="+", default=[96, 77, 67, 60, 50], help="kB")
+    parser.add_argument(
+        "--arm", nargs="+", default=["untrained", "trained"], choices=["untrained", "trained", "pruned"]
+    )
+    parser.add_argument("--end", type=float, default=0.5)
+    parser.add_argument("--every", type=float, default=0.1)
+    parser.add_argument("--figure", help="picture of accuracy over bytes")
+    args = parser.parse_args()
+    args.distilled = True
+    data = CIFAR10DataModule(args.root, val_size=args.held_out)
+    results: Results = defaultdict(lambda: defaultdict(list))
+    for arm in args.arm:
+        for size in args.sizes:
+
+            def measured(arm: str = arm, size: float = size) -> tuple[float, str]:
+                found, num_bytes = run(arm, round(1000 * size), data, args)
+                results[arm][round(1000 * size)].append((num_bytes, found))
+                return found, f"{num_bytes} bytes, "
+
+            over_seeds(f"{arm} {size:g} kB", measured, args.seeds)
+    if args.figure:
+        draw(results, args.figure)
+
+
+if __name__ == "__main__":
+    main()
