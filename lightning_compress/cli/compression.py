@@ -31,6 +31,7 @@ from lightning_compress.cli.run_record import RunRecord
 TECHNIQUES = {
     "pruning": "Pruning",
     "clustering": "WeightClustering",
+    "size_budget": "SizeBudget",
     "quantization": "QuantizationAwareTraining",
     "monitor": "CompressionMonitor",
 }

@@ -182,7 +182,7 @@ def size_stages(packed: lc.PackedFile | None, techniques: Iterable[str], dense: 
     if packed is None:
         return (first,)
     kinds = set(techniques)
-    names = [name for kind, name in (("WeightClustering", "clustered"), (_QAT, "quantized")) if kind in kinds]
+    names = [name for kind, name in _CODED.items() if kind in kinds]
     stages = {item.name: item.num_bytes for item in packed.stages}
     # Scales make a quantized network larger than the dense one, so that only removed channels make it smaller.
     removed = [SizeStage("channels removed", stages["dense"])] if stages["dense"] < dense else []
@@ -192,6 +192,7 @@ def size_stages(packed: lc.PackedFile | None, techniques: Iterable[str], dense: 
 
 
 _QAT = "QuantizationAwareTraining"
+_CODED = {"WeightClustering": "clustered", "SizeBudget": "quantized to a size", _QAT: "quantized"}
 
 
 def sha256_of(path: Path) -> str:

@@ -30,7 +30,7 @@ def _on_latency(report: RunReport) -> Iterator[str]:
     removed = any(model.role == "channels removed" for model in report.models)
     if report.weights.num_zeros and "Pruning" in report.techniques and not removed:
         yield SPARSITY_NOTE
-    if "WeightClustering" in report.techniques:
+    if {"WeightClustering", "SizeBudget"} & set(report.techniques):
         yield "Clusters make only the packed file smaller: runtimes load clustered weights as dense ones."
     if any(layer.bits is not None and layer.bits < 8 for layer in report.layers):
         yield "Fewer than 8 bits make only the packed file smaller: ONNX stores and computes a byte per value."

@@ -1,6 +1,6 @@
 """Segmentation and token classification on synthetic data, without a teacher and distilled from a larger network.
 
-    python tests/benchmarks/dense_distillation.py [--task segmentation tokens] [--seeds 0 1 2] [--epochs 40]
+    python tests/benchmarks/dense_distillation.py [--task segmentation tokens] [--seeds 0 1 2] [--epochs 100]
 
 Labels of the training data are wrong for 30 % of the objects or tokens, those of the test data are right. The teacher
 is trained on more data than the student. Both students see the same samples, for the same number of steps, from the
@@ -27,7 +27,7 @@ from transformers import BertConfig, BertForTokenClassification
 
 import lightning_compress as lc
 
-SIZE, LENGTH, VOCABULARY, WRONG, IGNORED, TEACHER_EPOCHS = 32, 24, 48, 0.3, -100, 10
+SIZE, LENGTH, VOCABULARY, WRONG, IGNORED, TEACHER_EPOCHS = 32, 24, 48, 0.3, -100, 12
 Samples = list[dict[str, Tensor]]
 
 
@@ -136,7 +136,7 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "segmentation": Task(images, lambda: UNet(12), lambda: UNet(6), mean_iou, 384, 48),
+    "segmentation": Task(images, lambda: UNet(16), lambda: UNet(6), mean_iou, 1536, 96),
     "tokens": Task(sentences, lambda: bert(64, 2), lambda: bert(16, 1), accuracy, 2048, 128),
 }
 
@@ -172,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=100)
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")

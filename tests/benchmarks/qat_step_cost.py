@@ -130,8 +130,9 @@ def main() -> None:
     for name in ["plain", *args.arms]:
         try:
             step_times(ARMS[name], images, args)
-        except ImportError as error:
-            print(f"{name}: not measured ({error})")
+        except Exception as error:  # a package that is missing, or that torch.compile does not support
+            reason = (str(error).strip().splitlines() or [""])[0]
+            print(f"{name}: not measured ({type(error).__name__}: {reason[:150]})", flush=True)
             continue
         arms[name] = lambda name=name: step_times(ARMS[name], images, args)
     results = medians(arms, rounds=args.rounds)
