@@ -44,6 +44,8 @@ LIGHTNING_ROOMS = ("cli", "data", "distillation", "migration", "models", "traine
 LIGHTNING_MODULES = (
     "channels.shrunk",
     "clustering.callback",
+    "clustering.masks_of_fit",
+    "clustering.size_callback",
     "pruning.callback", "pruning.fixed", "pruning.model_channel_groups", "pruning.recalibration", "pruning.snapshot",
     "quantization.callback", "quantization.graph_tracer", "quantization.quantization_checks",
     "quantization.quantizer_checkpoint", "quantization.unquantized_copies",
