@@ -86,10 +86,27 @@ def _norm(state: ActivationLabels, call: OperatorCall) -> None:
     dims = range(1, x.ndim)
     if "normalized_shape" in call.arguments:
         dims = range(x.ndim - len(call.arguments["normalized_shape"]), x.ndim)
+    channels = tuple(axis for axis in state.axes(x) if call.is_narrowed and varying_dims(axis) == set(dims))
+    if channels:
+        return _narrowed_norm(state, call, channels)
     _mix(state, call, x, list(dims))
     for name in ("weight", "bias"):
         if call.arguments.get(name) is not None:
             state.fix(state.axes(call.arguments[name]), f"its channels pass through {call.place} mixes channels")
+    return None
+
+
+def _narrowed_norm(state: ActivationLabels, call: OperatorCall, channels: Axes) -> None:
+    """Connect the channels of a norm over the last dimension with its scale and shift."""
+    x = call.arguments["input"]
+    last = x.ndim - 1
+    for vector in (call.arguments.get("weight"), call.arguments.get("bias")):
+        if vector is not None:
+            operand = state.operand(vector).view(*[None] * last, 0)
+            channels = state.broadcast([Operand(channels, x.shape), operand], FIXED_SIZE)
+    others = tuple(axis for axis in state.axes(x) if varying_dims(axis) != {last})
+    mixed = state.mix(others, {last}, f"its channels pass through {call.place} mixes channels")
+    state.label(call.outputs[0], [*channels, *(axis for axis in mixed if not depends(axis, last))])
 
 
 def _mix(state: ActivationLabels, call: OperatorCall, x: Tensor, dims: list[int]) -> None:
@@ -115,7 +132,8 @@ def _reduction(state: ActivationLabels, call: OperatorCall, *, additive: bool) -
         for axis in axes:
             if varying_dims(axis) <= dims:
                 state.labels.mark_summed(axis)
-    axes = state.mix(axes, dims, "" if additive else f"its channels pass through {call.place} mixes channels")
+    zeros_stay = additive or call.is_narrowed
+    axes = state.mix(axes, dims, "" if zeros_stay else f"its channels pass through {call.place} mixes channels")
     kept = [narrow(axis, dims) for axis in axes if not varying_dims(axis) & dims]
     for output in call.outputs:
         if output.ndim < x.ndim:
@@ -163,6 +181,9 @@ def _gated(state: ActivationLabels, call: OperatorCall) -> None:
 
 def _joined(state: ActivationLabels, call: OperatorCall) -> None:
     """Pass labels on through a concatenation, and connect those along other dimensions."""
+    if not all(map(state.is_weight, call.tensors)):  # such as a class token
+        for tensor in call.tensors:
+            state.mark(tensor, ChannelRole.PRODUCED)
     parts = [tensor for tensor in call.tensors if tensor.ndim == call.outputs[0].ndim]
     _join(state, call, parts, [state.axes(part) for part in parts], call.arguments["dim"] % parts[0].ndim)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_compress.channels.groups import ChannelGroup, named_tensors
 from lightning_compress.channels.label_tracing import plain_operators
+from lightning_compress.channels.masked_norms import attach_norms_, find_norms
 from lightning_compress.channels.model_trace import ModelTrace
 from lightning_compress.channels.remove import remove_
 from lightning_compress.module_copies import copy_module, is_defined_in, remove_forward_hooks_
@@ -19,6 +21,7 @@ from lightning_compress.module_copies import copy_module, is_defined_in, remove_
 # Relative tolerances. In float64 a wrong removal cannot pass as a rounding error; models that create float32 tensors
 # of their own cannot run in float64 and are compared in float32.
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
+_NORM_TOLERANCE = 1e-5
 
 
 # Work that trials may take, counted in multiply-accumulates and in runs so that the result does not depend on the
@@ -35,13 +38,20 @@ class RemovalCheck:
         args: Positional arguments of its forward.
         kwargs: Keyword arguments of its forward.
         precision: Data type of weights and inputs.
+        width: Narrow the LayerNorms and RMSNorms over channels with them.
 
     Raises:
         Exception: Any exception of the model's forward.
     """
 
     def __init__(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, precision: torch.dtype
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        precision: torch.dtype,
+        width: bool = False,
     ) -> None:
         self.model = model.cpu().to(precision).eval()
         converted = tree_map_only(Tensor, lambda tensor: _converted(tensor, precision), (args, kwargs))
@@ -53,7 +63,8 @@ class RemovalCheck:
         remove_forward_hooks_(self.model, lambda hook: is_defined_in(hook, "lightning_compress"))
         _randomize_(self.model)
         self._remove_recording_hooks()
-        self.trace = ModelTrace(copy_module(self.model), self.args, self.kwargs)
+        self.norms = find_norms(self.model) if width else {}
+        self.trace = ModelTrace(copy_module(self.model), self.args, self.kwargs, self.norms)
 
     @property
     def is_exhausted(self) -> bool:
@@ -100,8 +111,11 @@ class RemovalCheck:
         tensors = named_tensors(twin)
         for group, channels in removed.items():
             group.zero_(tensors, channels)
+            attach_norms_(twin, group.norms)
         expected = self._outputs(twin)
-        return self._are_close(outputs, expected)
+        # Some norms compute in float32 whatever their input.
+        tolerance = _NORM_TOLERANCE if any(group.norms for group in removed) else 0.0
+        return self._are_close(outputs, expected, max(self._tolerance, tolerance))
 
     def _remove_recording_hooks(self) -> None:
         """Remove the hooks if the model computes the same without: those of the user may compute, or only record."""
@@ -113,7 +127,7 @@ class RemovalCheck:
             without_hooks = self._outputs(bare)
         except Exception:
             return
-        if self._are_close(without_hooks, self._outputs(self.model)):
+        if self._are_close(without_hooks, self._outputs(self.model), self._tolerance):
             self.model = bare
 
     def _outputs(self, model: nn.Module) -> list[Tensor]:
@@ -131,16 +145,20 @@ class RemovalCheck:
             return False
         return True
 
-    def _are_close(self, outputs: list[Tensor], expected: list[Tensor]) -> bool:
-        return len(outputs) == len(expected) and all(map(self._is_close, outputs, expected))
-
-    def _is_close(self, output: Tensor, expected: Tensor) -> bool:
-        if output.shape != expected.shape or not output.is_floating_point() or not output.numel():
-            return torch.equal(output, expected)
-        return bool((output - expected).abs().max() <= self._tolerance * expected.abs().max())
+    def _are_close(self, outputs: list[Tensor], expected: list[Tensor], tolerance: float) -> bool:
+        same = partial(_is_close, tolerance=tolerance)
+        return len(outputs) == len(expected) and all(map(same, outputs, expected))
 
 
-def make_removal_check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RemovalCheck:
+def _is_close(output: Tensor, expected: Tensor, *, tolerance: float) -> bool:
+    if output.shape != expected.shape or not output.is_floating_point() or not output.numel():
+        return torch.equal(output, expected)
+    return bool((output - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+def make_removal_check(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, width: bool = False
+) -> RemovalCheck:
     """Return a check in float64, or in float32 for a model that does not run in float64.
 
     Raises:
@@ -149,7 +167,7 @@ def make_removal_check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     twin = copy_module(model)
     for precision in _TOLERANCES:
         try:
-            check = RemovalCheck(twin, args, kwargs, precision=precision)
+            check = RemovalCheck(twin, args, kwargs, precision=precision, width=width)
         except Exception as error:
             reason = error
         else:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.channels.groups import named_tensors
+from lightning_compress.channels.masked_norms import set_normalized_shape_
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def cut_tensors_(model: nn.Module, cuts: Mapping[str, TensorCut]) -> None:
         if id(tensor) in kept:
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, kept[id(tensor)])
+            set_normalized_shape_(model.get_submodule(owner))
 
 
 def get_attribute(model: nn.Module, path: str) -> int:
