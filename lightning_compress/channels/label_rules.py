@@ -86,9 +86,10 @@ def _norm(state: ActivationLabels, call: OperatorCall) -> None:
     dims = range(1, x.ndim)
     if "normalized_shape" in call.arguments:
         dims = range(x.ndim - len(call.arguments["normalized_shape"]), x.ndim)
-    channels = tuple(axis for axis in state.axes(x) if call.is_narrowed and varying_dims(axis) == set(dims))
-    if channels:
-        return _narrowed_norm(state, call, channels)
+    along = [axis for axis in state.axes(x) if call.is_narrowed and varying_dims(axis) == set(dims)]
+    if along:
+        # Of several, such as pixels that were merged into channels, those with the most labels are the channels.
+        return _narrowed_norm(state, call, max(along, key=lambda axis: len(compact(axis)[0].unique())))
     _mix(state, call, x, list(dims))
     for name in ("weight", "bias"):
         if call.arguments.get(name) is not None:
@@ -96,15 +97,15 @@ def _norm(state: ActivationLabels, call: OperatorCall) -> None:
     return None
 
 
-def _narrowed_norm(state: ActivationLabels, call: OperatorCall, channels: Axes) -> None:
+def _narrowed_norm(state: ActivationLabels, call: OperatorCall, axis: Tensor) -> None:
     """Connect the channels of a norm over the last dimension with its scale and shift."""
     x = call.arguments["input"]
-    last = x.ndim - 1
+    last, channels = x.ndim - 1, (axis,)
     for vector in (call.arguments.get("weight"), call.arguments.get("bias")):
         if vector is not None:
             operand = state.operand(vector).view(*[None] * last, 0)
             channels = state.broadcast([Operand(channels, x.shape), operand], FIXED_SIZE)
-    others = tuple(axis for axis in state.axes(x) if varying_dims(axis) != {last})
+    others = tuple(other for other in state.axes(x) if other is not axis)
     mixed = state.mix(others, {last}, f"its channels pass through {call.place} mixes channels")
     state.label(call.outputs[0], [*channels, *(axis for axis in mixed if not depends(axis, last))])
 
