@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.channels.masked_norms import MaskedNorm
+from lightning_compress.masked_norms import MaskedNorm
 
 
 @dataclass(frozen=True, eq=False)

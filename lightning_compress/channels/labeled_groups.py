@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from lightning_compress.channels.channel_labels import ChannelLabels, ChannelRole, LabeledDim, narrow
 from lightning_compress.channels.groups import ChannelGroup, ChannelSlice
-from lightning_compress.channels.masked_norms import MaskedNorm
 from lightning_compress.channels.operator_call import SplitDim
 from lightning_compress.channels.split_attributes import split_attributes
+from lightning_compress.masked_norms import MaskedNorm
 
 _CONNECTED = "all of its channels depend on each other"
 

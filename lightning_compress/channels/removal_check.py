@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_compress.channels.groups import ChannelGroup, named_tensors
 from lightning_compress.channels.label_tracing import plain_operators
-from lightning_compress.channels.masked_norms import attach_norms_, find_norms
 from lightning_compress.channels.model_trace import ModelTrace
 from lightning_compress.channels.remove import remove_
+from lightning_compress.masked_norms import attach_norms_, find_norms
 from lightning_compress.module_copies import copy_module, is_defined_in, remove_forward_hooks_
 
 # Relative tolerances. In float64 a wrong removal cannot pass as a rounding error; models that create float32 tensors

@@ -15,6 +15,7 @@ from lightning_compress.channels.groups import named_tensors
 from lightning_compress.channels.log_format import format_log, parse_log
 from lightning_compress.channels.replay_check import attribute_mismatch, tensor_mismatch
 from lightning_compress.channels.tensor_cut import TensorCut, cut_tensors_, set_attribute_
+from lightning_compress.masked_norms import detach_complete_
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class RemovalLog:
         cut_tensors_(model, self.cuts)
         for path, (_, after) in self.attributes.items():
             set_attribute_(model, path, after)
+        detach_complete_(model)
         self.remember(model.named_parameters())
 
     def then(self, later: RemovalLog) -> RemovalLog:

@@ -12,6 +12,7 @@ from lightning_compress.channels.groups import ChannelGroup, named_tensors
 from lightning_compress.channels.module_sizes import module_sizes
 from lightning_compress.channels.removal_log import RemovalLog
 from lightning_compress.channels.tensor_cut import TensorCut, cut_tensors_, get_attribute, set_attribute_
+from lightning_compress.masked_norms import detach_complete_
 
 
 def remove_(model: nn.Module, removed: Mapping[ChannelGroup, Tensor]) -> RemovalLog:
@@ -28,6 +29,7 @@ def remove_(model: nn.Module, removed: Mapping[ChannelGroup, Tensor]) -> Removal
     log = RemovalLog(cuts, dict(_changed_attributes(model, removed)), transposed)
     for path, (_, after) in log.attributes.items():
         set_attribute_(model, path, after)
+    detach_complete_(model)
     log.remember(model.named_parameters())
     return log
 

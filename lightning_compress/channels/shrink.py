@@ -14,10 +14,11 @@ from lightning_compress.channels.discovery import find_groups
 from lightning_compress.channels.groups import named_tensors
 from lightning_compress.channels.removal_log import RemovalLog
 from lightning_compress.channels.remove import remove_
+from lightning_compress.masked_norms import masked_norms
 from lightning_compress.module_copies import copy_module
 
 
-def shrink(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, RemovalLog]:
+def shrink(model: nn.Module, example_inputs: Any, *, width: bool = False) -> tuple[nn.Module, RemovalLog]:
     """Remove zero channels from a model and return a smaller one that computes the same function.
 
     A channel is zero if it is zero in every tensor that produces it: weights, biases, and scales and shifts of batch
@@ -25,9 +26,15 @@ def shrink(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, RemovalLog
     DepGraph (Fang et al. 2023, arXiv:2301.12900) and verified by trial removals on copies of the model. Channels that
     cannot be removed without a change in the output are kept, and a warning names the layers in which they are zero.
 
+    ``Pruning(pattern=Channels(width=True))`` also masks channels that LayerNorms and RMSNorms normalize over. In the
+    fitted model, and in one that the callback prepared for evaluation, these norms skip masked channels; they become
+    plain, narrower norms. With ``width=True``, zero channels of the norms of any model are taken for such.
+
     Args:
         model: The model, which is left unchanged.
         example_inputs: Inputs of its forward: a tensor, a tuple of arguments, or a dict of keyword arguments.
+        width: Remove zero channels of LayerNorms and RMSNorms from a model whose norms do not skip them, such as a
+            plain model with the weights of a checkpoint.
 
     Returns:
         The smaller model, and the log that repeats the removal on a fresh model before weights are loaded. Of a group
@@ -54,7 +61,7 @@ def shrink(model: nn.Module, example_inputs: Any) -> tuple[nn.Module, RemovalLog
             f"shrink: {quantizer!r} belongs to a quantizer: shrink first, then calibrate or train with quantization."
         )
     args, kwargs = as_arguments(example_inputs)
-    groups, reasons = find_groups(model, args, kwargs)
+    groups, reasons = find_groups(model, args, kwargs, width=width or bool(masked_norms(model)))
     tensors = named_tensors(model)
     _warn_of_remaining_zeros(tensors, reasons)
     small = copy_module(model)

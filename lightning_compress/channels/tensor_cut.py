@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.channels.groups import named_tensors
-from lightning_compress.channels.masked_norms import set_normalized_shape_
+from lightning_compress.masked_norms import set_normalized_shape_
 
 
 @dataclass(frozen=True)

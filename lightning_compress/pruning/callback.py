@@ -12,10 +12,12 @@ from typing_extensions import final
 
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
+from lightning_compress.masked_norms import attach_norms_
 from lightning_compress.pruning.channel_pruner import ChannelPruner
 from lightning_compress.pruning.distributions import Distribution, Uniform
 from lightning_compress.pruning.growth import Growth
 from lightning_compress.pruning.model_channel_groups import ModelChannelGroups
+from lightning_compress.pruning.narrowed_norms import attach_for_evaluation_
 from lightning_compress.pruning.patterns import NM, Channels, Pattern, Unstructured, WeightPattern
 from lightning_compress.pruning.probe_scores import ProbeScore, probe_score
 from lightning_compress.pruning.pruner import Pruner, WeightPruner
@@ -30,7 +32,7 @@ from lightning_compress.targets import Target, Targets, matches, shorten
 from lightning_compress.trainer.constraint_callback import ConstraintCallback
 from lightning_compress.trainer.probe import TrainingProbe
 from lightning_compress.trainer.progress import check_time_fits, progress
-from lightning_compress.trainer.queries import check_strategy, loss_scale
+from lightning_compress.trainer.queries import averaged_models, callbacks_of, check_strategy, is_a, loss_scale
 
 
 @final
@@ -131,6 +133,8 @@ class Pruning(ConstraintCallback[MaskConstraint]):
             )
             self._channel_groups.check(ranking_groups)
         super().setup(trainer, pl_module, stage)
+        if isinstance(self.pattern, Channels) and self.pattern.width:
+            self._prepare_norms(trainer, pl_module)
         if stage != "fit":
             return
         if self.rewind is not None:
@@ -141,6 +145,18 @@ class Pruning(ConstraintCallback[MaskConstraint]):
                 f"{option} runs training_step by itself, which manual optimization does not allow: "
                 "score with Magnitude, Taylor or Movement, and set recalibrate to None."
             )
+
+    def _prepare_norms(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let norms skip masked channels, in evaluation those of the weights that are loaded later."""
+        if any(is_a(callback, "QuantizationAwareTraining") for callback in callbacks_of(trainer)):
+            raise ValueError(
+                "Channels(width=True) does not support QuantizationAwareTraining in the same run: remove the channels "
+                "with shrink, then train the smaller model with quantization."
+            )
+        if self._channel_groups is not None:
+            attach_norms_(pl_module, self._channel_groups.norms)
+        elif self.targets.module in dict(pl_module.named_modules()):
+            attach_for_evaluation_(pl_module.get_submodule(self.targets.module))
 
     def layers(self, model: nn.Module) -> list[Layer]:
         """Return the selected weights, or all tensors that produce the channels of the selected groups."""
@@ -206,6 +222,9 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         assert self.constraint is not None
         state = state or {}
         self._pruner = self._make_pruner(trainer.lightning_module, self.constraint)
+        if self._channel_groups is not None:  # averages may be older than the hooks of the model
+            for average in averaged_models(trainer):
+                attach_norms_(average, self._channel_groups.norms)
         if self._pruner.accumulator is not None:
             self._pruner.accumulator.load_state_dict(self.constraint.layers, state.get("accumulated_scores", {}))
         self._snapshot = Snapshot.from_state(state["snapshot"]) if state.get("snapshot") else None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
@@ -21,7 +22,9 @@ from lightning_compress.channels.costs import (
 from lightning_compress.channels.discovery import find_groups
 from lightning_compress.channels.groups import ChannelGroup
 from lightning_compress.constraints.layer import Layer
+from lightning_compress.masked_norms import MaskedNorm
 from lightning_compress.pruning.channel_pruner import ChannelRankingGroup, minimum_cost
+from lightning_compress.pruning.narrowed_norms import check_scales, goes_along, has_width, norms_of
 from lightning_compress.pruning.patterns import Channels
 from lightning_compress.pruning.ranked_channel_group import RankedChannelGroup, attach_weights
 from lightning_compress.pruning.ranking_groups import group_by_sparsity
@@ -68,17 +71,28 @@ class ModelChannelGroups:
         with isolate_rng():
             name, self._args, self._kwargs = _traceable_call(probe, has_inputs, targets.module, selected)
             self._traced: nn.Module = probe.model.get_submodule(name)
-            groups, reasons = find_groups(self._traced, self._args, self._kwargs)
+            groups, reasons = find_groups(self._traced, self._args, self._kwargs, width=pattern.width)
         self._prefix = f"{name}." if name else ""
         self._shapes = _shapes(pl_module)
         parameters = dict(pl_module.named_parameters(remove_duplicate=False))
-        self.groups = [group for group in groups if self._is_prunable(group, parameters, selected)]
+        along = {name for name in parameters if pattern.width and goes_along(name, pl_module, targets)}
+        self.groups = [group for group in groups if self._is_prunable(group, parameters, selected, along)]
         if not self.groups:
             examples = "; ".join(f"{layer!r}: {reason}" for layer, reason in list(reasons.items())[:3])
             raise ValueError(
                 f"Channels: no channels of {shorten(sorted(selected))} can be removed"
                 + (f" ({examples})." if examples else ": all layers of their channel groups must be targets, too.")
             )
+
+        check_scales(self._traced, self.groups)
+        if pattern.width and not has_width(self.groups):
+            reason = next(iter(reasons.values()), "they must be trained, and all of their layers be targets")
+            rank_zero_warn(f"Channels(width=True): there are no channels of norms that can be removed ({reason}).")
+
+    @property
+    def norms(self) -> dict[str, MaskedNorm]:
+        """LayerNorms and RMSNorms over channels of the groups, by module name."""
+        return norms_of(self.groups, self._prefix)
 
     def layers(self, model: nn.Module) -> list[Layer]:
         """Return all tensors that produce channels of the groups.
@@ -146,11 +160,15 @@ class ModelChannelGroups:
         return costs[self.pattern.of]()
 
     def _is_prunable(
-        self, group: ChannelGroup, parameters: Mapping[str, nn.Parameter], selected: Sequence[str]
+        self,
+        group: ChannelGroup,
+        parameters: Mapping[str, nn.Parameter],
+        selected: Sequence[str],
+        along: Collection[str],
     ) -> bool:
         """Return True if all layers that produce the channels are selected, and no tensor to be masked is frozen."""
         names = {self._prefix + item.tensor for item in group.output_slices}
-        weights = {name for name in names if parameters[name].ndim > 1}
+        weights = {name for name in names if parameters[name].ndim > 1 and not (group.norms and name in along)}
         return weights <= set(selected) and all(parameters[name].requires_grad for name in names)
 
 

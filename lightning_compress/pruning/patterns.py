@@ -184,6 +184,12 @@ class Channels(Pattern):
     are found by DepGraph (Fang et al. 2023, arXiv:2301.12900) and verified on copies of the model with the example
     inputs.
 
+    With ``width=True``, residual streams that LayerNorms or RMSNorms normalize over lose channels as well, and with
+    them embeddings, class tokens and embeddings of positions. During the fit the norms skip masked channels, by hooks
+    that stay on the model; :func:`lightning_compress.shrink` leaves plain, narrower norms. Checkpoints of the fit need
+    this callback in ``validate``, ``test`` and ``predict``, or ``shrink(model, inputs, width=True)`` after they are
+    loaded into a plain model.
+
     Channels are ranked by their score divided by the square root of the cost that they save.
 
     Args:
@@ -192,17 +198,19 @@ class Channels(Pattern):
             ``"parameters"``, the ``"macs"`` (multiply-accumulates of convolutions and linear layers) or the
             ``"latency"``, measured on the CPU with the example inputs or two samples. Runs with a measured latency are
             not exactly reproducible.
+        width: Also prune the channels that LayerNorms and RMSNorms normalize over (the embedding width).
 
     Raises:
         ValueError: If ``round_to`` is below one, or ``of`` is not one of the costs.
 
     >>> import lightning_compress as lc
     >>> lc.Pruning(0.5, pattern=lc.Channels(of="macs", round_to=8)).pattern
-    Channels(round_to=8, of='macs')
+    Channels(round_to=8, of='macs', width=False)
     """
 
     round_to: int = 1
     of: Literal["channels", "parameters", "macs", "latency"] = "channels"
+    width: bool = False
 
     def __post_init__(self) -> None:
         if self.round_to < 1:

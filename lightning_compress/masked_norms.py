@@ -121,6 +121,27 @@ def masked_norms(model: nn.Module) -> dict[str, MaskedNorm]:
     }
 
 
+def detach_complete_(model: nn.Module) -> None:
+    """Remove the hooks of norms without masked channels, which compute the same without them."""
+    for name in masked_norms(model):
+        if kept_channels(model.get_submodule(name)).all():
+            detach_(model.get_submodule(name))
+
+
+def check_no_masked_norms(model: nn.Module, caller: str) -> None:
+    """Check that the weights of a model are all that it computes with.
+
+    Raises:
+        ValueError: If norms skip masked channels.
+    """
+    names = list(masked_norms(model))
+    if names:
+        raise ValueError(
+            f"{caller}: {len(names)} norms, such as {names[0]!r}, skip masked channels, which a plain model does not: "
+            "remove the channels first, with shrink."
+        )
+
+
 def attach_norms_(model: nn.Module, norms: Mapping[str, MaskedNorm]) -> None:
     """Add the hooks to norms of a model.
 
