@@ -48,15 +48,15 @@ class MaskedNorm:
             module: The norm.
             x: Its input, zero in masked channels.
         """
-        weight, kept = module.get_parameter("weight"), kept_channels(module)
-        x = x.to(torch.promote_types(x.dtype, weight.dtype))  # without another rounding under autocast
+        kept, dtype = kept_channels(module), x.dtype
+        x = x.to(torch.promote_types(dtype, torch.float32))  # a single rounding where x has half precision
         number = kept.sum().clamp(min=1).to(x.dtype)
         if self.is_centered:
             mean = x.sum(self.dim, keepdim=True) / number
             shape = [1] * x.ndim
             shape[self.dim] = -1
             x = torch.where(kept.view(shape), x, mean)
-        return x * (len(kept) / number).sqrt()
+        return (x * (len(kept) / number).sqrt()).to(dtype)
 
     def scale_output(self, module: nn.Module, output: Tensor) -> Tensor:
         """Return the output without the factor of the input, for the same module."""

@@ -21,6 +21,8 @@ from lightning_compress.channels.channel_labels import (
 # Labels of one tensor: each has the tensor's shape, expanded along dimensions that its channels do not depend on.
 Axes = tuple[Tensor, ...]
 
+FIXED_SIZE = "its channels are combined with a tensor of a fixed number of entries"
+
 
 @dataclass(frozen=True, eq=False)
 class Operand:
