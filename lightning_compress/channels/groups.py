@@ -54,6 +54,8 @@ class ChannelGroup:
             ``"blocks.0.attn.num_heads"``, and the amount by which each removed channel reduces them.
         norms: LayerNorms and RMSNorms over the channels, by module name; their scales and shifts are among the output
             slices. With masked channels, the model computes the same as without them while the norms have hooks.
+        blocks: Names of the residual blocks that the channels are, if they are blocks: all tensors of a block belong to
+            its channel, and the block is replaced by the identity.
     """
 
     name: str
@@ -63,6 +65,7 @@ class ChannelGroup:
     input_slices: tuple[ChannelSlice, ...]
     attributes_per_channel: Mapping[str, int] = field(default_factory=dict)
     norms: Mapping[str, MaskedNorm] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
 
     @property
     def slices(self) -> tuple[ChannelSlice, ...]:

@@ -89,14 +89,19 @@ class RemovalCheck:
         return first + self.removable(groups[half:], [*beside, *first])
 
     def _is_equivalent(self, groups: Sequence[ChannelGroup]) -> bool:
-        """Return True if the model computes the same output after removing channels as after zeroing them."""
         half, one = (
             {group: choose(group.num_channels, seed) for seed, group in enumerate(groups)}
             for choose in (_about_half, _one)
         )
-        return self._is_equivalent_without(half, trains=self.trace.trains) and self._is_equivalent_without(one)
+        return self.computes_same(half, trains=self.trace.trains) and self.computes_same(one)
 
-    def _is_equivalent_without(self, removed: dict[ChannelGroup, Tensor], *, trains: bool = False) -> bool:
+    def computes_same(self, removed: dict[ChannelGroup, Tensor], *, trains: bool = False) -> bool:
+        """Return True if the model computes the same output after removing channels as after zeroing them.
+
+        Args:
+            removed: Channels of each group, bool of shape ``(num_channels,)``.
+            trains: Also run the smaller model in training mode.
+        """
         self._num_trials += 1
         small = copy_module(self.model)
         try:

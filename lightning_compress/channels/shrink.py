@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.arguments import as_arguments
+from lightning_compress.channels.block_discovery import block_group, find_blocks, zero_blocks
 from lightning_compress.channels.discovery import find_groups
 from lightning_compress.channels.groups import named_tensors
 from lightning_compress.channels.removal_log import RemovalLog
@@ -25,6 +26,7 @@ def shrink(model: nn.Module, example_inputs: Any, *, width: bool = False) -> tup
     norms, of all layers in its channel group. ``Pruning(pattern=Channels())`` leaves such channels. Groups are found by
     DepGraph (Fang et al. 2023, arXiv:2301.12900) and verified by trial removals on copies of the model. Channels that
     cannot be removed without a change in the output are kept, and a warning names the layers in which they are zero.
+    Residual blocks with no weight other than zero, which ``Pruning(pattern=Depth())`` leaves, become ``nn.Identity``.
 
     ``Pruning(pattern=Channels(width=True))`` also masks channels that LayerNorms and RMSNorms normalize over. In the
     fitted model, and in one that the callback prepared for evaluation, these norms skip masked channels; they become
@@ -61,14 +63,25 @@ def shrink(model: nn.Module, example_inputs: Any, *, width: bool = False) -> tup
             f"shrink: {quantizer!r} belongs to a quantizer: shrink first, then calibrate or train with quantization."
         )
     args, kwargs = as_arguments(example_inputs)
-    groups, reasons = find_groups(model, args, kwargs, width=width or bool(masked_norms(model)))
-    tensors = named_tensors(model)
-    _warn_of_remaining_zeros(tensors, reasons)
     small = copy_module(model)
-    log = remove_(small, {group: _keep_one(group.dead(tensors)) for group in groups})
+    log = _remove_blocks_(small, args, kwargs)
+    groups, reasons = find_groups(small, args, kwargs, width=width or bool(masked_norms(model)))
+    tensors = named_tensors(small)
+    _warn_of_remaining_zeros(tensors, reasons)
+    log = log.then(remove_(small, {group: _keep_one(group.dead(tensors)) for group in groups}))
     # Parameters of the original are recorded too: carry_optimizer_state looks up both.
     log.remember(model.named_parameters())
     return small, log
+
+
+def _remove_blocks_(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RemovalLog:
+    """Replace residual blocks without nonzero weights by the identity; they are searched for if there may be some."""
+    outermost = list(zero_blocks(model))
+    if not outermost:
+        return RemovalLog()
+    inside = tuple(f"{name}." for name in outermost)
+    dead = [name for name in find_blocks(model, args, kwargs)[0] if f"{name}.".startswith(inside)]
+    return remove_(model, {block_group(model, dead): torch.ones(len(dead), dtype=torch.bool)}) if dead else RemovalLog()
 
 
 def _keep_one(dead: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -70,3 +70,9 @@ def set_attribute_(model: nn.Module, path: str, value: int) -> None:
     """Set an attribute of a submodule by its dotted path, such as ``"conv1.out_channels"``."""
     owner, _, attribute = path.rpartition(".")
     setattr(model.get_submodule(owner), attribute, value)
+
+
+def replace_blocks_(model: nn.Module, names: Iterable[str]) -> None:
+    """Replace submodules by ``nn.Identity``, in the mode of those that they replace."""
+    for name in names:
+        model.set_submodule(name, nn.Identity().train(model.get_submodule(name).training))

@@ -18,7 +18,7 @@ from lightning_compress.pruning.distributions import Distribution, Uniform
 from lightning_compress.pruning.growth import Growth
 from lightning_compress.pruning.model_channel_groups import ModelChannelGroups
 from lightning_compress.pruning.narrowed_norms import attach_for_evaluation_
-from lightning_compress.pruning.patterns import NM, Channels, Pattern, Unstructured, WeightPattern
+from lightning_compress.pruning.patterns import NM, Pattern, Unstructured, WeightPattern
 from lightning_compress.pruning.probe_scores import ProbeScore, probe_score
 from lightning_compress.pruning.pruner import Pruner, WeightPruner
 from lightning_compress.pruning.ranking_groups import make_ranking_groups
@@ -26,6 +26,7 @@ from lightning_compress.pruning.recalibration import check_loader, recalibrate_n
 from lightning_compress.pruning.rewind import Rewind
 from lightning_compress.pruning.scores import Magnitude, Score
 from lightning_compress.pruning.snapshot import Snapshot
+from lightning_compress.pruning.structured_patterns import StructuredPattern
 from lightning_compress.schedules import Progress, Schedule
 from lightning_compress.serialization import plain_mapping
 from lightning_compress.targets import Target, Targets, matches, shorten
@@ -99,9 +100,9 @@ class Pruning(ConstraintCallback[MaskConstraint]):
             raise ValueError("NM fixes the sparsity of every layer: leave distribution and growth out.")
         if scope not in ("global", "layer"):
             raise ValueError(f"scope={scope!r} is unknown: write 'global' or 'layer'.")
-        if isinstance(pattern, Channels):
+        if isinstance(pattern, StructuredPattern):
             is_global = scope == "global" and not isinstance(sparsity, Mapping)
-            _check_channels(pattern, is_global=is_global, is_plain=distribution is None and growth is None)
+            _check_structured(pattern, is_global=is_global, is_plain=distribution is None and growth is None)
         if growth is not None and rewind is not None:
             raise ValueError("growth and rewind exclude each other: weights that grow have no earlier value.")
         if recalibrate is not None and recalibrate < 1:
@@ -123,7 +124,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check options, strategy and targets before the fit; find the channel groups of the model."""
-        if stage == "fit" and isinstance(self.pattern, Channels):
+        if stage == "fit" and isinstance(self.pattern, StructuredPattern):
             check_strategy(trainer, "Pruning")
             self._channel_groups = ModelChannelGroups(
                 trainer, pl_module, self.pattern, self.targets, self.example_inputs
@@ -133,7 +134,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
             )
             self._channel_groups.check(ranking_groups)
         super().setup(trainer, pl_module, stage)
-        if isinstance(self.pattern, Channels) and self.pattern.width:
+        if isinstance(self.pattern, StructuredPattern) and self.pattern.width:
             self._prepare_norms(trainer, pl_module)
         if stage != "fit":
             return
@@ -163,8 +164,8 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         return super().layers(model) if self._channel_groups is None else self._channel_groups.layers(model)
 
     def select(self, model: nn.Module) -> list[Target]:
-        """Return the targets of a model; channels are those of layers that :class:`Channels` can trace."""
-        return self.targets.select(model) if isinstance(self.pattern, Channels) else super().select(model)
+        """Return the targets of a model; structured patterns trace those of selected layers."""
+        return self.targets.select(model) if isinstance(self.pattern, StructuredPattern) else super().select(model)
 
     def leaves_out(self, layer: str, module: nn.Module) -> bool:
         """Return True if the user has left out a layer, by targets or by the globs of the sparsity."""
@@ -175,7 +176,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
     def advice_on_rest(self) -> str:
         """Advice for weights that are not covered."""
         of_channels = "their channels are outputs of the model, or cannot be removed without a change of its function."
-        return of_channels if isinstance(self.pattern, Channels) else super().advice_on_rest
+        return of_channels if isinstance(self.pattern, StructuredPattern) else super().advice_on_rest
 
     def check(self, layers: Sequence[Layer]) -> None:
         """Check the layers against the pattern, the sparsity and the other options.
@@ -193,7 +194,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
             "recalibrate": self.recalibrate is not None,
             type(self.rewind).__name__: self.rewind is not None,
             type(self.score).__name__: self._probe_score is not None,
-            type(self.pattern).__name__: isinstance(self.pattern, Channels),
+            type(self.pattern).__name__: isinstance(self.pattern, StructuredPattern),
         }
         option = next((name for name, is_used in unsharded_only.items() if is_used), None)
         if option is not None and any(layer.group is not None for layer in layers):
@@ -201,7 +202,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
 
     def frozen(self, model: nn.Module) -> list[Target]:
         """Return the frozen weights that become targets once they are trained; channels are found before the fit."""
-        return [] if isinstance(self.pattern, Channels) else super().frozen(model)
+        return [] if isinstance(self.pattern, StructuredPattern) else super().frozen(model)
 
     def take_in(self, trainer: Trainer, pl_module: LightningModule, names: Sequence[str]) -> None:
         """Continue with more layers, which are trained from now on.
@@ -291,7 +292,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
 
     @property
     def _probe_score(self) -> ProbeScore | None:
-        return probe_score(self.score, channels=isinstance(self.pattern, Channels))
+        return probe_score(self.score, channels=isinstance(self.pattern, StructuredPattern))
 
     @property
     def times(self) -> dict[str, int | float | str]:
@@ -356,7 +357,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         if isinstance(pattern, WeightPattern):
             groups = make_ranking_groups(layers, self.sparsity, self.distribution, unit_size=pattern.unit_size)
             return WeightPruner(constraint, groups, score, pattern=pattern, growth=self.growth)
-        assert isinstance(pattern, Channels)
+        assert isinstance(pattern, StructuredPattern)
         assert self._channel_groups is not None
         channels = self._channel_groups.ranking_groups(model, self.sparsity, per_group=self.scope == "layer")
         return ChannelPruner(constraint, channels, score, round_to=pattern.round_to)
@@ -374,12 +375,15 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         )
 
 
-def _check_channels(pattern: Channels, *, is_global: bool, is_plain: bool) -> None:
+def _check_structured(pattern: StructuredPattern, *, is_global: bool, is_plain: bool) -> None:
+    name = type(pattern).__name__
     if not is_plain:
-        raise ValueError("Channels are ranked all together, or by scope='layer': leave distribution and growth out.")
-    if pattern.of != "channels" and not is_global:
+        raise ValueError(f"{name} are ranked all together, or by scope='layer': leave distribution and growth out.")
+    if pattern.unit == "blocks" and not is_global:
+        raise ValueError(f"{name} ranks all blocks together: give one sparsity and scope='global'.")
+    if pattern.of != pattern.unit and not is_global:
         raise ValueError(
-            f"Channels(of={pattern.of!r}) is a cost of the full network: give one sparsity and scope='global'."
+            f"{name}(of={pattern.of!r}) is a cost of the full network: give one sparsity and scope='global'."
         )
 
 

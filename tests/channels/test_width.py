@@ -106,8 +106,8 @@ def test_nothing_is_left_whole(name: str) -> None:
 
 @every_model
 def test_masked_is_removed(name: str) -> None:
-    model, groups = half_masked(name)
-    small, log = lc.shrink(model, inputs_of(name))
+    model, _ = half_masked(name)
+    small, _ = lc.shrink(model, inputs_of(name))
     expected = output_of(model, inputs_of(name, 5))
     assert_close(output_of(small, inputs_of(name, 5)), expected)
     assert count_macs(small, inputs_of(name)).total < 0.5 * count_macs(model, inputs_of(name)).total
@@ -136,7 +136,7 @@ def test_a_fresh_model_takes_the_smaller_weights(name: str) -> None:
 @every_model
 def test_both_train_alike(name: str) -> None:
     """Two steps of the masked model, projected as the callback does, and of the smaller one."""
-    model, groups = half_masked(name)
+    model, _ = half_masked(name)
     zeros = {parameter: parameter == 0 for parameter in model.parameters()}
     small, _ = lc.shrink(model, inputs_of(name))
     masked = model

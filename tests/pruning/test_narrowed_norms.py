@@ -201,7 +201,7 @@ def test_quantization_in_the_same_run_or_before_the_removal() -> None:
     with pytest.raises(ValueError, match="does not support QuantizationAwareTraining in the same run: remove"):
         fit(model, pruning(), lc.QuantizationAwareTraining())
     fit(model, pruning())
-    with pytest.raises(ValueError, match="QuantizationAwareTraining: 5 norms, such as 'net.blocks.0.norm1', skip"):
+    with pytest.raises(ValueError, match=r"QuantizationAwareTraining: 5 norms, such as 'net\.blocks\.0\.norm1', skip"):
         fit(model, lc.QuantizationAwareTraining())
 
 
