@@ -60,7 +60,7 @@ def block_group(model: nn.Module, names: Sequence[str]) -> ChannelGroup:
     return ChannelGroup(names[0], len(names), tuple(slices), (), (), blocks=tuple(names))
 
 
-def zero_blocks(model: nn.Module) -> Iterator[str]:
+def zero_modules(model: nn.Module) -> Iterator[str]:
     """Yield the outermost modules with layers of which all parameters are zero."""
     found = ""
     for name, module in model.named_modules():

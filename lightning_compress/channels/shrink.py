@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.arguments import as_arguments
-from lightning_compress.channels.block_discovery import block_group, find_blocks, zero_blocks
+from lightning_compress.channels.block_discovery import block_group, find_blocks, zero_modules
 from lightning_compress.channels.discovery import find_groups
 from lightning_compress.channels.groups import named_tensors
 from lightning_compress.channels.removal_log import RemovalLog
@@ -76,7 +76,7 @@ def shrink(model: nn.Module, example_inputs: Any, *, width: bool = False) -> tup
 
 def _remove_blocks_(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> RemovalLog:
     """Replace residual blocks without nonzero weights by the identity; they are searched for if there may be some."""
-    outermost = list(zero_blocks(model))
+    outermost = list(zero_modules(model))
     if not outermost:
         return RemovalLog()
     inside = tuple(f"{name}." for name in outermost)

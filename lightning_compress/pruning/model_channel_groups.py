@@ -153,7 +153,7 @@ class ModelChannelGroups:
         for ranking_group in ranking_groups:
             groups = [ranked.group for ranked in ranking_group.channel_groups]
             fewest = minimum_cost(groups, ranking_group.cost, self.pattern.round_to)
-            if fewest > ranking_group.dense_cost * (1 - ranking_group.sparsity):
+            if fewest > ranking_group.dense_cost * (1 - ranking_group.sparsity) * (1 + 1e-9):
                 names = shorten([ranked.name for ranked in ranking_group.channel_groups])
                 raise ValueError(
                     f"A sparsity of {ranking_group.sparsity:g} is not possible for {names}: at most "
