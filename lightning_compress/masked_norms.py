@@ -166,7 +166,7 @@ def set_normalized_shape_(module: nn.Module) -> None:
     """Let the ``normalized_shape`` of a norm over the last dimension follow the shape of its scale."""
     weight, shape = module._parameters.get("weight"), getattr(module, "normalized_shape", None)
     if isinstance(shape, tuple) and len(shape) == 1 and weight is not None and weight.ndim == 1:
-        module.normalized_shape = tuple(weight.shape)
+        vars(module)["normalized_shape"] = tuple(weight.shape)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_compress.channels.activation_labels import FIXED_SIZE, ActivationLabels, Operand
+from lightning_compress.channels.activation_labels import FIXED_SIZE, ActivationLabels, Axes, Operand
 from lightning_compress.channels.channel_labels import ChannelRole, compact, depends, narrow, varying_dims
 from lightning_compress.channels.operator_call import OperatorCall
 
@@ -44,7 +44,8 @@ def norm(state: ActivationLabels, call: OperatorCall) -> None:
 def _narrowed_norm(state: ActivationLabels, call: OperatorCall, axis: Tensor) -> None:
     """Connect the channels of a norm over the last dimension with its scale and shift."""
     x = call.arguments["input"]
-    last, channels = x.ndim - 1, (axis,)
+    last = x.ndim - 1
+    channels: Axes = (axis,)
     for vector in (call.arguments.get("weight"), call.arguments.get("bias")):
         if vector is not None:
             operand = state.operand(vector).view(*[None] * last, 0)
