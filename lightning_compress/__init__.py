@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from lightning_compress.pruning.growth import RigL as RigL
     from lightning_compress.pruning.patterns import NM as NM
     from lightning_compress.pruning.patterns import Block as Block
-    from lightning_compress.pruning.patterns import Channels as Channels
     from lightning_compress.pruning.patterns import Unstructured as Unstructured
     from lightning_compress.pruning.probe_scores import SNIP as SNIP
     from lightning_compress.pruning.probe_scores import GraSP as GraSP
@@ -67,6 +66,8 @@ if TYPE_CHECKING:
     from lightning_compress.pruning.scores import Movement as Movement
     from lightning_compress.pruning.scores import Random as Random
     from lightning_compress.pruning.scores import Taylor as Taylor
+    from lightning_compress.pruning.structured_patterns import Channels as Channels
+    from lightning_compress.pruning.structured_patterns import Depth as Depth
     from lightning_compress.quantization.calibrate import calibrate as calibrate
     from lightning_compress.quantization.callback import QuantizationAwareTraining as QuantizationAwareTraining
     from lightning_compress.quantization.finalize import finalize as finalize
@@ -93,12 +94,13 @@ _HOME = {
     "Block": "pruning.patterns",
     "CRD": "distillation.features",
     "Catalogue": "models.catalogue.table",
-    "Channels": "pruning.patterns",
+    "Channels": "pruning.structured_patterns",
     "ClassificationModule": "models.classification",
     "CompressionCLI": "cli.compression",
     "CompressionMonitor": "reporting.monitor",
     "DIST": "distillation.logits",
     "DKD": "distillation.logits",
+    "Depth": "pruning.structured_patterns",
     "DistillationModule": "distillation.module",
     "ERK": "pruning.distributions",
     "FPGM": "pruning.scores",

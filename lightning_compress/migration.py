@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from lightning_compress.arguments import reason
 from lightning_compress.layer_kinds import TRANSPOSED_CONVOLUTIONS
 from lightning_compress.pruning.callback import Pruning
-from lightning_compress.pruning.patterns import Channels, Pattern, Unstructured
+from lightning_compress.pruning.patterns import Pattern, Unstructured
 from lightning_compress.pruning.rewind import RewindWeights
 from lightning_compress.pruning.scores import Magnitude, Random, Score
+from lightning_compress.pruning.structured_patterns import Channels
 from lightning_compress.schedules import Schedule
 from lightning_compress.targets import Target, Targets, shorten
 from lightning_compress.trainer.queries import is_a

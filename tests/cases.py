@@ -285,6 +285,12 @@ CASES = [
     Case("prune_and_qat", lambda: [lc.Pruning(0.9, schedule=RAMP), *qat()], zeros=346, refused=QAT_REFUSES),
 ]
 
+# Whole residual blocks, which Net does not have: ``tests/pruning/test_depth.py`` runs the contracts on a deeper one.
+BLOCK_CASES = [
+    Case("depth", lambda: [lc.Pruning(0.4, pattern=lc.Depth(), schedule=RAMP)]),
+    Case("depth_macs", lambda: [lc.Pruning(0.4, pattern=lc.Depth(of="macs"), score=lc.Taylor(), schedule=RAMP)]),
+]
+
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_mask = pytest.mark.parametrize("case", [case for case in CASES if case.zeros], ids=lambda case: case.name)
 every_clustering = pytest.mark.parametrize("case", [case for case in CASES if case.values], ids=lambda case: case.name)

@@ -21,6 +21,8 @@ from lightning_compress.channels.channel_labels import (
 # Labels of one tensor: each has the tensor's shape, expanded along dimensions that its channels do not depend on.
 Axes = tuple[Tensor, ...]
 
+FIXED_SIZE = "its channels are combined with a tensor of a fixed number of entries"
+
 
 @dataclass(frozen=True, eq=False)
 class Operand:
@@ -166,6 +168,10 @@ class ActivationLabels:
                 self.labels.fix(axis, "its channels are combined with a buffer")
                 axis = self._mix(other, varying_dims(axis), "")
                 continue
+            # Windows and heads that are merged into one dimension stay independent.
+            if self.labels.are_buffers(axis) != self.labels.are_buffers(other) and _is_grid(axis, other):
+                separate.append(other)
+                continue
             self.labels.unite(axis, other)
             # Both are connected, and so are the labels along a dimension in which only one of them varies.
             axis = narrow(other, varying_dims(other) - varying_dims(axis)).expand(other.shape)
@@ -179,6 +185,13 @@ def _rigid_dims(operand: Operand, axis: Tensor) -> set[int]:
     if operand.adapts or dims & labeled:
         return set()
     return {dim for dim in dims if dim >= offset and operand.shape[dim - offset] > 1}
+
+
+def _is_grid(axis: Tensor, other: Tensor) -> bool:
+    """Return True if each of several labels meets each label of another axis."""
+    first, second = (part.flatten() for part in torch.broadcast_tensors(*compact(axis, other)))
+    sizes = len(first.unique()), len(second.unique())
+    return min(sizes) > 1 and torch.stack([first, second]).unique(dim=1).shape[1] == sizes[0] * sizes[1]
 
 
 def index_labels(axis: Tensor, dim: int) -> Tensor:

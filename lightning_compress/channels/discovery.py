@@ -20,7 +20,7 @@ _UNDECIDED = "too many trial removals would be needed to verify its channels"
 
 
 def find_groups(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, width: bool = False
 ) -> tuple[list[ChannelGroup], dict[str, str]]:
     """Find the channel groups of a model, and the layers that cannot lose channels.
 
@@ -33,6 +33,8 @@ def find_groups(
         model: The model, which is only copied.
         args: Positional arguments of its forward.
         kwargs: Keyword arguments of its forward.
+        width: Also find the channels that LayerNorms and RMSNorms normalize over, such as the embedding of a
+            transformer.
 
     Returns:
         The groups in the order of the model's modules, and by layer name the reason why a layer keeps all of its
@@ -41,11 +43,11 @@ def find_groups(
     Raises:
         ValueError: If the model cannot be copied or run, or returns no tensors.
     """
-    check = make_removal_check(model, args, dict(kwargs))
+    check = make_removal_check(model, args, dict(kwargs), width=width)
     layers = dict(_layers(check.model))
     if not check.trace.is_complete:
         return [], dict.fromkeys(layers, _TOO_LARGE)
-    labeled = LabeledGroups(check.model, check.trace.labels, check.trace.splits)
+    labeled = LabeledGroups(check.model, check.trace.labels, check.trace.splits, check.norms)
     candidates = [group for group in labeled.groups() if not _computed_weight(group)]
     removable = _removable(check, [group for group in candidates if group.num_channels > 1])
     made = {part.tensor for group in removable for part in group.output_slices}
@@ -69,6 +71,12 @@ def _removable(check: RemovalCheck, groups: Sequence[ChannelGroup]) -> list[Chan
 
 def _forms(group: ChannelGroup) -> Iterator[ChannelGroup]:
     """Yield the group as found, and in other forms that may be the right one."""
+    # With parameters that shift activations among those to be zeroed: embeddings of positions, where there are norms.
+    shifts = tuple(part for part in group.carried_slices if part.is_parameter)
+    others = tuple(part for part in group.carried_slices if not part.is_parameter)
+    shifted = replace(group, output_slices=group.output_slices + shifts, carried_slices=others)
+    if shifts and group.norms:
+        group, shifted = shifted, group
     yield group
     # Another attribute may have the same value by chance, such as the width of a head.
     names = sorted({path.rpartition(".")[2] for path in group.attributes_per_channel})
@@ -76,11 +84,8 @@ def _forms(group: ChannelGroup) -> Iterator[ChannelGroup]:
     for some in dict.fromkeys([*kept, ()] if names else []):
         amounts = {p: n for p, n in group.attributes_per_channel.items() if p.rpartition(".")[2] in some}
         yield replace(group, attributes_per_channel=amounts)
-    # With parameters that shift activations among those to be zeroed.
-    shifts = tuple(part for part in group.carried_slices if part.is_parameter)
-    others = tuple(part for part in group.carried_slices if not part.is_parameter)
     if shifts:
-        yield replace(group, output_slices=group.output_slices + shifts, carried_slices=others)
+        yield shifted
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, tuple[str, int]]]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.masked_norms import MaskedNorm
+
 
 @dataclass(frozen=True, eq=False)
 class ChannelSlice:
@@ -50,6 +52,10 @@ class ChannelGroup:
         input_slices: Weights that consume the channels, along their input dimension.
         attributes_per_channel: Integer attributes that do not follow from any tensor shape, such as
             ``"blocks.0.attn.num_heads"``, and the amount by which each removed channel reduces them.
+        norms: LayerNorms and RMSNorms over the channels, by module name; their scales and shifts are among the output
+            slices. With masked channels, the model computes the same as without them while the norms have hooks.
+        blocks: Names of the residual blocks that the channels are, if they are blocks: all tensors of a block belong to
+            its channel, and the block is replaced by the identity.
     """
 
     name: str
@@ -58,6 +64,8 @@ class ChannelGroup:
     carried_slices: tuple[ChannelSlice, ...]
     input_slices: tuple[ChannelSlice, ...]
     attributes_per_channel: Mapping[str, int] = field(default_factory=dict)
+    norms: Mapping[str, MaskedNorm] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
 
     @property
     def slices(self) -> tuple[ChannelSlice, ...]:

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_compress.channels.activation_labels import ActivationLabels, Axes, Operand
+from lightning_compress.channels.activation_labels import FIXED_SIZE, ActivationLabels, Axes, Operand
 from lightning_compress.channels.channel_labels import FIXED, ChannelRole, compact, depends, narrow, varying_dims
 from lightning_compress.channels.convolution_labels import convolution
 from lightning_compress.channels.movement_rules import MOVEMENTS, labels_of
+from lightning_compress.channels.normalization_rules import batch_norm, norm, reduction, softmax
 from lightning_compress.channels.operator_call import OperatorCall
 
 Rule = Callable[[ActivationLabels, OperatorCall], None]
 
-FIXED_SIZE = "its channels are combined with a tensor of a fixed number of entries"
 _SCALES = ("mul", "div", "_prelu_kernel", "where")
 
 
@@ -67,67 +67,10 @@ def _mark_weight(state: ActivationLabels, tensor: Tensor, inner: int) -> None:
         state.labels.mark(axis, ChannelRole.CONSUMED if varying_dims(axis) == {inner} else ChannelRole.PRODUCED)
 
 
-def _batch_norm(state: ActivationLabels, call: OperatorCall) -> None:
-    x = call.arguments["input"]
-    axes = state.axes(x)
-    vectors = [call.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
-    if vectors[0] is None and call.arguments.get("running_mean") is not None:
-        state.fix(axes, f"its channels pass through {call.place} has no scale per channel")
-    for vector in vectors:
-        if vector is not None:
-            state.mark(vector, ChannelRole.PRODUCED)
-            operand = state.operand(vector).view(0, *[None] * (x.ndim - 2))
-            axes = state.broadcast([Operand(axes, x.shape), operand], FIXED_SIZE)
-    state.label(call.outputs[0], axes)
-
-
-def _norm(state: ActivationLabels, call: OperatorCall) -> None:
-    x = call.arguments["input"]
-    dims = range(1, x.ndim)
-    if "normalized_shape" in call.arguments:
-        dims = range(x.ndim - len(call.arguments["normalized_shape"]), x.ndim)
-    _mix(state, call, x, list(dims))
-    for name in ("weight", "bias"):
-        if call.arguments.get(name) is not None:
-            state.fix(state.axes(call.arguments[name]), f"its channels pass through {call.place} mixes channels")
-
-
-def _mix(state: ActivationLabels, call: OperatorCall, x: Tensor, dims: list[int]) -> None:
-    """Let channels that an operator mixes with others stay."""
-    axes = state.mix(state.axes(x), dims, f"its channels pass through {call.place} mixes channels")
-    kept = [axis for axis in axes if not varying_dims(axis) & set(dims)]
-    for output in call.outputs:
-        state.label(output, [axis for axis in kept if axis.shape == output.shape])
-
-
-def _softmax(state: ActivationLabels, call: OperatorCall) -> None:
-    x = call.arguments["self"]
-    _mix(state, call, x, [call.arguments["dim"] % x.ndim])
-
-
 def _reduction(state: ActivationLabels, call: OperatorCall, *, additive: bool) -> None:
     if len(call.tensors) > 1:  # max and min of two tensors
         return pointwise(state, call)
-    x = call.tensors[0]
-    dims = _dims(call, x)
-    axes = state.axes(x)
-    if additive:
-        for axis in axes:
-            if varying_dims(axis) <= dims:
-                state.labels.mark_summed(axis)
-    axes = state.mix(axes, dims, "" if additive else f"its channels pass through {call.place} mixes channels")
-    kept = [narrow(axis, dims) for axis in axes if not varying_dims(axis) & dims]
-    for output in call.outputs:  # values, and perhaps their indices
-        of_output = [axis.squeeze(tuple(dims)) for axis in kept] if output.ndim < x.ndim else kept
-        state.label(output, [axis for axis in of_output if axis.shape == output.shape])
-    return None
-
-
-def _dims(call: OperatorCall, x: Tensor) -> set[int]:
-    given = call.arguments.get("dim")
-    if given is None or given == []:
-        return set(range(x.ndim))
-    return {dim % x.ndim for dim in ([given] if isinstance(given, int) else given)}
+    return reduction(state, call, additive=additive)
 
 
 def _along_dim(state: ActivationLabels, call: OperatorCall) -> None:
@@ -162,6 +105,9 @@ def _gated(state: ActivationLabels, call: OperatorCall) -> None:
 
 def _joined(state: ActivationLabels, call: OperatorCall) -> None:
     """Pass labels on through a concatenation, and connect those along other dimensions."""
+    if not all(map(state.is_weight, call.tensors)):  # such as a class token
+        for tensor in call.tensors:
+            state.mark(tensor, ChannelRole.PRODUCED)
     parts = [tensor for tensor in call.tensors if tensor.ndim == call.outputs[0].ndim]
     _join(state, call, parts, [state.axes(part) for part in parts], call.arguments["dim"] % parts[0].ndim)
 
@@ -213,6 +159,13 @@ def _unchanged(state: ActivationLabels, call: OperatorCall) -> None:
         state.label(output, [axis for axis in state.axes(call.tensors[0]) if axis.shape == output.shape])
 
 
+def _restrided(state: ActivationLabels, call: OperatorCall) -> None:
+    """Pass labels on where global pooling changes the strides of dimensions of size 1, for channels-last tensors."""
+    x, output = call.arguments["self"], call.outputs[0]
+    same = output.shape[2:].numel() == 1 and all(axis.shape == output.shape for axis in state.axes(x))
+    return _unchanged(state, call) if same else opaque(state, call)
+
+
 def _copy(state: ActivationLabels, call: OperatorCall) -> None:
     if state.axes(call.arguments["self"]):
         return pointwise(state, call)
@@ -241,9 +194,9 @@ RULES: dict[str, Rule] = {
     "bmm": partial(_matrix_product, first="self", second="mat2"),
     "addmm": partial(_matrix_product, bias="self", first="mat1", second="mat2"),
     "baddbmm": partial(_matrix_product, bias="self", first="batch1", second="batch2"),
-    **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm"), _batch_norm),
-    **dict.fromkeys(("native_layer_norm", "native_group_norm", "_fused_rms_norm"), _norm),
-    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), _softmax),
+    **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm"), batch_norm),
+    **dict.fromkeys(("native_layer_norm", "native_group_norm", "_fused_rms_norm"), norm),
+    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), softmax),
     **dict.fromkeys(("sum", "linalg_vector_norm", "norm"), partial(_reduction, additive=True)),
     **dict.fromkeys(
         ("mean", "var", "std", "var_mean", "std_mean", "amax", "amin", "max", "min", "argmax", "argmin", "logsumexp"),
@@ -272,6 +225,7 @@ RULES: dict[str, Rule] = {
         ("_prelu_kernel", "hardswish", "masked_fill", "log_sigmoid_forward", "rrelu_with_noise"), pointwise
     ),
     "copy": _copy,
+    "as_strided": _restrided,
     "glu": _gated,
     "cat": _joined,
     "stack": _stacked,

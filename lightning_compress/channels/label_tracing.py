@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -32,10 +32,14 @@ class LabelTracing(TorchDispatchMode):
     Args:
         activations: Labels of parameters and buffers, to which those of activations are added.
         modules: Modules of the model by name.
+        norms: Names of the norms that can be narrowed.
     """
 
-    def __init__(self, activations: ActivationLabels, modules: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self, activations: ActivationLabels, modules: Mapping[str, nn.Module], norms: Collection[str] = ()
+    ) -> None:
         super().__init__()
+        self._norms = norms
         self.splits: list[SplitDim] = []
         self._activations = activations
         self._names = {module: name for name, module in modules.items()}
@@ -50,7 +54,8 @@ class LabelTracing(TorchDispatchMode):
         # Labels are computed first: operations in place change the shapes and strides of their inputs.
         result = func(*args, **(kwargs or {}))
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        call = OperatorCall(func, args, kwargs or {}, outputs, self._running[-1], self._names)
+        module = self._running[-1]
+        call = OperatorCall(func, args, kwargs or {}, outputs, module, self._names, module in self._norms)
         self._num_calls += 1
         self.num_products += call.num_products
         if self._num_calls > MAX_CALLS:

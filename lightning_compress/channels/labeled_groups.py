@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from lightning_compress.channels.channel_labels import ChannelLabels, ChannelRol
 from lightning_compress.channels.groups import ChannelGroup, ChannelSlice
 from lightning_compress.channels.operator_call import SplitDim
 from lightning_compress.channels.split_attributes import split_attributes
+from lightning_compress.masked_norms import MaskedNorm
 
 _CONNECTED = "all of its channels depend on each other"
 
@@ -22,9 +24,17 @@ class LabeledGroups:
         model: The model.
         labels: Labels of its parameters and buffers after the trace.
         splits: Dimensions that operators split into equal parts.
+        norms: Norms that can be narrowed, by module name.
     """
 
-    def __init__(self, model: nn.Module, labels: ChannelLabels, splits: Sequence[SplitDim]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        labels: ChannelLabels,
+        splits: Sequence[SplitDim],
+        norms: Mapping[str, MaskedNorm] = MappingProxyType({}),
+    ) -> None:
+        self._norms = norms
         self._modules = dict(model.named_modules())
         self._parameters = {name for name, _ in model.named_parameters()}
         self._labels, self._splits = labels, splits
@@ -87,14 +97,16 @@ class LabeledGroups:
             )
             for role in ChannelRole
         }
+        owners = (item.tensor.rpartition(".")[0] for item in slices[ChannelRole.PRODUCED])
         name, attributes = split_attributes(self._splits, channels, len(ordered), self._modules)
         return ChannelGroup(
-            name or root.tensor.rpartition(".")[0],
+            name or root.tensor.rpartition(".")[0] or root.tensor,
             len(ordered),
             slices[ChannelRole.PRODUCED],
             slices[ChannelRole.CARRIED],
             slices[ChannelRole.CONSUMED],
             attributes,
+            {owner: self._norms[owner] for owner in dict.fromkeys(owners) if owner in self._norms},
         )
 
 

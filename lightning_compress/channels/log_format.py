@@ -10,31 +10,42 @@ from typing import Any, NamedTuple
 
 from lightning_compress.channels.tensor_cut import TensorCut
 
-VERSION = 2
+VERSION = 3
 _SECTIONS = {"version", "tensors", "attributes", "transposed"}
-# Version 1 has no checksum, and its first files have no list of transposed weights.
-_KEYS = {1: (_SECTIONS - {"transposed"}, _SECTIONS), 2: (_SECTIONS | {"crc32"},)}
+# Version 1 has no checksum, and its first files have no list of transposed weights. Version 2 has no blocks; logs
+# without blocks are still written in it, for earlier releases.
+_KEYS = {
+    1: (_SECTIONS - {"transposed"}, _SECTIONS),
+    2: (_SECTIONS | {"crc32"},),
+    3: (_SECTIONS | {"crc32", "blocks"},),
+}
 # No model that fits into memory reaches these bounds.
 _MAX_SIZE = 2**48
 _MAX_DIMENSIONS = 64
 
 
 class LogContents(NamedTuple):
-    """Cuts by tensor, attributes before and after by path, and names of weights with transposed channels."""
+    """Cuts by tensor, attributes before and after by path, names of weights with transposed channels, and of blocks."""
 
     cuts: dict[str, TensorCut]
     attributes: dict[str, tuple[int, int]]
     transposed: tuple[str, ...]
+    blocks: tuple[str, ...]
 
 
 def format_log(
-    cuts: Mapping[str, TensorCut], attributes: Mapping[str, tuple[int, int]], transposed: tuple[str, ...]
+    cuts: Mapping[str, TensorCut],
+    attributes: Mapping[str, tuple[int, int]],
+    transposed: tuple[str, ...],
+    blocks: tuple[str, ...] = (),
 ) -> str:
     """Return the text of a file, which :func:`parse_log` reads."""
     tensors = {
         name: {"shape": cut.shape, "kept": {str(dim): cut.kept[dim] for dim in cut.kept}} for name, cut in cuts.items()
     }
-    data = {"version": VERSION, "tensors": tensors, "attributes": attributes, "transposed": transposed}
+    data = {"version": 2, "tensors": tensors, "attributes": attributes, "transposed": transposed}
+    if blocks:
+        data |= {"version": VERSION, "blocks": blocks}
     return json.dumps({**data, "crc32": _checksum(data)})
 
 
@@ -54,14 +65,14 @@ def _parse(data: Any) -> LogContents:
     version = data.get("version") if isinstance(data, dict) else None
     if type(version) is not int or set(data) not in _KEYS.get(version, ()):
         raise ValueError("its version or keys are unknown")
-    if version == VERSION and data.pop("crc32") != _checksum(data):
+    if version > 1 and data.pop("crc32") != _checksum(data):
         raise ValueError("its checksum does not match its contents")
     cuts = {name: _parse_cut(name, cut) for name, cut in _mapping(data["tensors"]).items()}
     attributes = {path: _parse_attribute(path, pair) for path, pair in _mapping(data["attributes"]).items()}
     transposed = _list(data.get("transposed", []))
     if not all(isinstance(name, str) and name in cuts for name in transposed):
         raise ValueError("a transposed weight is not among its tensors")
-    return LogContents(cuts, attributes, tuple(transposed))
+    return LogContents(cuts, attributes, tuple(transposed), _parse_blocks(data.get("blocks", [])))
 
 
 def _checksum(data: Mapping[str, Any]) -> int:
@@ -100,6 +111,16 @@ def _parse_attribute(path: str, data: Any) -> tuple[int, int]:
     if len(pair) != 2 or not all(type(value) is int for value in pair) or not 0 < pair[1] <= pair[0] <= _MAX_SIZE:
         raise ValueError(f"the attribute {path!r} must be a positive integer that does not increase")
     return pair[0], pair[1]
+
+
+def _parse_blocks(data: Any) -> tuple[str, ...]:
+    blocks = _list(data)
+    if not all(isinstance(name, str) and all(name.split(".")) for name in blocks) or len({*blocks}) < len(blocks):
+        raise ValueError("the blocks must be names of modules, each once")
+    ordered = sorted(name + "." for name in blocks)
+    if any(inner.startswith(outer) for outer, inner in pairwise(ordered)):
+        raise ValueError("a block is inside another")
+    return tuple(blocks)
 
 
 def _mapping(data: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_compress.channels.activation_labels import ActivationLabels
-from lightning_compress.channels.channel_labels import ChannelLabels
+from lightning_compress.channels.channel_labels import ChannelLabels, ChannelRole
 from lightning_compress.channels.groups import first_names, named_tensors
 from lightning_compress.channels.label_tracing import LabelTracing, TooLargeError, plain_operators
 from lightning_compress.channels.operator_call import SplitDim
@@ -24,6 +24,7 @@ class ModelTrace:
         model: A copy of the model, which is changed.
         args: Positional arguments of its forward.
         kwargs: Keyword arguments of its forward.
+        norms: Names of LayerNorms and RMSNorms that can be narrowed, so that their channels are not fixed.
 
     Attributes:
         labels: The labels.
@@ -38,10 +39,13 @@ class ModelTrace:
         Exception: Any exception of the model's forward in evaluation mode.
     """
 
-    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._args, self._kwargs = args, kwargs
+    def __init__(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], norms: Collection[str] = ()
+    ) -> None:
+        self._args, self._kwargs, self._norms = args, kwargs, norms
         self.labels = ChannelLabels(_unique_tensors(model))
         _fix_hidden_units(self.labels, model)
+        _mark_norms(self.labels, norms)
         self.splits: list[SplitDim] = []
         self.num_outputs = self.num_products = 0
         self.is_finite = True
@@ -67,7 +71,7 @@ class ModelTrace:
     def _run(self, model: nn.Module, call: Callable[[], Any]) -> None:
         """Connect labels by a run of the model."""
         activations = ActivationLabels(self.labels, _unique_tensors(model))
-        mode = LabelTracing(activations, dict(model.named_modules()))
+        mode = LabelTracing(activations, dict(model.named_modules()), self._norms)
         try:
             with plain_operators(model), torch.random.fork_rng(devices=[]), mode.names_of_modules(), mode:
                 output = call()
@@ -91,6 +95,13 @@ def _fix_hidden_units(labels: ChannelLabels, model: nn.Module) -> None:
         is_input = dim.dim == 1 and tensor in ("weight_ih", "weight_ih_l0", "weight_ih_l0_reverse")
         if isinstance(model.get_submodule(owner), RECURRENT) and not is_input:
             labels.fix(torch.arange(dim.start, dim.start + dim.size), f"{owner!r} is recurrent and keeps its units")
+
+
+def _mark_norms(labels: ChannelLabels, norms: Collection[str]) -> None:
+    """Let the scale and shift of norms be zero in masked channels, by which the norms recognize them."""
+    for dim in labels.dims:
+        if dim.tensor.rpartition(".")[0] in norms:
+            labels.mark(torch.arange(dim.start, dim.start + dim.size), ChannelRole.PRODUCED)
 
 
 def _unique_tensors(model: nn.Module) -> dict[str, Tensor]:

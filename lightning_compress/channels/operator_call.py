@@ -35,6 +35,7 @@ class OperatorCall:
         outputs: Tensors that it returned.
         module: Name of the innermost module that ran.
         module_names: Names of all modules.
+        is_narrowed: True in a norm over channels that can be narrowed with them.
         splits: Dimensions that it splits, filled in by its rule.
     """
 
@@ -44,6 +45,7 @@ class OperatorCall:
     outputs: Sequence[Tensor]
     module: str
     module_names: Mapping[nn.Module, str]
+    is_narrowed: bool = False
     splits: list[SplitDim] = field(default_factory=list)
 
     @property

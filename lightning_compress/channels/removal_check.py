@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from lightning_compress.channels.groups import ChannelGroup, named_tensors
 from lightning_compress.channels.label_tracing import plain_operators
 from lightning_compress.channels.model_trace import ModelTrace
 from lightning_compress.channels.remove import remove_
+from lightning_compress.masked_norms import attach_norms_, find_norms
 from lightning_compress.module_copies import copy_module, is_defined_in, remove_forward_hooks_
 
 # Relative tolerances. In float64 a wrong removal cannot pass as a rounding error; models that create float32 tensors
 # of their own cannot run in float64 and are compared in float32.
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
+_NORM_TOLERANCE = 1e-5
 
 
 # Work that trials may take, counted in multiply-accumulates and in runs so that the result does not depend on the
@@ -36,13 +39,20 @@ class RemovalCheck:
         args: Positional arguments of its forward.
         kwargs: Keyword arguments of its forward.
         precision: Data type of weights and inputs.
+        width: Narrow the LayerNorms and RMSNorms over channels with them.
 
     Raises:
         Exception: Any exception of the model's forward.
     """
 
     def __init__(
-        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, precision: torch.dtype
+        self,
+        model: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        precision: torch.dtype,
+        width: bool = False,
     ) -> None:
         self.model = model.cpu().to(precision).eval()
         converted = tree_map_only(Tensor, lambda tensor: _converted(tensor, precision), (args, kwargs))
@@ -54,7 +64,8 @@ class RemovalCheck:
         remove_forward_hooks_(self.model, lambda hook: is_defined_in(hook, "lightning_compress"))
         _randomize_(self.model)
         self._remove_recording_hooks()
-        self.trace = ModelTrace(copy_module(self.model), self.args, self.kwargs)
+        self.norms = find_norms(self.model) if width else {}
+        self.trace = ModelTrace(copy_module(self.model), self.args, self.kwargs, self.norms)
 
     @property
     def is_exhausted(self) -> bool:
@@ -79,14 +90,19 @@ class RemovalCheck:
         return first + self.removable(groups[half:], [*beside, *first])
 
     def _is_equivalent(self, groups: Sequence[ChannelGroup]) -> bool:
-        """Return True if the model computes the same output after removing channels as after zeroing them."""
         half, one = (
             {group: choose(group.num_channels, seed) for seed, group in enumerate(groups)}
             for choose in (_about_half, _one)
         )
-        return self._is_equivalent_without(half, trains=self.trace.trains) and self._is_equivalent_without(one)
+        return self.computes_same(half, trains=self.trace.trains) and self.computes_same(one)
 
-    def _is_equivalent_without(self, removed: dict[ChannelGroup, Tensor], *, trains: bool = False) -> bool:
+    def computes_same(self, removed: dict[ChannelGroup, Tensor], *, trains: bool = False) -> bool:
+        """Return True if the model computes the same output after removing channels as after zeroing them.
+
+        Args:
+            removed: Channels of each group, bool of shape ``(num_channels,)``.
+            trains: Also run the smaller model in training mode.
+        """
         self._num_trials += 1
         small = copy_module(self.model)
         try:
@@ -97,19 +113,24 @@ class RemovalCheck:
                 self.trace.run_in_training(small)
         except Exception:  # shapes that no longer fit raise errors of many types
             return False
-        with self._zeroed(removed):
-            return self._are_close(outputs, self._outputs(self.model))
+        has_norms = any(group.norms for group in removed)
+        # Some norms compute in float32 whatever their input.
+        tolerance = max(self._tolerance, _NORM_TOLERANCE if has_norms else 0.0)
+        with self._zeroed(removed, copied=has_norms) as twin:
+            return self._are_close(outputs, self._outputs(twin), tolerance)
 
     @contextlib.contextmanager
-    def _zeroed(self, removed: dict[ChannelGroup, Tensor]) -> Iterator[None]:
-        """Set the channels to zero within the context."""
-        tensors = named_tensors(self.model)
+    def _zeroed(self, removed: dict[ChannelGroup, Tensor], *, copied: bool) -> Iterator[nn.Module]:
+        """Set the channels to zero, within the context or in a copy."""
+        twin = copy_module(self.model) if copied else self.model
+        tensors = named_tensors(twin)
         names = {part.tensor for group in removed for part in group.output_slices}
         values = {name: tensors[name].detach().clone() for name in names}
         for group, channels in removed.items():
             group.zero_(tensors, channels)
+            attach_norms_(twin, group.norms)
         try:
-            yield
+            yield twin
         finally:
             for name, value in values.items():
                 tensors[name].detach().copy_(value)
@@ -124,7 +145,7 @@ class RemovalCheck:
             without_hooks = self._outputs(bare)
         except Exception:
             return
-        if self._are_close(without_hooks, self._outputs(self.model)):
+        if self._are_close(without_hooks, self._outputs(self.model), self._tolerance):
             self.model = bare
 
     def _outputs(self, model: nn.Module) -> list[Tensor]:
@@ -133,16 +154,20 @@ class RemovalCheck:
         with plain_operators(model), torch.random.fork_rng(devices=[]):
             return [leaf for leaf in tree_leaves(model(*self.args, **self.kwargs)) if isinstance(leaf, Tensor)]
 
-    def _are_close(self, outputs: list[Tensor], expected: list[Tensor]) -> bool:
-        return len(outputs) == len(expected) and all(map(self._is_close, outputs, expected))
-
-    def _is_close(self, output: Tensor, expected: Tensor) -> bool:
-        if output.shape != expected.shape or not output.is_floating_point() or not output.numel():
-            return torch.equal(output, expected)
-        return bool((output - expected).abs().max() <= self._tolerance * expected.abs().max())
+    def _are_close(self, outputs: list[Tensor], expected: list[Tensor], tolerance: float) -> bool:
+        same = partial(_is_close, tolerance=tolerance)
+        return len(outputs) == len(expected) and all(map(same, outputs, expected))
 
 
-def make_removal_check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RemovalCheck:
+def _is_close(output: Tensor, expected: Tensor, *, tolerance: float) -> bool:
+    if output.shape != expected.shape or not output.is_floating_point() or not output.numel():
+        return torch.equal(output, expected)
+    return bool((output - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+def make_removal_check(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, width: bool = False
+) -> RemovalCheck:
     """Return a check in float64, or in float32 for a model that does not run in float64.
 
     Raises:
@@ -152,7 +177,7 @@ def make_removal_check(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     found: RemovalCheck | None = None
     for precision in _TOLERANCES:
         try:
-            found = check = RemovalCheck(twin, args, kwargs, precision=precision)
+            found = check = RemovalCheck(twin, args, kwargs, precision=precision, width=width)
         except Exception as error:
             reason = error
         else:

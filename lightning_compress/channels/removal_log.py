@@ -13,8 +13,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lightning_compress.atomic_files import atomic_write
 from lightning_compress.channels.groups import named_tensors
 from lightning_compress.channels.log_format import format_log, parse_log
-from lightning_compress.channels.replay_check import attribute_mismatch, tensor_mismatch
-from lightning_compress.channels.tensor_cut import TensorCut, cut_tensors_, set_attribute_
+from lightning_compress.channels.replay_check import attribute_mismatch, block_mismatch, tensor_mismatch
+from lightning_compress.channels.tensor_cut import TensorCut, cut_tensors_, replace_blocks_, set_attribute_
+from lightning_compress.masked_norms import detach_complete_
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class RemovalLog:
         cuts: Kept indices of each tensor that lost channels, by the tensor's name in the state dict.
         attributes: Integer attributes of modules before and after, such as ``{"conv1.out_channels": (64, 32)}``.
         transposed: Names of weights with the output channels along the second dimension.
+        blocks: Names of residual blocks that ``nn.Identity`` replaced.
 
     >>> import torch
     >>> import lightning_compress as lc
@@ -43,11 +45,13 @@ class RemovalLog:
     cuts: Mapping[str, TensorCut] = field(default_factory=dict)
     attributes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     transposed: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
     # Weak: the log must not keep models alive, and parameters compare by identity.
     _names: WeakIdKeyDictionary = field(default_factory=WeakIdKeyDictionary, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "transposed", tuple(self.transposed))
+        object.__setattr__(self, "blocks", tuple(self.blocks))
 
     @property
     def layers(self) -> dict[str, tuple[int, ...]]:
@@ -70,8 +74,9 @@ class RemovalLog:
         """
         tensors = named_tensors(model)
         mismatch = tensor_mismatch(tensors, {name: cut.shape for name, cut in self.cuts.items()})
+        mismatch = mismatch or block_mismatch(model, self.blocks)
         self.remember(model.named_parameters())
-        if mismatch and not tensor_mismatch(tensors, {name: cut.final_shape for name, cut in self.cuts.items()}):
+        if mismatch and self._is_done(model):
             return
         mismatch = mismatch or attribute_mismatch(model, self.cuts, self.attributes)
         if mismatch:
@@ -79,7 +84,17 @@ class RemovalLog:
         cut_tensors_(model, self.cuts)
         for path, (_, after) in self.attributes.items():
             set_attribute_(model, path, after)
+        detach_complete_(model)
+        replace_blocks_(model, self.blocks)
         self.remember(model.named_parameters())
+
+    def _is_done(self, model: nn.Module) -> bool:
+        """Return True for a model of the final shapes, without the blocks."""
+        inside = tuple(f"{name}." for name in self.blocks)
+        final = {name: cut.final_shape for name, cut in self.cuts.items() if not name.startswith(inside)}
+        modules = dict(model.named_modules())
+        replaced = all(isinstance(modules.get(name), nn.Identity) for name in self.blocks)
+        return replaced and not tensor_mismatch(named_tensors(model), final)
 
     def then(self, later: RemovalLog) -> RemovalLog:
         """Return one log for this removal and a later one from the model that this one left."""
@@ -91,12 +106,13 @@ class RemovalLog:
         for log in (self, later):
             names.update(log._names)
         transposed = tuple(dict.fromkeys(self.transposed + later.transposed))
-        return RemovalLog({**later.cuts, **self.cuts, **composed}, attributes, transposed, names)
+        blocks = tuple(dict.fromkeys(self.blocks + later.blocks))
+        return RemovalLog({**later.cuts, **self.cuts, **composed}, attributes, transposed, blocks, names)
 
     def save(self, path: str | Path) -> None:
         """Write the log to a JSON file, atomically."""
         with atomic_write(path) as partial:
-            partial.write_text(format_log(self.cuts, self.attributes, self.transposed))
+            partial.write_text(format_log(self.cuts, self.attributes, self.transposed, self.blocks))
 
     @staticmethod
     def load(path: str | Path) -> RemovalLog:
@@ -121,4 +137,4 @@ class RemovalLog:
 
     def __reduce__(self) -> Any:
         # Weak references cannot be pickled, and names of parameters are only valid within a process.
-        return RemovalLog, (self.cuts, self.attributes, self.transposed)
+        return RemovalLog, (self.cuts, self.attributes, self.transposed, self.blocks)

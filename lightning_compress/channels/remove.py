@@ -11,7 +11,14 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from lightning_compress.channels.groups import ChannelGroup, named_tensors
 from lightning_compress.channels.module_sizes import module_sizes
 from lightning_compress.channels.removal_log import RemovalLog
-from lightning_compress.channels.tensor_cut import TensorCut, cut_tensors_, get_attribute, set_attribute_
+from lightning_compress.channels.tensor_cut import (
+    TensorCut,
+    cut_tensors_,
+    get_attribute,
+    replace_blocks_,
+    set_attribute_,
+)
+from lightning_compress.masked_norms import detach_complete_
 
 
 def remove_(model: nn.Module, removed: Mapping[ChannelGroup, Tensor]) -> RemovalLog:
@@ -22,12 +29,16 @@ def remove_(model: nn.Module, removed: Mapping[ChannelGroup, Tensor]) -> Removal
         removed: Channels to remove from each group, bool of shape ``(num_channels,)`` on the CPU; at least one channel
             of each group must remain.
     """
+    blocks = [group.blocks[i] for group, dead in removed.items() if group.blocks for i in dead.nonzero().flatten()]
+    removed = {group: channels for group, channels in removed.items() if not group.blocks}
     cuts = _cuts(named_tensors(model), removed)
     cut_tensors_(model, cuts)
     transposed = tuple(name for name in _transposed_weights(model) if name in cuts)
-    log = RemovalLog(cuts, dict(_changed_attributes(model, removed)), transposed)
+    log = RemovalLog(cuts, dict(_changed_attributes(model, removed)), transposed, tuple(blocks))
     for path, (_, after) in log.attributes.items():
         set_attribute_(model, path, after)
+    detach_complete_(model)
+    replace_blocks_(model, blocks)
     log.remember(model.named_parameters())
     return log
 

@@ -21,6 +21,17 @@ def tensor_mismatch(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[in
     return ""
 
 
+def block_mismatch(model: nn.Module, blocks: Iterable[str]) -> str:
+    """Describe the first block that is missing or has no layers; empty if there is none."""
+    modules = dict(model.named_modules())
+    for name in blocks:
+        if name not in modules:
+            return f"the model has no module {name!r}"
+        if not any(True for _ in modules[name].parameters()):
+            return f"{name!r} has no parameters, hence is no residual block"
+    return ""
+
+
 def attribute_mismatch(
     model: nn.Module, cuts: Mapping[str, TensorCut], attributes: Mapping[str, tuple[int, int]]
 ) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ M = TypeVar("M", bound=LightningModule)
 
 @final
 class Shrunk(Callback):
-    """Remove the channels of a removal log from a fresh model without a change of its class.
+    """Remove the channels and blocks of a removal log from a fresh model without a change of its class.
 
     The removal takes place in ``setup``, before weights are restored and optimizers are created, so that
     ``fit(ckpt_path=...)``, ``test(ckpt_path=...)`` and so on load checkpoints of the smaller model. A model of the
@@ -39,7 +39,7 @@ class Shrunk(Callback):
     >>> import lightning_compress as lc
     >>> callback = lc.Shrunk(lc.RemovalLog(), module="net")
     >>> callback.removal
-    RemovalLog(cuts={}, attributes={}, transposed=())
+    RemovalLog(cuts={}, attributes={}, transposed=(), blocks=())
     """
 
     def __init__(self, log: RemovalLog | str | Path, *, module: str = "") -> None:
@@ -99,8 +99,14 @@ class Shrunk(Callback):
         return late.load_from_checkpoint(path, **kwargs)
 
     def _check_shapes(self, model: nn.Module, stored: Mapping[str, Tensor], prefix: str, *_: object) -> None:
-        """Raise a ``ValueError`` for weights with the shapes from before the removal."""
+        """Raise a ``ValueError`` for weights with the shapes from before the removal, or of removed blocks."""
         submodule = prefix + (f"{self.module}." if self.module else "")
+        block = next(self._inside_blocks(stored, submodule), None)
+        if block is not None:
+            raise ValueError(
+                f"Shrunk: {block!r} of a removed block is in the checkpoint, as before the removal: load it without "
+                "Shrunk, then shrink the model."
+            )
         for name, cut in self.removal.cuts.items():
             if submodule + name in stored and tuple(stored[submodule + name].shape) == cut.shape != cut.final_shape:
                 raise ValueError(
@@ -111,8 +117,15 @@ class Shrunk(Callback):
     def _follow(self, copied: nn.Module, stored: Mapping[str, Tensor], prefix: str, *_: object) -> None:
         """Remove the channels of a copy of the network, which loads weights without them."""
         shapes = {name: tuple(stored[prefix + name].shape) for name in self.removal.cuts if prefix + name in stored}
-        if any(shape == self.removal.cuts[name].final_shape for name, shape in shapes.items()):
+        is_stored = any(name.startswith(prefix) for name in stored)
+        lost = bool(self.removal.blocks) and is_stored and not any(self._inside_blocks(stored, prefix))
+        if lost or any(shape == self.removal.cuts[name].final_shape for name, shape in shapes.items()):
             self.removal.replay_(copied)
+
+    def _inside_blocks(self, stored: Iterable[str], prefix: str) -> Iterator[str]:
+        """Yield the names of tensors that belong to removed blocks."""
+        inside = tuple(f"{prefix}{name}." for name in self.removal.blocks)
+        return (name for name in stored if inside and name.startswith(inside))
 
     def _replay_(self, model: LightningModule) -> None:
         if self.module not in dict(model.named_modules()):

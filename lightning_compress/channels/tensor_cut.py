@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lightning_compress.channels.groups import named_tensors
+from lightning_compress.masked_norms import set_normalized_shape_
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def cut_tensors_(model: nn.Module, cuts: Mapping[str, TensorCut]) -> None:
         if id(tensor) in kept:
             owner, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(owner), attribute, kept[id(tensor)])
+            set_normalized_shape_(model.get_submodule(owner))
 
 
 def get_attribute(model: nn.Module, path: str) -> int:
@@ -68,3 +70,9 @@ def set_attribute_(model: nn.Module, path: str, value: int) -> None:
     """Set an attribute of a submodule by its dotted path, such as ``"conv1.out_channels"``."""
     owner, _, attribute = path.rpartition(".")
     setattr(model.get_submodule(owner), attribute, value)
+
+
+def replace_blocks_(model: nn.Module, names: Iterable[str]) -> None:
+    """Replace submodules by ``nn.Identity``, in the mode of those that they replace."""
+    for name in names:
+        model.set_submodule(name, nn.Identity().train(model.get_submodule(name).training))

@@ -96,7 +96,7 @@ def _how_to_go_on(cli: RunCLI, arguments: Sequence[str]) -> str:
 def _compress(cli: RunCLI, fitted: Metrics) -> StageResults:
     """Return the data of all stages after the training; a stage that fails does not lose the others."""
     attempts = Attempts()
-    channels = isinstance(getattr(cli.config_init.get("pruning"), "pattern", None), lc.Channels)
+    channels = isinstance(getattr(cli.config_init.get("pruning"), "pattern", None), (lc.Channels, lc.Depth))
     masked = attempts.run("The copy of the masked network", cli.deployed, default=None) if channels else None
     nothing: Metrics = {}
     removed = attempts.run("The removal of channels", cli.shrink, default=nothing)

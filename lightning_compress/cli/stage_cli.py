@@ -148,12 +148,12 @@ class StageCLI(CompressionCLI):
         pattern = getattr(self.config_init.get("pruning"), "pattern", None)
         quantized = self.config_init.get("quantization") is not None
         log = lc.RemovalLog()
-        if isinstance(pattern, lc.Channels) and quantized:
+        if isinstance(pattern, (lc.Channels, lc.Depth)) and quantized:
             rank_zero_warn(
                 "Channels are masked but not removed, because removal from a quantized network is not supported: "
                 "quantize in a recipe of its own, with 'after'."
             )
-        elif isinstance(pattern, lc.Channels) and self._has_inputs("Channels are not removed"):
+        elif isinstance(pattern, (lc.Channels, lc.Depth)) and self._has_inputs("Channels are not removed"):
             log = remove_channels_(self.model.get_submodule(self.deployed_module), self.inputs[0])
         if not self.trainer.is_global_zero:
             return {}

@@ -11,6 +11,7 @@ from typing import IO
 from torch import Tensor, nn
 
 from lightning_compress.atomic_files import atomic_write
+from lightning_compress.masked_norms import check_no_masked_norms
 from lightning_compress.packing.base_differences import UNCHANGED
 from lightning_compress.packing.bit_patterns import checksum, dtype_name
 from lightning_compress.packing.container import header_of, write_container
@@ -57,7 +58,8 @@ def save_packed(
 
     Raises:
         ValueError: If ``half`` names an unknown group, or if the state dict holds objects other than dense tensors in
-            memory; or if ``base`` is not a packed file, holds differences itself, or is ``path``.
+            memory; if norms of the model skip masked channels; or if ``base`` is not a packed file, holds differences
+            itself, or is ``path``.
 
     Example:
         >>> import tempfile
@@ -69,6 +71,8 @@ def save_packed(
         True
     """
     halves = checked_halves(half)
+    if isinstance(model, nn.Module):
+        check_no_masked_norms(model, "save_packed")
     tensors = tensors_of(model)
     if base is not None and Path(base).resolve() == Path(path).resolve():
         raise ValueError(f"save_packed: {path} would replace its own base, without which it cannot be read.")

@@ -12,11 +12,13 @@ from typing_extensions import final
 
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
+from lightning_compress.masked_norms import attach_norms_
 from lightning_compress.pruning.channel_pruner import ChannelPruner
 from lightning_compress.pruning.distributions import Distribution, Uniform
 from lightning_compress.pruning.growth import Growth
 from lightning_compress.pruning.model_channel_groups import ModelChannelGroups
-from lightning_compress.pruning.patterns import NM, Channels, Pattern, Unstructured, WeightPattern
+from lightning_compress.pruning.narrowed_norms import attach_for_evaluation_
+from lightning_compress.pruning.patterns import NM, Pattern, Unstructured, WeightPattern
 from lightning_compress.pruning.probe_scores import ProbeScore, probe_score
 from lightning_compress.pruning.pruner import Pruner, WeightPruner
 from lightning_compress.pruning.ranking_groups import make_ranking_groups
@@ -24,13 +26,14 @@ from lightning_compress.pruning.recalibration import check_loader, recalibrate_n
 from lightning_compress.pruning.rewind import Rewind
 from lightning_compress.pruning.scores import Magnitude, Score
 from lightning_compress.pruning.snapshot import Snapshot
+from lightning_compress.pruning.structured_patterns import StructuredPattern
 from lightning_compress.schedules import Progress, Schedule
 from lightning_compress.serialization import plain_mapping
 from lightning_compress.targets import Target, Targets, matches, shorten
 from lightning_compress.trainer.constraint_callback import ConstraintCallback
 from lightning_compress.trainer.probe import TrainingProbe
 from lightning_compress.trainer.progress import check_time_fits, progress
-from lightning_compress.trainer.queries import check_strategy, loss_scale
+from lightning_compress.trainer.queries import averaged_models, callbacks_of, check_strategy, is_a, loss_scale
 
 
 @final
@@ -97,9 +100,9 @@ class Pruning(ConstraintCallback[MaskConstraint]):
             raise ValueError("NM fixes the sparsity of every layer: leave distribution and growth out.")
         if scope not in ("global", "layer"):
             raise ValueError(f"scope={scope!r} is unknown: write 'global' or 'layer'.")
-        if isinstance(pattern, Channels):
+        if isinstance(pattern, StructuredPattern):
             is_global = scope == "global" and not isinstance(sparsity, Mapping)
-            _check_channels(pattern, is_global=is_global, is_plain=distribution is None and growth is None)
+            _check_structured(pattern, is_global=is_global, is_plain=distribution is None and growth is None)
         if growth is not None and rewind is not None:
             raise ValueError("growth and rewind exclude each other: weights that grow have no earlier value.")
         if recalibrate is not None and recalibrate < 1:
@@ -121,7 +124,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check options, strategy and targets before the fit; find the channel groups of the model."""
-        if stage == "fit" and isinstance(self.pattern, Channels):
+        if stage == "fit" and isinstance(self.pattern, StructuredPattern):
             check_strategy(trainer, "Pruning")
             self._channel_groups = ModelChannelGroups(
                 trainer, pl_module, self.pattern, self.targets, self.example_inputs
@@ -131,6 +134,8 @@ class Pruning(ConstraintCallback[MaskConstraint]):
             )
             self._channel_groups.check(ranking_groups)
         super().setup(trainer, pl_module, stage)
+        if isinstance(self.pattern, StructuredPattern) and self.pattern.width:
+            self._prepare_norms(trainer, pl_module)
         if stage != "fit":
             return
         if self.rewind is not None:
@@ -141,6 +146,18 @@ class Pruning(ConstraintCallback[MaskConstraint]):
                 f"{option} runs training_step by itself, which manual optimization does not allow: "
                 "score with Magnitude, Taylor or Movement, and set recalibrate to None."
             )
+
+    def _prepare_norms(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let norms skip masked channels, in evaluation those of the weights that are loaded later."""
+        if any(is_a(callback, "QuantizationAwareTraining") for callback in callbacks_of(trainer)):
+            raise ValueError(
+                "Channels(width=True) does not support QuantizationAwareTraining in the same run: remove the channels "
+                "with shrink, then train the smaller model with quantization."
+            )
+        if self._channel_groups is not None:
+            attach_norms_(pl_module, self._channel_groups.norms)
+        elif self.targets.module in dict(pl_module.named_modules()):
+            attach_for_evaluation_(pl_module.get_submodule(self.targets.module))
 
     def layers(self, model: nn.Module) -> list[Layer]:
         """Return the selected weights, or all tensors that produce the channels of the selected groups."""
@@ -155,7 +172,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
     def advice_on_rest(self) -> str:
         """Advice for weights that are not covered."""
         of_channels = "their channels are outputs of the model, or cannot be removed without a change of its function."
-        return of_channels if isinstance(self.pattern, Channels) else super().advice_on_rest
+        return of_channels if isinstance(self.pattern, StructuredPattern) else super().advice_on_rest
 
     def check(self, layers: Sequence[Layer]) -> None:
         """Check the layers against the pattern, the sparsity and the other options.
@@ -173,7 +190,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
             "recalibrate": self.recalibrate is not None,
             type(self.rewind).__name__: self.rewind is not None,
             type(self.score).__name__: self._probe_score is not None,
-            type(self.pattern).__name__: isinstance(self.pattern, Channels),
+            type(self.pattern).__name__: isinstance(self.pattern, StructuredPattern),
         }
         option = next((name for name, is_used in unsharded_only.items() if is_used), None)
         if option is not None and any(layer.group is not None for layer in layers):
@@ -181,7 +198,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
 
     def frozen(self, model: nn.Module) -> list[Target]:
         """Return the frozen weights that become targets once they are trained; channels are found before the fit."""
-        return [] if isinstance(self.pattern, Channels) else super().frozen(model)
+        return [] if isinstance(self.pattern, StructuredPattern) else super().frozen(model)
 
     def take_in(self, trainer: Trainer, pl_module: LightningModule, names: Sequence[str]) -> None:
         """Continue with more layers, which are trained from now on.
@@ -202,6 +219,9 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         assert self.constraint is not None
         state = state or {}
         self._pruner = self._make_pruner(trainer.lightning_module, self.constraint)
+        if self._channel_groups is not None:  # averages may be older than the hooks of the model
+            for average in averaged_models(trainer):
+                attach_norms_(average, self._channel_groups.norms)
         if self._pruner.accumulator is not None:
             self._pruner.accumulator.load_state_dict(self.constraint.layers, state.get("accumulated_scores", {}))
         self._snapshot = Snapshot.from_state(state["snapshot"]) if state.get("snapshot") else None
@@ -268,7 +288,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
 
     @property
     def _probe_score(self) -> ProbeScore | None:
-        return probe_score(self.score, channels=isinstance(self.pattern, Channels))
+        return probe_score(self.score, channels=isinstance(self.pattern, StructuredPattern))
 
     @property
     def times(self) -> dict[str, int | float | str]:
@@ -333,7 +353,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         if isinstance(pattern, WeightPattern):
             groups = make_ranking_groups(layers, self.sparsity, self.distribution, unit_size=pattern.unit_size)
             return WeightPruner(constraint, groups, score, pattern=pattern, growth=self.growth)
-        assert isinstance(pattern, Channels)
+        assert isinstance(pattern, StructuredPattern)
         assert self._channel_groups is not None
         channels = self._channel_groups.ranking_groups(model, self.sparsity, per_group=self.scope == "layer")
         return ChannelPruner(constraint, channels, score, round_to=pattern.round_to)
@@ -351,12 +371,15 @@ class Pruning(ConstraintCallback[MaskConstraint]):
         )
 
 
-def _check_channels(pattern: Channels, *, is_global: bool, is_plain: bool) -> None:
+def _check_structured(pattern: StructuredPattern, *, is_global: bool, is_plain: bool) -> None:
+    name = type(pattern).__name__
     if not is_plain:
-        raise ValueError("Channels are ranked all together, or by scope='layer': leave distribution and growth out.")
-    if pattern.of != "channels" and not is_global:
+        raise ValueError(f"{name} are ranked all together, or by scope='layer': leave distribution and growth out.")
+    if pattern.unit == "blocks" and not is_global:
+        raise ValueError(f"{name} ranks all blocks together: give one sparsity and scope='global'.")
+    if pattern.of != pattern.unit and not is_global:
         raise ValueError(
-            f"Channels(of={pattern.of!r}) is a cost of the full network: give one sparsity and scope='global'."
+            f"{name}(of={pattern.of!r}) is a cost of the full network: give one sparsity and scope='global'."
         )
 
 

@@ -40,16 +40,23 @@ class ChannelRankingGroup:
         return self.cost.remaining(self._none_removed)
 
     @cached_property
-    def savings(self) -> list[float]:
-        """Cost saved per channel of each channel group, averaged over half of its channels; above zero."""
-        savings = []
-        for group in self._none_removed:
-            half = torch.arange(group.num_channels) < max(group.num_channels // 2, 1)
-            remaining = self.cost.remaining({**self._none_removed, group: half})
-            savings.append((self.dense_cost - remaining) / int(half.sum()))
+    def savings(self) -> list[Tensor]:
+        """Cost saved by each channel of each channel group, averaged over half of its channels; above zero.
+
+        Blocks differ in what they save, and each counts by itself.
+        """
+        savings = [self._saved_by(group) for group in self._none_removed]
         # A measured latency may not decrease at all, and scores are divided by the saving.
-        floor = max(sum(savings) / len(savings) / 100, 1e-12)
-        return [max(saving, floor) for saving in savings]
+        floor = max(sum(float(saved.mean()) for saved in savings) / len(savings) / 100, 1e-12)
+        return [saved.clamp(min=floor) for saved in savings]
+
+    def _saved_by(self, group: ChannelGroup) -> Tensor:
+        number = group.num_channels
+        half = torch.arange(number) < max(number // 2, 1)
+        tried = torch.eye(number, dtype=torch.bool) if group.blocks else half[None]
+        remaining = [self.cost.remaining({**self._none_removed, group: removed}) for removed in tried]
+        saved = (self.dense_cost - torch.tensor(remaining, dtype=torch.float64)) / tried.sum(dim=1)
+        return saved.expand(number)
 
     @property
     def _none_removed(self) -> dict[ChannelGroup, Tensor]:
@@ -129,10 +136,12 @@ class ChannelPruner(Pruner[ChannelRankingGroup]):
         return lowest(_bisect(len(order), fits))
 
     def _masked_channels(self, ranked: RankedChannelGroup) -> Tensor:
-        i, item = ranked.mask_slices[0]
-        zero_rows = self.constraint.zeros[i].movedim(item.dim, 0).flatten(1).all(dim=1).cpu()
         masked = torch.zeros(ranked.group.num_channels, dtype=torch.bool)
-        masked[item.channels[zero_rows[item.positions]]] = True
+        # A channel is masked in all of its tensors; those of a block hold no other channel.
+        for i, item in ranked.mask_slices if ranked.group.blocks else ranked.mask_slices[:1]:
+            zeros = self.constraint.zeros[i].movedim(item.dim, 0)
+            zero_rows = zeros.reshape(len(zeros), -1).all(dim=1).cpu()
+            masked[item.channels[zero_rows[item.positions]]] = True
         return masked
 
 
@@ -145,13 +154,13 @@ def channel_multiple(group: ChannelGroup, round_to: int) -> int:
     return math.lcm(*(round_to // math.gcd(round_to, width) for width in widths))
 
 
-def score_per_saving(scores: Tensor, saving: float) -> Tensor:
-    """Divide scores by the square root of the cost that one channel saves; negative scores are multiplied.
+def score_per_saving(scores: Tensor, saving: Tensor) -> Tensor:
+    """Divide scores by the square root of the cost that a channel saves; negative scores are multiplied.
 
     Of channels of equal importance, the more expensive ones are then removed first. Divided by the saving itself, the
     first layers of a CNN would lose nearly all of their channels, which are few and expensive.
     """
-    unit = math.sqrt(saving)
+    unit = saving.sqrt()
     return torch.where(scores < 0, scores * unit, scores / unit)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
+from lightning_compress.channels.block_discovery import block_group, find_blocks
 from lightning_compress.channels.costs import (
     Cost,
     Latency,
@@ -21,10 +23,12 @@ from lightning_compress.channels.costs import (
 from lightning_compress.channels.discovery import find_groups
 from lightning_compress.channels.groups import ChannelGroup
 from lightning_compress.constraints.layer import Layer
+from lightning_compress.masked_norms import MaskedNorm
 from lightning_compress.pruning.channel_pruner import ChannelRankingGroup, minimum_cost
-from lightning_compress.pruning.patterns import Channels
+from lightning_compress.pruning.narrowed_norms import check_scales, goes_along, has_width, norms_of
 from lightning_compress.pruning.ranked_channel_group import RankedChannelGroup, attach_weights
 from lightning_compress.pruning.ranking_groups import group_by_sparsity
+from lightning_compress.pruning.structured_patterns import StructuredPattern
 from lightning_compress.targets import Target, Targets, shorten
 from lightning_compress.trainer.example_inputs import common_ancestors
 from lightning_compress.trainer.probe import NOT_CALLED, TrainingProbe, probe_before_fit
@@ -33,6 +37,8 @@ from lightning_compress.trainer.trial import record_calls
 
 # Removals are verified in float64 and traced with autograd; two samples are enough, and batch norms need more than one.
 _NUM_SAMPLES = 2
+
+_LAYERS = Targets().types
 
 _TOO_LATE = (
     "Channels traces the model in Callback.setup, before the LightningModule's setup and configure_model: build the "
@@ -56,11 +62,18 @@ class ModelChannelGroups:
     """
 
     def __init__(
-        self, trainer: Trainer, pl_module: LightningModule, pattern: Channels, targets: Targets, example_inputs: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        pattern: StructuredPattern,
+        targets: Targets,
+        example_inputs: Any,
     ) -> None:
         self.pattern = pattern
         if is_a(trainer.strategy, "ModelParallelStrategy"):
-            raise ValueError("Channels does not support ModelParallelStrategy, which shards channels: use 'ddp'.")
+            raise ValueError(
+                f"{type(pattern).__name__} does not support ModelParallelStrategy, which shards channels: use 'ddp'."
+            )
         selected = [target.name for target in _select(targets, pl_module)]
         probe, has_inputs = probe_before_fit(
             trainer, pl_module, module=targets.module, example_inputs=example_inputs, max_samples=_NUM_SAMPLES
@@ -68,17 +81,30 @@ class ModelChannelGroups:
         with isolate_rng():
             name, self._args, self._kwargs = _traceable_call(probe, has_inputs, targets.module, selected)
             self._traced: nn.Module = probe.model.get_submodule(name)
-            groups, reasons = find_groups(self._traced, self._args, self._kwargs)
-        self._prefix = f"{name}." if name else ""
+            self._prefix = f"{name}." if name else ""
+            parameters = dict(pl_module.named_parameters(remove_duplicate=False))
+            groups, reasons = self._find(parameters, selected)
         self._shapes = _shapes(pl_module)
-        parameters = dict(pl_module.named_parameters(remove_duplicate=False))
-        self.groups = [group for group in groups if self._is_prunable(group, parameters, selected)]
+        along = {name for name in parameters if pattern.width and goes_along(name, pl_module, targets)}
+        is_chosen = pattern.unit != "channels"
+        self.groups = [g for g in groups if is_chosen or self._is_prunable(g, parameters, selected, along)]
         if not self.groups:
+            of_units = "channel groups" if pattern.unit == "channels" else "blocks"
             examples = "; ".join(f"{layer!r}: {reason}" for layer, reason in list(reasons.items())[:3])
             raise ValueError(
-                f"Channels: no channels of {shorten(sorted(selected))} can be removed"
-                + (f" ({examples})." if examples else ": all layers of their channel groups must be targets, too.")
+                f"{type(pattern).__name__}: no {pattern.unit} of {shorten(sorted(selected))} can be removed"
+                + (f" ({examples})." if examples else f": all layers of their {of_units} must be targets, too.")
             )
+
+        check_scales(self._traced, self.groups)
+        if pattern.width and not has_width(self.groups):
+            reason = next(iter(reasons.values()), "they must be trained, and all of their layers be targets")
+            rank_zero_warn(f"Channels(width=True): there are no channels of norms that can be removed ({reason}).")
+
+    @property
+    def norms(self) -> dict[str, MaskedNorm]:
+        """LayerNorms and RMSNorms over channels of the groups, by module name."""
+        return norms_of(self.groups, self._prefix)
 
     def layers(self, model: nn.Module) -> list[Layer]:
         """Return all tensors that produce channels of the groups.
@@ -127,7 +153,7 @@ class ModelChannelGroups:
         for ranking_group in ranking_groups:
             groups = [ranked.group for ranked in ranking_group.channel_groups]
             fewest = minimum_cost(groups, ranking_group.cost, self.pattern.round_to)
-            if fewest > ranking_group.dense_cost * (1 - ranking_group.sparsity):
+            if fewest > ranking_group.dense_cost * (1 - ranking_group.sparsity) * (1 + 1e-9):
                 names = shorten([ranked.name for ranked in ranking_group.channel_groups])
                 raise ValueError(
                     f"A sparsity of {ranking_group.sparsity:g} is not possible for {names}: at most "
@@ -138,19 +164,38 @@ class ModelChannelGroups:
     def _cost(self, groups: Sequence[ChannelGroup]) -> Cost:
         traced, args, kwargs = self._traced, self._args, self._kwargs
         costs: dict[str, Callable[[], Cost]] = {
-            "channels": lambda: NumChannels(groups),
+            self.pattern.unit: lambda: NumChannels(groups),
             "parameters": lambda: TensorSizes(traced, groups, parameter_factors(traced)),
             "macs": lambda: TensorSizes(traced, groups, mac_factors(traced, args, kwargs)),
             "latency": lambda: Latency(traced, args, kwargs),
         }
         return costs[self.pattern.of]()
 
+    def _find(
+        self, parameters: Mapping[str, nn.Parameter], selected: Sequence[str]
+    ) -> tuple[list[ChannelGroup], dict[str, str]]:
+        """Find the channel groups, or the blocks whose layers are all selected as the only group."""
+        traced, args, kwargs = self._traced, self._args, self._kwargs
+        if self.pattern.unit == "channels":
+            return find_groups(traced, args, kwargs, width=self.pattern.width)
+        found, reasons = find_blocks(traced, args, kwargs)
+        groups = {name: block_group(traced, [name]) for name in found}
+        layers = {self._prefix + f"{name}.weight" for name, m in traced.named_modules() if isinstance(m, _LAYERS)}
+        along = {name for name in parameters if name not in layers}
+        names = [name for name, group in groups.items() if self._is_prunable(group, parameters, selected, along)]
+        return [block_group(traced, names)] if names else [], reasons
+
     def _is_prunable(
-        self, group: ChannelGroup, parameters: Mapping[str, nn.Parameter], selected: Sequence[str]
+        self,
+        group: ChannelGroup,
+        parameters: Mapping[str, nn.Parameter],
+        selected: Sequence[str],
+        along: Collection[str],
     ) -> bool:
         """Return True if all layers that produce the channels are selected, and no tensor to be masked is frozen."""
         names = {self._prefix + item.tensor for item in group.output_slices}
-        weights = {name for name in names if parameters[name].ndim > 1}
+        takes_along = bool(group.norms or group.blocks)
+        weights = {name for name in names if parameters[name].ndim > 1 and not (takes_along and name in along)}
         return weights <= set(selected) and all(parameters[name].requires_grad for name in names)
 
 

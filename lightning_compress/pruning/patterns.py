@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 from torch import Tensor
 from typing_extensions import override
@@ -171,44 +170,6 @@ class Block(_UnitPattern):
     def _num_blocks(self, layer: Layer) -> tuple[int, int]:
         rows, columns = self.shape
         return len(layer.weight) // rows, math.prod(layer.shape[1:]) // columns
-
-
-@dataclass(frozen=True)
-class Channels(Pattern):
-    """Whole channels of channel groups, which :func:`lightning_compress.shrink` can remove (structured pruning).
-
-    A pruned channel is zero in every tensor that produces it: weights, biases, and scales and shifts of batch norms, of
-    all layers that add to the same residual stream. Grouped convolutions lose the same channels in each group,
-    attention modules lose whole heads, and the MLPs of transformers lose hidden units. Layers that produce the output
-    of the model are not pruned, nor are channels that cannot be removed without a change in the output. Channel groups
-    are found by DepGraph (Fang et al. 2023, arXiv:2301.12900) and verified on copies of the model with the example
-    inputs.
-
-    Channels are ranked by their score divided by the square root of the cost that they save.
-
-    Args:
-        round_to: Keep a multiple of this number of channels in each layer that has as many; 8 suits most hardware.
-        of: Cost that the sparsity is a fraction of: the prunable ``"channels"``, or of the whole model the
-            ``"parameters"``, the ``"macs"`` (multiply-accumulates of convolutions and linear layers) or the
-            ``"latency"``, measured on the CPU with the example inputs or two samples. Runs with a measured latency are
-            not exactly reproducible.
-
-    Raises:
-        ValueError: If ``round_to`` is below one, or ``of`` is not one of the costs.
-
-    >>> import lightning_compress as lc
-    >>> lc.Pruning(0.5, pattern=lc.Channels(of="macs", round_to=8)).pattern
-    Channels(round_to=8, of='macs')
-    """
-
-    round_to: int = 1
-    of: Literal["channels", "parameters", "macs", "latency"] = "channels"
-
-    def __post_init__(self) -> None:
-        if self.round_to < 1:
-            raise ValueError(f"Channels(round_to={self.round_to}) must be at least 1.")
-        if self.of not in ("channels", "parameters", "macs", "latency"):
-            raise ValueError(f"Channels(of={self.of!r}) must be 'channels', 'parameters', 'macs' or 'latency'.")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_compress.channels.groups import ChannelGroup, ChannelSlice
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.functional.importance import lamp_normalize
+from lightning_compress.pruning.narrowed_norms import width_factor
 from lightning_compress.targets import COMPILED
 
 WeightSlice = tuple[Layer, ChannelSlice]
@@ -66,12 +67,15 @@ class RankedChannelGroup:
 
         Each score is divided by the sum of the scores that are no smaller, as in LAMP, and multiplied by the number of
         channels. The lowest score is thereby divided by the mean of the group, as in DepGraph; scores grow as channels
-        are removed, and removed channels do not change the scores of others.
+        are removed, and removed channels do not change the scores of others. Channels that norms normalize over count
+        in proportion to the root of the number of layers that they are part of. Blocks get the mean of their weights.
 
         Args:
             scores: Nonnegative, float64 of shape ``(num_channels,)``.
         """
-        return len(scores) * lamp_normalize(scores)
+        if self.group.blocks:
+            return scores / self.sum_per_channel(self.output_slices, lambda layer: torch.ones_like(layer.weight))
+        return width_factor(self.group) * len(scores) * lamp_normalize(scores)
 
 
 def attach_weights(

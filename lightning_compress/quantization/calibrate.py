@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_compress.arguments import call_model
+from lightning_compress.masked_norms import check_no_masked_norms
 from lightning_compress.module_copies import copy_module
 from lightning_compress.quantization.insertion import is_quantized, quantizers_of
 from lightning_compress.quantization.int_spec import Int
@@ -50,6 +51,7 @@ def calibrate(
     """
     if is_quantized(model):
         raise ValueError("calibrate: the model has quantizers already; start from float_copy(model).")
+    check_no_masked_norms(model, "calibrate")
     remaining = iter(batches)
     try:
         first = next(remaining)

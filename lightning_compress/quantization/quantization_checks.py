@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from lightning_compress.masked_norms import check_no_masked_norms
 from lightning_compress.quantization.insertion import quantizers_of
 from lightning_compress.trainer.queries import callbacks_of, is_a
 
@@ -20,8 +21,9 @@ def check_quantizable(trainer: Trainer, pl_module: LightningModule, module: str,
 
     Raises:
         ValueError: For model-parallel strategies, synchronized batch norms, a second QuantizationAwareTraining
-            callback, and a weight averaging callback before this one.
+            callback, a weight averaging callback before this one, and norms that skip masked channels.
     """
+    check_no_masked_norms(pl_module, "QuantizationAwareTraining")
     if is_a(trainer.strategy, "ModelParallelStrategy"):
         raise ValueError(
             "QuantizationAwareTraining does not support ModelParallelStrategy, which shards the quantized weights: "

@@ -18,6 +18,7 @@ from timm.layers import Attention
 from torch import nn
 
 import lightning_compress as lc
+from lightning_compress.channels.log_format import format_log
 from lightning_compress.channels.tensor_cut import TensorCut
 from tests.channels.nets import Residual, images, trained
 from tests.channels.test_shrink import half_zero
@@ -121,6 +122,35 @@ def test_the_format_of_a_file(tmp_path: Path) -> None:
     read(tmp_path, VERSION_1).save(tmp_path / "log.json")
     expected = {**json.loads(VERSION_1), "version": 2, "crc32": 171420196}
     assert json.loads((tmp_path / "log.json").read_text()) == expected
+
+
+def test_blocks_need_version_3(tmp_path: Path) -> None:
+    _, log = shrunk()
+    replace(log, blocks=("blocks.1",)).save(tmp_path / "log.json")
+    data = json.loads((tmp_path / "log.json").read_text())
+    assert (data["version"], data["blocks"]) == (3, ["blocks.1"])
+    assert lc.RemovalLog.load(tmp_path / "log.json") == replace(log, blocks=("blocks.1",))
+    data["blocks"] = ["blocks.0"]
+    with pytest.raises(ValueError, match="its checksum does not match its contents"):
+        read(tmp_path, json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [
+        ("blocks", "a list is missing"),
+        ([3], "the blocks must be names of modules, each once"),
+        ([""], "the blocks must be names of modules, each once"),
+        (["a..b"], "the blocks must be names of modules, each once"),
+        (["a", "a"], "the blocks must be names of modules, each once"),
+        (["a.b", "a-b", "a"], "a block is inside another"),
+    ],
+)
+def test_blocks_beyond_the_schema(tmp_path: Path, blocks: Any, words: str) -> None:
+    _, log = shrunk()
+    text = format_log(log.cuts, log.attributes, log.transposed, blocks)
+    with pytest.raises(ValueError, match=words):
+        read(tmp_path, text)
 
 
 def test_a_formatter_may_rewrite_a_file(tmp_path: Path) -> None:

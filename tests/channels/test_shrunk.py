@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
 import lightning_compress as lc
 from lightning_compress.channels.discovery import find_groups
 from lightning_compress.channels.groups import named_tensors
 from tests.cases import Loader, Net, assert_same, load, save_every_step, trainer, val_loader
+from tests.channels.nets import Residual
 
 INPUTS = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(0))
 
@@ -125,6 +128,69 @@ def test_a_checkpoint_of_before_the_removal_is_told_apart(tmp_path: Path) -> Non
     trainer([save_every_step(tmp_path)]).fit(model, Loader(), val_loader())
     with pytest.raises(ValueError, match=r"'conv1\.weight' has shape \(8, 4, 3, 3\) in the checkpoint, as before"):
         trainer([lc.Shrunk(log)]).validate(Net(), val_loader(), ckpt_path=tmp_path / "step=3.ckpt")
+
+
+class Deep(LightningModule):
+    """A residual network, and perhaps a copy of it that is updated elsewhere."""
+
+    def __init__(self, *, with_copy: bool = False) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = Residual()
+        if with_copy:
+            self.target = copy.deepcopy(self.net).requires_grad_(False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(self.net(batch[0][:, :3]), batch[1])
+
+    validation_step = training_step
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+
+def without_a_block() -> lc.RemovalLog:
+    net = Residual().eval()
+    for parameter in net.blocks[1].parameters():
+        torch.nn.init.zeros_(parameter)
+    return lc.shrink(net, INPUTS[:, :3])[1]
+
+
+def test_a_checkpoint_without_a_block(tmp_path: Path) -> None:
+    log = without_a_block()
+    model = Deep()
+    trainer([lc.Shrunk(log, module="net"), save_every_step(tmp_path)]).fit(model, Loader())
+    assert type(model.net.blocks[1]) is torch.nn.Identity
+    again = Deep()
+    trainer([lc.Shrunk(log, module="net")]).fit(again, Loader(), ckpt_path=tmp_path / "step=7.ckpt")
+    assert_same(dict(again.state_dict()), dict(model.state_dict()))
+    loaded = lc.Shrunk(log, module="net").load_from_checkpoint(Deep, tmp_path / "step=10.ckpt")
+    assert_same(dict(loaded.state_dict()), dict(model.state_dict()))
+
+
+def test_a_checkpoint_with_the_block_is_told_apart(tmp_path: Path) -> None:
+    trainer([save_every_step(tmp_path)]).fit(Deep(), Loader())
+    with pytest.raises(
+        ValueError, match=r"'net\.blocks\.1\.conv1\.weight' of a removed block is in the checkpoint, as"
+    ):
+        trainer([lc.Shrunk(without_a_block(), module="net")]).validate(
+            Deep(), val_loader(), ckpt_path=tmp_path / "step=3.ckpt"
+        )
+
+
+def test_a_copy_loses_the_block_with_the_weights_it_loads() -> None:
+    model = Deep(with_copy=True)
+    run = trainer([lc.Shrunk(without_a_block(), module="net")])
+
+    class Update(Callback):
+        def on_train_batch_end(self, run: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            pl_module.target.load_state_dict(pl_module.net.state_dict())
+
+    run.callbacks.append(Update())
+    with pytest.warns(UserWarning, match="'target' is as 'net' was before the removal"):
+        run.fit(model, Loader())
+    assert type(model.target.blocks[1]) is torch.nn.Identity
 
 
 def test_a_model_that_is_built_late() -> None:

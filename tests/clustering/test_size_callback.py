@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,9 +83,12 @@ def test_pruning_comes_first() -> None:
         fit(lc.SizeBudget("4kB"), lc.Pruning(0.5))
 
 
-@pytest.mark.parametrize("arguments", [{"size": "4 kb"}, {"size": "4kB", "half": ("bias",)}])
-def test_arguments_are_checked(arguments: dict) -> None:
-    with pytest.raises(ValueError):
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"size": "4 kb"}, "is not a size in bytes"), ({"size": "4kB", "half": ("bias",)}, "'bias' is not supported")],
+)
+def test_arguments_are_checked(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
         lc.SizeBudget(**arguments)
 
 

@@ -19,7 +19,7 @@ from lightning_compress.pruning.rewind import Rewind
 from lightning_compress.pruning.scores import Score
 from lightning_compress.quantization.observers import Observer
 from lightning_compress.trainer.compression_callback import CompressionCallback
-from tests.cases import CASES, LOSSES
+from tests.cases import BLOCK_CASES, CASES, LOSSES
 from tests.export.test_exported_file import TARGETS
 from tests.quantization.test_observers import OBSERVERS
 
@@ -61,7 +61,9 @@ def test_every_choice_has_a_public_name(base: type) -> None:
 
 @pytest.mark.parametrize("base", TECHNIQUE_PARTS)
 def test_every_choice_of_a_technique_has_a_case(base: type) -> None:
-    used = {type(part) for case in CASES for callback in case.callbacks() for part in parts_of(callback)}
+    used = {
+        type(part) for case in [*CASES, *BLOCK_CASES] for callback in case.callbacks() for part in parts_of(callback)
+    }
     # Defaults that depend on the tensor are filled in by the callback.
     used |= {type(part) for part in parts_of(lc.Int().for_activations())}
     used |= {type(part) for part in parts_of(lc.Int().for_weights())}

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_compress.constraints.layer import Layer
-from lightning_compress.pruning.patterns import NM, Block, Channels, Unstructured, WeightPattern
+from lightning_compress.pruning.patterns import NM, Block, Unstructured, WeightPattern
+from lightning_compress.pruning.structured_patterns import Channels
 
 
 def linear(values: list[list[float]], name: str = "fc.weight") -> Layer:
