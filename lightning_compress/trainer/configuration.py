@@ -36,11 +36,21 @@ def check_same_configuration(technique: str, stored: Mapping[str, Any], current:
     ValueError: Pruning resumes from a state with sparsity=0.5 and now has sparsity=0.9: ...
     """
     for option in current:
-        if option in stored and stored[option] != current[option]:
+        if option in stored and _differs(stored[option], current[option]):
             raise ValueError(
                 f"{technique} resumes from a state with {option}={_text(stored[option])} and now has "
                 f"{option}={_text(current[option])}: pass the same value, or load the weights alone to start anew."
             )
+
+
+def _differs(stored: Any, current: Any) -> bool:
+    """Return True if two options differ; of a specification, fields that earlier releases lacked are not compared."""
+    if not (isinstance(stored, Mapping) and isinstance(current, Mapping) and "class_path" in {*stored} & {*current}):
+        return bool(stored != current)
+    # By the name of the class, which may have moved to another module since.
+    names = {each["class_path"].rpartition(".")[2] for each in (stored, current)}
+    arguments, ours = stored.get("init_args", {}), current.get("init_args", {})
+    return len(names) > 1 or any(name not in ours or arguments[name] != ours[name] for name in arguments)
 
 
 def _storable(value: Any) -> Any:

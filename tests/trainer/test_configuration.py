@@ -45,3 +45,12 @@ def test_the_option_and_both_values_are_named() -> None:
 def test_states_without_an_option_are_accepted() -> None:
     check_same_configuration("Pruning", {}, {"sparsity": 0.5})
     check_same_configuration("Pruning", {"retired": 1}, {"sparsity": 0.5})
+
+
+def test_a_specification_of_an_earlier_release_is_the_same() -> None:
+    old = {"class_path": "lightning_compress.pruning.patterns.Channels", "init_args": {"round_to": 1, "of": "macs"}}
+    now = configuration_of(lc.Pruning(0.5, pattern=lc.Channels(of="macs")), ["pattern"])
+    check_same_configuration("Pruning", {"pattern": old}, now)
+    for other in ({**old, "init_args": {"round_to": 2, "of": "macs"}}, {**old, "class_path": "x.Depth"}):
+        with pytest.raises(ValueError, match="resumes from a state with pattern="):
+            check_same_configuration("Pruning", {"pattern": other}, now)
