@@ -138,9 +138,23 @@ def count_macs(model: nn.Module, example_inputs: Any) -> MacCounts:
     """
     args, kwargs = as_arguments(example_inputs)
     counter = _MacCounter(model)
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"), _unfused_attention(), counter.watching(), counter:
-        model(*args, **kwargs)
+    with torch.no_grad(), _frozen(model), torch.compiler.set_stance("force_eager"), _unfused_attention():
+        with counter.watching(), counter:
+            model(*args, **kwargs)
     return MacCounts({name: n for name, n in counter.macs.items() if name}, counter.macs[""])
+
+
+@contextlib.contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Freeze parameters: a flop counter follows modules backwards, too, from all arguments that want a gradient."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 class _MacCounter(FlopCounterMode):

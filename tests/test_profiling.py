@@ -180,3 +180,17 @@ def test_a_network_is_left_as_it_was_and_arguments_have_any_form() -> None:
         count_macs(network, torch.zeros(1, 3))
     assert not network[0]._forward_hooks
     assert not network[0]._forward_pre_hooks
+
+
+def test_a_parameter_that_a_module_takes_as_its_argument() -> None:
+    class Token(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.fc = nn.Parameter(torch.randn(1, 4)), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.fc(self.token)
+
+    model = Token()
+    assert count_macs(model, torch.randn(2, 3)).weights == {"fc.weight": 12}
+    assert all(parameter.requires_grad for parameter in model.parameters())
