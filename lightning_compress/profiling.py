@@ -138,9 +138,13 @@ def count_macs(model: nn.Module, example_inputs: Any) -> MacCounts:
     """
     args, kwargs = as_arguments(example_inputs)
     counter = _MacCounter(model)
-    with torch.no_grad(), _frozen(model), torch.compiler.set_stance("force_eager"), _unfused_attention():
-        with counter.watching(), counter:
-            model(*args, **kwargs)
+    with contextlib.ExitStack() as stack:
+        for context in (
+            torch.no_grad(), _frozen(model), torch.compiler.set_stance("force_eager"), _unfused_attention(),
+            counter.watching(), counter,
+        ):  # fmt: skip
+            stack.enter_context(context)
+        model(*args, **kwargs)
     return MacCounts({name: n for name, n in counter.macs.items() if name}, counter.macs[""])
 
 

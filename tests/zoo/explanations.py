@@ -44,6 +44,7 @@ EXPLANATIONS: dict[tuple[str, str], str] = {
         _NOT_IN_FOURS,
     ),
     **dict.fromkeys([("detr", title) for title in ("80 % zeros, %", NM, "16 clusters, %", PACKED, CHANNELS)], _FREEZES),
+    ("diffusion", CHANNELS): "Group norms mix the channels of all its convolutions, which are left as they are.",
     ("retinanet", CHANNELS): _FROZEN_NORMS,
     ("roi_heads", CHANNELS): _FROZEN_NORMS,
     ("retinanet", TAUGHT): (

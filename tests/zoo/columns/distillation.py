@@ -20,7 +20,7 @@ class Adam(Task):
     """The same task with an optimizer that makes progress in a few steps."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=1e-3)
+        return torch.optim.Adam(self.parameters(), lr=1e-4)
 
 
 def taught(subject: Subject) -> float:
