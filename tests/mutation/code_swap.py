@@ -37,8 +37,8 @@ def swap(old: CodeType, new: CodeType, functions: dict[CodeType, list[FunctionTy
     return True
 
 
-def swap_values(module: ModuleType, new: CodeType) -> None:
-    """Run another version of a module beside it, and take over defaults, fields and constants, as far as they go."""
+def swap_values(module: ModuleType, new: CodeType) -> bool:
+    """Run another version of a module beside it, and take over defaults, fields and constants, as far as possible."""
     other = {"__name__": module.__name__, "__file__": module.__file__, "__builtins__": builtins}
     exec(new, other)
     for name, value in vars(module).items():
@@ -47,6 +47,7 @@ def swap_values(module: ModuleType, new: CodeType) -> None:
                 _take_over(value, key, member, vars(other.get(name, value)).get(key, member))
         else:
             _take_over(module, name, value, other.get(name, value))
+    return True
 
 
 def _take_over(owner: Any, name: str, old: Any, new: Any) -> None:

@@ -8,5 +8,6 @@ CHECK = "only a check of the arguments"
 EXPLAINED: dict[str, str] = {
     "constraints/codebook.py: return torch.segment_reduce(flat.double()[self._order], 'sum', "
     "lengths=self._num_each, unsafe=False)[:-1]": CHECK,
+    "constraints/codebook.py: device = parts[1].index.device": ALIKE,
     "constraints/layer_batches.py: like = tensors[1]": ALIKE,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import pickle
@@ -18,7 +19,9 @@ from typing import Any
 import pytest
 
 OPTIONS = ("-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", "--import-mode=importlib")
-SECONDS, SLOWER = 10.0, 10.0  # of a test, and times the seconds that it took: an endless loop is a failure
+# Seconds of CPU that a test may take, and times those that it took: an endless loop is a failure that is noticed.
+SECONDS, SLOWER = 4.0, 3.0
+WAIT = 20  # times as long on the clock, for a test that waits or a machine that is busy
 MEMORY = 6 * 2**30  # bytes on top of those in use
 Lines = set[tuple[str, int]]
 
@@ -91,7 +94,9 @@ class Suite:
                 return
             for i, test in enumerate(tests):
                 current[:] = i.to_bytes(4, "little")
-                signal.setitimer(signal.ITIMER_REAL, SECONDS + SLOWER * test.seconds)
+                limit = SECONDS + SLOWER * test.seconds
+                signal.setitimer(signal.ITIMER_PROF, limit)
+                signal.setitimer(signal.ITIMER_REAL, WAIT * limit)
                 following = tests[i + 1].name if i + 1 < len(tests) else None
                 if not self._run(test.name, following).passed:
                     return
@@ -122,10 +127,8 @@ def fork(run: Callable[[Callable[[Any], None]], None]) -> Any:
             finally:
                 os._exit(0)
         os.waitpid(child, 0)
-        try:  # processes that tests started
-            os.killpg(child, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # processes that tests started
         file.seek(0)
         content = file.read()
         return pickle.loads(content) if content else None
