@@ -45,7 +45,7 @@ class _RoundAndClip:
         if self.is_number:
             # The derivative of hardtanh is 1 inside the bounds and 0 outside: the same mask in one fused kernel.
             return torch.ops.aten.hardtanh_backward(grad, x, lower, upper)
-        return grad * ((x >= lower) & (x <= upper))
+        return grad * ((x > lower) & (x < upper))  # the bounds are left out, as hardtanh does
 
 
 class _FakeQuantize(torch.autograd.Function):

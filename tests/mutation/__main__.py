@@ -67,6 +67,9 @@ def main() -> None:
     parser.add_argument("chosen", nargs="*", default=[*AREAS], help=f"{', '.join(AREAS)}, or files or folders in them")
     parser.add_argument("--sample", type=int, help="number of mutants of each file, drawn at random; all by default")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument(
+        "--budget", type=float, default=60.0, help="seconds of tests after which a mutant is said to survive"
+    )
     options = parser.parse_args()
     os.chdir(ROOT)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -77,7 +80,7 @@ def main() -> None:
         files = files_of(area, options.chosen)
         if files:
             arguments = [path if path.startswith("-") else str(ROOT / "tests" / path) for path in tests]
-            outcomes = list(try_area(Area(files, arguments, options.sample, options.seed)))
+            outcomes = list(try_area(Area(files, arguments, options.sample, options.seed, options.budget)))
             rows.append(row(area, outcomes, options.seed))
     print(
         "| area | mutants | noticed | explained | survived | share | seed |", "|---|---|---|---|---|---|---|", sep="\n"

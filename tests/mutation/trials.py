@@ -9,9 +9,9 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,16 +26,25 @@ PACKAGE = ROOT / "lightning_compress"
 
 @dataclass(frozen=True)
 class Area:
-    """Files or folders of the package, arguments of pytest for the tests that have to notice, and a sample of mutants of each file."""
+    """Files or folders of the package, arguments of pytest for the tests that have to notice, and a sample of mutants of each file.
+
+    A mutant that survives tests of ``budget`` seconds is left to be a survivor.
+    """
 
     files: Sequence[Path]
     tests: Sequence[str]
     sample: int | None
     seed: int
+    budget: float
+
+    @cached_property
+    def sources(self) -> dict[Path, str]:
+        """Content of the files when it was first asked for."""
+        return {file: file.read_text() for file in self.files}
 
     def mutants(self, file: Path) -> Iterator[tuple[int, BrokenCode]]:
         """Yield the mutants of a file with their numbers."""
-        found = broken_codes(file.read_text(), str(file))
+        found = broken_codes(self.sources[file], str(file))
         size = len(found) if self.sample is None else min(self.sample, len(found))
         chosen = random.Random(f"{self.seed} {file.name}").sample(range(len(found)), size)
         return ((i, found[i]) for i in sorted(chosen))
@@ -76,6 +85,7 @@ def try_area(area: Area) -> Iterator[Outcome]:
         RuntimeError: If the tests cannot be collected.
     """
     output = os.fdopen(os.dup(1), "w", buffering=1)
+    assert area.sources  # read before the package is imported
 
     # In a fork, so that this process stays without the package.
     def session(report: Callable[[Any], None]) -> None:
@@ -97,7 +107,7 @@ def try_area(area: Area) -> Iterator[Outcome]:
     if found is None:
         raise RuntimeError(f"pytest cannot collect {', '.join(area.tests)}: run it by itself")
     for item in found:
-        outcome = _try_at_import(item) if isinstance(item, AtImport) else item
+        outcome = _try_at_import(area, item) if isinstance(item, AtImport) else item
         if isinstance(item, AtImport) and not outcome.noticed_by:
             print(outcome, flush=True)
         yield outcome
@@ -110,27 +120,39 @@ def _try_in_session(area: Area, suite: Suite, at_import: Tracer, output: TextIO)
     print(f"{len(tests)} tests in {time.monotonic() - begin:.0f} s; left out: {failing}", file=output)
     kills = Counter[str]()
 
-    def cost(test: Test) -> float:
-        return test.seconds / (1 + 4 * kills[test.name])
+    def in_order(found: Iterable[Test]) -> list[Test]:
+        """Tests that have noticed mutants first, then one of each function, then a second one, up to the budget."""
+        turns, seconds = Counter[str](), 0.0
+        ranked: list[tuple[float, float, Test]] = []
+        for test in sorted(found, key=lambda test: test.seconds):
+            turn = turns[function := test.name.partition("[")[0]]
+            turns[function] += 1
+            ranked.append((turn if not kills[test.name] else -1, test.seconds / (1 + kills[test.name]), test))
+        chosen = []
+        for _, _, test in sorted(ranked, key=lambda item: item[:2]):
+            seconds += test.seconds
+            if seconds <= area.budget or not chosen:
+                chosen.append(test)
+        return chosen
 
     for file in area.files:
         begin, counts = time.monotonic(), Counter[str]()
         module = importlib.import_module(module_name(file))
-        original = compile(file.read_text(), str(file), "exec", dont_inherit=True)
+        original = compile(area.sources[file], str(file), "exec", dont_inherit=True)
         functions = live_functions(str(file))
         of_file = [test for test in tests if any(path == str(file) for path, _ in test.lines)]
         for number, mutant in area.mutants(file):
             lines = {(str(file), line) for line in mutant.lines}
-            covering = sorted((test for test in of_file if not lines.isdisjoint(test.lines)), key=cost)
+            covering = in_order(test for test in of_file if not lines.isdisjoint(test.lines))
             try:
                 failure = suite.first_failure(covering, partial(swap, original, mutant.code, functions))
                 runs_at_import = failure is None and not lines.isdisjoint(at_import.lines)
             except NotImplementedError:
                 runs_at_import = True
-                failure = suite.first_failure(sorted(of_file, key=cost), partial(swap_values, module, mutant.code))
+                failure = suite.first_failure(in_order(of_file), partial(swap_values, module, mutant.code))
             if runs_at_import and not failure:
                 counts["at import"] += 1
-                yield AtImport(file, number, [test.name for test in sorted(of_file, key=cost)])
+                yield AtImport(file, number, [test.name for test in in_order(of_file)])
             else:
                 kills[failure or ""] += 1
                 counts["noticed" if failure else "survived"] += 1
@@ -140,14 +162,14 @@ def _try_in_session(area: Area, suite: Suite, at_import: Tracer, output: TextIO)
                 yield outcome
         print(f"{file.relative_to(PACKAGE)}: {dict(counts)}, {time.monotonic() - begin:.0f} s", file=output)
     # Those that noticed a mutant have to pass without one, in a fork and in another order than at first, too.
-    failure = suite.first_failure([test for test in sorted(tests, key=cost) if kills[test.name]])
+    failure = suite.first_failure([test for test in in_order(tests) if kills[test.name]])
     if failure:
         raise RuntimeError(f"{failure} fails without a mutant, and has noticed {kills[failure]}: mend it.")
 
 
-def _try_at_import(item: AtImport) -> Outcome:
+def _try_at_import(area: Area, item: AtImport) -> Outcome:
     """Import a broken module, and run the tests of its file."""
-    mutant = broken_codes(item.file.read_text(), str(item.file))[item.number]
+    mutant = broken_codes(area.sources[item.file], str(item.file))[item.number]
 
     def session(report: Callable[[Any], None]) -> None:
         sys.meta_path.insert(0, Loader(module_name(item.file), item.file, mutant.code))
