@@ -26,9 +26,9 @@ PACKAGE = ROOT / "lightning_compress"
 
 @dataclass(frozen=True)
 class Area:
-    """Files or folders of the package, arguments of pytest for the tests that have to notice, and a sample of mutants of each file.
+    """Files of the package, arguments of pytest for the tests that have to notice, and a sample of mutants.
 
-    A mutant that survives tests of ``budget`` seconds is left to be a survivor.
+    The sample is one of each file. A mutant that survives tests of ``budget`` seconds counts as a survivor.
     """
 
     files: Sequence[Path]
