@@ -94,7 +94,6 @@ class Layer:
             shard.to(torch.uint8) if shard.dtype == torch.bool else shard,  # collectives lack bool
             parameter.device_mesh,
             parameter.placements,
-            run_check=False,
             shape=self.shape,
             stride=torch.empty(self.shape, device="meta").stride(),
         )

@@ -67,7 +67,8 @@ class Buffers:
         if key not in self._kept:
             if len(self._kept) == _MAX_KEPT:
                 self._kept.clear()
-            buffer = torch.empty(len(tensors), *tensors[0].shape, dtype=tensors[0].dtype, device=tensors[0].device)
+            like = tensors[0]
+            buffer = torch.empty(len(tensors), *like.shape, dtype=like.dtype, device=like.device)
             self._kept[key] = buffer, buffer.unbind()
         return torch.stack(list(tensors), out=self._kept[key][0])
 
@@ -80,4 +81,5 @@ class Buffers:
 
 
 def _key(tensors: Sequence[Tensor]) -> Hashable:
-    return len(tensors), tensors[0].shape, tensors[0].dtype, tensors[0].device
+    like = tensors[0]
+    return len(tensors), like.shape, like.dtype, like.device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -39,23 +40,18 @@ def erdos_renyi_kernel(shapes: Sequence[Sequence[int]], density: float) -> list[
     >>> [round(d, 3) for d in erdos_renyi_kernel([(4, 4), (64, 64)], 0.1)]
     [1.0, 0.096]
     """
-    sizes = [_product(shape) for shape in shapes]
+    sizes = [math.prod(shape) for shape in shapes]
     raw = [sum(shape) / size for shape, size in zip(shapes, sizes, strict=True)]
-    dense: set[int] = set()
+    densities, sparse = [1.0] * len(sizes), list(range(len(sizes)))
     # Capping a layer at density 1 changes the budget of the others, which may push one of them above 1 in turn. Each
-    # round adds a layer to the dense set, so this ends.
-    while True:
-        budget = density * sum(sizes) - sum(sizes[i] for i in dense)
-        sparse = [i for i in range(len(sizes)) if i not in dense]
-        scale = budget / sum(raw[i] * sizes[i] for i in sparse) if sparse else 0.0
-        over = {i for i in sparse if raw[i] * scale > 1}
-        if not over:
-            return [1.0 if i in dense else raw[i] * scale for i in range(len(sizes))]
-        dense |= over
-
-
-def _product(shape: Sequence[int]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
+    # round takes a layer out of the sparse ones, so this ends.
+    while sparse:
+        budget = density * sum(sizes) - (sum(sizes) - sum(sizes[i] for i in sparse))
+        scale = budget / sum(raw[i] * sizes[i] for i in sparse)
+        kept = [i for i in sparse if raw[i] * scale <= 1]
+        if kept == sparse:
+            for i in sparse:
+                densities[i] = raw[i] * scale
+            break
+        sparse = kept
+    return densities

@@ -22,7 +22,7 @@ def range_exponent(min_max: Tensor) -> int:
     """
     largest = float(min_max.max())
     # frexp reads the exponent off the bits, where log2 would round near powers of two.
-    return int(torch.frexp(torch.tensor(largest)).exponent) if largest > 0 else 0
+    return int(torch.frexp(torch.tensor(max(largest, 0.0))).exponent)
 
 
 def histogram(rows: Tensor, min_max: Tensor, bins: int) -> Tensor:
@@ -98,6 +98,7 @@ def percentiles(counts: Tensor, min_max: Tensor, kept: float) -> tuple[Tensor, T
     below = counts.cumsum(dim=1) / counts.sum(dim=1, keepdim=True).clamp(min=1)
     # The lower end is the left edge of the bin in which the lower percentile lies, the upper end the right edge of that
     # of the upper one.
-    lower = edges[(below <= 1 - kept).sum(dim=1).clamp(max=counts.shape[1] - 1)]
-    upper = edges[(below < kept).sum(dim=1) + 1]
+    lower = edges[(below <= 1 - kept).sum(dim=1)]
+    # Clamped, as rounding may leave the last sum below 1.
+    upper = edges[((below < kept).sum(dim=1) + 1).clamp(max=counts.shape[1])]
     return torch.maximum(lower, -min_max[:, 0]), torch.minimum(upper, min_max[:, 1])

@@ -75,8 +75,8 @@ def _cube_root_density(points: WeightedPoints) -> Tensor:
     last = points.positions[:, -1:]
     begins = torch.cat([torch.where(mass > 0, starts, last), last], dim=1)[:, 1:].flip(1).cummin(dim=1).values.flip(1)
     widths = begins - starts
-    # (mass / width)^(1/3) * width
-    share = (mass * widths.square()).pow(1 / 3) / size
+    # (mass / width)^(1/3) * width, up to a factor: only shares of the sum are of interest
+    share = (mass * widths.square()).pow(1 / 3)
     return share.repeat_interleave(size, dim=1)[:, :num_points]
 
 

@@ -43,7 +43,7 @@ def mask_clipped(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, qua
     if isinstance(step, float):
         # The derivative of hardtanh is 1 inside the bounds and 0 outside: no mask of bools is made.
         return torch.ops.aten.hardtanh_backward(grad, x, lowest, highest)
-    return grad * ((x >= lowest) & (x <= highest))
+    return grad * ((x > lowest) & (x < highest))  # the bounds are left out, as hardtanh does
 
 
 def pass_gradient(grad: Tensor, x: Tensor, scale: Tensor) -> Tensor:

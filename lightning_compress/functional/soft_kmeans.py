@@ -35,7 +35,7 @@ def soft_assign(
     ([[2.0, 2.0, 9.0]], [[2.0, 9.0]])
     """
     soft, moved = _SoftAssign.apply(rows, codebooks, temperatures, masses)
-    return soft, moved.detach()
+    return soft, moved
 
 
 class _SoftAssign(torch.autograd.Function):

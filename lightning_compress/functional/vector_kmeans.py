@@ -96,7 +96,7 @@ def _kmeans_plus_plus(points: Tensor, masses: Tensor, num_clusters: int, seed: i
         # Inverse transform sampling, with probabilities proportional to the distance to the nearest center so far.
         cumulative = probabilities.cumsum(0)
         draw = torch.rand(1, generator=generator, dtype=torch.double) * cumulative[-1]
-        centers.append(points[torch.searchsorted(cumulative, draw).clamp_(max=len(points) - 1)])
+        centers.append(points[torch.searchsorted(cumulative, draw)])
         nearest = torch.minimum(nearest, (masses * (points - centers[-1]).square()).sum(dim=1))
         probabilities = nearest
     return torch.cat(centers)

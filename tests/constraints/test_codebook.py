@@ -39,6 +39,11 @@ def test_means_and_representatives() -> None:
     assert assignment.counts.tolist() == [1, 3, 2, 0]
 
 
+def test_the_last_weight_may_be_a_cluster_by_itself() -> None:
+    assignment = Assignment(torch.tensor([0, 0, 1], dtype=torch.int32), 2)
+    assert assignment.values(torch.tensor([1.0, 1.0, 2.0])).tolist() == [1.0, 2.0]
+
+
 def test_free_weights_are_nowhere_counted() -> None:
     assignment = Assignment(INDEX, 3, free=FREE)
     tensor = torch.tensor([[2.0, 1.0, torch.nan], [9.0, 7.0, torch.inf]])
@@ -170,6 +175,50 @@ def test_gradients_of_some_layers_only() -> None:
     assert first.weight.grad is None
     assert second.weight.grad.tolist() == [[4.0, 8.0, 8.0], [3.0, 4.0, 8.0]]
     assert len(first.weight.unique()) == 6
+
+
+def make_two() -> tuple[list[nn.Parameter], CodebookConstraint]:
+    parameters = [nn.Parameter(torch.arange(6.0).view(2, 3)) for _ in range(2)]
+    constraint = CodebookConstraint([Layer(f"{i}.weight", parameter) for i, parameter in enumerate(parameters)])
+    for i in range(2):
+        constraint.replace(i, Assignment(INDEX, 3), VALUES)
+    return parameters, constraint
+
+
+def test_a_layer_without_a_gradient_leaves_those_of_its_batch_their_own_clusters() -> None:
+    (first, second), constraint = make_two()
+    for parameters in ([first, second], [first], [second]):
+        first.grad = second.grad = None
+        for parameter in parameters:
+            parameter.grad = torch.arange(6.0).view(2, 3)
+        constraint.project_gradients_()
+        constraint.sum_gradients_()
+        assert [p.grad.tolist() for p in parameters] == [[[4.0, 8.0, 8.0], [3.0, 4.0, 8.0]]] * len(parameters)
+
+
+def test_layers_are_joined_once() -> None:
+    _, constraint = make_two()
+    assert constraint.joint([0, 1]) is constraint.joint([0, 1])
+
+
+def test_frozen_layers_keep_weights_and_gradients_and_are_not_checked() -> None:
+    (first, second), constraint = make_two()
+    assert constraint.is_satisfied()
+    moved = torch.arange(6.0).view(2, 3)
+    for parameter in (first, second):
+        parameter.data.copy_(moved)
+        parameter.grad = moved.clone()
+    assert not constraint.is_satisfied()
+    constraint.frozen = frozenset([1])
+    assert not constraint.is_satisfied()
+    constraint.project_gradients_()
+    constraint.sum_gradients_()
+    constraint.project_weights_()
+    assert first.grad.tolist() == [[4.0, 8.0, 8.0], [3.0, 4.0, 8.0]]
+    assert first.tolist() == [[0.0, 1.0, 1.0], [3.0, 0.0, 1.0]]
+    assert torch.equal(second.grad, moved)
+    assert torch.equal(second, moved)
+    assert constraint.is_satisfied()
 
 
 def test_a_copy_of_the_model_is_projected_onto_means() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_compress.constraints.completed_steps import optimizers_of, step_was_skipped
+from lightning_compress.constraints.completed_steps import CompletedSteps, optimizers_of, step_was_skipped
 from lightning_compress.constraints.layer import Layer
 
 
@@ -39,3 +39,71 @@ def test_a_skipped_step_of_a_fused_optimizer_is_seen(found: float, skipped: bool
     assert step_was_skipped(optimizer) is skipped
     optimizer.found_inf = None
     assert not step_was_skipped(optimizer)
+
+
+def test_after_a_step_that_raised_steps_count_again() -> None:
+    parameter = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    calls: list[torch.optim.Optimizer] = []
+    steps = CompletedSteps(optimizer, calls.append)
+
+    def closure() -> None:
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        optimizer.step(closure)
+    steps.reset()
+    optimizer.step()
+    assert calls == [optimizer]
+
+
+class Still(torch.optim.Optimizer):
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__(parameters, {})
+
+    def step(self, closure: object = None) -> None:
+        pass
+
+
+class Wrapped(Still):
+    def step(self, closure: object = None) -> None:
+        super().step(closure)
+
+
+def test_a_step_that_calls_that_of_its_parent_counts_once_and_a_skipped_one_not_at_all() -> None:
+    parameter = nn.Parameter(torch.ones(1))
+    Still([parameter])  # torch wraps the step of a class when it is first instantiated
+    optimizer = Wrapped([parameter])
+    calls: list[torch.optim.Optimizer] = []
+    CompletedSteps(optimizer, calls.append)
+    optimizer.step()
+    assert calls == [optimizer]
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    assert calls == [optimizer]
+
+
+class WithoutInit(torch.optim.Optimizer):
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.param_groups = [{"params": parameters}]
+
+    def step(self, closure: object = None) -> None:
+        pass
+
+
+class WithAWrappedStep(WithoutInit):
+    def step(self, closure: object = None) -> None:
+        pass
+
+    step.hooked = True
+
+
+class WithDictionaries(WithoutInit):
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self._optimizer_step_pre_hooks = {}
+
+
+@pytest.mark.parametrize("kind", [WithoutInit, WithAWrappedStep, WithDictionaries])
+def test_an_optimizer_that_calls_no_hooks_is_named(kind: type[WithoutInit]) -> None:
+    with pytest.raises(ValueError, match=rf"^{kind.__name__} calls no hooks around its steps"):
+        CompletedSteps(kind([]), lambda optimizer: None)

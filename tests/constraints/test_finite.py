@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_compress.constraints.finite import check_finite
@@ -35,3 +36,16 @@ def test_a_layer_within_a_batch_is_named() -> None:
     stacked[1, 0, 1] = torch.nan
     with pytest.raises(ValueError, match=r"^'2\.weight' has weights"):
         check_finite(layers, [[1], [0, 2, 3]], [torch.ones(1, 2, 2), stacked], quantity="weights", purpose="ranked")
+
+
+def test_a_shard_on_another_rank_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Layer("0.weight", nn.Parameter(torch.ones(2, 2)))
+    monkeypatch.setattr(Layer, "group", "ranks")
+
+    def all_reduce(tensor: Tensor, operation: object, group: object) -> None:
+        assert (operation, group) == (dist.ReduceOp.MAX, "ranks")
+        tensor.fill_(1)
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    with pytest.raises(ValueError, match=r"^'0\.weight' has weights"):
+        check_finite([layer], [[0]], [layer.weight[None]], quantity="weights", purpose="ranked")

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
-from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.layer import Layer, local_shards
 
 
 def test_weight_is_detached_and_on_the_same_storage() -> None:
@@ -37,6 +41,36 @@ def test_gradient() -> None:
     assert Layer("weight", linear.weight).gradient is linear.weight.grad
 
 
+@pytest.fixture
+def mesh() -> Iterator[DeviceMesh]:
+    """A mesh of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1, 1), mesh_dim_names=("rows", "columns"))
+    dist.destroy_process_group()
+
+
+def test_a_sharded_weight_is_processed_as_plain_tensors(mesh: DeviceMesh) -> None:
+    parameter = nn.Parameter(distribute_tensor(torch.tensor([[0.5], [1.5]]), mesh["rows"], [Shard(0)]))
+    layer = Layer("weight", parameter)
+    assert layer.group is not None
+    for shard in (layer.weight, *local_shards([parameter])):
+        assert not isinstance(shard, DTensor)
+    for full in (torch.tensor([[0.5], [1.5]]), torch.tensor([[True], [False]])):
+        assert torch.equal(layer.full(layer.local(full)), full)
+
+
+@pytest.mark.parametrize(
+    ("dimensions", "placements"), [("columns", [Shard(1)]), ("both", [Shard(0), Shard(1)]), ("rows", [Replicate()])]
+)
+def test_only_shards_of_the_first_dimension_are_supported(
+    mesh: DeviceMesh, dimensions: str, placements: list[Placement]
+) -> None:
+    part = mesh if dimensions == "both" else mesh[dimensions]
+    parameter = nn.Parameter(distribute_tensor(torch.ones(2, 2), part, placements))
+    with pytest.raises(ValueError, match=rf"^'weight' is laid out as .* over a mesh of {len(placements)} dimensions"):
+        Layer("weight", parameter)
+
+
 def test_ranks_beyond_the_rows_of_a_weight_hold_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = Layer("weight", nn.Parameter(torch.arange(8.0).view(2, 4)))
     monkeypatch.setattr(Layer, "group", "ranks")
@@ -47,3 +81,9 @@ def test_ranks_beyond_the_rows_of_a_weight_hold_nothing(monkeypatch: pytest.Monk
         found.append(layer.local(layer.parameter.detach()))
     assert [tuple(shard.shape) for shard in found] == [(1, 4), (1, 4), (0, 4)]
     assert torch.equal(torch.cat(found), layer.weight)
+
+
+def test_inputs_are_the_second_dimension_where_nothing_else_is_said() -> None:
+    layer = Layer("weight", nn.Linear(3, 2).weight)
+    assert layer.shape[layer.input_dim] == 3
+    assert layer.knows_input_dim

@@ -59,6 +59,15 @@ def test_a_stack_is_written_back(number: int) -> None:
     assert [tensor.unique().tolist() for tensor in tensors] == [[i + 2.0] for i in range(number)]
 
 
+def test_buffers_are_dropped_where_there_are_too_many() -> None:
+    buffers = Buffers()
+    for size in range(1, layer_batches._MAX_KEPT + 1):
+        buffers.stack([torch.zeros(size), torch.ones(size)])
+    assert len(buffers._kept) == layer_batches._MAX_KEPT
+    buffers.stack([torch.zeros(100), torch.ones(100)])
+    assert len(buffers._kept) == 1
+
+
 def test_no_dtype_loses_precision_in_a_stack() -> None:
     buffers = Buffers()
     half, full = torch.ones(2, dtype=torch.bfloat16), torch.tensor([1.0, 1.0 + 2**-20])

@@ -246,3 +246,40 @@ def test_tensors_of_a_gpu_have_positive_zeros_too(dtype: torch.dtype) -> None:
         for i in indices:
             assert tensors[i].tolist() == [[-1.0, 0.0, 3.0], [0.0, -2.0, 3.0]][i : i + 1]
             assert tensors[i].signbit().sum() == 1
+
+
+def test_a_tied_weight_is_projected_under_either_name() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    net[1].weight = net[0].weight
+    constraint = MaskConstraint([Layer("1.weight", net[1].weight)])
+    constraint.replace([torch.eye(2, dtype=torch.bool)])
+    with torch.no_grad():
+        net[0].weight.fill_(1.0)
+    constraint.project_copy_(net)
+    assert net[0].weight.tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_dense_is_only_where_nothing_is_masked() -> None:
+    layers = [Layer(f"{i}.weight", nn.Parameter(torch.ones(1, 2 + i))) for i in range(2)]
+    constraint = MaskConstraint(layers)
+    assert constraint.is_dense
+    for masked in range(2):
+        masks = [torch.ones(1, 2 + i, dtype=torch.bool) for i in range(2)]
+        masks[masked][0, 0] = False
+        constraint.replace(masks)
+        assert not constraint.is_dense
+
+
+def test_frozen_layers_keep_weights_and_gradients() -> None:
+    layers = [Layer(f"{i}.weight", nn.Parameter(torch.ones(1, 2))) for i in range(2)]
+    constraint = MaskConstraint(layers)
+    constraint.replace([torch.tensor([[True, False]])] * 2)
+    constraint.frozen = frozenset([1])
+    for layer in layers:
+        layer.parameter.data.fill_(1.0)
+        layer.parameter.grad = torch.ones(1, 2)
+    constraint.project_weights_()
+    constraint.project_gradients_()
+    assert [layer.weight.tolist() for layer in layers] == [[[1.0, 0.0]], [[1.0, 1.0]]]
+    assert [layer.gradient.tolist() for layer in layers] == [[[1.0, 0.0]], [[1.0, 1.0]]]
+    assert [*constraint.trained_batches()] == [[0]]

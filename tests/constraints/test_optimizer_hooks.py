@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -48,3 +49,18 @@ def test_replaced_optimizers_are_followed() -> None:
     assert hooks.counts(new)
     assert hooks.follow([]) == layers
     assert hooks.holders == []
+
+
+def test_steps_count_again_after_one_that_raised() -> None:
+    layers, parameters = make()
+    optimizer, stepped = sgd(*parameters), []
+    hooks = OptimizerHooks([optimizer], layers, stepped.append)
+
+    def closure() -> None:
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        optimizer.step(closure)
+    hooks.reset()
+    optimizer.step()
+    assert stepped == [optimizer]

@@ -121,6 +121,37 @@ def scale_count(shape: tuple[int, ...]) -> int:
     return torch.Size(shape).numel()
 
 
+def test_at_the_bounds_one_scale_has_the_gradient_of_many() -> None:
+    values = torch.tensor([-2.75, -2.5, -2.25, 1.25, 1.5, 1.75])  # the bounds are -2.5 and 1.5
+    gradients = []
+    for scale in (torch.tensor(1.0), torch.ones(6)):
+        x = values.clone().requires_grad_()
+        fake_quantize(x, scale, torch.zeros_like(scale), quant_min=-2, quant_max=1).sum().backward()
+        gradients.append(x.grad.tolist())
+    assert gradients == [[0.0, 0.0, 1.0, 1.0, 0.0, 0.0]] * 2
+
+
+@pytest.mark.parametrize(
+    ("zero", "gradient", "expected"), [(-5.0, -1.0, 0.0), (-5.0, 1.0, -0.5), (4.0, 1.0, 0.0), (4.0, -1.0, 0.5)]
+)
+def test_a_zero_point_out_of_range_is_only_led_back(zero: float, gradient: float, expected: float) -> None:
+    zero_point = torch.tensor(zero, requires_grad=True)
+    x = torch.tensor([9.0])
+    y = fake_quantize_learned(x, torch.tensor(0.5), zero_point, quant_min=-2, quant_max=1, num_values=1)
+    (gradient * y).sum().backward()
+    assert zero_point.grad == expected
+
+
+def test_a_range_is_divided_among_all_levels() -> None:
+    lowest, highest = torch.tensor([-1.0]), torch.tensor([4.0])
+    for quant_min, quant_max in ((0, 5), (-3, 2)):
+        scale, zero_point = qparams_from_range(
+            lowest, highest, quant_min=quant_min, quant_max=quant_max, symmetric=False
+        )
+        assert scale.tolist() == [1.0]
+        assert zero_point.tolist() == [quant_min + 1]
+
+
 def test_learned_gradients_do_not_depend_on_the_split_of_a_batch() -> None:
     x, target = normal(8, 6), normal(8, 6, seed=1)
 

@@ -75,3 +75,10 @@ def test_percentile_100_is_minimum_and_maximum() -> None:
     lower, upper = histograms.percentiles(counts, min_max, 1.0)
     torch.testing.assert_close(-lower, min_max[:, 0])
     torch.testing.assert_close(upper, min_max[:, 1])
+
+
+def test_all_values_are_kept_though_sums_are_rounded() -> None:
+    counts = torch.full((1, 3000), 7777.7)  # their float32 sum depends on the order
+    lower, upper = histograms.percentiles(counts, torch.tensor([[0.9, 0.8]]), 1.0)
+    assert lower.tolist() == pytest.approx([-0.9])
+    assert upper.tolist() == pytest.approx([0.8])

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from lightning_compress.functional.importance import (
     fill_missing_gradients,
     hessian_gradient_product,
+    lamp_normalize,
     lamp_scores,
     uniform_noise,
 )
+from tests.functional.unstable import Unstable
 
 
 def test_noise_depends_on_the_seed_alone() -> None:
@@ -91,3 +93,8 @@ def test_lamp_scores_of_zeros_and_of_equals() -> None:
 def test_missing_gradients_are_zeros() -> None:
     weights = [torch.ones(2), torch.ones(3)]
     assert [g.tolist() for g in fill_missing_gradients([None, torch.full((3,), 2.0)], weights)] == [[0, 0], [2, 2, 2]]
+
+
+def test_of_equal_values_the_later_counts_as_the_smaller_on_any_device() -> None:
+    values = torch.tensor([1.0, 3.0, 1.0], dtype=torch.float64).as_subclass(Unstable)
+    assert lamp_normalize(values).tolist() == [0.25, 1.0, 0.2]

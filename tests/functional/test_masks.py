@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_compress.functional.masks import keep_n_of_m, pack_bits, unpack_bits
+from tests.functional.unstable import Unstable
 
 
 def test_pack_bits_puts_the_first_entry_lowest() -> None:
@@ -66,3 +67,8 @@ def test_every_group_keeps_just_n_of_the_highest(seed: int, n: int, m: int, dim:
     lowest_kept = groups.masked_fill(~kept, torch.inf).amin(-1)
     highest_gone = groups.masked_fill(kept, -torch.inf).amax(-1)
     assert (lowest_kept >= highest_gone).all()
+
+
+def test_of_equal_scores_the_later_are_kept_on_any_device() -> None:
+    scores = torch.ones(2, 4).as_subclass(Unstable)
+    assert keep_n_of_m(scores, n=2, m=4, dim=1).tolist() == [[False, False, True, True]] * 2

@@ -157,3 +157,17 @@ def test_constants_have_a_range(loss: Callable[[Tensor, Tensor, int], range_sear
         assert torch.isfinite(upper).all()
         assert (lower <= 0).all()
         assert (upper >= 0).all()
+
+
+def test_a_range_stays_within_that_of_the_values_and_leaves_out_outliers_on_either_side() -> None:
+    values = torch.linspace(-0.5, 0.5, 9999)
+    rows = torch.stack([values, values, values])
+    rows[1, 0], rows[2, -1] = -20.0, 20.0
+    counts, min_max = histogram(rows)
+    lower, upper = range_search.best_range(
+        counts, min_max, num_levels=15, symmetric=False, loss=range_search.squared_error
+    )
+    assert (lower >= rows.amin(1)).all()
+    assert (upper <= rows.amax(1)).all()
+    assert (lower > -10).all()
+    assert (upper < 10).all()

@@ -54,6 +54,27 @@ def test_ties_go_in_the_order_of_tensors_then_indices() -> None:
     assert keep(scores, 3) == [[False, True, False], [False, True, True]]
 
 
+def test_no_tensors() -> None:
+    assert keep([], 0) == []
+
+
+def keep_in_table(table: Tensor, num_pruned: int) -> list[list[bool]]:
+    positions = [list(range(len(table)))]
+    (mask,) = keep_highest([table.clone], num_pruned=num_pruned, unit_sizes=[1], positions=positions)
+    return mask.tolist()
+
+
+def test_rows_of_a_table_are_tensors() -> None:
+    table = torch.tensor([[1.0, 2.0, 1.0], [1.0, 1.0, 2.0]])
+    assert keep_in_table(table, 3) == [[False, True, False], [False, True, True]]
+    assert keep_in_table(table, 4) == [[False, True, False], [False, False, True]]
+
+
+def test_rows_that_would_be_emptied_keep_their_first_highest() -> None:
+    table = torch.tensor([[1.0, 2.0, 2.0], [3.0, 1.0, 3.0], [9.0, 8.0, 7.0]])
+    assert keep_in_table(table, 6) == [[False, True, False], [True, False, False], [True, False, False]]
+
+
 def test_negative_zeros_go_just_before_zeros() -> None:
     assert keep([torch.tensor([0.0, -0.0, 0.0, -1e-45, -0.0])], 3) == [[True, False, True, False, False]]
 

@@ -171,3 +171,15 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     assert codebook.dtype == dtype
     assert torch.equal(codebook, expected.to(dtype))
     assert torch.equal(index, others)
+
+
+def test_up_to_a_limit_all_vectors_are_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = normal(6, 2)
+    expected = cluster_vectors(vectors, 3)
+    monkeypatch.setattr(module, "_MAX_CANDIDATES", 6)
+    monkeypatch.setattr(torch, "randperm", lambda number, generator: torch.zeros(number, dtype=torch.long))
+    assert all(torch.equal(found, same) for found, same in zip(cluster_vectors(vectors, 3), expected, strict=True))
+    monkeypatch.setattr(module, "_MAX_CANDIDATES", 5)
+    masses = torch.ones(6, 2, dtype=torch.double)
+    chosen = module._kmeans_plus_plus(vectors.double(), masses, 3, 0)
+    assert torch.equal(chosen, vectors[:1].double().expand(3, 2))

@@ -1,0 +1,45 @@
+"""Mutants that no test can or has to notice, and why."""
+
+from __future__ import annotations
+
+ALIKE = "all tensors of a batch are alike"
+AUTOCAST = "autocast computes these operations in float32 on every device"
+CHECK = "only a check of the arguments"
+EQUAL = "the same at this value"
+FIRST = "nothing is equal to it at first"
+LIMIT = "a limit of memory or time, which results do not depend on"
+RANKS = "seen by tests in processes of their own"
+# "file: broken line" -> why.
+EXPLAINED: dict[str, str] = {
+    # constraints
+    "constraints/codebook.py: return torch.segment_reduce(flat.double()[self._order], 'sum', "
+    "lengths=self._num_each, unsafe=False)[:-1]": CHECK,
+    "constraints/codebook.py: device = parts[1].index.device": ALIKE,
+    "constraints/layer_batches.py: like = tensors[1]": ALIKE,
+    # functional
+    "functional/allocation.py: kept = [i for i in sparse if raw[i] * scale < 1]": EQUAL,
+    "functional/fake_quantize.py: outwards = (rounded < ctx.quant_min) & (to_zero >= 0) | "
+    "(rounded > ctx.quant_max) & (to_zero < 0)": EQUAL,
+    "functional/fake_quantize.py: outwards = (rounded < ctx.quant_min) & (to_zero > 0) | "
+    "(rounded > ctx.quant_max) & (to_zero <= 0)": EQUAL,
+    "functional/feature_losses.py: with torch.autocast(student.device.type, enabled=True):": AUTOCAST,
+    "functional/feature_losses.py: mean = distances.sum() / (distances > 0).sum().clamp_min(2)":
+        "distances come in pairs",
+    "functional/kmeans.py: chunk = max(1, _MAX_CELLS // max(num_points, min(num_points, "
+    "max_groups(num_clusters)) * 2))": LIMIT,
+    "functional/kmeans.py: return columns if columns < _MAX_SORTED else max(_NUM_BINS, 512 * num_clusters)": LIMIT,
+    "functional/kmeans.py: bounds = torch.empty(1)": FIRST,
+    "functional/optimal_kmeans.py: if num_clusters >= _MAX_OPTIMAL:": LIMIT,
+    "functional/optimal_kmeans.py: backwards = torch.ones(cost.shape[1:], dtype=torch.bool).triu(2)":
+        "an empty cluster in its place costs as little, and comes first",
+    "functional/optimal_kmeans.py: bounds = torch.full((len(cost), num_clusters), cost.shape[2] - 1)":
+        "the table is square",
+    "functional/select.py: for tensor in order[gathered.sum(dim=0)[order] >= 0].tolist():":
+        "of tensors without ties none is dropped",
+    "functional/select.py: without dist.all_reduce(counts, group=group)": RANKS,
+    "functional/vector_kmeans.py: def cluster_vectors(vectors: Tensor, num_clusters: int, *, "
+    "weights: Tensor | None=None, initial_centers: Tensor | None=None, seed: int=1) -> tuple[Tensor, Tensor]:":
+        "any seed will do",
+    "functional/vector_kmeans.py: index = torch.empty(1)": FIRST,
+    "functional/vector_kmeans.py: size = max(1, _MAX_CELLS * len(centers))": LIMIT,
+}  # fmt: skip
