@@ -15,7 +15,7 @@ from lightning_compress.cli.sparseml.training_modifiers import DISTILLATION, EPO
 from lightning_compress.cli.sparseml.training_modifiers import learning_rate as rates
 
 _WITHOUT = {
-    "ACDCPruningModifier": "dense phases between sparse ones are not supported; choose the key pruning with growth: RigL",
+    "ACDCPruningModifier": "dense phases between sparse ones are not supported; choose growth: RigL",
     "TopKASTPruningModifier": "two sparsities of forward and backward pass are not supported; choose growth: RigL",
     "LayerPruningModifier": "the removal of whole layers is not supported; build a model without them",
     "LayerThinningModifier": "channels are removed by the command run, after pruning with pattern: Channels",
@@ -36,7 +36,7 @@ _WITHOUT = {
 
 
 @dataclass(frozen=True)
-class Conversion:
+class RecipeConversion:
     """Result of :func:`convert_recipe`.
 
     Attributes:
@@ -58,7 +58,7 @@ class Conversion:
         return f"{comments}\n{yaml.safe_dump(self.config, sort_keys=False)}"
 
 
-def convert_recipe(text: str, *, module: str = "model") -> Conversion:
+def convert_recipe(text: str, *, module: str = "model") -> RecipeConversion:
     """Convert a SparseML recipe to a configuration of this package.
 
     Args:
@@ -82,9 +82,11 @@ def convert_recipe(text: str, *, module: str = "model") -> Conversion:
     model = rates(groups["rates"], trainer.get("max_epochs"), remarks)
     model |= distillation(groups["distillation"], remarks)
     if groups["distillation"]:
-        remarks.add("Distillation: add it to a recipe with a DistillationModule, which has the student and the teacher.")
+        remarks.add(
+            "Distillation: add it to a recipe with a DistillationModule, which has the student and the teacher."
+        )
     if "optimizer" in model:
-        remarks.add("Learning rate: add it to a recipe with a ClassificationModule or DistillationModule and optimizer.")
+        remarks.add("Learning rate: add it to a recipe with a module of this package that names its optimizer.")
     pruned = pruning(groups["pruning"], module, remarks)
     # A mask that the run has made is kept in any case.
     callbacks = [] if pruned else constant_pruning(groups["constant"], module, remarks)
@@ -96,7 +98,7 @@ def convert_recipe(text: str, *, module: str = "model") -> Conversion:
         "model": {"init_args": model} if model else {},
         "trainer": trainer,
     }
-    return Conversion({key: value for key, value in config.items() if value}, remarks.sentences)
+    return RecipeConversion({key: value for key, value in config.items() if value}, remarks.messages)
 
 
 _GROUPS: dict[str, tuple[str, ...]] = {

@@ -7,7 +7,8 @@ import re
 _ALL = ("__ALL__", "__ALL_PRUNABLE__")
 _LIMIT = 64
 # One element of a regular expression and its quantifier.
-_TOKEN = re.compile(r"(\\.|\[[^\]\\^]+\]|\((?:\?:)?(?:[^()\\|]|\\\.)+(?:\|(?:[^()\\|]|\\\.)+)*\)|[^\\\[\](){}*+?|^$])([*+?]?)")
+_PLAIN = r"(?:[^()\\|?*+\[\]{}^$]|\\.)+"
+_TOKEN = re.compile(rf"(\\.|\[[^\]\\^]+\]|\((?:\?:)?{_PLAIN}(?:\|{_PLAIN})*\)|[^\\\[\](){{}}*+?|^$])([*+?]?)")
 
 
 def layer_globs(name: str, module: str) -> list[str]:
@@ -32,7 +33,7 @@ def layer_globs(name: str, module: str) -> list[str]:
 
 def _without_parameter(glob: str) -> str:
     """Return the layer's part of a glob over parameter names."""
-    return re.sub(r"[.?]weight\*?$", "", glob)
+    return re.sub(r"(?:[.?]|(?<=\*))weight\*?$", "", glob)
 
 
 def _glob_of_regex(pattern: str) -> list[str]:

@@ -98,6 +98,8 @@ def _plan(modifier: RecipeModifier, module: str, remarks: Remarks) -> PruningPla
     end = modifier.number("end_epoch", "end", default=-1)
     options = _options(modifier, remarks)
     sparsities = _sparsities(modifier, module, remarks)
+    if not sparsities:
+        return PruningPlan({}, {}, options)
     if sparsity := _fixed_sparsity(options):
         if {*sparsities.values()} != {sparsity}:
             remarks.add(f"{modifier.name}: the sparsity of the pattern is {sparsity:g}, whatever final_sparsity says.")
@@ -110,7 +112,7 @@ def _plan(modifier: RecipeModifier, module: str, remarks: Remarks) -> PruningPla
     initial = modifier.arguments.get("init_sparsity", 0)
     if initial == "__FROM_PARAM__":
         remarks.add(f"{modifier.name}: init_sparsity=__FROM_PARAM__ has no counterpart; the ramp begins at 0.")
-    elif "growth" in options or (sparsities and {modifier.number("init_sparsity", default=0)} == {*sparsities.values()}):
+    elif "growth" in options or {modifier.number("init_sparsity", default=0)} == {*sparsities.values()}:
         curve = "one_shot"
     elif modifier.number("init_sparsity", default=0) > 0:
         remarks.add(f"{modifier.name}: init_sparsity={initial} has no counterpart; the ramp begins at 0.")

@@ -41,7 +41,7 @@ def quantization(modifiers: Sequence[RecipeModifier], module: str, remarks: Rema
         return {}
     first, *others = modifiers
     if others:
-        remarks.add(f"{QUANTIZATION}: {len(others) + 1} of them have no counterpart in one run; the first one is taken.")
+        remarks.add(f"{QUANTIZATION}: {len(others) + 1} of them have no counterpart; the first one is taken.")
     for name in _WITHOUT:
         if first.arguments.get(name):
             remarks.add(f"{QUANTIZATION}: {name} has no counterpart and is left out.")
@@ -166,7 +166,7 @@ def _targets(modifier: RecipeModifier, module: str, remarks: Remarks) -> dict[st
         else:
             others.append(name)
     if others:
-        remarks.add(f"{QUANTIZATION}: ignore={', '.join(others)} has no counterpart: layers are selected by their names.")
+        remarks.add(f"{QUANTIZATION}: ignore={', '.join(others)} has no counterpart: layers are selected by name.")
     if include:
         targets["include"] = include
     if exclude:

@@ -142,18 +142,17 @@ def _variables(given: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: value for name, value in given.items() if not _expression(value)}
     pending = {name: value for name, value in given.items() if _expression(value)}
     while pending:
-        errors = {}
+        problems = {}
         for name, value in [*pending.items()]:
             try:
                 found[name] = evaluate(_expression(value), found)
                 del pending[name]
             except UndefinedVariableError as error:
-                errors[name] = error
-        if len(errors) == len(pending) and pending:
-            name, error = next(iter(errors.items()))
-            if len(errors) < len(given) and any(str(other) in str(error) for other in pending):
-                raise ValueError(f"the variable {name!r} depends on itself")
-            raise ValueError(f"{name}: {error}")
+                problems[name] = str(error)
+        if problems and len(problems) == len(pending):
+            name, problem = next(iter(problems.items()))
+            is_cycle = all(any(f"{other!r}" in text for other in pending) for text in problems.values())
+            raise ValueError(f"the variable {name!r} depends on itself" if is_cycle else f"{name}: {problem}")
     return found
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 
 class Remarks:
-    """List of sentences without repetitions.
+    """Messages without repetitions.
 
     >>> remarks = Remarks()
     >>> for _ in range(2):
     ...     remarks.add("It has no counterpart.")
-    >>> remarks.sentences
+    >>> remarks.messages
     ('It has no counterpart.',)
     """
 
@@ -17,7 +17,7 @@ class Remarks:
         self._sentences: dict[str, None] = {}
 
     @property
-    def sentences(self) -> tuple[str, ...]:
+    def messages(self) -> tuple[str, ...]:
         """All sentences in their order."""
         return tuple(self._sentences)
 
