@@ -1,6 +1,7 @@
 """Recipes that continue with the network of another one."""
 
 import fcntl
+import functools
 import json
 import signal
 import subprocess
@@ -232,9 +233,14 @@ def test_a_stage_goes_on_from_its_checkpoint(stages, monkeypatch):
     (checkpoint,) = Path("here/checkpoints").glob("*.ckpt")
     assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
     begun, fit = [], Trainer.fit
-    monkeypatch.setattr(
-        Trainer, "fit", lambda self, *args, **kw: (begun.append(kw["ckpt_path"]), fit(self, *args, **kw))
-    )
+
+    # The parser reads the signature.
+    @functools.wraps(fit)
+    def watched(self, *args, **kwargs):
+        begun.append(kwargs["ckpt_path"])
+        fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "fit", watched)
     main(command)
     assert begun == [str(checkpoint)], "only the second stage, from its checkpoint"
     assert titles(Path("here")) == ["first", "fitted", "packed file"]
