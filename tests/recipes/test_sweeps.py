@@ -66,7 +66,7 @@ SHORT = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=4", "--trainer
 
 @pytest.mark.slow
 def test_an_agent_runs_two_points_of_the_sweep(workdir, monkeypatch):
-    """W&B's own agent makes the command lines and starts the processes; only the answers of the server are made here."""
+    """W&B's own agent makes the command lines and starts the processes; only the server's answers are made here."""
     sweep = yaml.safe_load((SWEEPS[0]).read_text())
     sweep["command"] += SHORT
     points = {"point0id": {"pruning.sparsity": 0.5, "quantization.weights.bits": 4},
