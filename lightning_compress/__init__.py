@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from lightning_compress.models.catalogue.table import Catalogue as Catalogue
     from lightning_compress.models.classification import ClassificationModule as ClassificationModule
     from lightning_compress.models.mixup import Mixup as Mixup
+    from lightning_compress.models.positions import SegmentationModule as SegmentationModule
+    from lightning_compress.models.positions import TokenClassificationModule as TokenClassificationModule
     from lightning_compress.packing.packed_file import PackedFile as PackedFile
     from lightning_compress.packing.reader import load_packed as load_packed
     from lightning_compress.packing.writer import save_packed as save_packed
@@ -140,6 +142,7 @@ _HOME = {
     "SET": "pruning.growth",
     "SNIP": "pruning.probe_scores",
     "Schedule": "schedules",
+    "SegmentationModule": "models.positions",
     "Sensitivity": "quantization.sensitivity",
     "Shrunk": "channels.shrunk",
     "SimilarityPreserving": "distillation.features",
@@ -147,6 +150,7 @@ _HOME = {
     "Targets": "targets",
     "Taylor": "pruning.scores",
     "Teacher": "distillation.teacher",
+    "TokenClassificationModule": "models.positions",
     "Uniform": "pruning.distributions",
     "Unstructured": "pruning.patterns",
     "WeightClustering": "clustering.callback",

@@ -1,5 +1,6 @@
-"""DigitsDataModule and CIFAR10DataModule."""
+"""Data modules of the recipes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,15 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 import lightning_compress as lc
-from lightning_compress.data import CIFAR10DataModule, DigitsDataModule, random_crop_and_flip
+from lightning_compress.data import (
+    CIFAR10DataModule,
+    DigitsDataModule,
+    ImageFolderDataModule,
+    ShapesDataModule,
+    TaggedTokensDataModule,
+    decoded_images,
+    random_crop_and_flip,
+)
 
 CLASSES = ("airplane", "automobile", "bird")
 
@@ -133,3 +142,138 @@ def test_workers_give_the_same_images(root):
 def test_missing_root_names_the_key_and_the_fix(tmp_path):
     with pytest.raises(ValueError, match=r"data\.root=.*nowhere.*--data\.download=true"):
         CIFAR10DataModule(str(tmp_path / "nowhere")).setup("fit")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache for any number of images."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(decoded_images, "FEWEST_CACHED", 5)
+    return tmp_path / "cache/lightning-compress"
+
+
+def decoded(root, split="train"):
+    """The images of a split, and how many of them were decoded."""
+    data, calls = CIFAR10DataModule(str(root)), []
+    decode = decoded_images.pil_to_tensor
+    decoded_images.pil_to_tensor = lambda image: calls.append(image) or decode(image)
+    try:
+        return data.load(split), len(calls)
+    finally:
+        decoded_images.pil_to_tensor = decode
+
+
+def test_images_are_decoded_once(root, cache, tmp_path, capsys):
+    here = tmp_path / "images"
+    shutil.copytree(root, here)
+    (images_, labels), num = decoded(here)
+    assert num == 30
+    assert "Decoding" in capsys.readouterr().out
+    (again, labels_again), num = decoded(here)
+    assert num == 0
+    assert torch.equal(again, images_)
+    assert torch.equal(labels_again, labels)
+    assert capsys.readouterr().out == ""
+    # A changed image, a damaged file and another split are decoded.
+    path = next((here / "cifar10/train").rglob("*.webp"))
+    Image.new("RGB", (32, 32)).save(path, lossless=True)
+    (changed, _), num = decoded(here)
+    assert num == 30
+    assert not torch.equal(changed, images_)
+    for file in cache.iterdir():
+        file.write_bytes(b"damaged")
+    assert decoded(here)[1] == 30
+    assert decoded(here, "test")[1] == 6
+    assert len(list(cache.iterdir())) == 3
+
+
+def test_few_images_and_a_read_only_cache(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file/cache"))
+    assert decoded(root)[1] == 30
+    assert not (tmp_path / "file").exists(), "few images are not cached"
+    monkeypatch.setattr(decoded_images, "FEWEST_CACHED", 5)
+    (tmp_path / "file").touch()
+    assert decoded(root)[1] == 30, "a directory cannot be made, and nothing is lost"
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Images of several sizes in two classes."""
+    torch.manual_seed(0)
+    for split, num in (("train", 5), ("val", 3)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(num):
+                pixels = torch.randint(256, (40 + i, 50, 3), dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    return tmp_path
+
+
+def test_image_folders_through_timm(folders):
+    data = ImageFolderDataModule(str(folders), image_size=32, batch_size=4, num_workers=0)
+    data.setup("fit")
+    data.setup("test")
+    x, y = next(iter(data.train_dataloader()))
+    assert x.shape == (4, 3, 32, 32)
+    assert set(y.tolist()) <= {0, 1}
+    assert [len(data.train), len(data.val), len(data.test)] == [10, 6, 6]
+    assert data.test.root == str(folders / "val") or data.test.root == folders / "val"
+    # Evaluation is deterministic: the center, normalized as the networks of timm expect it.
+    first, second = data.test[0][0], data.test[0][0]
+    assert torch.equal(first, second)
+    assert first.mean().abs() < 0.5
+    (folders / "test").mkdir()
+    shutil.copytree(folders / "val/cat", folders / "test/cat")
+    shutil.rmtree(folders / "val")
+    data.setup("fit")
+    data.setup("test")
+    assert data.val_dataloader() == []
+    assert len(data.test) == 3
+
+
+def test_a_dry_run_needs_no_images(tmp_path):
+    data = ImageFolderDataModule("nowhere", image_size=32, batch_size=2, num_workers=0, dry_run=True, num_classes=7)
+    data.setup("fit")
+    data.setup("test")
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        batches = list(loader)
+        assert len(batches) == 2
+        assert batches[0][0].shape == (2, 3, 32, 32)
+        assert all(int(y.max()) < 7 for _, y in batches)
+    real = ImageFolderDataModule("nowhere")
+    with pytest.raises(ValueError, match=r"data\.root='nowhere' does not contain train/<class>/.*--data\.dry_run=true"):
+        real.setup("fit")
+
+
+def test_shapes_and_sentences_are_the_same_every_time():
+    for make in (ShapesDataModule, TaggedTokensDataModule):
+        first, second, other = make(num_train=16), make(num_train=16), make(num_train=16, seed=1)
+        for data in (first, second, other):
+            data.setup("fit")
+        batches = [next(iter(data.test_dataloader())) for data in (first, second, other)]
+        flat = [torch.cat([t.flatten().float() for t in (b.values() if isinstance(b, dict) else b)]) for b in batches]
+        assert torch.equal(flat[0], flat[1])
+        assert not torch.equal(flat[0], flat[2])
+        assert [len(first.datasets[split]) for split in ("train", "val", "test")] == [16, 2, 4]
+
+
+def test_shapes_have_their_colors():
+    data = ShapesDataModule(image_size=40, num_train=64, batch_size=64)
+    data.setup("fit")
+    x, masks = next(iter(data.train_dataloader()))
+    means = torch.stack([x.movedim(1, -1)[masks == label].mean(0) for label in range(3)])
+    torch.testing.assert_close(means, torch.tensor([[0.0, 0, 0], [1, 0.5, 0.5], [0.5, 1, 0.5]]), atol=0.02, rtol=0)
+
+
+def test_tags_follow_their_rule():
+    data = TaggedTokensDataModule(num_train=64, batch_size=64)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    for tokens, mask, labels in zip(*batch.values(), strict=True):
+        shift = 1 in tokens.tolist()
+        expected = torch.where(mask.bool(), (tokens + shift) % 5, -100)
+        assert torch.equal(labels, expected)
+        assert torch.equal(tokens > 0, mask.bool())
+    marked = (batch["input_ids"] == 1).any(1).float().mean()
+    assert 0.3 < marked < 0.7

@@ -136,6 +136,12 @@ def _backbones(arguments: Sequence[str]) -> None:
     backbones(arguments)
 
 
+def _convert(arguments: Sequence[str]) -> None:
+    from lightning_compress.cli.convert_command import convert
+
+    convert(arguments)
+
+
 def _recipes(arguments: Sequence[str]) -> None:
     from lightning_compress.cli.recipes import recipes
 
@@ -173,6 +179,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "test": ("--config=FILE --ckpt_path=FILE: evaluate on the test data", _lightning("test")),
     "predict": ("--config=FILE --ckpt_path=FILE: predict", _lightning("predict")),
     "sensitivity": ("--config=FILE [--mean_bits=4]: measure the quantization sensitivity of every layer", _sensitivity),
+    "convert": ("RECIPE [DEST]: convert a SparseML recipe", _convert),
     "backbones": ("[GLOB] [--max-macs=300M]: list compact timm networks with their size and cost", _backbones),
     "recipes": ("list | show NAME | copy NAME [DEST]: the recipes", _recipes),
 }

@@ -196,7 +196,7 @@ class CompressionCLI(LightningCLI):
 
     def make_directory(self) -> Path:
         """Create the run directory."""
-        return run_directory(self.run_name or self.subcommand or "run", rank=_rank())
+        return run_directory(self.run_name or self.subcommand or "run", rank=rank())
 
     @property
     def log_directory(self) -> Path:
@@ -265,7 +265,7 @@ def _complete_logger(argument: str) -> str:
     return f"{option}={{class_path: {name}, init_args: {{save_dir: .}}}}"
 
 
-def _rank() -> int:
+def rank() -> int:
     """Return the rank of this process, as far as it is known before the Trainer exists."""
     return int(getattr(rank_zero_only, "rank", 0))
 

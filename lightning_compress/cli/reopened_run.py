@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 import lightning_compress as lc
 from lightning_compress.cli.finished_run import NETWORK_FILE, PREVIOUS_RUN, REMOVAL_FILE, FinishedRun
 from lightning_compress.cli.onnx_evaluation import with_onnx_module
+from lightning_compress.cli.run_directory import newest_checkpoint
 from lightning_compress.cli.stage_cli import Metrics, StageCLI
 from lightning_compress.reporting.run_report import RunReport
 
@@ -33,7 +34,7 @@ class ReopenedRun(StageCLI):
     ) -> None:
         self.finished, self.report, self.out = directory, report, out or directory
         self.checkpoint = checkpoint or (directory / report.checkpoint if report.checkpoint else None)
-        self.checkpoint = self.checkpoint or _newest_checkpoint(directory)
+        self.checkpoint = self.checkpoint or newest_checkpoint(directory)
         config = directory / "config.yaml"
         for path in (config, self.checkpoint):
             if path is None or not path.is_file():
@@ -84,8 +85,3 @@ class ReopenedRun(StageCLI):
 
 def _is_monitor(callback: Callback) -> bool:
     return isinstance(callback, lc.CompressionMonitor)
-
-
-def _newest_checkpoint(directory: Path) -> Path | None:
-    found = sorted(directory.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else None

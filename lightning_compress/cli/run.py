@@ -16,6 +16,7 @@ from lightning_compress.cli.errors import fail
 from lightning_compress.cli.finished_run import NETWORK_FILE, REMOVAL_FILE
 from lightning_compress.cli.recipes import find, run_name_of
 from lightning_compress.cli.routine_messages import hide_routine_messages
+from lightning_compress.cli.run_directory import newest_checkpoint
 from lightning_compress.cli.run_results import StageResults, report_of
 from lightning_compress.cli.runs import BaselineRun, RunCLI
 from lightning_compress.cli.stage_cli import Metrics
@@ -48,7 +49,7 @@ def run(arguments: Sequence[str]) -> None:
     except (KeyboardInterrupt, SystemExit) as error:
         if _is_interrupt(error):
             again = shlex.join(["lightning-compress", "run", *arguments])
-            fail(f"Interrupted in an earlier stage. Start again with: {again}", code=INTERRUPTED)
+            fail(f"Interrupted in an earlier stage. Finished stages are kept; go on with: {again}", code=INTERRUPTED)
         raise
     fitted = _fit_and_test(cli, arguments)
     results = _compress(cli, fitted)
@@ -62,6 +63,7 @@ def run(arguments: Sequence[str]) -> None:
         attempts.run("The log of the report", lambda: _log(cli, report, paths), default=None)
         for failure in attempts.failures:
             print(failure, file=sys.stderr)
+    cli.note_end()
     cli.close()
     if failures:
         sys.exit(1)
@@ -83,13 +85,13 @@ def _is_interrupt(error: BaseException) -> bool:
 
 def _how_to_go_on(cli: RunCLI, arguments: Sequence[str]) -> str:
     """Return a sentence with the command that continues an interrupted run."""
-    checkpoints = sorted(cli.directory.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
-    added = [f"--ckpt_path={checkpoints[-1]}"] if checkpoints else []
+    checkpoint = newest_checkpoint(cli.directory)
+    added = [f"--ckpt_path={checkpoint}"] if checkpoint else []
     if cli.previous_metrics:
         added.append(f"--after={cli.directory / 'before'}")
     if "teacher" in cli.inputs_of_run:
         added.append(f"--model.teacher={cli.inputs_of_run['teacher']}")
-    start = "Go on with" if checkpoints else "No checkpoint was written yet; start again with"
+    start = "Go on with" if checkpoint else "No checkpoint was written yet; start again with"
     return f"{start}: {shlex.join(['lightning-compress', 'run', *arguments, *added])}"
 
 

@@ -52,3 +52,15 @@ def write_new(path: Path, text: str) -> Path:
             continue
         return candidate
     raise FileExistsError(path)
+
+
+def adopt_directory(directory: Path) -> Path:
+    """Return the directory of an earlier run, and pass it on to the processes of other ranks."""
+    os.environ[_VARIABLE] = str(directory.absolute())
+    return directory.absolute()
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    """Return the checkpoint of a run that was written last, or ``None`` if there is none."""
+    found = sorted(directory.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
+    return found[-1] if found else None

@@ -11,16 +11,20 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 import lightning_compress as lc
+from lightning_compress.cli.chained_run import ChainedRun
 from lightning_compress.cli.compression import TECHNIQUES
 from lightning_compress.cli.finished_run import PREVIOUS_RUN, FinishedRun
 from lightning_compress.cli.recipes import find, run_name_of
+from lightning_compress.cli.run_directory import newest_checkpoint
 from lightning_compress.cli.run_results import BaselineResult
-from lightning_compress.cli.stage_cli import Metrics, StageCLI
+from lightning_compress.cli.stage_cli import Metrics
 from lightning_compress.cli.wandb_runs import finish_runs, open_separate_run
 
+TEACHER_RUN, TEACHER_FILE = "teacher", "teacher.ckpt"
 
-class RunCLI(StageCLI):
-    """StageCLI that first runs the stage before it (``after``) and the training of its teacher (``teacher``).
+
+class RunCLI(ChainedRun):
+    """ChainedRun that first runs the stage before it (``after``) and the training of its teacher (``teacher``).
 
     Attributes:
         teacher_metrics: Test metrics of the teacher, if it was trained by this run.
@@ -30,12 +34,6 @@ class RunCLI(StageCLI):
     teacher_metrics: Mapping[str, float] = {}
     previous_metrics: Mapping[str, Metrics] = {}
 
-    @property
-    def recipe_directories(self) -> list[Path]:
-        """Directories of the recipes of this run, in which the recipes that they name are looked for."""
-        given = self._get(self.config, "config") or []
-        return [Path(str(path)).absolute().parent for path in given if path]
-
     def close(self) -> None:
         """Finish the runs of the loggers."""
         finish_runs(self.trainer)
@@ -43,15 +41,24 @@ class RunCLI(StageCLI):
     def prepare_config(self, config: Namespace) -> None:
         """Run the previous stage and the teacher, and complete the configuration with the teacher's checkpoint."""
         self.inputs_of_run: dict[str, Path] = {}
+        super().prepare_config(config)
         if config.after:
             self.previous_run = self._run_previous(config.after)
         self._prepare_teacher(config)
+        checkpoint = newest_checkpoint(self.directory) if self.goes_on else None
+        config.ckpt_path = config.ckpt_path or (checkpoint and str(checkpoint))
 
     def _run_previous(self, after: str) -> FinishedRun:
         if Path(after).is_dir():
             return FinishedRun(Path(after))
-        run = PreviousRun(self, find(after, near=self.recipe_directories))
+        recipe = find(after, near=self.recipe_directories)
+        found = self.finished_stage(PREVIOUS_RUN, recipe)
+        if found is not None:
+            self.previous_metrics = found
+            return FinishedRun(self.directory / PREVIOUS_RUN)
+        run = PreviousRun(self, recipe)
         self.previous_metrics = run.execute()
+        self.note_stage(run.directory, recipe, self.previous_metrics)
         run.close()
         # The random state is the same as after --after=DIRECTORY.
         self._set_seed()
@@ -64,10 +71,18 @@ class RunCLI(StageCLI):
             return
         if "teacher" not in arguments:
             raise ValueError(f"teacher={config.teacher} is only supported for a DistillationModule as model.")
-        run = TeacherRun(self, find(config.teacher, near=self.recipe_directories))
+        recipe = find(config.teacher, near=self.recipe_directories)
+        found = self.finished_stage(TEACHER_RUN, recipe)
+        if found is not None:
+            self.teacher_metrics = found
+            self.inputs_of_run["teacher"] = self.directory / TEACHER_RUN / TEACHER_FILE
+            arguments.teacher = str(self.inputs_of_run["teacher"])
+            return
+        run = TeacherRun(self, recipe)
         self.teacher_metrics = run.fit_and_test()
         arguments.teacher = run.save()
         self.inputs_of_run["teacher"] = Path(arguments.teacher)
+        self.note_stage(run.directory, recipe, self.teacher_metrics)
         run.close()
         # The random state is the same as with a teacher that was trained before.
         self._set_seed()
@@ -82,8 +97,11 @@ class ChildRun(RunCLI):
         args: Configuration of the run.
     """
 
+    can_go_on = True
+
     def __init__(self, parent: RunCLI, name: str, args: Any) -> None:
         self.parent, self.name = parent, name
+        self.goes_on = parent.goes_on and self.can_go_on
         super().__init__(args=args, run=False, run_name=parent.run_name)
 
     @property
@@ -99,6 +117,10 @@ class ChildRun(RunCLI):
     def make_directory(self) -> Path:
         """Return a directory inside that of the parent."""
         return self.parent.directory / self.name
+
+    def note_progress(self) -> None:
+        """Note it in the directory of the command."""
+        self.parent.note_progress()
 
     @property
     def log_directory(self) -> Path:
@@ -130,11 +152,11 @@ class TeacherRun(ChildRun):
     job_type = "teacher"
 
     def __init__(self, parent: RunCLI, recipe: Path) -> None:
-        super().__init__(parent, "teacher", [f"--config={recipe}"])
+        super().__init__(parent, TEACHER_RUN, [f"--config={recipe}"])
 
     def save(self) -> str:
         """Save the tested weights as a checkpoint and return its path."""
-        path = str(self.directory / "teacher.ckpt")
+        path = str(self.directory / TEACHER_FILE)
         self.trainer.save_checkpoint(path, weights_only=True)
         return path
 
@@ -169,6 +191,7 @@ class BaselineRun(ChildRun):
     """
 
     job_type = "baseline"
+    can_go_on = False
 
     def __init__(self, parent: RunCLI) -> None:
         config = parent.config.clone()

@@ -40,6 +40,7 @@ def sensitivity(arguments: Sequence[str]) -> None:
         csv_path = write_new(cli.directory / "sensitivity.csv", result.to_csv())
         try:
             result.figure(csv_path.with_suffix(".png"))
+            result.heat_map(csv_path.with_name(f"{csv_path.stem}-heat-map.png"))
         except ImportError as error:
             console.print(error, markup=False)
         console.print(f"All files of this run are in {cli.directory}.", soft_wrap=True)

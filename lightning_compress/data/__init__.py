@@ -2,7 +2,18 @@
 
 from lightning_compress.data.cifar10 import CIFAR10DataModule
 from lightning_compress.data.digits import DigitsDataModule
+from lightning_compress.data.image_folders import ImageFolderDataModule
 from lightning_compress.data.images import InMemoryImages, random_crop_and_flip
 from lightning_compress.data.mnist import MNISTDataModule
+from lightning_compress.data.synthetic import ShapesDataModule, TaggedTokensDataModule
 
-__all__ = ["CIFAR10DataModule", "DigitsDataModule", "InMemoryImages", "MNISTDataModule", "random_crop_and_flip"]
+__all__ = [
+    "CIFAR10DataModule",
+    "DigitsDataModule",
+    "ImageFolderDataModule",
+    "InMemoryImages",
+    "MNISTDataModule",
+    "ShapesDataModule",
+    "TaggedTokensDataModule",
+    "random_crop_and_flip",
+]

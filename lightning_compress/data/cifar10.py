@@ -6,13 +6,15 @@ from pathlib import Path
 
 import torch
 from torchvision.datasets import CIFAR10, ImageFolder
-from torchvision.transforms.functional import pil_to_tensor
 
+from lightning_compress.data.decoded_images import decode_images
 from lightning_compress.data.images import Batch, InMemoryDataModule, random_crop_and_flip
 
 
 class CIFAR10DataModule(InMemoryDataModule):
     """CIFAR-10 from image folders or from torchvision's files, as normalized ``(3, 32, 32)`` float32 images.
+
+    Folders are decoded once, with a progress bar; the result is cached in ``~/.cache/lightning-compress``.
 
     Args:
         root: Directory that contains ``train/<class>/*`` and ``test/<class>/*``, directly or in ``cifar10/``, or
@@ -75,9 +77,3 @@ class CIFAR10DataModule(InMemoryDataModule):
                 "CIFAR-10: set --data.root to its directory, or --data.download=true."
             ) from error
         return torch.from_numpy(stored.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(stored.targets)
-
-
-def decode_images(folder: ImageFolder) -> Batch:
-    """Decode all images of a folder to a uint8 tensor ``(N, 3, H, W)`` and int64 labels ``(N,)``."""
-    images = [pil_to_tensor(folder.loader(path)) for path, _ in folder.samples]
-    return torch.stack(images), torch.tensor(folder.targets)

@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
@@ -168,17 +169,7 @@ class ClassificationModule(CheckedModule):
         Raises:
             ValueError: If the cosine schedule is used in a run without a bound.
         """
-        optimizer = self.optimizer(self.parameters())
-        if self.lr_scheduler is not None:
-            return {"optimizer": optimizer, "lr_scheduler": _scheduler_config(self.lr_scheduler(optimizer))}
-        num_steps = self.trainer.estimated_stepping_batches
-        if num_steps == float("inf"):
-            raise ValueError(
-                "The cosine schedule needs the length of the run: set max_epochs or max_steps of the Trainer, or "
-                "lr_scheduler."
-            )
-        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(int(num_steps), 1))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+        return optimizer_config(self, self.optimizer, self.lr_scheduler)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Compute the cross-entropy with classes ``(N,)``, or with probabilities ``(N, num_classes)`` from mixup."""
@@ -205,6 +196,32 @@ class ClassificationModule(CheckedModule):
 def _run_seed() -> int:
     """Return the seed of ``seed_everything``, or PyTorch's initial one."""
     return torch.initial_seed() % 2**32
+
+
+def optimizer_config(
+    module: LightningModule, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None
+) -> dict[str, Any]:
+    """Return Lightning's configuration of an optimizer and its scheduler, by default a cosine schedule per step.
+
+    Args:
+        module: Module to train, attached to a Trainer.
+        optimizer: Function from parameters to the optimizer.
+        lr_scheduler: Function from the optimizer to a scheduler.
+
+    Raises:
+        ValueError: If the cosine schedule is used in a run without a bound.
+    """
+    made = optimizer(module.parameters())
+    if lr_scheduler is not None:
+        return {"optimizer": made, "lr_scheduler": _scheduler_config(lr_scheduler(made))}
+    num_steps = module.trainer.estimated_stepping_batches
+    if num_steps == float("inf"):
+        raise ValueError(
+            "The cosine schedule needs the length of the run: set max_epochs or max_steps of the Trainer, or "
+            "lr_scheduler."
+        )
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(made, T_max=max(int(num_steps), 1))
+    return {"optimizer": made, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
 
 
 def create_network(name: str, arguments: dict[str, Any], *, argument: str = "model") -> nn.Module:

@@ -23,7 +23,7 @@ from lightning_compress.quantization.mixed_precision import Effect, as_quantizat
 from lightning_compress.quantization.quantizer import Quantizer, quantizer_mode
 from lightning_compress.quantization.quantizer_plan import QuantizerPlan
 from lightning_compress.quantization.tracing import Graph, record_graph
-from lightning_compress.reporting.figures import draw_sensitivity
+from lightning_compress.reporting.figures import draw_heat_map, draw_sensitivity
 from lightning_compress.reporting.printed import Printed
 from lightning_compress.targets import Targets
 
@@ -73,9 +73,15 @@ class Sensitivity(Printed):
         Raises:
             ImportError: If matplotlib is not installed.
         """
-        layers = by_layer(self.effects)
-        delta_losses = {bits: [_delta_loss(layer, bits) for layer in layers.values()] for bits in self._bits()}
-        draw_sensitivity(path, list(layers), delta_losses, loss=self.loss)
+        draw_sensitivity(path, *self._delta_losses(), loss=self.loss)
+
+    def heat_map(self, path: str | Path) -> None:
+        """Draw the delta loss as a PNG file, with a row for each layer and a column for each bit width.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        draw_heat_map(path, *self._delta_losses())
 
     def to_csv(self) -> str:
         """Return the effects as CSV text with a header."""
@@ -95,6 +101,10 @@ class Sensitivity(Printed):
             table.add_row(name, f"{layer[0].num_weights:,}", *delta_losses)
         yield table
         yield f"The FP32 loss is {self.loss:.4g}."
+
+    def _delta_losses(self) -> tuple[list[str], dict[int, list[float]]]:
+        layers = by_layer(self.effects)
+        return list(layers), {bits: [_delta_loss(layer, bits) for layer in layers.values()] for bits in self._bits()}
 
     def _bits(self) -> list[int]:
         return sorted({effect.bits for effect in self.effects})

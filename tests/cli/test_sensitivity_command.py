@@ -32,7 +32,11 @@ def test_measures_and_writes(recipe, capsys):
     printed = capsys.readouterr().out
     assert "model.classifier.4" in printed
     assert "All files of this run are in out." in printed
-    assert sorted(path.name for path in Path("out").iterdir()) == ["sensitivity.csv", "sensitivity.png"]
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        "sensitivity-heat-map.png",
+        "sensitivity.csv",
+        "sensitivity.png",
+    ]
     assert [path.name for path in Path().iterdir() if path.name != "small.yaml"] == ["out"]
     assert [(row["layer"], row["bits"]) for row in rises()][:2] == [
         ("model.features.0", "2"),
@@ -98,7 +102,7 @@ def test_a_choice_is_a_recipe_for_training(recipe, capsys):
 def test_existing_files_are_kept(recipe):
     for _ in range(2):
         main([*MEASURE, "--max_bytes=1000000"])
-    names = {path.stem for path in Path("out").iterdir()}
+    names = {path.stem for path in Path("out").iterdir() if not path.stem.endswith("heat-map")}
     assert names == {"sensitivity", "sensitivity-2", "quantization", "quantization-2"}
 
 

@@ -1,12 +1,20 @@
 """Recipes that continue with the network of another one."""
 
+import fcntl
+import functools
+import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 import lightning_compress as lc
 from lightning_compress.cli import main
+from lightning_compress.cli.cut_chains import find_cut_run, release
 from lightning_compress.reporting.run_report import read_report
 from tests.cli.test_run import the_run, titles
 
@@ -150,3 +158,120 @@ def test_another_network(stages, error_message):
     main(["run", "first.yaml"])
     words = error_message("run", "second.yaml", f"--after={the_run('first')}", "--model.model=lenet300_100")
     assert "no module of the model has the state dict keys of model.packed" in words
+
+
+# The process ends itself without a trace, at a batch of one of its stages.
+KILLED = """
+import os, signal, sys
+from lightning.pytorch import Callback
+from lightning_compress.cli import main
+from lightning_compress.cli.runs import RunCLI
+
+make = RunCLI.instantiate_trainer
+
+class End(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.current_epoch * 2 + batch_idx == int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+def make_ending(self, **kwargs):
+    trainer = make(self, **kwargs)
+    stage = "/".join(part for part in self.directory.parts if part in ("before", "teacher", "baseline"))
+    if stage == sys.argv[2]:
+        trainer.callbacks.append(End())
+    return trainer
+
+RunCLI.instantiate_trainer = make_ending
+main(sys.argv[3:])
+"""
+
+
+def killed(batch: int, stage: str, *arguments: str) -> None:
+    """Runs a command in a process that is killed at a batch of one of its stages, such as ``"before/before"``."""
+    done = subprocess.run([sys.executable, "-c", KILLED, str(batch), stage, *arguments], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def modified(directory: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_cut_chain_goes_on_by_the_same_command(stages, capsys):
+    command = ["run", "second.yaml", "--trainer.logger=CSVLogger"]
+    killed(1, "", *command)
+    cut = the_run("second").absolute()
+    assert not (cut / "model.packed").exists()
+    before = modified(cut / "before")
+    main(command)
+    assert the_run("second").absolute() == cut, "no second directory"
+    assert modified(cut / "before") == before, "the first stage was run again"
+    assert f"going on with {cut}, which was cut off" in capsys.readouterr().err
+    assert titles(cut) == ["first", "fitted", "packed file"]
+    first = network(cut).state_dict()
+    # A finished run is not gone on with, and the one that was cut is that of an uninterrupted command.
+    main(command)
+    (whole,) = (run for run in Path("runs/second").iterdir() if run.absolute() != cut)
+    assert all(torch.equal(value, first[name]) for name, value in network(whole).state_dict().items())
+    assert "going on" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_chain_that_was_cut_in_a_stage_in_between_goes_on_there(stages):
+    command = ["run", "third.yaml", "--quantization=null", "--pruning={sparsity: 0.5}"]
+    killed(1, "before", *command)
+    cut = the_run("third")
+    first = modified(cut / "before/before")
+    main(command)
+    assert titles(the_run("third")) == ["first", "second", "fitted", "packed file"]
+    assert modified(cut / "before/before") == first
+
+
+@pytest.mark.slow
+def test_a_stage_goes_on_from_its_checkpoint(stages, monkeypatch):
+    command = ["run", "second.yaml", "--trainer.max_epochs=3", "--trainer.default_root_dir=here"]
+    killed(2, "", *command)
+    (checkpoint,) = Path("here/checkpoints").glob("*.ckpt")
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
+    begun, fit = [], Trainer.fit
+
+    # The parser reads the signature.
+    @functools.wraps(fit)
+    def watched(self, *args, **kwargs):
+        begun.append(kwargs["ckpt_path"])
+        fit(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "fit", watched)
+    main(command)
+    assert begun == [str(checkpoint)], "only the second stage, from its checkpoint"
+    assert titles(Path("here")) == ["first", "fitted", "packed file"]
+
+
+@pytest.mark.slow
+def test_a_trained_teacher_is_kept(stages, recipe):
+    text = recipe.read_text().replace("model: conv4", "student: conv4")
+    Path("distilled.yaml").write_text(
+        "teacher: small.yaml\n" + text.replace("ClassificationModule", "DistillationModule")
+    )
+    command = ["run", "distilled.yaml"]
+    killed(1, "", *command)
+    teacher = modified(the_run("distilled") / "teacher")
+    main(command)
+    assert modified(the_run("distilled") / "teacher") == teacher
+    assert titles(the_run("distilled")) == ["teacher", "distilled", "packed file"]
+
+
+def test_a_changed_stage_or_a_running_chain_is_not_gone_on_with(stages):
+    main(["run", "second.yaml"])
+    run = the_run("second")
+    stage = run / "stage.json"
+    stage.write_text(stage.read_text().replace('"finished": true', '"finished": false'))
+    digest = json.loads(stage.read_text())["digest"]
+    with (run / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert find_cut_run(run.parent, digest) is None, "another process runs in it"
+    assert find_cut_run(run.parent, "another") is None
+    assert find_cut_run(run.parent, digest) == run
+    release(run)
+    Path("first.yaml").write_text(Path("first.yaml").read_text() + "# another\n")
+    main(["run", "second.yaml"])
+    assert len(list(Path("runs/second").iterdir())) == 2

@@ -172,9 +172,22 @@ def test_a_figure_of_negative_and_infinite_values(
 ) -> None:
     pytest.importorskip("matplotlib")
     found.figure(tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-    assert [path.name for path in tmp_path.iterdir()] == ["figure.png"]
+    found.heat_map(tmp_path / "heat_map.png")
+    for name in ("figure.png", "heat_map.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.png", "heat_map.png"]
     assert not [str(w.message) for w in recwarn]
+
+
+def test_a_heat_map_has_a_color_for_each_layer_and_number_of_bits(tmp_path: Path) -> None:
+    image = pytest.importorskip("matplotlib.image")
+    deltas = {("a", 2): 1.0, ("a", 4): 1e-3, ("b", 2): -0.5, ("b", 4): 1e-3}
+    lc.Sensitivity(0.0, tuple(Effect(n, 8, b, d) for (n, b), d in deltas.items())).heat_map(tmp_path / "map.png")
+    pixels = image.imread(tmp_path / "map.png")[..., :3]
+    yellow, violet, gray = (0.993, 0.906, 0.144), (0.267, 0.005, 0.329), (0.85, 0.85, 0.85)  # high, low, not positive
+    areas = [int((abs(pixels - color).max(axis=2) < 0.01).sum()) for color in (yellow, violet, gray)]
+    assert areas[0] > 5000
+    assert areas == pytest.approx([areas[0], 2 * areas[0], areas[0]], rel=0.1)
 
 
 def test_a_figure_without_matplotlib(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from lightning_compress.cli import main
 from lightning_compress.cli.compression import TECHNIQUES
@@ -105,4 +107,50 @@ def test_deep_compression_is_small_and_good(workdir):
     assert report.sizes[0].num_bytes / report.file("model.packed").num_bytes > 13
     assert report.result.title == "INT8 ONNX"
     assert report.result.metrics["test/acc"] > report.baseline.metrics["test/acc"] - 0.015
+    assert not report.failures
+
+
+FEW = [f"--trainer.limit_{kind}_batches=2" for kind in ("train", "val", "test")] + ["--trainer.max_epochs=1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "titles"),
+    [
+        ("segmentation/prune", FEW, ["dense baseline", "fitted", "packed file"]),
+        ("token_classification/prune", FEW, ["dense baseline", "fitted", "packed file"]),
+        (
+            "imagenet/quantize",
+            ["--data.dry_run=true", "--data.batch_size=2", "--data.num_workers=0", "--trainer.max_steps=2"],
+            ["initial model", "fitted", "packed file", "FP32 ONNX", "INT8 ONNX"],
+        ),
+    ],
+)
+def test_further_tasks_run(recipe, arguments, titles, workdir):
+    pytest.importorskip({"se": "segmentation_models_pytorch", "to": "transformers", "im": "onnxruntime"}[recipe[:2]])
+    main(["run", f"recipes/{recipe}.yaml", *arguments])
+    (run,) = (workdir / "runs" / recipe.replace("/", "-")).iterdir()
+    _, report = read_report(run)
+    assert [model.title for model in report.models] == titles
+    assert not report.failures
+    if "prune" in recipe:
+        assert report.weights.sparsity > 0.7
+        assert {"test/acc", "test/iou", "test/loss"} == set(report.result.metrics)
+
+
+@pytest.mark.slow
+def test_any_folder_of_images_runs(workdir):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = workdir / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(8):
+                pixels = torch.randint(256, (50, 40, 3), dtype=torch.uint8)
+                Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    arguments = ["--data.root=images", "--model.num_classes=2", "--data.image_size=64", "--data.batch_size=8"]
+    main(["run", "recipes/image_folder/prune.yaml", *arguments, "--data.num_workers=0", "--trainer.max_epochs=2"])
+    (run,) = (workdir / "runs/image_folder-prune").iterdir()
+    _, report = read_report(run)
+    assert report.result.num_samples == 16
+    assert report.weights.sparsity > 0.7
     assert not report.failures

@@ -1,0 +1,1 @@
+"""Conversion of SparseML recipes to configurations of this package."""
