@@ -57,7 +57,7 @@ class ImageFolderDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.dry_run, self.num_classes = dry_run, num_classes
-        shared = {"input_size": (3, image_size, image_size), "mean": mean, "std": std}
+        shared: dict[str, Any] = {"input_size": (3, image_size, image_size), "mean": mean, "std": std}
         self.train_transform = create_transform(**shared, is_training=True, auto_augment=auto_augment)
         self.test_transform = create_transform(**shared, is_training=False, crop_pct=crop_pct)
 

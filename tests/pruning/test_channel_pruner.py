@@ -128,7 +128,7 @@ def test_of_equal_scores_the_more_expensive_channels_are_pruned() -> None:
 def test_the_dearer_of_equal_scores_is_lower_below_zero_too() -> None:
     scores = torch.tensor([-2.0, -1.0, 1.0, 2.0], dtype=torch.float64)
     assert bool((score_per_saving(scores, torch.tensor(4.0)) < score_per_saving(scores, torch.tensor(1.0))).all())
-    assert score_per_saving(scores, 4.0).tolist() == [-4.0, -2.0, 0.5, 1.0]
+    assert score_per_saving(scores, torch.tensor(4.0)).tolist() == [-4.0, -2.0, 0.5, 1.0]
 
 
 def test_input_slices_are_scored_too() -> None:
