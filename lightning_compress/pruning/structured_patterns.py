@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
 from lightning_compress.pruning.patterns import Pattern
 
 
-class StructuredPattern(Pattern):
+class StructuredPattern(Pattern, ABC):
     """Base class of patterns whose units :func:`lightning_compress.shrink` removes.
 
     Attributes:
@@ -22,9 +23,9 @@ class StructuredPattern(Pattern):
     width: bool = False
 
     @property
+    @abstractmethod
     def unit(self) -> str:
         """Unit that is counted if the sparsity is not a cost of the full network: "channels" or "blocks"."""
-        return "channels"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class Channels(StructuredPattern):
             raise ValueError(f"Channels(round_to={self.round_to}) must be at least 1.")
         if self.of not in ("channels", "parameters", "macs", "latency"):
             raise ValueError(f"Channels(of={self.of!r}) must be 'channels', 'parameters', 'macs' or 'latency'.")
+
+    @property
+    def unit(self) -> str:
+        """Unit that is counted if the sparsity is not a cost of the full network."""
+        return "channels"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,10 @@ ON_THE_COMMAND_LINE = [
     (["--pruning.schedule.ende=0.5"], ["Unknown key pruning.schedule.ende", "did you mean 'end'"]),
     (["--pruning.sparsity=lots"], ["pruning.sparsity=lots must be a number"]),
     (["--pruning.scope=globl"], ["pruning.scope=globl must be one of 'global', 'layer'"]),
-    (["--pruning.pattern=NMM"], ["pruning.pattern=NMM", "did you mean 'NM'", "Block, Channels, NM, Unstructured"]),
+    (
+        ["--pruning.pattern=NMM"],
+        ["pruning.pattern=NMM", "did you mean 'NM'", "Block, Channels, Depth, NM, Unstructured"],
+    ),
     (["--pruning.pattern=NM"], ["pruning.pattern", "NM requires n, m", "--pruning.pattern.n="]),
     (
         ["--pruning.score=lightning_compress.NM"],
@@ -34,7 +37,10 @@ ON_THE_COMMAND_LINE = [
 IN_A_FILE = [
     ("prunning: {sparsity: 0.5}", ["prunning", "did you mean 'pruning'"]),
     ("pruning: {sparsty: 0.5}", ["Unknown key pruning.sparsty of Pruning", "did you mean 'sparsity'"]),
-    ("pruning: {sparsity: 0.5, pattern: Tailored}", ["pruning.pattern=Tailored", "Block, Channels, NM, Unstructured"]),
+    (
+        "pruning: {sparsity: 0.5, pattern: Tailored}",
+        ["pruning.pattern=Tailored", "Block, Channels, Depth, NM, Unstructured"],
+    ),
     (
         "pruning: {sparsity: 0.5, pattern: {class_path: lightning_compress.NMN}}",
         ["lightning_compress.NMN does not exist", "did you mean 'NM'"],

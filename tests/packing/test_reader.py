@@ -70,7 +70,8 @@ expected = torch.load({str(tmp_path / "expected.pt")!r}, weights_only=True)
 assert all(torch.equal(tensor, expected[name]) for name, tensor in net.state_dict().items())
 lc.save_packed(net, {str(path)!r})
 loaded = [name for name in sys.modules if name.startswith("lightning_compress.")]
-allowed = ("lightning_compress.packing", "lightning_compress.atomic_files")
+names = ("packing", "atomic_files", "masked_norms", "module_copies", "arguments")
+allowed = tuple("lightning_compress." + name for name in names)
 assert all(name.startswith(allowed) for name in loaded), loaded
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
