@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_compress.arguments import as_arguments
+from lightning_compress.targets import requires_grad
 
 Timer = Callable[[], float]
 _Key = TypeVar("_Key")
@@ -138,27 +139,16 @@ def count_macs(model: nn.Module, example_inputs: Any) -> MacCounts:
     """
     args, kwargs = as_arguments(example_inputs)
     counter = _MacCounter(model)
-    with contextlib.ExitStack() as stack:
-        for context in (
-            torch.no_grad(), _frozen(model), torch.compiler.set_stance("force_eager"), _unfused_attention(),
-            counter.watching(), counter,
-        ):  # fmt: skip
-            stack.enter_context(context)
+    with (
+        torch.no_grad(),
+        requires_grad(model.parameters(), False),  # the counter follows arguments that want a gradient backwards, too
+        torch.compiler.set_stance("force_eager"),
+        _unfused_attention(),
+        counter.watching(),
+        counter,
+    ):
         model(*args, **kwargs)
     return MacCounts({name: n for name, n in counter.macs.items() if name}, counter.macs[""])
-
-
-@contextlib.contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Freeze parameters: a flop counter follows modules backwards, too, from all arguments that want a gradient."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 class _MacCounter(FlopCounterMode):

@@ -174,14 +174,21 @@ def matches(glob: str, layer: str) -> bool:
 @contextmanager
 def unfrozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Set ``requires_grad`` of frozen parameters inside the context, so that they can be selected as targets."""
-    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
+    with requires_grad(parameters, True):
+        yield
+
+
+@contextmanager
+def requires_grad(parameters: Iterable[nn.Parameter], value: bool) -> Iterator[None]:
+    """Set ``requires_grad`` of parameters inside the context; afterwards it is as before."""
+    changed = [parameter for parameter in parameters if parameter.requires_grad != value]
+    for parameter in changed:
+        parameter.requires_grad_(value)
     try:
         yield
     finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        for parameter in changed:
+            parameter.requires_grad_(not value)
 
 
 def shorten(names: list[str], limit: int = 8) -> str:

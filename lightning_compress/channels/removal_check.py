@@ -124,7 +124,7 @@ class RemovalCheck:
         """Set the channels to zero, within the context or in a copy."""
         twin = copy_module(self.model) if copied else self.model
         tensors = named_tensors(twin)
-        names = {part.tensor for group in removed for part in group.output_slices}
+        names = set() if copied else {part.tensor for group in removed for part in group.output_slices}
         values = {name: tensors[name].detach().clone() for name in names}
         for group, channels in removed.items():
             group.zero_(tensors, channels)

@@ -14,7 +14,7 @@ from typing_extensions import final
 from lightning_compress.clustering.clusterer import Clusterer
 from lightning_compress.clustering.codebook_spec import CodebookSpec
 from lightning_compress.clustering.layout import Granularity
-from lightning_compress.clustering.masks_of_fit import MasksOfFit, check_masks_come_first
+from lightning_compress.clustering.masks_of_fit import MasksOfFit, check_masks_come_first, check_not_sharded
 from lightning_compress.clustering.soft_weights import SoftClusters, harden, soften
 from lightning_compress.constraints.codebook import Assignment, CodebookConstraint
 from lightning_compress.constraints.layer import Layer
@@ -112,18 +112,13 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         self._clusterer: Clusterer | None = None
         self._soft: dict[str, SoftClusters] = {}
         self._masks: MasksOfFit | None = None
-        self._mask_changes = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check strategy, targets and the other callbacks before the fit."""
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        if is_a(trainer.strategy, "ModelParallelStrategy"):
-            raise ValueError(
-                "WeightClustering does not support ModelParallelStrategy, which shards the weights of a cluster: use "
-                "'ddp'."
-            )
+        check_not_sharded(trainer, self, of="a cluster")
         if self.method == "dkm" and any(is_a(t, "QuantizationAwareTraining") for t in techniques(trainer)):
             raise ValueError(
                 "WeightClustering(method='dkm') does not support QuantizationAwareTraining in one fit, which would "
@@ -199,7 +194,6 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
                 layout, device = self._spec_of(layer).layout(layer), layer.parameter.device
                 self._soften(trainer, layer.name, SoftClusters.from_state(layout, state["soft"][layer.name], device))
         self._masks = MasksOfFit(trainer, self.constraint.layers)
-        self._mask_changes = self._masks.num_changes
         for name, why in self.unclustered.items():
             rank_zero_info(f"WeightClustering does not cluster {name!r}: {why}.")
 
@@ -271,7 +265,6 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
             return
         self._tick = max(self.schedule.tick(now), 0)
         self._finished = self.schedule.finished(now)
-        self._mask_changes = self._masks.num_changes
         zeros = self._masks.zeros(self.constraint.layers)
         if self.method == "dkm" and not self._finished:
             for name, clusters in self._clusterer.soft_clusters(zeros).items():
@@ -288,7 +281,7 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
     def _is_due(self, now: Progress, masks: MasksOfFit) -> bool:
         if not now.reached(self.schedule.begin) or not masks.reached:
             return False
-        if self._tick < 0 or (self._finished and self._is_incomplete) or masks.num_changes != self._mask_changes:
+        if self._tick < 0 or (self._finished and self._is_incomplete) or masks.changed:
             return True
         ticked = self.schedule.tick(now) > self._tick and self.method == "hard"
         return not self._finished and (ticked or self.schedule.finished(now))

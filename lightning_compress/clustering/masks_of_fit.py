@@ -11,6 +11,7 @@ from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.trainer.compression_callback import CompressionCallback, techniques
 from lightning_compress.trainer.constraint_callback import ConstraintCallback, callbacks_constraining
+from lightning_compress.trainer.queries import is_a
 
 
 class MasksOfFit:
@@ -24,6 +25,7 @@ class MasksOfFit:
     def __init__(self, trainer: Trainer, layers: Sequence[Layer]) -> None:
         found = (mask for layer in layers for mask in callbacks_constraining(trainer, MaskConstraint, layer))
         self._callbacks: list[ConstraintCallback[MaskConstraint]] = list(dict.fromkeys(found))
+        self._num_seen = self._num_changes
 
     @property
     def reached(self) -> bool:
@@ -31,12 +33,13 @@ class MasksOfFit:
         return all(callback.reached for callback in self._callbacks)
 
     @property
-    def num_changes(self) -> int:
-        """Number of times that masks were replaced."""
-        return sum(callback.num_changes for callback in self._callbacks)
+    def changed(self) -> bool:
+        """True if masks were replaced since :meth:`zeros` was called, or since the beginning."""
+        return self._num_changes != self._num_seen
 
     def zeros(self, layers: Sequence[Layer]) -> list[Tensor | None]:
         """Return the masked positions of each layer, or ``None`` for a layer without a mask."""
+        self._num_seen = self._num_changes
         masked = {
             id(layer.parameter): zeros
             for callback in self._callbacks
@@ -44,6 +47,23 @@ class MasksOfFit:
             for layer, zeros in zip(callback.constraint.layers, callback.constraint.zeros, strict=True)
         }
         return [masked.get(id(layer.parameter)) for layer in layers]
+
+    @property
+    def _num_changes(self) -> int:
+        return sum(callback.num_changes for callback in self._callbacks)
+
+
+def check_not_sharded(trainer: Trainer, callback: CompressionCallback, *, of: str) -> None:
+    """Check that the weights of a cluster or of a file are all on each rank.
+
+    Raises:
+        ValueError: For ModelParallelStrategy.
+    """
+    if is_a(trainer.strategy, "ModelParallelStrategy"):
+        raise ValueError(
+            f"{type(callback).__name__} does not support ModelParallelStrategy, which shards the weights of {of}: use "
+            "'ddp'."
+        )
 
 
 def check_masks_come_first(trainer: Trainer, callback: CompressionCallback) -> None:

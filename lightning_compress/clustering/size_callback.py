@@ -14,7 +14,7 @@ from typing_extensions import final
 
 from lightning_compress.clustering.grid_assignment import assign_levels, free_weights, spread_levels
 from lightning_compress.clustering.layer_statistics import LayerStatistics, watch_layers
-from lightning_compress.clustering.masks_of_fit import MasksOfFit, check_masks_come_first
+from lightning_compress.clustering.masks_of_fit import MasksOfFit, check_masks_come_first, check_not_sharded
 from lightning_compress.clustering.rate_distortion import WeightedErrors
 from lightning_compress.clustering.size_budget import parse_size
 from lightning_compress.clustering.step_search import QuantizedWeight, StepSearch, packed_size
@@ -25,7 +25,6 @@ from lightning_compress.schedules import Progress, Schedule
 from lightning_compress.targets import Targets
 from lightning_compress.trainer.constraint_callback import ConstraintCallback
 from lightning_compress.trainer.probe import TrainingProbe
-from lightning_compress.trainer.queries import is_a
 
 
 @final
@@ -82,7 +81,6 @@ class SizeBudget(ConstraintCallback[CodebookConstraint]):
         self.half = tuple(half)
         self.num_bytes: int | None = None
         self._masks: MasksOfFit | None = None
-        self._mask_changes = 0
         self._batch: tuple[Any, int] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -90,10 +88,7 @@ class SizeBudget(ConstraintCallback[CodebookConstraint]):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        if is_a(trainer.strategy, "ModelParallelStrategy"):
-            raise ValueError(
-                "SizeBudget does not support ModelParallelStrategy, which shards the weights of a file: use 'ddp'."
-            )
+        check_not_sharded(trainer, self, of="a file")
         if not pl_module.automatic_optimization:
             raise ValueError(
                 "SizeBudget runs training_step by itself, which manual optimization does not allow: use "
@@ -107,7 +102,6 @@ class SizeBudget(ConstraintCallback[CodebookConstraint]):
         assert self.constraint is not None
         self.num_bytes = (state or {}).get("num_bytes")
         self._masks = MasksOfFit(trainer, self.constraint.layers)
-        self._mask_changes = self._masks.num_changes
 
     def current_state(self) -> dict[str, Any]:
         """Return levels, counters and the size of the file."""
@@ -149,16 +143,16 @@ class SizeBudget(ConstraintCallback[CodebookConstraint]):
             return
         self._tick = max(self.schedule.tick(now), 0)
         self._finished = self.schedule.finished(now)
-        self._mask_changes = self._masks.num_changes
+        zeros = self._masks.zeros(self.constraint.layers)
         fraction = self.schedule.sparsity(1.0, now)
         if fraction > 0:
-            self._quantize(trainer, self._masks.zeros(self.constraint.layers), fraction)
+            self._quantize(trainer, zeros, fraction)
             self.constraint_replaced(trainer)
 
     def _is_due(self, now: Progress, masks: MasksOfFit) -> bool:
         if not now.reached(self.schedule.begin) or not masks.reached:
             return False
-        if self._tick < 0 or (self._finished and self._is_incomplete) or masks.num_changes != self._mask_changes:
+        if self._tick < 0 or (self._finished and self._is_incomplete) or masks.changed:
             return True
         return not self._finished and (self.schedule.tick(now) > self._tick or self.schedule.finished(now))
 
