@@ -15,6 +15,7 @@ from lightning_compress.channels.channel_labels import (
     compact,
     depends,
     narrow,
+    unique_pairs,
     varying_dims,
 )
 
@@ -189,9 +190,9 @@ def _rigid_dims(operand: Operand, axis: Tensor) -> set[int]:
 
 def _is_grid(axis: Tensor, other: Tensor) -> bool:
     """Return True if each of several labels meets each label of another axis."""
-    first, second = (part.flatten() for part in torch.broadcast_tensors(*compact(axis, other)))
-    sizes = len(first.unique()), len(second.unique())
-    return min(sizes) > 1 and torch.stack([first, second]).unique(dim=1).shape[1] == sizes[0] * sizes[1]
+    pairs = unique_pairs(axis, other)
+    sizes = [len(part.unique()) for part in pairs]
+    return min(sizes) > 1 and pairs.shape[1] == sizes[0] * sizes[1]
 
 
 def index_labels(axis: Tensor, dim: int) -> Tensor:

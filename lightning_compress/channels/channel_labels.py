@@ -57,8 +57,7 @@ class ChannelLabels:
 
     def unite(self, labels: Tensor, others: Tensor) -> None:
         """Connect labels that can only be removed together; the shapes are broadcast."""
-        pairs = torch.stack([part.flatten() for part in torch.broadcast_tensors(*compact(labels, others))])
-        pairs = pairs.unique(dim=1) if pairs.shape[1] > 1 else pairs
+        pairs = unique_pairs(labels, others)
         constant = (pairs == FIXED).any(dim=0)
         if constant.any():
             self.fix(pairs[:, constant], "its channels are added to padding or to others of a fixed number")
@@ -119,6 +118,22 @@ def connected_components(num_labels: int, first: Tensor, second: Tensor) -> Tens
         if torch.equal(following, component):
             return component
         component = following
+
+
+def unique_pairs(labels: Tensor, others: Tensor) -> Tensor:
+    """Return the pairs of labels at the same place, each once; the shapes are broadcast.
+
+    Returns:
+        Int64 of shape ``(2, num_pairs)``.
+
+    >>> unique_pairs(torch.tensor([3, 3]), torch.tensor([1])).tolist()
+    [[3], [1]]
+    """
+    first, second = (part.flatten() for part in torch.broadcast_tensors(*compact(labels, others)))
+    # As one number per pair: columns of a tensor take many times as long to sort.
+    base = int(second.max()) + 1 if len(second) else 1
+    unique = (first * base + second).unique()
+    return torch.stack([unique // base, unique % base])
 
 
 def depends(labels: Tensor, dim: int) -> bool:

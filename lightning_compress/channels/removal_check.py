@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from lightning_compress.channels.groups import ChannelGroup, named_tensors
 from lightning_compress.channels.label_tracing import plain_operators
 from lightning_compress.channels.model_trace import ModelTrace
-from lightning_compress.channels.remove import remove_
+from lightning_compress.channels.removal_log import RemovalLog
+from lightning_compress.channels.remove import remaining_group, remove_
 from lightning_compress.masked_norms import attach_norms_, find_norms
 from lightning_compress.module_copies import copy_module, is_defined_in, remove_forward_hooks_
 
@@ -89,51 +90,68 @@ class RemovalCheck:
         first = self.removable(groups[:half], beside)
         return first + self.removable(groups[half:], [*beside, *first])
 
-    def _is_equivalent(self, groups: Sequence[ChannelGroup]) -> bool:
-        half, one = (
-            {group: choose(group.num_channels, seed) for seed, group in enumerate(groups)}
-            for choose in (_about_half, _one)
-        )
-        return self.computes_same(half, trains=self.trace.trains) and self.computes_same(one)
-
-    def computes_same(self, removed: dict[ChannelGroup, Tensor], *, trains: bool = False) -> bool:
+    def computes_same(self, removed: Mapping[ChannelGroup, Tensor]) -> bool:
         """Return True if the model computes the same output after removing channels as after zeroing them.
 
         Args:
             removed: Channels of each group, bool of shape ``(num_channels,)``.
-            trains: Also run the smaller model in training mode.
         """
-        self._num_trials += 1
-        small = copy_module(self.model)
-        try:
-            remove_(small, removed)
-            outputs = self._outputs(small)
-            # In training mode a model may use more modules, such as auxiliary heads.
-            if trains:
-                self.trace.run_in_training(small)
-        except Exception:  # shapes that no longer fit raise errors of many types
+        return self._remove(self.model, removed) is not None
+
+    def _is_equivalent(self, groups: Sequence[ChannelGroup]) -> bool:
+        """Return True if about half of the channels can be removed, and then one more of each group."""
+        half = {group: _about_half(group.num_channels, seed) for seed, group in enumerate(groups)}
+        removal = self._remove(self.model, half)
+        if removal is None:
             return False
+        # From the smaller model, which takes a fraction of the time.
+        small, log = removal
+        left = [remaining_group(group, channels, log) for group, channels in half.items()]
+        one = {group: _one(group.num_channels, seed) for seed, group in enumerate(left) if group.num_channels > 1}
+        return self._remove(small, one) is not None and self._trains(small)
+
+    def _remove(self, model: nn.Module, removed: Mapping[ChannelGroup, Tensor]) -> tuple[nn.Module, RemovalLog] | None:
+        """Return a copy without channels, or None if it computes another output than the model with zeros there."""
+        self._num_trials += 1
+        tensors = named_tensors(model)
+        small = copy_module(model, {id(tensors[name]): tensors[name] for name in _replaced(removed)})
+        try:
+            log = remove_(small, removed)
+            outputs = self._outputs(small)
+        except Exception:  # shapes that no longer fit raise errors of many types
+            return None
         has_norms = any(group.norms for group in removed)
         # Some norms compute in float32 whatever their input.
         tolerance = max(self._tolerance, _NORM_TOLERANCE if has_norms else 0.0)
-        with self._zeroed(removed, copied=has_norms) as twin:
-            return self._are_close(outputs, self._outputs(twin), tolerance)
+        with self._zeroed(copy_module(model) if has_norms else model, removed) as twin:
+            return (small, log) if self._are_close(outputs, self._outputs(twin), tolerance) else None
+
+    def _trains(self, model: nn.Module) -> bool:
+        """Return True if a model, which is changed, runs in training mode, or if the one it was made from does not."""
+        # In training mode a model may use more modules, such as auxiliary heads.
+        try:
+            return not self.trace.trains or self.trace.run_in_training(model) is not None
+        except Exception:
+            return False
 
     @contextlib.contextmanager
-    def _zeroed(self, removed: dict[ChannelGroup, Tensor], *, copied: bool) -> Iterator[nn.Module]:
-        """Set the channels to zero, within the context or in a copy."""
-        twin = copy_module(self.model) if copied else self.model
-        tensors = named_tensors(twin)
-        names = set() if copied else {part.tensor for group in removed for part in group.output_slices}
-        values = {name: tensors[name].detach().clone() for name in names}
+    def _zeroed(self, model: nn.Module, removed: Mapping[ChannelGroup, Tensor]) -> Iterator[nn.Module]:
+        """Set the channels to zero within the context."""
+        tensors = named_tensors(model)
+        parts = [
+            (tensors[part.tensor].detach(), part.dim, part.positions_of(channels))
+            for group, channels in removed.items()
+            for part in group.output_slices
+        ]
+        values = [tensor.index_select(dim, positions) for tensor, dim, positions in parts]
         for group, channels in removed.items():
             group.zero_(tensors, channels)
-            attach_norms_(twin, group.norms)
+            attach_norms_(model, group.norms)
         try:
-            yield twin
+            yield model
         finally:
-            for name, value in values.items():
-                tensors[name].detach().copy_(value)
+            for (tensor, dim, positions), value in zip(parts, values, strict=True):
+                tensor.index_copy_(dim, positions, value)
 
     def _remove_recording_hooks(self) -> None:
         """Remove the hooks if the model computes the same without: those of the user may compute, or only record."""
@@ -209,6 +227,11 @@ def _one(num_channels: int, seed: int) -> Tensor:
 def _random_channels(num_channels: int, count: int, seed: int) -> Tensor:
     order = torch.randperm(num_channels, generator=torch.Generator().manual_seed(seed))
     return torch.zeros(num_channels, dtype=torch.bool).index_fill_(0, order[:count], True)
+
+
+def _replaced(removed: Mapping[ChannelGroup, Tensor]) -> set[str]:
+    """Return the names of tensors that a removal replaces, so that copies need no copies of them."""
+    return {part.tensor for group in removed for part in group.slices}
 
 
 def _converted(tensor: Tensor, precision: torch.dtype) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from lightning_compress.channels.groups import ChannelGroup, named_tensors
+from lightning_compress.channels.groups import ChannelGroup, ChannelSlice, named_tensors
 from lightning_compress.channels.module_sizes import module_sizes
 from lightning_compress.channels.removal_log import RemovalLog
 from lightning_compress.channels.tensor_cut import (
@@ -41,6 +42,32 @@ def remove_(model: nn.Module, removed: Mapping[ChannelGroup, Tensor]) -> Removal
     replace_blocks_(model, blocks)
     log.remember(model.named_parameters())
     return log
+
+
+def remaining_group(group: ChannelGroup, removed: Tensor, log: RemovalLog) -> ChannelGroup:
+    """Return what a group is in the model that a removal left.
+
+    Args:
+        group: The group in the model before.
+        removed: Channels that were removed, bool of shape ``(num_channels,)``.
+        log: The removal, perhaps of other groups, too.
+    """
+    channel = (~removed).cumsum(0) - 1
+
+    def remaining(part: ChannelSlice) -> ChannelSlice:
+        cut = log.cuts[part.tensor]
+        is_kept = ~removed[part.channels]
+        kept = torch.tensor(cut.kept.get(part.dim, range(cut.shape[part.dim])))
+        positions = torch.searchsorted(kept, part.positions[is_kept])
+        return replace(part, positions=positions, channels=channel[part.channels[is_kept]])
+
+    return replace(
+        group,
+        num_channels=int((~removed).sum()),
+        output_slices=tuple(map(remaining, group.output_slices)),
+        carried_slices=tuple(map(remaining, group.carried_slices)),
+        input_slices=tuple(map(remaining, group.input_slices)),
+    )
 
 
 def _cuts(tensors: Mapping[str, Tensor], removed: Mapping[ChannelGroup, Tensor]) -> dict[str, TensorCut]:
