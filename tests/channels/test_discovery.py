@@ -256,6 +256,27 @@ def test_a_parameter_of_no_layer_goes_with_the_channels() -> None:
     assert [item.tensor for item in groups["conv"].carried_slices] == ["gamma"]
 
 
+class InThrees(nn.Module):
+    """Computes with any multiple of three channels: half of six passes, and one channel fewer does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.head = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        if x.shape[1] % 3:
+            raise ValueError("not a multiple of three")
+        return self.head(x.relu())
+
+
+def test_a_second_number_of_channels_is_tried() -> None:
+    groups, whole = found(InThrees())
+    assert not groups
+    assert "different output" in whole["conv"]
+
+
 @pytest.mark.parametrize("make", SOUND.values(), ids=SOUND)
 def test_any_channels_can_go(make: type[nn.Module]) -> None:
     net = trained(make).double()
