@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import lightning_compress as lc
+from lightning_compress.packing.base_differences import DIFFERENCE, UNCHANGED
+from lightning_compress.packing.encoding_types import ReadContext, ValueEncoding
 from lightning_compress.packing.encodings import DELTAS
+from lightning_compress.packing.reader import load_packed
+from lightning_compress.packing.streams import Stream
 from tests.packing.hostile import as_version_2, index_of, kinds_in
-from tests.packing.samples import bits, state
+from tests.packing.samples import FEW, Random, bits, state
+
+STORED_BASE, STORED_DELTA = (Path(__file__).with_name(f"format_version_3{end}.bin") for end in ("", "_delta"))
 
 
 def network(num_clusters: int | None) -> dict[str, Tensor]:
@@ -68,15 +76,61 @@ def test_small_differences_take_half_of_the_bytes(tmp_path: Path) -> None:
     assert same(lc.load_packed(delta, base=base), after)
 
 
-def test_every_encoding_comes_back_against_a_base(tmp_path: Path) -> None:
+def before_and_after() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors that changed in such ways that every encoding is used of what changed."""
     after = state() | {"fine-tuned": fine_tuned(torch.ones(50, 50)), "rebased": torch.ones(64, 64)}
     before = {n: t.roll(1) if t.ndim else t for n, t in state().items()}
     before |= {"sparse": after["sparse"], "fine-tuned": torch.ones(50, 50), "rebased": torch.zeros(64, 64)}
     after["rebased"][:5] = before["rebased"][:5] = 2.0
+    before["moved"] = FEW[Random().index(4, 64, 64)]
+    after["moved"] = torch.where(torch.arange(64) % 16 == 0, before["moved"].roll(1), 1.01 * before["moved"])
+    return before, after
+
+
+def test_every_encoding_comes_back_against_a_base(tmp_path: Path) -> None:
+    before, after = before_and_after()
     base = saved(before, tmp_path / "base")
     delta = saved(after, tmp_path / "delta", base=base)
     assert same(lc.load_packed(delta, base=base), after)
     assert {encoding.kind for encoding in DELTAS} <= kinds_in(delta.read_bytes())
+
+
+def test_stored_files_can_be_read() -> None:
+    """Those of ``before_and_after``; the reader verifies every bit, and what it understands must stay the same."""
+    assert set(load_packed(STORED_BASE)) == set(before_and_after()[0])
+    delta = load_packed(STORED_DELTA, base=STORED_BASE)
+    assert set(delta) == set(before_and_after()[1])
+    assert {encoding.kind for encoding in DELTAS} <= kinds_in(STORED_DELTA.read_bytes())
+
+
+def test_values_of_sixteen_bytes_have_no_differences(tmp_path: Path) -> None:
+    wide = torch.complex(Random().normal(40), Random().normal(40)).to(torch.complex128)
+    before = {"wide": wide, "same": torch.ones(40) * 1j}
+    after = before | {"wide": before["wide"] * (1 + 1e-12)}
+    base = saved(before, tmp_path / "base")
+    assert same(lc.load_packed(saved(after, tmp_path / "delta", base=base), base=base), after)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "stream", "context", "message"),
+    [
+        (UNCHANGED, Stream("unchanged", b"1"), {}, "must be empty"),
+        (UNCHANGED, Stream("unchanged", b"", (1,)), {}, "parameters"),
+        (DIFFERENCE, Stream("difference", b"", (1,)), {}, "parameters"),
+        (DIFFERENCE, Stream("difference", b""), {"base": np.zeros((4, 2), np.int64)}, "have no differences"),
+        (UNCHANGED, Stream("unchanged", b""), {"base": None}, "a tensor that the base does not have"),
+        (UNCHANGED, Stream("unchanged", b""), {"count": 3}, "a tensor that the base does not have"),
+        (UNCHANGED, Stream("unchanged", b""), {"nonzero": np.ones(4, bool)}, "a tensor that the base does not have"),
+    ],
+)
+def test_streams_that_do_not_fit_the_base(
+    encoding: ValueEncoding, stream: Stream, context: dict[str, Any], message: str
+) -> None:
+    like = np.zeros(4, np.int32)
+    sound = ReadContext(like[:1], 4, None, (4,), like)
+    assert np.array_equal(UNCHANGED.read(Stream("unchanged", b""), iter(()), sound), like)
+    with pytest.raises(ValueError, match=message):
+        encoding.read(stream, iter(()), replace(sound, **context))
 
 
 def test_tensors_that_the_base_lacks_or_has_in_another_shape(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from lightning_compress import packing
 from lightning_compress.packing import gaps, group_entries, tensor_encoder
+from lightning_compress.packing.bit_masks import BIT_MASK
 from lightning_compress.packing.bit_patterns import Mask
 from lightning_compress.packing.encoding_types import PositionEncoding
 from lightning_compress.packing.encodings import (
@@ -28,6 +29,7 @@ from lightning_compress.packing.encodings import (
     VALUES,
     Encoding,
 )
+from lightning_compress.packing.fixed_width import FIXED_WIDTH
 from lightning_compress.packing.index_streams import INDEX_ENCODINGS
 from lightning_compress.packing.packed_file import PackedFile
 from lightning_compress.packing.reader import load_packed
@@ -91,6 +93,13 @@ def test_files_of_all_versions_have_the_same_tensors(tmp_path: Path) -> None:
     found = [load_packed(path), load_packed(tmp_path / "first"), load_packed(tmp_path / "second")]
     first, *others = ({name: bits(tensor) for name, tensor in tensors.items()} for tensors in found)
     assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize("coder", [BIT_MASK.read, lambda stream, shape: FIXED_WIDTH.decode(stream.data, *shape, 2)])
+def test_a_set_bit_of_padding_is_an_error(coder: Callable[[Stream, tuple[int, ...]], object]) -> None:
+    coder(Stream("", bytes([0b00011111])), (5,))
+    with pytest.raises(ValueError, match="padding bits"):
+        coder(Stream("", bytes([0b00111111])), (5,))
 
 
 @pytest.mark.parametrize("module", [gaps, group_entries])
