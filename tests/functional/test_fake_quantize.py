@@ -274,3 +274,10 @@ def test_compiled_code_learns_the_same() -> None:
     compiled = torch.compile(fake_quantize_learned, fullgraph=True, backend="aot_eager")
     for mine, reference in zip(gradients(compiled), gradients(fake_quantize_learned), strict=True):
         assert torch.equal(mine, reference)
+
+
+def test_the_scale_of_a_tensor_of_zeros() -> None:
+    zeros = torch.zeros(2)
+    scale, zero_point = qparams_from_range(zeros, zeros, quant_min=-127, quant_max=127, symmetric=True)
+    assert scale.tolist() == pytest.approx([1 / 127, 1 / 127])
+    assert zero_point.tolist() == [0, 0]

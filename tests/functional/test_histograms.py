@@ -82,3 +82,15 @@ def test_all_values_are_kept_though_sums_are_rounded() -> None:
     lower, upper = histograms.percentiles(counts, torch.tensor([[0.9, 0.8]]), 1.0)
     assert lower.tolist() == pytest.approx([-0.9])
     assert upper.tolist() == pytest.approx([0.8])
+
+
+def test_the_largest_value_below_a_power_is_in_the_last_bin() -> None:
+    """The product with a number of bins that is no power of two is rounded up to the number of bins."""
+    largest = torch.nextafter(torch.tensor(4.0), torch.tensor(0.0))
+    counts, _ = histogram(torch.stack([-largest, largest]).view(1, 2), bins=6)
+    assert counts.tolist() == [[1.0, 0.0, 0.0, 0.0, 0.0, 1.0]]
+
+
+def test_a_percentile_at_an_edge_excludes_the_bin_below() -> None:
+    counts, min_max = torch.ones(1, 4), torch.full((1, 2), 1.9)
+    assert [float(end) for end in histograms.percentiles(counts, min_max, 0.75)] == [-1.0, 1.0]
