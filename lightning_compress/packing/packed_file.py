@@ -39,12 +39,16 @@ class PackedTensor:
         num_elements: Number of elements.
         encoding: Description of its encodings.
         num_bytes: Size in the file in bytes, without its share of the header.
+        entropy: Zero-order entropy of its values in bits per element, the least that a code takes which knows how
+            often each value occurs and nothing else; ``None`` if more than half of the values are distinct. Codes that
+            predict values from their neighbors or from a base take less.
     """
 
     name: str
     num_elements: int
     encoding: str
     num_bytes: int
+    entropy: float | None = None
 
     @property
     def bits(self) -> float:
@@ -101,10 +105,11 @@ class PackedFile:
         table = Table(title=f"{self.path.name}: {self.num_bytes:,} bytes")
         table.add_column("tensor", overflow="fold")
         table.add_column("encoding", overflow="fold")
-        for column in ("bytes", "bits per element"):
+        for column in ("bytes", "bits per element", "entropy"):
             table.add_column(column, justify="right")
         for tensor in self.tensors:
-            table.add_row(tensor.name, tensor.encoding, f"{tensor.num_bytes:,}", f"{tensor.bits:.2f}")
+            entropy = "" if tensor.entropy is None else f"{tensor.entropy:.2f}"
+            table.add_row(tensor.name, tensor.encoding, f"{tensor.num_bytes:,}", f"{tensor.bits:.2f}", entropy)
         yield table
         yield _table("content", self.items, self.num_bytes)
         yield _table("stage", self.stages, self.stages[0].num_bytes)
@@ -119,7 +124,7 @@ def items_of(entries: tuple[Entry, ...], norms: frozenset[str], num_header_bytes
     return tuple(Item(content, sizes[content]) for content in _CONTENTS)
 
 
-def packed_tensor(entry: Entry, num_elements: int) -> PackedTensor:
+def packed_tensor(entry: Entry, num_elements: int, entropy: float | None) -> PackedTensor:
     """Return the line of the report for an entry."""
     if entry.shared_with is not None:
         return PackedTensor(entry.name, num_elements, f"same as {entry.shared_with}", 0)
@@ -130,7 +135,8 @@ def packed_tensor(entry: Entry, num_elements: int) -> PackedTensor:
     labels += [f"vectors of {entry.width}"] if entry.width > 1 else []
     labels += ["rounded to float16"] if entry.half else []
     # Each label once, in the order of the streams; encodings not worth reporting have an empty label.
-    return PackedTensor(entry.name, num_elements, ", ".join(dict.fromkeys(filter(None, labels))), entry.num_bytes)
+    encoding = ", ".join(dict.fromkeys(filter(None, labels)))
+    return PackedTensor(entry.name, num_elements, encoding, entry.num_bytes, entropy)
 
 
 def _content(entry: Entry, stream: StreamEntry, is_norm: bool) -> str:

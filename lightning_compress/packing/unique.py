@@ -49,6 +49,24 @@ def unique_patterns(patterns: BitPatterns) -> tuple[BitPatterns, NDArray[Any]] |
     return (distinct_patterns, indices) if np.array_equal(distinct_patterns[indices], patterns) else None
 
 
+def zero_order_entropy(patterns: BitPatterns) -> float | None:
+    """Return the entropy of the frequencies of values, in bits per element, or ``None`` if most values are distinct.
+
+    Args:
+        patterns: Bit patterns.
+
+    >>> zero_order_entropy(np.array([0, 0, 0, 0, 1, 1, 2, 2], np.uint8))
+    1.5
+    """
+    if not len(patterns):
+        return None
+    found = unique_patterns(patterns)
+    if found is None:
+        return None
+    shares = np.bincount(found[1]) / len(patterns)
+    return float(-(shares * np.log2(shares)).sum())
+
+
 def unique_values(keys: BitPatterns, *, max_values: int) -> tuple[NDArray[Any], NDArray[Any]] | None:
     """Return the distinct values in ascending order and each element's index, or ``None`` if there are too many.
 

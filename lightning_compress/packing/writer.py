@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 from torch import Tensor, nn
 
 from lightning_compress.atomic_files import atomic_write
 from lightning_compress.masked_norms import check_no_masked_norms
 from lightning_compress.packing.base_differences import UNCHANGED
-from lightning_compress.packing.bit_patterns import checksum, dtype_name
+from lightning_compress.packing.bit_patterns import bit_patterns_of, checksum, dtype_name
 from lightning_compress.packing.container import header_of, write_container
 from lightning_compress.packing.encodings import is_codebook
 from lightning_compress.packing.entry import Entry, StreamEntry
@@ -23,6 +24,7 @@ from lightning_compress.packing.quantized_tensors import scale_name
 from lightning_compress.packing.reader import NO_BASE, read_base
 from lightning_compress.packing.tensor_encoder import EncodedTensor, encode_tensor
 from lightning_compress.packing.tensors import checked_halves, norm_tensor_names, shared_names, tensors_of, to_half
+from lightning_compress.packing.unique import zero_order_entropy
 
 
 def save_packed(
@@ -96,6 +98,7 @@ class _PackedEntry:
     entry: Entry
     num_sparse_bytes: int = 0
     num_fixed_bytes: int = 0
+    entropy: float | None = None
 
 
 def _pack(
@@ -121,7 +124,9 @@ def _pack(
         entry = replace(entry, scale=scale_name(name), axis=integers.axis, negative_zero=integers.negative_zero)
     streams = tuple(StreamEntry(s.kind, payload.write(s.data), s.parameters) for s in encoded.streams)
     entry = replace(entry, crc32=checksum(name, tensor), streams=streams, width=encoded.width)
-    return _PackedEntry(entry, num_sparse_bytes, min(encoded.num_fixed_bytes, num_sparse_bytes))
+    values = bit_patterns_of(tensor.cpu()) if encoded.integers is None else encoded.integers.values.view(np.uint16)
+    num_fixed_bytes = min(encoded.num_fixed_bytes, num_sparse_bytes)
+    return _PackedEntry(entry, num_sparse_bytes, num_fixed_bytes, zero_order_entropy(values))
 
 
 def _is_rounded(encoded: EncodedTensor, halves: frozenset[str], is_norm: bool) -> bool:
@@ -150,5 +155,5 @@ def _report(
         Item("+ cluster", num_header_bytes + sum(p.num_fixed_bytes for p in packed)),
         Item("+ entropy coding", num_bytes),
     )
-    table = tuple(packed_tensor(entry, tensors[entry.name].numel()) for entry in entries)
+    table = tuple(packed_tensor(p.entry, tensors[p.entry.name].numel(), p.entropy) for p in packed)
     return PackedFile(path, num_bytes, items_of(entries, norms, num_header_bytes), stages, table)

@@ -79,6 +79,26 @@ def test_the_table(tmp_path: Path) -> None:
     assert "\x1b" not in text
 
 
+def test_the_entropy_of_each_tensor(tmp_path: Path) -> None:
+    q = torch.tensor([[1.0, -2.0, 1.0, -2.0], [3.0, 3.0, 3.0, 3.0]])
+    tensors = {
+        "quarters": torch.tensor([0.0, 0.5, -0.5, 7.0]).repeat(16),
+        "constant": torch.ones(5),
+        "dense": torch.arange(64.0),
+        "empty": torch.zeros(0),
+        # The integers count, not their products with the scales of the channels.
+        "q.weight": q * torch.tensor([[0.1], [0.3]]),
+        "q.quant_weight_scale": torch.tensor([0.1, 0.3]),
+    }
+    file = lc.save_packed(tensors, tmp_path / "file")
+    found = {tensor.name: tensor.entropy for tensor in file.tensors}
+    assert found["quarters"] == pytest.approx(2.0)
+    assert found["constant"] == 0.0
+    assert found["dense"] is found["empty"] is None
+    assert found["q.weight"] == pytest.approx(1.5)
+    assert [line.split("│")[5].strip() for line in str(file).splitlines() if "quarters" in line] == ["2.00"]
+
+
 def test_json(tmp_path: Path) -> None:
     file = lc.save_packed(make(), tmp_path / "file")
     data = json.loads(file.to_json())
