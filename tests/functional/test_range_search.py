@@ -171,3 +171,16 @@ def test_a_range_stays_within_that_of_the_values_and_leaves_out_outliers_on_eith
     assert (upper <= rows.amax(1)).all()
     assert (lower > -10).all()
     assert (upper < 10).all()
+
+
+@pytest.mark.parametrize("loss", [range_search.squared_error, range_search.divergence])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_ranges_scale_with_the_values(loss: Callable[..., range_search.Loss], symmetric: bool) -> None:
+    rows = normal(3, 500) + torch.tensor([[0.0], [1.0], [-5.0]])
+    found = []
+    for scale in (1.0, 2.0**-6, 2.0**6):
+        counts, min_max = histogram(rows * scale, 512)
+        ends = range_search.best_range(counts, min_max, num_levels=15, symmetric=symmetric, loss=loss)
+        found.append(torch.stack(ends) / scale)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=0)
+    torch.testing.assert_close(found[2], found[0], rtol=1e-5, atol=0)
