@@ -18,10 +18,6 @@ EXPLAINED: dict[str, str] = {
     "constraints/layer_batches.py: like = tensors[1]": ALIKE,
     # functional
     "functional/allocation.py: kept = [i for i in sparse if raw[i] * scale < 1]": EQUAL,
-    "functional/fake_quantize.py: outwards = (rounded < ctx.quant_min) & (to_zero >= 0) | "
-    "(rounded > ctx.quant_max) & (to_zero < 0)": EQUAL,
-    "functional/fake_quantize.py: outwards = (rounded < ctx.quant_min) & (to_zero > 0) | "
-    "(rounded > ctx.quant_max) & (to_zero <= 0)": EQUAL,
     "functional/feature_losses.py: with torch.autocast(student.device.type, enabled=True):": AUTOCAST,
     "functional/feature_losses.py: mean = distances.sum() / (distances > 0).sum().clamp_min(2)":
         "distances come in pairs",
@@ -34,6 +30,12 @@ EXPLAINED: dict[str, str] = {
         "an empty cluster in its place costs as little, and comes first",
     "functional/optimal_kmeans.py: bounds = torch.full((len(cost), num_clusters), cost.shape[2] - 1)":
         "the table is square",
+    "functional/rounding.py: outwards = (rounded < quant_min) & (to_zero >= 0) | (rounded > quant_max) & (to_zero < 0)":
+        EQUAL,
+    "functional/rounding.py: outwards = (rounded < quant_min) & (to_zero > 0) | (rounded > quant_max) & (to_zero <= 0)":
+        EQUAL,
+    "functional/rounding.py: if _is_number(scale) and (not not torch.compiler.is_compiling()):":
+        "numbers are quicker than tensors with the same values",
     "functional/select.py: for tensor in order[gathered.sum(dim=0)[order] >= 0].tolist():":
         "of tensors without ties none is dropped",
     "functional/select.py: without dist.all_reduce(counts, group=group)": RANKS,
