@@ -473,3 +473,12 @@ def test_arguments_stay_as_they_are() -> None:
         loss(student, teacher, 2.0).backward()
     assert torch.equal(student, copies[0])
     assert torch.equal(teacher, copies[1])
+
+
+def test_the_only_class_left_has_no_gradient() -> None:
+    logits = torch.tensor([[2.0, -torch.inf]], requires_grad=True)
+    found = standardize(logits)
+    found[0, 0].backward()
+    assert float(found.detach()[0, 0]) == 0.0
+    assert logits.grad is not None
+    assert float(logits.grad[0, 0]) == 0.0

@@ -132,6 +132,14 @@ def test_vectors_without_weight_move_nothing_and_are_assigned() -> None:
     assert 0 <= int(index[3]) < 2
 
 
+def test_a_factor_of_all_weights_does_not_matter() -> None:
+    vectors, weights = normal(60, 2), normal(60, 2, seed=1).abs() + 0.1
+    codebook, index = cluster_vectors(vectors, 4, weights=weights)
+    scaled, scaled_index = cluster_vectors(vectors, 4, weights=weights * 2.0**-12)
+    assert torch.equal(scaled_index, index)
+    torch.testing.assert_close(scaled, codebook)
+
+
 def test_no_weight_at_all() -> None:
     vectors = normal(6, 2)
     codebook, index = cluster_vectors(vectors, 3, weights=torch.zeros_like(vectors))

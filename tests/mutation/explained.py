@@ -44,4 +44,5 @@ EXPLAINED: dict[str, str] = {
         "any seed will do",
     "functional/vector_kmeans.py: index = torch.empty(1)": FIRST,
     "functional/vector_kmeans.py: size = max(1, _MAX_CELLS * len(centers))": LIMIT,
+    "functional/vector_kmeans.py: size = max(2, _MAX_CELLS // len(centers))": LIMIT,
 }  # fmt: skip
