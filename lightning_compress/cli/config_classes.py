@@ -10,7 +10,7 @@ import yaml
 
 from lightning_compress.cli.config_keys import Key
 from lightning_compress.cli.errors import did_you_mean
-from lightning_compress.cli.introspection import classes_in, describe, subclasses
+from lightning_compress.cli.introspection import classes_in, concrete_names, describe, subclasses
 
 MAX_NAMES = 20
 """Number of names up to which a message lists them."""
