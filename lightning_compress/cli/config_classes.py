@@ -10,7 +10,7 @@ import yaml
 
 from lightning_compress.cli.config_keys import Key
 from lightning_compress.cli.errors import did_you_mean
-from lightning_compress.cli.introspection import classes_in, concrete_names, describe, subclasses
+from lightning_compress.cli.introspection import classes_in, concrete_names, subclasses
 
 MAX_NAMES = 20
 """Number of names up to which a message lists them."""
@@ -29,8 +29,6 @@ def resolve(key: Key, path: str) -> type | None:
         ConfigError: If there is none, or if it is of another kind.
     """
     bases = classes_in(key.hint)
-    if not all(part.isidentifier() for part in path.split(".")):
-        raise ConfigError(f"{key.path}={short(path)} {_yaml_problem(path) or f'must be {describe(key.hint)}'}.")
     if "." not in path:
         known = {each.__name__: each for base in bases for each in (*subclasses(base), base)}
         if path not in known:
@@ -48,11 +46,12 @@ def resolve(key: Key, path: str) -> type | None:
     return found
 
 
-def _yaml_problem(text: str) -> str:
+def yaml_problem(text: str) -> str:
+    """Return the reason why a text is no YAML, or an empty string."""
     try:
         yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
-        return f"cannot be parsed as YAML: {error.problem or error.context}"
+        return str(error.problem or error.context)
     return ""
 
 

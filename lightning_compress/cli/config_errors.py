@@ -11,10 +11,18 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from lightning_compress.cli.config_classes import MAX_NAMES, ConfigError, choice, class_names, resolve, short
+from lightning_compress.cli.config_classes import (
+    MAX_NAMES,
+    ConfigError,
+    choice,
+    class_names,
+    resolve,
+    short,
+    yaml_problem,
+)
 from lightning_compress.cli.config_keys import Key, Keys
 from lightning_compress.cli.errors import did_you_mean
-from lightning_compress.cli.given_config import flat, given_trees, merge, parsed
+from lightning_compress.cli.given_config import flat, given_trees, merge, parsed, parsed_all
 from lightning_compress.cli.introspection import accepts, classes_in, describe, item_hint, members
 
 # Keys of a class that stand next to its arguments; dict_kwargs are free.
@@ -33,16 +41,23 @@ def explain(parser: argparse.ArgumentParser, given: Sequence[str] | Mapping[str,
     subparsers = next((a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)), None)
     if subparsers is not None and arguments and arguments[0] in subparsers:
         parser = subparsers[arguments.pop(0)]
-    keys = Keys(parser)
-    merged: dict[str, Any] = {}
     try:
-        for tree in [flat(given)] if isinstance(given, Mapping) else given_trees(arguments):
-            merged = merge(merged, tree)
-            _check_keys(keys, tree, merged)
-        _check_required(keys, merged)
+        trees = [flat(given)] if isinstance(given, Mapping) else list(given_trees(arguments))
+        _check(Keys(parser), trees)
+        # A string that holds a list is one, too, where it is given for an argument of a class.
+        _check(Keys(parser), [parsed_all(tree) for tree in trees])
     except ValueError as mistake:
         return str(mistake)
     return " ".join(str(error).split())
+
+
+def _check(keys: Keys, trees: Sequence[Mapping[str, Any]]) -> None:
+    """Raise a ``ValueError`` for the first mistake in what was given one after the other."""
+    merged: dict[str, Any] = {}
+    for tree in trees:
+        merged = merge(merged, tree)
+        _check_keys(keys, tree, merged)
+    _check_required(keys, merged)
 
 
 def _check_keys(keys: Keys, given: Mapping[str, Any], merged: Any) -> None:
@@ -116,7 +131,7 @@ def _check_class(key: Key, content: Mapping[str, Any], merged: Any) -> None:
     """Check a class path and the arguments of the class."""
     cls = _class_of(key, merged if isinstance(merged, Mapping) else content)
     keys = Keys.of_class(cls, key) if cls is not None else None
-    if keys is not None and not keys.names and "class_path" not in content and len(members(key.hint)) > 1:
+    if keys is not None and not keys.names and "class_path" not in (merged or content) and len(members(key.hint)) > 1:
         raise ConfigError(f"{key.path}={short(content)} must be {describe(key.hint)}.")
     if keys is not None:
         _check_keys(keys, content, merged)
@@ -179,10 +194,13 @@ def _unknown_key(keys: Keys, name: str, value: Any) -> NoReturn:
 def _wrong_value(key: Key, value: Any) -> None:
     """Raise an error on a value that is not accepted, unless it is the path of a class whose arguments are missing."""
     classes = classes_in(key.hint)
-    if classes and isinstance(value, str):
+    names = class_names(key.hint)
+    if isinstance(value, str) and (problem := yaml_problem(value)):
+        raise ConfigError(f"{key.path}={short(value)} cannot be parsed as YAML: {problem}.")
+    if classes and isinstance(value, str) and _may_be_class(key, value, names):
         resolve(key, value)
     elif classes and {*members(key.hint)} <= {*classes, type(None)}:
-        if class_names(key.hint) == [classes[0].__name__]:
+        if names == [classes[0].__name__]:
             raise ConfigError(_must_be_mapping(key.path, value, classes[0].__name__))
         raise ConfigError(
             f"{key.path}={short(value)} is not a known class"
@@ -190,6 +208,14 @@ def _wrong_value(key: Key, value: Any) -> None:
         )
     else:
         raise ConfigError(f"{key.path}={short(value)} must be {describe(key.hint)}.")
+
+
+def _may_be_class(key: Key, value: str, names: Sequence[str]) -> bool:
+    """Return True for a string that looks like a class path, where numbers are allowed too only if it is similar."""
+    if not all(part.isidentifier() for part in value.split(".")):
+        return False
+    is_number = not {int, float}.isdisjoint(members(key.hint))
+    return not is_number or "." in value or bool(did_you_mean(value, names))
 
 
 def _must_be_mapping(path: str, value: Any, owner: str) -> str:

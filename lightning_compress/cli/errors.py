@@ -87,7 +87,7 @@ def input_message(error: BaseException | None) -> str:
                 f"The model has {channels[1]} input channels, the data has {channels[2]}: set "
                 f"--model.model_kwargs.in_chans={channels[2]}, or convert the images."
             )
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return ""
 
 

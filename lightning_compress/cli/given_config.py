@@ -87,6 +87,16 @@ def parsed(value: Any) -> Any:
     return flat(loaded) if isinstance(loaded, (dict, list, type(None))) else value
 
 
+def parsed_all(value: Any) -> Any:
+    """Return a value with the mapping or list of each string that holds one.
+
+    >>> parsed_all({"a": {"b": "[1]"}})
+    {'a': {'b': [1]}}
+    """
+    content = parsed(value)
+    return {key: parsed_all(each) for key, each in content.items()} if isinstance(content, Mapping) else content
+
+
 def _read(path: str) -> Any:
     if not Path(path).exists():
         raise ValueError(f"config={path} does not exist.")
