@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import re
 import sys
@@ -21,7 +22,9 @@ import lightning_compress
 import lightning_compress.data
 import lightning_compress.models.classification
 from lightning_compress.cli.checkpoint_io import AtomicCheckpointIO
+from lightning_compress.cli.config_errors import explain
 from lightning_compress.cli.config_files import check_config_files
+from lightning_compress.cli.constructor_errors import unwrapped_constructor_errors
 from lightning_compress.cli.errors import exit_on_config_error
 from lightning_compress.cli.introspection import argument_hints, classes_in
 from lightning_compress.cli.parser import CompressionArgumentParser
@@ -121,11 +124,15 @@ class CompressionCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse arguments, without LightningCLI's warning about arguments that are not from the command line."""
         if isinstance(args, (dict, Namespace)):
-            self.config = parser.parse_object(args)
+            given: Any = args
         else:
-            arguments = [_complete_logger(argument) for argument in (args if args is not None else sys.argv[1:])]
-            check_config_files(arguments)
-            self.config = parser.parse_args(arguments)
+            given = [_complete_logger(argument) for argument in (args if args is not None else sys.argv[1:])]
+            check_config_files(given)
+        try:
+            self.config = parser.parse_args(given) if isinstance(given, list) else parser.parse_object(given)
+        except argparse.ArgumentError as error:
+            given = given.as_dict() if isinstance(given, Namespace) else given
+            raise ValueError(explain(parser, given, error)) from None
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: LightningCLI would silently override the configuration with a checkpoint's hyperparameters."""
@@ -188,7 +195,8 @@ class CompressionCLI(LightningCLI):
         for logger in _loggers(self._subcommand_config(self.config)):
             self.configure_logger(logger)
         self.prepare_config(self._subcommand_config(self.config))
-        super().instantiate_classes()
+        with unwrapped_constructor_errors():
+            super().instantiate_classes()
         self.config = portable
 
     def prepare_config(self, config: Namespace) -> None:

@@ -1,189 +1,222 @@
-"""One-line summaries of jsonargparse's error messages: the key, the value and the fix."""
+"""One sentence on the first mistake of a configuration: the key, the value and the fix.
+
+jsonargparse describes a mistake in prose of several lines. Here the values that were given are compared with what it
+reads itself: the actions of its parsers, their type hints, and the classes that a configuration names.
+"""
 
 from __future__ import annotations
 
 import argparse
 import inspect
-import pydoc
-import re
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
+from lightning_compress.cli.config_classes import (
+    MAX_NAMES,
+    ConfigError,
+    choice,
+    class_names,
+    resolve,
+    short,
+    yaml_problem,
+)
+from lightning_compress.cli.config_keys import Key, Keys
 from lightning_compress.cli.errors import did_you_mean
-from lightning_compress.cli.introspection import argument_hints, classes_in, concrete_names, parser_keys
+from lightning_compress.cli.given_config import flat, given_trees, merge, parsed, parsed_all
+from lightning_compress.cli.introspection import accepts, classes_in, describe, item_hint, members
+
+# Keys of a class that stand next to its arguments; dict_kwargs are free.
+_SPECIFICATION = ("class_path", "init_args", "dict_kwargs", "__path__")
 
 
-class ConfigErrorMessage:
-    """Multi-line error message of jsonargparse, parsed from the outermost key to the innermost.
+def explain(parser: argparse.ArgumentParser, given: Sequence[str] | Mapping[str, Any], error: Exception) -> str:
+    """Return one sentence on the first mistake in arguments that a parser does not accept.
 
     Args:
-        message: Message of jsonargparse.
-        parser: Parser that raised the error, which knows the top-level keys.
+        parser: The parser.
+        given: Arguments of the command line, or a configuration.
+        error: Exception of the parser. Its own words are the answer for a mistake that is found nowhere.
     """
+    arguments = [] if isinstance(given, Mapping) else list(given)
+    subparsers = next((a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)), None)
+    if subparsers is not None and arguments and arguments[0] in subparsers:
+        parser = subparsers[arguments.pop(0)]
+    try:
+        trees = [flat(given)] if isinstance(given, Mapping) else list(given_trees(arguments))
+        _check(Keys(parser), trees)
+        # A string that holds a list is one, too, where it is given for an argument of a class.
+        _check(Keys(parser), [parsed_all(tree) for tree in trees])
+    except ValueError as mistake:
+        return str(mistake)
+    return " ".join(str(error).split())
 
-    def __init__(self, message: str, parser: argparse.ArgumentParser) -> None:
-        self.message = message
-        self.parser = parser
-        self.path: list[str] = []
-        self.owner = ""  # class path of the class with the invalid argument
-        self.choices = ""  # members of the innermost union type
 
-    def summary(self) -> str:
-        """Return the message in one line."""
-        for number, line in enumerate(self.message.splitlines()):
-            self._descend(line)
-            for pattern, explain in _EXPLANATIONS:
-                if found := re.search(pattern, line):
-                    return explain(self, number, *found.groups())
-        return " ".join(self.message.split())
+def _check(keys: Keys, trees: Sequence[Mapping[str, Any]]) -> None:
+    """Raise a ``ValueError`` for the first mistake in what was given one after the other."""
+    merged: dict[str, Any] = {}
+    for tree in trees:
+        merged = merge(merged, tree)
+        _check_keys(keys, tree, merged)
+    _check_required(keys, merged)
 
-    def key(self, name: str = "") -> str:
-        """Return a key as it is written in a configuration, from the top level."""
-        parts = ".".join([*self.path, name]).split(".")
-        # A file has no key for the subcommand.
-        parts = parts[1:] if parts[0] in _SUBCOMMANDS and len(parts) > 1 else parts
-        return ".".join(part for part in parts if part not in ("", "init_args"))
 
-    def value(self, number: int) -> str:
-        """Return the value that the error on line ``number`` is about."""
-        for line in self.message.splitlines()[number:]:
-            if found := re.search(r"(?:Given|Got) value: (.*?)(?:\. Got value: .*)?$", line):
-                return found.group(1)
-        return "the given value"
-
-    def valid_keys(self, name: str = "") -> list[str]:
-        """Return the keys that are valid in the place of ``name``."""
-        if not self.owner:
-            return sorted(parser_keys(self.parser))
-        owner = pydoc.locate(self.owner)
-        for part in name.split(".")[:-1]:
-            owner = next(iter(classes_in(argument_hints(owner).get(part))), None)
-        return [key for key in argument_hints(owner) if key != "return"]
-
-    def valid_classes(self) -> list[str]:
-        """Return the names of the classes that are valid at the current key."""
-        if self.owner and self.path:
-            bases = classes_in(argument_hints(pydoc.locate(self.owner)).get(self.path[-1]))
+def _check_keys(keys: Keys, given: Mapping[str, Any], merged: Any) -> None:
+    """Check the values of a mapping, of which ``merged`` holds all that was given so far."""
+    for name, value in given.items():
+        if name in _SPECIFICATION and keys.owner:
+            _check_specification(keys, name, value)
+            continue
+        below = merged.get(name) if isinstance(merged, Mapping) else None
+        group, key = keys.group(name), keys.key(name)
+        if group is not None:
+            _check_group(group, parsed(value), below)
+        elif key is not None:
+            _check_value(key, value, below)
         else:
-            bases = [base for base in map(pydoc.locate, _CLASS.findall(self.choices)) if inspect.isclass(base)]
-        return sorted({name for base in bases for name in concrete_names(base)})
-
-    def _descend(self, line: str) -> None:
-        if inner := re.findall(r'Parser key "([^"]+)"', line):
-            self.path += inner
-            self.choices = ""
-        if found := re.search(r"Problem with given class_path '([^']+)'", line):
-            self.owner = found.group(1)
-        if found := re.search(r"Subtypes: \[(.*)\]", line):
-            self.choices = found.group(1)
+            _unknown_key(keys, name, value)
 
 
-def _unknown_key(error: ConfigErrorMessage, number: int, name: str) -> str:
-    name = name.removeprefix("--").partition("=")[0].removeprefix("init_args.")
-    keys = error.valid_keys(name)
-    if "." in name and not error.owner:
-        hint = did_you_mean(name, keys) or did_you_mean(name.partition(".")[0], keys)
+def _check_group(group: Keys, value: Any, merged: Any) -> None:
+    if isinstance(value, Mapping):
+        _check_keys(group, value, merged)
+    elif value is not None:
+        raise ConfigError(_must_be_mapping(group.path, value, group.owner))
+
+
+def _check_specification(keys: Keys, name: str, value: Any) -> None:
+    if name == "class_path" and not isinstance(value, str):
+        raise ConfigError(f"{keys.path_of(name)}={short(value)} must be a string, such as package.Class.")
+    if name in ("init_args", "dict_kwargs") and not isinstance(value, (Mapping, type(None))):
+        raise ConfigError(_must_be_mapping(keys.path_of(name), value, keys.owner))
+
+
+def _check_value(key: Key, value: Any, merged: Any) -> None:
+    content = parsed(value)
+    if content is None and key.required:
+        return  # It is missing.
+    classes = classes_in(key.hint)
+    each = item_hint(key.hint, Mapping)
+    items = item_hint(key.hint, Sequence)
+    if isinstance(content, Mapping) and classes and not (each is not None and _is_mapping_of(key, each, content)):
+        _check_class(key, content, merged)
+    elif isinstance(content, Mapping) and each is not None:
+        for name, item in content.items():
+            _check_item(Key(f"{key.path}.{name}", each, _class_below(each)), item)
+    elif isinstance(content, list) and items is not None:
+        for item in content:
+            _check_item(Key(key.path, items, _class_below(items)), item)
+    elif not accepts(key.hint, value):
+        _wrong_value(key, value)
+
+
+def _check_item(key: Key, value: Any) -> None:
+    """Check an item of a list or a mapping, which is given as a whole."""
+    _check_value(key, value, value)
+    _check_required_value(key, value)
+
+
+def _is_mapping_of(key: Key, hint: Any, content: Mapping[str, Any]) -> bool:
+    """Return True if a value is a mapping of names to values rather than the arguments of a class."""
+    if "class_path" in content or not all(isinstance(v, Mapping) or accepts(hint, v) for v in content.values()):
+        return False
+    arguments = Keys.of_class(key.default_class, key) if key.default_class is not None else None
+    return arguments is None or not any(name in arguments.names for name in content)
+
+
+def _class_below(hint: Any) -> type | None:
+    return next((each for each in classes_in(hint) if not inspect.isabstract(each)), None)
+
+
+def _check_class(key: Key, content: Mapping[str, Any], merged: Any) -> None:
+    """Check a class path and the arguments of the class."""
+    cls = _class_of(key, merged if isinstance(merged, Mapping) else content)
+    keys = Keys.of_class(cls, key) if cls is not None else None
+    if keys is not None and not keys.names and "class_path" not in (merged or content) and len(members(key.hint)) > 1:
+        raise ConfigError(f"{key.path}={short(content)} must be {describe(key.hint)}.")
+    if keys is not None:
+        _check_keys(keys, content, merged)
+
+
+def _class_of(key: Key, merged: Mapping[str, Any]) -> type | None:
+    """Return the class of a value, or ``None`` for a function that returns an instance."""
+    if "class_path" not in merged:
+        if key.default_class is None:
+            names = choice(key.hint)
+            raise ConfigError(f"{key.path} requires class_path{names}.")
+        return key.default_class
+    path = merged["class_path"]
+    if not isinstance(path, str):
+        raise ConfigError(f"{key.path}.class_path={short(path)} must be a string, such as package.Class.")
+    return resolve(key, path)
+
+
+def _check_required(keys: Keys, merged: Any) -> None:
+    """Check that every required key was given, from the outermost to the innermost."""
+    given = {name: parsed(value) for name, value in merged.items()} if isinstance(merged, Mapping) else {}
+    found = [(name, keys.key(name), keys.group(name)) for name in keys.names]
+    missing = [name for name, key, _ in found if key is not None and key.required and given.get(name) is None]
+    if missing:
+        subject = f"{keys.path}: {keys.owner}" if keys.owner else "The configuration"
+        raise ConfigError(
+            f"{subject} requires {', '.join(missing)}: set --{keys.path_of(missing[0])}=..., or the key in the recipe."
+        )
+    for name, key, group in found:
+        if group is not None and name in given:
+            _check_required(group, given[name])
+        elif key is not None and name in given:
+            _check_required_value(key, given[name])
+
+
+def _check_required_value(key: Key, value: Any) -> None:
+    content = {"class_path": value} if isinstance(value, str) and not accepts(key.hint, value) else value
+    if isinstance(content, Mapping) and classes_in(key.hint) and ("class_path" in content or key.default_class):
+        each = item_hint(key.hint, Mapping)
+        cls = None if each is not None and _is_mapping_of(key, each, content) else _class_of(key, content)
+        keys = Keys.of_class(cls, key) if cls is not None else None
+        if keys is not None:
+            _check_required(keys, content)
+
+
+def _unknown_key(keys: Keys, name: str, value: Any) -> NoReturn:
+    hint = did_you_mean(name, keys.names)
+    path = keys.path_of(name)
+    # The key as it was written on the command line.
+    while isinstance(value, Mapping) and len(value) == 1:
+        (inner,) = value
+        path, value = f"{path}.{inner}", value[inner]
+    if not keys.names:
+        hint = f", which has no keys: set {keys.path} to another class"
+    elif not hint and len(keys.names) <= MAX_NAMES:
+        hint = f": valid keys are {', '.join(keys.names)}"
+    raise ConfigError(f"Unknown key {path}{f' of {keys.owner}' if keys.owner else ''}{hint}.")
+
+
+def _wrong_value(key: Key, value: Any) -> None:
+    """Raise an error on a value that is not accepted, unless it is the path of a class whose arguments are missing."""
+    classes = classes_in(key.hint)
+    names = class_names(key.hint)
+    if isinstance(value, str) and (problem := yaml_problem(value)):
+        raise ConfigError(f"{key.path}={short(value)} cannot be parsed as YAML: {problem}.")
+    if classes and isinstance(value, str) and _may_be_class(key, value, names):
+        resolve(key, value)
+    elif classes and {*members(key.hint)} <= {*classes, type(None)}:
+        if names == [classes[0].__name__]:
+            raise ConfigError(_must_be_mapping(key.path, value, classes[0].__name__))
+        raise ConfigError(
+            f"{key.path}={short(value)} is not a known class"
+            f"{choice(key.hint, default=': give the class path, package.Class')}."
+        )
     else:
-        hint = did_you_mean(name.rpartition(".")[2], keys)
-    if not hint and error.owner:
-        hint = f": valid keys are {', '.join(keys)}"
-    owner = f" of {error.owner.rpartition('.')[2]}" if error.owner and "." not in name else ""
-    return f"Unknown key {error.key(name)}{owner}{hint}."
+        raise ConfigError(f"{key.path}={short(value)} must be {describe(key.hint)}.")
 
 
-def _stray_argument(error: ConfigErrorMessage, number: int, name: str) -> str:
-    if name.startswith("-"):
-        return _unknown_key(error, number, name)
-    return f"Unexpected argument {name!r}: write options as --key=value and files as --config=FILE."
+def _may_be_class(key: Key, value: str, names: Sequence[str]) -> bool:
+    """Return True for a string that looks like a class path, where numbers are allowed too only if it is similar."""
+    if not all(part.isidentifier() for part in value.split(".")):
+        return False
+    is_number = not {int, float}.isdisjoint(members(key.hint))
+    return not is_number or "." in value or bool(did_you_mean(value, names))
 
 
-def _missing_arguments(error: ConfigErrorMessage, number: int, names: str) -> str:
-    names = re.sub(rf"\b(?:{'|'.join(_SUBCOMMANDS)})\.", "", names)
-    where = error.key()
-    owner = error.owner.rpartition(".")[2]
-    subject = f"{where}: {owner}" if where and owner else where or "The configuration"
-    return f"{subject} requires {names}: set --{error.key(names.split(', ')[0])}=..., or the key in the recipe."
-
-
-def _missing_key(error: ConfigErrorMessage, number: int, name: str) -> str:
-    error.path.pop()
-    return _missing_arguments(error, number, name)
-
-
-def _unknown_class(error: ConfigErrorMessage, number: int, name: str) -> str:
-    names = error.valid_classes()
-    short = name.rpartition(".")[2]
-    choice = f": choose one of {', '.join(names)}" if 0 < len(names) <= 20 else ": give the class path, package.Class"
-    return f"{error.key()}={name} is not a known class{did_you_mean(short, names)}{choice}."
-
-
-def _unknown_attribute(error: ConfigErrorMessage, number: int, module: str, name: str) -> str:
-    hint = did_you_mean(name, dir(pydoc.locate(module)))
-    return f"{error.key()}={module}.{name} does not exist{hint}."
-
-
-def _missing_module(error: ConfigErrorMessage, number: int, module: str) -> str:
-    return f"{error.key()}: module {module!r} cannot be imported: install it or correct its name."
-
-
-def _wrong_base_class(error: ConfigErrorMessage, number: int, name: str, base: str) -> str:
-    names = error.valid_classes()
-    choice = f": choose one of {', '.join(names)}" if 0 < len(names) <= 20 else ""
-    return f"{error.key()}={name} is not a subclass of {base}{choice}."
-
-
-def _not_a_mapping(error: ConfigErrorMessage, number: int, name: str) -> str:
-    return f"{error.key()}={error.value(number)} must be a mapping: give the arguments of {name} as keys below it."
-
-
-def _wrong_choice(error: ConfigErrorMessage, number: int, choices: str) -> str:
-    return f"{error.key()}={error.value(number)} must be one of {choices}."
-
-
-def _wrong_type(error: ConfigErrorMessage, number: int, name: str) -> str:
-    accepted = re.findall(r"<class '(?:\w+\.)*(\w+)'>|([\w.]+\[[^\]]*\])", error.choices or f"<class '{name}'>")
-    types = [_TYPE_NAMES.get(plain or generic, plain or generic) for plain, generic in accepted]
-    return f"{error.key()}={error.value(number)} must be {' or '.join(dict.fromkeys(types))}."
-
-
-def _missing_file(error: ConfigErrorMessage, number: int, path: str) -> str:
-    return f"{error.key() or 'config'}={path} does not exist."
-
-
-def _invalid_yaml(error: ConfigErrorMessage, number: int, problem: str) -> str:
-    text = " ".join(error.message.split())
-    position = re.search(r"line (\d+)", text)
-    return f"The YAML cannot be parsed{f', line {position.group(1)}' if position else ''}: {problem}."
-
-
-_SUBCOMMANDS = ("fit", "validate", "test", "predict")
-
-_CLASS = re.compile(r"<class '([\w.]+)'>")
-
-_TYPE_NAMES = {
-    "int": "an integer",
-    "float": "a number",
-    "str": "a string",
-    "bool": "true or false",
-    "NoneType": "null",
-    "dict": "a mapping",
-    "list": "a list",
-}
-
-# The order matters: the first pattern that matches the first matching line is the most specific explanation.
-_EXPLANATIONS: list[tuple[str, Callable[..., str]]] = [
-    (r"Option '(.+?)' is not accepted", _unknown_key),
-    (r"does not accept option '(.+?)'", _unknown_key),
-    (r"[Uu]nrecognized arguments: (\S+)", _stray_argument),
-    (r"arguments are required: (.+)", _missing_arguments),
-    (r'Key "(.+?)" is required', _missing_key),
-    (r"Expected a dot import path string: (\S+)", _unknown_class),
-    (r"module '(.+?)' has no attribute '(.+?)'", _unknown_attribute),
-    (r"No module named '(.+?)'", _missing_module),
-    (r"Import path (\S+) does not correspond to a subclass of (\w+)", _wrong_base_class),
-    (r"Not a valid subclass of (\w+)", _not_a_mapping),
-    (r"Expected a (?:typing\.)?Literal\[(.+?)\]", _wrong_choice),
-    (r"Expected (?:a )?<class '(?:\w+\.)*(\w+)'>", _wrong_type),
-    (r"Expected (?:a )?((?:\w+\.)*\w+\[.*\])", _wrong_type),
-    (r"File does not exist: '?([^']+)'?", _missing_file),
-    (r"Problems parsing config: (.+)", _invalid_yaml),
-]
+def _must_be_mapping(path: str, value: Any, owner: str) -> str:
+    return f"{path}={short(value)} must be a mapping: give the arguments of {owner} as keys below it."

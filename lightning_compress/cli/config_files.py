@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-_OPTIONS = ("--config", "-c")
-_EXPECTED = "it must be a YAML file with keys such as model, data and trainer"
+CONFIG_OPTIONS = ("--config", "-c")
+"""Options that name a configuration file."""
 
 
 def check_config_files(arguments: Sequence[str]) -> None:
@@ -22,19 +22,32 @@ def check_config_files(arguments: Sequence[str]) -> None:
         ValueError: If a file is no YAML with keys, or a key occurs twice: parsers keep the last one without a word.
     """
     for path in filter(Path.is_file, _config_files(arguments)):
-        root = _compose(path)
-        if root is None:
-            raise ValueError(f"{path} is empty: it must be a YAML file with keys such as model, data and trainer.")
-        if not isinstance(root, yaml.MappingNode):
-            raise ValueError(
-                f"{path} is not a recipe: it must be a YAML file with keys such as model, data and trainer."
-            )
-        _check_node(root, path, "", set())
+        read_config(path)
 
 
-def _compose(path: Path) -> yaml.Node | None:
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a configuration file.
+
+    Args:
+        path: Path of the file.
+
+    Raises:
+        ValueError: If it is no YAML with keys, or a key occurs twice.
+    """
+    root, content = _load(path)
+    if root is None:
+        raise ValueError(f"{path} is empty: it must be a YAML file with keys such as model, data and trainer.")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a recipe: it must be a YAML file with keys such as model, data and trainer.")
+    _check_node(root, path, "", set())
+    return content
+
+
+def _load(path: Path) -> tuple[yaml.Node | None, Any]:
+    """Return the nodes of a file, which may contain a key twice, and its content."""
     try:
-        return yaml.compose(path.read_text(), Loader=yaml.SafeLoader)
+        text = path.read_text()
+        return yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file: it must be a YAML file.") from error
     except yaml.MarkedYAMLError as error:
@@ -51,7 +64,7 @@ def _compose(path: Path) -> yaml.Node | None:
 def _config_files(arguments: Sequence[str]) -> Iterator[Path]:
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         option, _, value = argument.partition("=")
-        if option in _OPTIONS:
+        if option in CONFIG_OPTIONS:
             yield Path(value or following)
 
 

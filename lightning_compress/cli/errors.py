@@ -87,7 +87,7 @@ def input_message(error: BaseException | None) -> str:
                 f"The model has {channels[1]} input channels, the data has {channels[2]}: set "
                 f"--model.model_kwargs.in_chans={channels[2]}, or convert the images."
             )
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return ""
 
 
@@ -100,12 +100,6 @@ def _first_line(error: BaseException) -> str:
 
 def _message(error: Exception) -> str:
     """Return the message of a configuration error, or an empty string for any other error."""
-    # jsonargparse wraps the exception of a constructor once for every key around it.
-    while isinstance(error.__cause__, Exception) and str(error.__cause__) in str(error):
-        error = error.__cause__
-    # For a key with several types it lists one reason per type; the one raised by a constructor is the relevant one.
-    if found := re.search(r"^\s*- (?!Expected |Does not |Not a |Parser |Problem )(.+)$", str(error), re.MULTILINE):
-        return found.group(1)
     text = " ".join(str(error).split())
     if not isinstance(error, RuntimeError):
         return text

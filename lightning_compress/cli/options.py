@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -19,12 +18,14 @@ class CommandParser(argparse.ArgumentParser):
     """
 
     def __init__(self, command: str, description: str) -> None:
-        super().__init__(prog=f"lightning-compress {command}", description=description, allow_abbrev=False)
+        super().__init__(
+            prog=f"lightning-compress {command}", description=description, allow_abbrev=False, exit_on_error=False
+        )
         self.command = command
 
     def error(self, message: str) -> NoReturn:
-        """Fail with a message of argparse, which lists all spellings of an option, cut to the first one."""
-        fail(re.sub(r"^argument ([^/:]+)[^:]*", r"\1", message) + f": see 'lightning-compress {self.command} --help'.")
+        """Fail with a message of argparse."""
+        fail(f"{message}: see 'lightning-compress {self.command} --help'.")
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse the arguments of the command.
@@ -36,7 +37,11 @@ class CommandParser(argparse.ArgumentParser):
             SystemExit: With code 2 for wrong usage.
         """
         check_options_once(arguments)
-        given, unknown = self.parse_known_args([*arguments])
+        try:
+            given, unknown = self.parse_known_args([*arguments])
+        except argparse.ArgumentError as error:
+            # The name of an option is all its spellings.
+            self.error(f"{(error.argument_name or '').partition('/')[0]}: {error.message}")
         if unknown:
             options = [option for action in self._actions for option in action.option_strings]
             name = unknown[0].partition("=")[0]

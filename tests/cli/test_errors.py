@@ -20,7 +20,7 @@ ON_THE_COMMAND_LINE = [
         ["--pruning.score=lightning_compress.NM"],
         ["pruning.score=lightning_compress.NM is not a subclass of Score", "Magnitude"],
     ),
-    (["--trainer.max_epochz=3"], ["Unknown key trainer.max_epochz", "did you mean 'trainer.max_epochs'"]),
+    (["--trainer.max_epochz=3"], ["Unknown key trainer.max_epochz of Trainer", "did you mean 'max_epochs'"]),
     (["--trainer.max_epochs=three"], ["trainer.max_epochs=three must be an integer or null"]),
     (["--modell.num_classes=3"], ["Unknown key modell.num_classes", "did you mean 'model'"]),
     (["--model.num_class=3"], ["Unknown key model.num_class of ClassificationModule", "did you mean 'num_classes'"]),
@@ -31,6 +31,26 @@ ON_THE_COMMAND_LINE = [
     (["--quantization.weights.bitz=4"], ["Unknown key quantization.weights.bitz of Int", "did you mean 'bits'"]),
     (["--quantization.weights.observer=Minmax"], ["quantization.weights.observer=Minmax", "Histogram", "MinMax"]),
     (["stray"], ["Unexpected argument 'stray'"]),
+    (["--pruning.schedule=0.5"], ["pruning.schedule=0.5 must be a mapping", "arguments of Schedule"]),
+    (["--pruning={sparsity: 0.5"], ["pruning={sparsity: 0.5 cannot be parsed as YAML", "expected ',' or '}'"]),
+    (["--pruning.sparsity"], ["--pruning.sparsity requires a value"]),
+    (["--pruning.sparsity={a: x}"], ["pruning.sparsity.a=x must be a number"]),
+    (
+        ["--pruning.distribution=ERK", "--pruning.distribution.x=1"],
+        ["pruning.distribution.x of ERK, which has no keys"],
+    ),
+    (
+        ["--quantization.weights={a: {bits: 4}, b: {bitz: 4}}"],
+        ["Unknown key quantization.weights.b.bitz of Int", "did you mean 'bits'"],
+    ),
+    (
+        ["--model.optimizer=torch.optim.SGD", "--model.optimizer.momentumm=1"],
+        ["Unknown key model.optimizer.momentumm of SGD", "did you mean 'momentum'"],
+    ),
+    (["--lr_scheduler=StepLR"], ["lr_scheduler: StepLR requires step_size"]),
+    (["--model.num_classes=null"], ["model: ClassificationModule requires num_classes"]),
+    (["--data=torch.nn.Linear"], ["data=torch.nn.Linear is not a subclass of LightningDataModule"]),
+    (["--config=."], ["config=. is not a file"]),
     (["--baseline=dense"], ["baseline=dense must be one of 'fit', 'test', 'skip'"]),
 ]
 
@@ -51,7 +71,7 @@ IN_A_FILE = [
     ),
     ("pruning: 0.9", ["pruning=0.9 must be a mapping", "the arguments of Pruning"]),
     ("pruning: {sparsity: [0.5", ["YAML cannot be parsed", "line 1"]),
-    ("trainer: {max_epochz: 3}", ["Unknown key trainer.max_epochz", "trainer.max_epochs"]),
+    ("trainer: {max_epochz: 3}", ["Unknown key trainer.max_epochz of Trainer", "did you mean 'max_epochs'"]),
     (
         "trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.ModelCheckpoin}]}",
         ["ModelCheckpoin does not exist", "did you mean 'ModelCheckpoint'"],
@@ -67,6 +87,7 @@ FROM_CONSTRUCTORS = [
     (["--model.label_smoothing=2"], ["label_smoothing=2", "[0, 1)"]),
     (["--trainer.accelerator=gpuu"], ["gpuu"]),
     (["--quantization.weights.bits=9"], ["Int(bits=9) must be an integer from 2 to 8"]),
+    (["--quantization.weights={a: {bits: 9}}"], ["Int(bits=9) must be an integer from 2 to 8"]),
     (["--quantization.activations.granularity=channel"], ["activations: Int(granularity='channel') is for weights"]),
     (["--quantization.schedule.fake_quantize=2.5"], ["fake_quantize=2.5", "'2.5ep'"]),
 ]
@@ -126,7 +147,18 @@ from lightning_compress.models.classification import ClassificationModule
 class Broken(ClassificationModule):
     def training_step(self, batch, batch_idx):
         raise ValueError("a bug")
+
+class Unbuildable(ClassificationModule):
+    def __init__(self, model: str, num_classes: int, model_kwargs: dict):
+        super().__init__(model, num_classes, model_kwargs=model_kwargs)
+        self.width = None + 1
 """
+
+
+def test_a_bug_in_a_constructor_keeps_its_traceback(recipe):
+    Path("broken.py").write_text(BROKEN)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        main(["fit", "--config=small.yaml", "--model.class_path=broken.Unbuildable"])
 
 
 def test_errors_in_training_keep_their_traceback(recipe):
