@@ -80,10 +80,10 @@ PROBES = "runs training_step by itself"
 SHARDED = "is not supported for sharded weights"
 CHANNELS_REFUSE = {"fsdp2": "does not support ModelParallelStrategy", "late": "build the model in __init__"}
 QAT_REFUSES = {
-    "fsdp2": "does not support ModelParallelStrategy",
     "average first": "put QuantizationAwareTraining before it",
     "late": "build the model in __init__",
 }
+LEARNED_REFUSES = {**QAT_REFUSES, "fsdp2": "does not support observer=Learned() with ModelParallelStrategy"}
 CLUSTER_REFUSES = {"fsdp2": "does not support ModelParallelStrategy"}
 LATE = lc.Schedule(begin=0.0, end=0.8, every=1)  # with pruning on RAMP: updates after steps 7 and 8
 MILESTONES = lc.QATSchedule(observe=2, fake_quantize=4, freeze_observers=6, freeze_batch_norm=8)
@@ -264,13 +264,13 @@ CASES = [
     Case(
         "qat_learned",
         lambda: qat(weights=LEARNED, activations=LEARNED),
-        refused=QAT_REFUSES,
+        refused=LEARNED_REFUSES,
         differs={"double": "scales are parameters of single precision, which train along"},
     ),
     Case(
         "qat_learned_milestones",
         lambda: qat(weights=LEARNED, activations=LEARNED, schedule=MILESTONES),
-        refused=QAT_REFUSES,
+        refused=LEARNED_REFUSES,
         differs={"double": "scales are parameters of single precision, which train along"},
     ),
     Case(

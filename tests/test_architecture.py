@@ -28,7 +28,7 @@ MODULES = {
 LAYERS = [
     ("arguments", "atomic_files", "functional", "schedules", "serialization"),
     ("module_copies",),
-    ("layer_kinds", "masked_norms"),
+    ("layer_kinds", "masked_norms", "sharded_modules"),
     ("targets",),
     ("data", "profiling"),
     ("constraints", "packing"),

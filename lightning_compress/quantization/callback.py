@@ -18,7 +18,7 @@ from lightning_compress.constraints.completed_steps import CompletedSteps, count
 from lightning_compress.quantization.graph_tracer import GraphTracer
 from lightning_compress.quantization.insertion import QuantizerRef, digest, is_quantized, quantizers_of
 from lightning_compress.quantization.int_spec import Int
-from lightning_compress.quantization.quantization_checks import check_learned, check_quantizable
+from lightning_compress.quantization.quantization_checks import check_learned, check_quantizable, check_shardable
 from lightning_compress.quantization.quantizer_checkpoint import (
     check_stored_formats,
     insert_quantizers_on_load,
@@ -86,7 +86,7 @@ class QuantizationAwareTraining(CompressionCallback):
     ) -> None:
         super().__init__(targets)
         weights, activations = plain_mapping(weights), plain_mapping(activations)
-        if not _quantizes_any(weights) and not _quantizes_any(activations):
+        if not _specs_in(weights) and not _specs_in(activations):
             raise ValueError("weights and activations are both None: there is nothing to quantize; give an Int.")
         self.weights: QuantizationSpec = weights
         self.activations: QuantizationSpec = activations
@@ -134,6 +134,7 @@ class QuantizationAwareTraining(CompressionCallback):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             check_quantizable(trainer, pl_module, self.targets.module, self)
+            check_shardable(trainer, [*_specs_in(self.weights), *_specs_in(self.activations)])
         with unfrozen(_quantized_weights(pl_module)):
             plan = QuantizerPlan(self.weights, self.activations, self._is_target(pl_module))
             self._plan = plan
@@ -310,8 +311,9 @@ class QuantizationAwareTraining(CompressionCallback):
 _TIMES = ("observe", "fake_quantize", "freeze_observers", "freeze_batch_norm")
 
 
-def _quantizes_any(spec: QuantizationSpec) -> bool:
-    return any(spec.values()) if isinstance(spec, Mapping) else spec is not None
+def _specs_in(spec: QuantizationSpec) -> list[Int]:
+    given = spec.values() if isinstance(spec, Mapping) else [spec]
+    return [each for each in given if each is not None]
 
 
 def _quantized_weights(model: nn.Module) -> Iterator[nn.Parameter]:

@@ -46,16 +46,21 @@ class TrainingProbe:
         module: str = "",
         example_inputs: Any = None,
     ) -> None:
-        self.model: LightningModule = copy_module(pl_module)
-        self.model.trainer = trainer  # and that of modules inside it
-        if pl_module._compiler_ctx is not None:
-            _drop_compiled_methods(self.model)
-        vars(self.model).update(log=_ignore, log_dict=_ignore)
-        self.deployable: nn.Module = self.model.get_submodule(module)
         self.trainer = trainer
+        self.model = self._prepare(pl_module)
+        self.deployable: nn.Module = self.model.get_submodule(module)
         self.batch, self._batch_idx = batch, batch_idx
         self._captured: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._example_inputs = example_inputs if example_inputs is not None else pl_module.example_input_array
+
+    def _prepare(self, pl_module: LightningModule) -> LightningModule:
+        """Return the model that is run."""
+        model: LightningModule = copy_module(pl_module)
+        model.trainer = self.trainer  # and that of modules inside it
+        if pl_module._compiler_ctx is not None:
+            _drop_compiled_methods(model)
+        vars(model).update(log=ignore, log_dict=ignore)
+        return model
 
     def step(self) -> Any:
         """Run ``training_step`` on the batch, and return its output."""
@@ -145,5 +150,5 @@ def _drop_compiled_methods(model: LightningModule) -> None:
         vars(model).pop(name, None)
 
 
-def _ignore(*args: Any, **kwargs: Any) -> None:
-    """Replace ``log`` and ``log_dict`` in the copy."""
+def ignore(*args: Any, **kwargs: Any) -> None:
+    """Replace ``log`` and ``log_dict`` in a model that is probed."""
