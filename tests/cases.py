@@ -79,10 +79,7 @@ def qat(**options: Any) -> list[Callback]:
 PROBES = "runs training_step by itself"
 SHARDED = "is not supported for sharded weights"
 CHANNELS_REFUSE = {"fsdp2": "does not support ModelParallelStrategy", "late": "build the model in __init__"}
-QAT_REFUSES = {
-    "average first": "put QuantizationAwareTraining before it",
-    "late": "build the model in __init__",
-}
+QAT_REFUSES = {"average first": "put QuantizationAwareTraining before it"}
 LEARNED_REFUSES = {**QAT_REFUSES, "fsdp2": "does not support observer=Learned() with ModelParallelStrategy"}
 CLUSTER_REFUSES = {"fsdp2": "does not support ModelParallelStrategy"}
 LATE = lc.Schedule(begin=0.0, end=0.8, every=1)  # with pruning on RAMP: updates after steps 7 and 8

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_compress.arguments import as_arguments
 from lightning_compress.module_copies import copy_module
+from lightning_compress.sharded_modules import copy_unsharded, is_sharded, placeholder
 from lightning_compress.trainer.batches import first_training_batch, training_step
 from lightning_compress.trainer.example_inputs import given_inputs
 from lightning_compress.trainer.loaders import ADVICE
@@ -25,6 +26,8 @@ NOT_CALLED = (
 
 class TrainingProbe:
     """Run the training step of a deep copy on a batch; modes, buffers, metrics, logs and RNG of the original stay.
+
+    The copy of a sharded model is not sharded and takes no memory: its weights are constants.
 
     Args:
         trainer: The Trainer of the fit.
@@ -55,7 +58,9 @@ class TrainingProbe:
 
     def _prepare(self, pl_module: LightningModule) -> LightningModule:
         """Return the model that is run."""
-        model: LightningModule = copy_module(pl_module)
+        model: LightningModule = (
+            copy_unsharded(pl_module, placeholder) if is_sharded(pl_module) else copy_module(pl_module)
+        )
         model.trainer = self.trainer  # and that of modules inside it
         if pl_module._compiler_ctx is not None:
             _drop_compiled_methods(model)

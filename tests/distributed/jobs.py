@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import TensorDataset
@@ -48,6 +49,50 @@ class ShardedNet(Net):
             return
         for module in (self.conv1, self.conv2, self.fc, self):
             fully_shard(module, mesh=self.device_mesh["data_parallel"])
+
+
+class LateNet(Net):
+    """Net whose layers are made in a hook, in double precision.
+
+    Args:
+        built: The hook: "setup" or "configure_model"; "meta" for the latter on the meta device, with weights that are
+            loaded once there is memory for them.
+        sharded: Shard the weights in ``configure_model``.
+    """
+
+    def __init__(self, built: str, *, sharded: bool) -> None:
+        LightningModule.__init__(self)
+        self.optimizer, self.frozen_norms = "adam", True
+        self.built, self.sharded = built, sharded
+
+    def build(self) -> None:
+        if not self._modules:
+            with torch.device("meta" if self.built == "meta" else "cpu"):
+                layers = dict(whole_net().named_children())
+            for name, layer in layers.items():
+                self.add_module(name, layer)
+            self.train()
+
+    def train(self, mode: bool = True) -> Net:
+        return super().train(mode) if self._modules else self
+
+    def setup(self, stage: str) -> None:
+        if self.built == "setup":
+            self.build()
+
+    def configure_model(self) -> None:
+        self.build()
+        if self.sharded:
+            ShardedNet.configure_model(self)
+
+    def on_fit_start(self) -> None:
+        if self.built == "meta":
+            options = StateDictOptions(full_state_dict=True, strict=False)
+            set_model_state_dict(self, whole_net().state_dict(), options=options)
+
+
+def whole_net() -> Net:
+    return Net("adam", frozen_norms=True).double()
 
 
 class Watch(Callback):
@@ -123,6 +168,13 @@ def fit(name: str, kind: str, seed: int = 0, folder: Path | None = None, ckpt_pa
         steps = [ModelCheckpoint(folder, filename="{step}", every_n_train_steps=n, save_top_k=-1) for n in (3, 5, 8)]
         callbacks.extend(steps)
     return fit_model(make(case(name), kind, seed), kind, callbacks, ckpt_path)
+
+
+def fit_late(name: str, kind: str, built: str, ckpt_path: Path | None = None, folder: Path | None = None) -> Result:
+    """Fits a case on a network that is made in a hook."""
+    saved = [save_every_step(folder)] if folder is not None else []
+    model = LateNet(built, sharded=kind == "fsdp2")
+    return fit_model(model, kind, [*case(name).callbacks(), *saved], ckpt_path)
 
 
 def accumulate(name: str, kind: str) -> Result:

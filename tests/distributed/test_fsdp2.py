@@ -57,3 +57,15 @@ def test_masks_move_between_strategies(before: str, after: str, pool: Pool, tmp_
     resumed = pool(jobs.fit, "cubic", after, 0, None, tmp_path / "step=3.ckpt")[0]
     assert_same(resumed.masks, whole.masks[3:])
     assert_close(resumed.state, whole.state)
+
+
+@pytest.mark.parametrize("built", ["setup", "configure_model", "meta"])
+@pytest.mark.parametrize("name", ["cubic", "qat", "prune_and_qat"])
+def test_a_network_that_is_built_late_is_one_process(name: str, built: str, pool: Pool, tmp_path: Path) -> None:
+    one = jobs.fit(name, "one")
+    first, second = pool(jobs.fit_late, name, "fsdp2", built, None, tmp_path)
+    assert_same(first.state, second.state)
+    assert_same(first.masks, one.masks)
+    assert_close(first.state, one.state)
+    resumed = pool(jobs.fit_late, name, "fsdp2", built, tmp_path / "step=5.ckpt")[0]
+    assert_same(resumed.state, first.state)
