@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import TensorDataset
 
@@ -49,6 +49,14 @@ class ShardedNet(Net):
             return
         for module in (self.conv1, self.conv2, self.fc, self):
             fully_shard(module, mesh=self.device_mesh["data_parallel"])
+
+
+class NetInOneGroup(Net):
+    """Net whose weights are sharded together: its outermost module gathers them, and keeps them in evaluation."""
+
+    def configure_model(self) -> None:
+        if not isinstance(self, FSDPModule):
+            fully_shard(self, mesh=self.device_mesh["data_parallel"])
 
 
 class LateNet(Net):
@@ -132,13 +140,13 @@ class Result:
     momenta: dict[str, Tensor] = field(default_factory=dict)
 
 
-def strategy(kind: str) -> Strategy | str:
+def strategy(kind: str, *, distributed_checkpoint: bool = False) -> Strategy | str:
     if kind == "ddp":
         return DDPStrategy(process_group_backend="gloo", timeout=PATIENCE)
     if kind == "fsdp2":
         return ModelParallelStrategy(
             data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo", timeout=PATIENCE,
-            save_distributed_checkpoint=False,
+            save_distributed_checkpoint=distributed_checkpoint,
         )  # fmt: skip
     return "auto"
 
@@ -168,6 +176,34 @@ def fit(name: str, kind: str, seed: int = 0, folder: Path | None = None, ckpt_pa
         steps = [ModelCheckpoint(folder, filename="{step}", every_n_train_steps=n, save_top_k=-1) for n in (3, 5, 8)]
         callbacks.extend(steps)
     return fit_model(make(case(name), kind, seed), kind, callbacks, ckpt_path)
+
+
+def fit_in_one_group(name: str) -> Result:
+    """Fits a case with a validation before the first step and in mid-epoch."""
+    torch.manual_seed(0)
+    model = NetInOneGroup("adam", frozen_norms=True).double()
+    run = sharded_trainer([watch := Watch(), *case(name).callbacks()], val_check_interval=2)
+    run.fit(model, Share(), Share())
+    return Result({name: t.clone() for name, t in whole(model.state_dict()).items()}, watch.masks)
+
+
+def fit_and_validate(name: str, distributed_checkpoint: bool, folder: Path) -> tuple[float, float, float]:
+    """The validation losses after a fit, of its checkpoint, and after a fit that goes on from its middle."""
+    losses = []
+    for path in (None, folder / "step=10.ckpt", folder / "step=5.ckpt"):
+        model = make(case(name), "fsdp2")
+        saved = [save_every_step(folder)] if path is None else []
+        run = sharded_trainer([*saved, *case(name).callbacks()], distributed_checkpoint=distributed_checkpoint)
+        if path is None or path.name == "step=5.ckpt":
+            run.fit(model, Share(), ckpt_path=path)
+            path = None
+        losses.append(run.validate(model, Share(), ckpt_path=path)[0]["val_loss"])
+    return losses[0], losses[1], losses[2]
+
+
+def sharded_trainer(callbacks: list[Callback], *, distributed_checkpoint: bool = False, **options: Any) -> Trainer:
+    placed = strategy("fsdp2", distributed_checkpoint=distributed_checkpoint)
+    return trainer(callbacks, devices=2, strategy=placed, use_distributed_sampler=False, **options)
 
 
 def fit_late(name: str, kind: str, built: str, ckpt_path: Path | None = None, folder: Path | None = None) -> Result:
