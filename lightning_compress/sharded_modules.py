@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -24,6 +25,12 @@ def is_sharded(module: nn.Module) -> bool:
     """Return True if parameters of a module are sharded, also while they are gathered for a forward pass."""
     parts = any(isinstance(part, FSDPModule) for part in module.modules())
     return parts or any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def mesh_of(module: nn.Module) -> DeviceMesh | None:
+    """Return the mesh over which the first sharded parameter of a module is sharded; ``None`` if there is none."""
+    reshard(module)
+    return next((p.device_mesh for p in module.parameters() if isinstance(p, DTensor)), None)
 
 
 def reshard(module: nn.Module) -> None:

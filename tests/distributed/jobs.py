@@ -138,6 +138,7 @@ class Result:
     state: dict[str, Tensor]
     masks: list[dict[str, Tensor]]
     momenta: dict[str, Tensor] = field(default_factory=dict)
+    teacher: dict[str, Tensor] = field(default_factory=dict)
 
 
 def strategy(kind: str, *, distributed_checkpoint: bool = False) -> Strategy | str:
@@ -221,21 +222,33 @@ def average(kind: str) -> Result:
     return fit_model(make(case("cubic"), kind), kind, [lc.Pruning(0.9, schedule=RAMP), EMAWeightAveraging(decay=0.5)])
 
 
-def distil(name: str, kind: str, seed: int = 0, folder: Path | None = None, ckpt_path: Path | None = None) -> Result:
+def distil(
+    name: str,
+    kind: str,
+    seed: int = 0,
+    folder: Path | None = None,
+    ckpt_path: Path | None = None,
+    mean_teacher: bool = False,
+) -> Result:
     """Fits a case on a student whose teacher is another network of its kind, matching logits and features."""
     torch.manual_seed(seed + (dist.get_rank() if dist.is_initialized() else 0))
     teacher = Net().double()
     for parameter in teacher.parameters():
         parameter.data.add_(0.1)
-    losses = {"kd": lc.KD(), "hints": lc.FitNet((("conv2", "norm1"),))}
-    student = Net("adam", frozen_norms=True).double()
+    # The last pair has a linear map between 4 and 8 channels, which is trained.
+    losses = {"kd": lc.KD(), "hints": lc.FitNet((("conv2", "norm1"),)), "mapped": lc.FitNet((("fc", "norm2"),))}
+    student = (ShardedNet if kind == "fsdp2" else Net)("adam", frozen_norms=True).double()
     case(name).prepare(student)
-    module = lc.DistillationModule(student, teacher, losses=losses).double()
+    module = lc.DistillationModule(student, lc.MeanTeacher() if mean_teacher else teacher, losses=losses)
+    module.objective.build_adapters({"mapped_0": [[4, 4], [4, 8, 5, 5]]})
+    module.double()
     callbacks = case(name).callbacks() + ([save_every_step(folder)] if folder is not None else [])
     result = fit_model(module, kind, callbacks, ckpt_path)
-    buckets = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    assert all(name.startswith(("student.", "objective.")) for name in buckets)
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert "objective.adapters.mapped_0.map.weight" in trained, trained
+    assert all(name.startswith(("student.", "objective.")) for name in trained)
     assert module.teacher.conv1.weight.grad is None
+    result.teacher = {name: tensor.clone() for name, tensor in module.teacher.state_dict().items()}
     return result
 
 

@@ -86,3 +86,18 @@ def test_weights_that_evaluation_leaves_gathered(pool: Pool) -> None:
 def test_checkpoints_are_validated_alike(name: str, distributed_checkpoint: bool, pool: Pool, tmp_path: Path) -> None:
     for fitted, loaded, resumed in pool(jobs.fit_and_validate, name, distributed_checkpoint, tmp_path):
         assert fitted == loaded == resumed
+
+
+@pytest.mark.parametrize("mean_teacher", [False, True])
+@pytest.mark.parametrize("name", ["cubic", "prune_and_cluster_and_qat"])
+def test_a_sharded_student_is_one_process(name: str, mean_teacher: bool, pool: Pool, tmp_path: Path) -> None:
+    first, second = pool(jobs.distil, name, "fsdp2", 0, tmp_path, None, mean_teacher)
+    one = jobs.distil(name, "one", mean_teacher=mean_teacher)
+    for result in (first, second):
+        assert_same(result.masks, one.masks)
+        assert_close(result.state, one.state)
+        assert_close(result.teacher, one.teacher)
+    assert_same(first.state, second.state)
+    resumed = pool(jobs.distil, name, "fsdp2", 50, None, tmp_path / "step=5.ckpt", mean_teacher)[0]
+    assert_same(resumed.state, first.state)
+    assert_same(resumed.teacher, first.teacher)
