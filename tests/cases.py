@@ -79,12 +79,8 @@ def qat(**options: Any) -> list[Callback]:
 PROBES = "runs training_step by itself"
 SHARDED = "is not supported for sharded weights"
 CHANNELS_REFUSE = {"fsdp2": "does not support ModelParallelStrategy", "late": "build the model in __init__"}
-QAT_REFUSES = {
-    "fsdp2": "does not support ModelParallelStrategy",
-    "average first": "put QuantizationAwareTraining before it",
-    "late": "build the model in __init__",
-}
-CLUSTER_REFUSES = {"fsdp2": "does not support ModelParallelStrategy"}
+QAT_REFUSES = {"average first": "put QuantizationAwareTraining before it"}
+LEARNED_REFUSES = {**QAT_REFUSES, "fsdp2": "does not support observer=Learned() with ModelParallelStrategy"}
 LATE = lc.Schedule(begin=0.0, end=0.8, every=1)  # with pruning on RAMP: updates after steps 7 and 8
 MILESTONES = lc.QATSchedule(observe=2, fake_quantize=4, freeze_observers=6, freeze_batch_norm=8)
 LEARNED = lc.Int(4, observer=lc.Learned())
@@ -182,31 +178,28 @@ CASES = [
         zeros=307,
     ),
     Case("fixed", lambda: [lc.Fixed()], zeros=192, prepare=halve),
-    Case("cluster", lambda: [lc.WeightClustering(4, schedule=RAMP)], values=4, refused=CLUSTER_REFUSES),
-    Case("cluster_once", lambda: [lc.WeightClustering(8, schedule=AT_START)], values=8, refused=CLUSTER_REFUSES),
+    Case("cluster", lambda: [lc.WeightClustering(4, schedule=RAMP)], values=4),
+    Case("cluster_once", lambda: [lc.WeightClustering(8, schedule=AT_START)], values=8),
     Case(
         "cluster_channels",
         lambda: [lc.WeightClustering(2, granularity="channel", schedule=RAMP)],
         values=16,
-        refused=CLUSTER_REFUSES,
     ),
     Case(
         "cluster_groups",
         lambda: [lc.WeightClustering(3, granularity=3, weighted=True, schedule=RAMP)],
         values=9,
-        refused=CLUSTER_REFUSES,
     ),
     Case(
         "cluster_vectors",
         lambda: [lc.WeightClustering(4, vector_size=4, gradient="sum", schedule=RAMP)],
         values=16,
-        refused=CLUSTER_REFUSES,
     ),
     Case(
         "dkm",
         lambda: [lc.WeightClustering(4, method="dkm", schedule=RAMP)],
         values=4,
-        refused={**CLUSTER_REFUSES, "compile": "does not support compiled models"},
+        refused={"compile": "does not support compiled models"},
     ),
     Case(
         "prune_and_dkm",
@@ -216,20 +209,19 @@ CASES = [
         ],
         zeros=269,
         values=12,
-        refused={**CLUSTER_REFUSES, "compile": "does not support compiled models"},
+        refused={"compile": "does not support compiled models"},
     ),
     Case(
         "size_budget",
         lambda: [lc.SizeBudget(900, schedule=RAMP)],
         rounds_to_zero=True,
-        refused={**CLUSTER_REFUSES, "manual": PROBES, "teacher": "allow more"},
+        refused={"fsdp2": "does not support ModelParallelStrategy", "manual": PROBES, "teacher": "allow more"},
     ),
     Case(
         "prune_and_cluster",
         lambda: [lc.Pruning(0.7, schedule=RAMP), lc.WeightClustering(4, schedule=LATE)],
         zeros=269,
         values=4,
-        refused=CLUSTER_REFUSES,
     ),
     Case(
         "rigl_and_cluster",
@@ -237,7 +229,6 @@ CASES = [
         zeros=269,
         values=4,
         grows=True,
-        refused=CLUSTER_REFUSES,
     ),
     Case(
         "fixed_and_cluster",
@@ -245,32 +236,31 @@ CASES = [
         zeros=192,
         values=4,
         prepare=halve,
-        refused=CLUSTER_REFUSES,
     ),
     Case("qat", qat, refused=QAT_REFUSES),
     Case(
         "cluster_and_qat",
         lambda: [lc.WeightClustering(4, schedule=RAMP), *qat()],
         values=4,
-        refused={**QAT_REFUSES, **CLUSTER_REFUSES},
+        refused=QAT_REFUSES,
     ),
     Case(
         "prune_and_cluster_and_qat",
         lambda: [lc.Pruning(0.7, schedule=RAMP), lc.WeightClustering(4, schedule=LATE), *qat()],
         zeros=269,
         values=4,
-        refused={**QAT_REFUSES, **CLUSTER_REFUSES},
+        refused=QAT_REFUSES,
     ),
     Case(
         "qat_learned",
         lambda: qat(weights=LEARNED, activations=LEARNED),
-        refused=QAT_REFUSES,
+        refused=LEARNED_REFUSES,
         differs={"double": "scales are parameters of single precision, which train along"},
     ),
     Case(
         "qat_learned_milestones",
         lambda: qat(weights=LEARNED, activations=LEARNED, schedule=MILESTONES),
-        refused=QAT_REFUSES,
+        refused=LEARNED_REFUSES,
         differs={"double": "scales are parameters of single precision, which train along"},
     ),
     Case(

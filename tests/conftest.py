@@ -9,6 +9,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import functools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Processes that tests start find the package from wherever they are.
@@ -19,7 +20,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 import lightning.pytorch  # noqa: F401  (its log handler keeps the stderr of its import, which a test may close)
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.fabric.utilities import registry
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 pytest_plugins = ["tests.fits"]  # fixtures of small fits
 
@@ -35,3 +38,11 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("sys.path", [*sys.path])
     monkeypatch.delenv("LIGHTNING_COMPRESS_RUN_DIRECTORY", raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def mesh() -> Iterator[DeviceMesh]:
+    """A mesh of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1, 1), mesh_dim_names=("rows", "columns"))
+    dist.destroy_process_group()

@@ -28,7 +28,7 @@ MODULES = {
 LAYERS = [
     ("arguments", "atomic_files", "functional", "schedules", "serialization"),
     ("module_copies",),
-    ("layer_kinds", "masked_norms"),
+    ("layer_kinds", "masked_norms", "sharded_modules"),
     ("targets",),
     ("data", "profiling"),
     ("constraints", "packing"),
@@ -47,8 +47,8 @@ LIGHTNING_MODULES = (
     "clustering.masks_of_fit",
     "clustering.size_callback",
     "pruning.callback", "pruning.fixed", "pruning.model_channel_groups", "pruning.recalibration", "pruning.snapshot",
-    "quantization.callback", "quantization.graph_tracer", "quantization.quantization_checks",
-    "quantization.quantizer_checkpoint", "quantization.unquantized_copies",
+    "quantization.callback", "quantization.graph_tracer", "quantization.model_preparation",
+    "quantization.quantization_checks", "quantization.quantizer_checkpoint", "quantization.unquantized_copies",
     "reporting.logger_media", "reporting.monitor",
 )  # fmt: skip
 

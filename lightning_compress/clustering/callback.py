@@ -14,9 +14,9 @@ from typing_extensions import final
 from lightning_compress.clustering.clusterer import Clusterer
 from lightning_compress.clustering.codebook_spec import CodebookSpec
 from lightning_compress.clustering.layout import Granularity
-from lightning_compress.clustering.masks_of_fit import MasksOfFit, check_masks_come_first, check_not_sharded
+from lightning_compress.clustering.masks_of_fit import MasksOfFit, check_masks_come_first
 from lightning_compress.clustering.soft_weights import SoftClusters, harden, soften
-from lightning_compress.constraints.codebook import Assignment, CodebookConstraint
+from lightning_compress.constraints.codebook import CodebookConstraint
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.functional.kmeans import Init
 from lightning_compress.schedules import Progress, Schedule
@@ -118,7 +118,6 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        check_not_sharded(trainer, self, of="a cluster")
         if self.method == "dkm" and any(is_a(t, "QuantizationAwareTraining") for t in techniques(trainer)):
             raise ValueError(
                 "WeightClustering(method='dkm') does not support QuantizationAwareTraining in one fit, which would "
@@ -176,9 +175,11 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         if self.constraint is None:
             return {}
         pairs = zip(self.constraint.layers, self.constraint.assignments, strict=True)
-        # Members of vector clusters are several weights each, hence fractions of layers and not of members.
-        shares = [(layer.parameter.numel(), _clustered_fraction(assignment)) for layer, assignment in pairs]
-        return {"clustered": sum(n * share for n, share in shares) / max(sum(n for n, _ in shares), 1)}
+        shares = [
+            (layer.num_weights, 0 if assignment is None else int(assignment.counts.sum()))
+            for layer, assignment in pairs
+        ]
+        return {"clustered": sum(number for _, number in shares) / max(sum(n for n, _ in shares), 1)}
 
     def prepare(self, trainer: Trainer, state: dict[str, Any] | None) -> None:
         """Start with free weights, or restore assignments, accumulated gradients and soft assignments."""
@@ -290,9 +291,3 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         self._soft[name] = clusters
         module, _, attribute = name.rpartition(".")
         soften(trainer.lightning_module.get_submodule(module), attribute, clusters)
-
-
-def _clustered_fraction(assignment: Assignment | None) -> float:
-    if assignment is None:
-        return 0.0
-    return 1.0 if assignment.free is None else 1.0 - float(assignment.free.float().mean())

@@ -12,9 +12,11 @@ from torch import Tensor
 from lightning_compress.clustering.codebook_spec import CodebookSpec, point_masses
 from lightning_compress.clustering.layout import Layout
 from lightning_compress.clustering.soft_weights import SoftClusters
-from lightning_compress.constraints.codebook import Assignment, CodebookConstraint
+from lightning_compress.constraints.assignment import Assignment
+from lightning_compress.constraints.codebook import CodebookConstraint
 from lightning_compress.constraints.finite import check_finite
 from lightning_compress.constraints.gradient_accumulator import GradientAccumulator
+from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.layer_batches import stack, stack_weights
 
 # Squared distances of weights below 1e7, divided by a thousandth of it, are finite in float32.
@@ -69,8 +71,14 @@ class Clusterer:
             index, centers = self._cluster(batch, self._initial_centers(batch, initial_centers))
             free = self._free_masks(batch, fraction)
             assignments = [
-                Assignment(row, centers.shape[1], pins_zero=batch.zeros is not None, free=free_row)
-                for row, free_row in zip(index.unbind(), free, strict=True)
+                Assignment(
+                    _local(layer, row),
+                    centers.shape[1],
+                    pins_zero=batch.zeros is not None,
+                    free=None if free_row is None else _local(layer, free_row),
+                    group=layer.group,
+                )
+                for layer, row, free_row in zip(self._layers(batch), index.unbind(), free, strict=True)
             ]
             self.constraint.replace_batch(batch.indices, assignments, centers)
 
@@ -111,8 +119,9 @@ class Clusterer:
         layers = self.constraint.layers
         sums = {} if self.accumulator is None else self.accumulator.sums
         for members in self.constraint.trained_batches():
-            weight = stack_weights([layers[i] for i in members])
-            masks = _zero_masks(weight, [zeros[i] for i in members])
+            # One batch at a time is gathered where weights are sharded, and clustered in the same way on all ranks.
+            weight = stack([layers[i].full(layers[i].weight) for i in members])
+            masks = _zero_masks(weight, [_full(layers[i], zeros[i]) for i in members])
             pins_zero = masks.flatten(1).any(dim=1).tolist()
             alike: dict[Hashable, list[int]] = {}
             for j, i in enumerate(members):
@@ -129,7 +138,9 @@ class Clusterer:
                     spec.layout(layers[indices[0]]),
                     weight if len(rows) == len(members) else weight[rows],
                     (masks if len(rows) == len(members) else masks[rows]) if pins_zero[rows[0]] else None,
-                    _importance(stack([sums[name] for name in names])) if names[0] in sums else None,
+                    _importance(stack([layers[i].full(sums[layers[i].name]) for i in indices]))
+                    if names[0] in sums
+                    else None,
                 )
 
     def _cluster(self, batch: _Batch, initial: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -152,8 +163,11 @@ class Clusterer:
         # Means over all members: a cluster with free members only would otherwise have none, and be lost.
         joint = self.constraint.joint(batch.indices)
         if joint.free is not None:
-            joint = Assignment(joint.index, joint.num_clusters)
-        return joint.means(batch.weight).view(len(names), -1)[:, int(pins_zero) :]
+            joint = Assignment(joint.index, joint.num_clusters, group=joint.group)
+        return joint.means(stack_weights(self._layers(batch))).view(len(names), -1)[:, int(pins_zero) :]
+
+    def _layers(self, batch: _Batch) -> list[Layer]:
+        return [self.constraint.layers[i] for i in batch.indices]
 
     def _assignments(self, batch: _Batch) -> list[Assignment]:
         """Return the present assignments of the layers: of all of them, or of none."""
@@ -168,7 +182,11 @@ class Clusterer:
         none_free = torch.zeros_like(scores[0], dtype=torch.bool)
         assignments = self._assignments(batch)
         if assignments:
-            free = stack([none_free if assignment.free is None else assignment.free for assignment in assignments])
+            masks = [
+                _full_mask(layer, assignment)
+                for layer, assignment in zip(self._layers(batch), assignments, strict=True)
+            ]
+            free = stack([none_free if mask is None else mask for mask in masks])
             scores.masked_fill_(~free, torch.inf)
         num_nonzero = torch.full((len(scores),), scores.shape[1], device=scores.device)
         if batch.zeros is not None:
@@ -205,6 +223,21 @@ class _Batch:
     weight: Tensor
     zeros: Tensor | None
     importance: Tensor | None
+
+
+def _local(layer: Layer, flat: Tensor) -> Tensor:
+    """Return the entries of this rank's weights of a vector with an entry for each weight of a layer."""
+    return layer.local(flat.view(layer.shape)).flatten()
+
+
+def _full(layer: Layer, mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else layer.full(mask)
+
+
+def _full_mask(layer: Layer, assignment: Assignment) -> Tensor | None:
+    """Return the mask of the free weights of a layer, or ``None`` if there are none on any rank."""
+    mask = assignment.free
+    return None if mask is None else layer.full(mask.view(layer.weight.shape)).flatten()
 
 
 def _zero_masks(weight: Tensor, zeros: Sequence[Tensor | None]) -> Tensor:

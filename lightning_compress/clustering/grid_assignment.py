@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_compress.clustering.step_search import QuantizedWeight
-from lightning_compress.constraints.codebook import Assignment
+from lightning_compress.constraints.assignment import Assignment
 
 
 def assign_levels(quantized: QuantizedWeight, free: Tensor | None, device: torch.device) -> tuple[Assignment, Tensor]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from typing_extensions import override
@@ -50,8 +51,13 @@ class MeanTeacherNetwork(FrozenNetwork):
         averages, latest = dict(self.network.named_parameters()), dict(student.named_parameters())
         # Matched by name and cast to the average's dtype and device, which AveragedModel does not do: the Trainer
         # converts the student (precision="64-true"), not its teachers.
+        update = get_ema_multi_avg_fn(decay)
+        gathered = [name for name in averages if isinstance(latest[name], DTensor)]
+        for name in gathered:  # one at a time, as no rank may have memory for the whole student twice
+            update([averages.pop(name)], [_full(latest[name]).to(self.network.get_parameter(name))], self._num_updates)
         values = [latest[name].detach().to(average) for name, average in averages.items()]
-        get_ema_multi_avg_fn(decay)(list(averages.values()), values, self._num_updates)
+        if values:
+            update(list(averages.values()), values, self._num_updates)
         for name, buffer in student.named_buffers():
             self.network.get_buffer(name).copy_(buffer)
 
@@ -63,3 +69,10 @@ class MeanTeacherNetwork(FrozenNetwork):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self._num_updates = state["steps"]
+
+
+def _full(parameter: nn.Parameter) -> Tensor:
+    """Return the full tensor of a sharded parameter; a collective."""
+    sharded: Any = parameter.detach()
+    full: Tensor = sharded.full_tensor()
+    return full

@@ -32,10 +32,11 @@ from lightning_compress.distillation.wrapped_module import adopt_hooks, has_numb
 from lightning_compress.models.checkpoint_loading import CheckedModule
 from lightning_compress.module_copies import copy_module
 from lightning_compress.serialization import from_plain, to_plain
+from lightning_compress.sharded_modules import is_sharded, mesh_of
 from lightning_compress.trainer.batches import first_training_batch, training_step
 from lightning_compress.trainer.loaders import ADVICE
 from lightning_compress.trainer.progress import check_time_fits, progress
-from lightning_compress.trainer.queries import averaged_models
+from lightning_compress.trainer.queries import averaged_models, is_a
 
 _COMBINE = {"mean": average_uniformly, "confidence": average_by_confidence}
 _CHECKPOINT_KEY = "distillation"
@@ -84,7 +85,7 @@ class DistillationModule(CheckedModule):
 
     Raises:
         ValueError: If the student or a teacher cannot be built, a named module does not exist, logits differ in shape,
-            or the student uses manual optimization or ``configure_model``.
+            or the student uses manual optimization.
 
     >>> import lightning_compress as lc
     >>> student = lc.ClassificationModule("lenet300_100", 10)
@@ -219,6 +220,26 @@ class DistillationModule(CheckedModule):
         self._teachers.build()
         self._dry_run()
 
+    def configure_model(self) -> None:
+        """Let the student make and shard its layers, and shard the adapters with them.
+
+        Raises:
+            ValueError: Under ModelParallelStrategy for a student that does not shard its layers.
+        """
+        self.student._device_mesh = self._device_mesh
+        self.student.configure_model()
+        if self.objective.failure is not None:  # the student may not have had its layers before
+            self.objective.failure = None
+            self._dry_run()
+        mesh = mesh_of(self.student)
+        if mesh is not None:
+            self.objective.shard_adapters(mesh)
+        elif self._trainer is not None and is_a(self.trainer.strategy, "ModelParallelStrategy"):
+            raise ValueError(
+                f"The student {type(self.student).__name__} is not sharded: call fully_shard in its configure_model, "
+                "or use 'ddp'."
+            )
+
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Separate the keys from samples of a :class:`Keyed` dataset."""
         self._keys = None
@@ -286,6 +307,12 @@ class DistillationModule(CheckedModule):
         self.student.on_load_checkpoint(checkpoint)
         stored = checkpoint.get(_CHECKPOINT_KEY, {"teachers": [], "states": [], "adapters": {}})
         self._teachers.load_state_dict(stored)
+        missing = [key for key in stored["adapters"] if key not in self.objective.adapters]
+        if missing and is_sharded(self.student) and self.trainer.state.fn == "fit":
+            raise ValueError(
+                f"The adapter {missing[0]!r} could not be built before the student was sharded "
+                f"({self.objective.failure}): call objective.build_adapters({stored['adapters']}) before the fit."
+            )
         self.objective.build_adapters(stored["adapters"])
 
     def _dry_run(self) -> None:

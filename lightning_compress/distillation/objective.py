@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from lightning_compress.distillation.feature_hooks import FeatureHooks, feature_tensor
 from lightning_compress.distillation.frozen_network import FrozenNetwork
@@ -101,6 +104,27 @@ class Objective(nn.Module):
             loss = self.feature_losses[key.rpartition("_")[0]]
             self.failure = None
             self._get_adapter(key, loss, torch.Size(student), torch.Size(teacher))
+
+    def shard_adapters(self, mesh: DeviceMesh) -> None:
+        """Shard the parameters of adapters over the ranks of the student's, whose optimizer holds them; a collective.
+
+        Raises:
+            ValueError: For a mesh of more than one dimension.
+        """
+        for key, adapter in self.adapters.items():
+            if isinstance(adapter, FSDPModule) or not any(True for _ in adapter.parameters()):
+                continue
+            if mesh.ndim > 1:
+                raise ValueError(
+                    f"The adapter {key!r} cannot be sharded over a mesh of {mesh.ndim} dimensions: shard the student "
+                    "over the data-parallel mesh alone."
+                )
+            for parameter in adapter.parameters():
+                # Ranks may have initialized it differently; DDP does this broadcast by itself.
+                on_mesh = parameter.detach().to(mesh.device_type)
+                dist.broadcast(on_mesh, dist.get_global_rank(mesh.get_group(), 0), group=mesh.get_group())
+                parameter.data.copy_(on_mesh)
+            fully_shard(adapter, mesh=mesh)
 
     def _compare_features(
         self, name: str, loss: FeatureLoss, student: FeatureHooks, teacher: FeatureHooks, labels: Tensor | None

@@ -8,7 +8,6 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lightning_compress.distillation.teacher_loading import TeacherSpec, load_module
@@ -90,7 +89,7 @@ def check_student(student: LightningModule) -> None:
     """Check that a student can be trained inside another module.
 
     Raises:
-        ValueError: For a student with manual optimization, or one that is built in ``configure_model``.
+        ValueError: For a student with manual optimization.
     """
     name = type(student).__name__
     if not student.automatic_optimization:
@@ -98,8 +97,6 @@ def check_student(student: LightningModule) -> None:
             f"The student {name} uses manual optimization, so nothing can be added to its loss: use automatic "
             "optimization."
         )
-    if is_overridden("configure_model", student):
-        raise ValueError(f"The student {name} is built in configure_model: build it in __init__.")
 
 
 def student_hparams(student: LightningModule) -> dict[str, Any] | None:

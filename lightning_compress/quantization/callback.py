@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -18,24 +18,22 @@ from lightning_compress.constraints.completed_steps import CompletedSteps, count
 from lightning_compress.quantization.graph_tracer import GraphTracer
 from lightning_compress.quantization.insertion import QuantizerRef, digest, is_quantized, quantizers_of
 from lightning_compress.quantization.int_spec import Int
-from lightning_compress.quantization.quantization_checks import check_learned, check_quantizable
+from lightning_compress.quantization.model_preparation import ModelPreparation, quantized_weights
+from lightning_compress.quantization.quantization_checks import check_learned, check_quantizable, check_shardable
 from lightning_compress.quantization.quantizer_checkpoint import (
     check_stored_formats,
-    insert_quantizers_on_load,
     restore_statistics,
     statistics_of,
-    stop_inserting_on_load,
 )
-from lightning_compress.quantization.quantizer_plan import QuantizationSpec, QuantizerPlan, owning_modules
+from lightning_compress.quantization.quantizer_plan import QuantizationSpec, QuantizerPlan
 from lightning_compress.quantization.scale_updates import update_scales
-from lightning_compress.quantization.tracing import Graph
 from lightning_compress.quantization.unquantized_copies import support_copies
 from lightning_compress.schedules import Progress, QATSchedule
 from lightning_compress.serialization import plain_mapping, to_plain
-from lightning_compress.targets import Targets, shorten, unfrozen
+from lightning_compress.targets import Targets, shorten
 from lightning_compress.trainer.compression_callback import CompressionCallback
 from lightning_compress.trainer.progress import check_time_fits, check_times_within_run, progress
-from lightning_compress.trainer.queries import averaged_models, is_built_late
+from lightning_compress.trainer.queries import averaged_models
 from lightning_compress.trainer.ranks import check_ranks_agree
 from lightning_compress.trainer.thawing import FrozenTargets
 
@@ -86,7 +84,7 @@ class QuantizationAwareTraining(CompressionCallback):
     ) -> None:
         super().__init__(targets)
         weights, activations = plain_mapping(weights), plain_mapping(activations)
-        if not _quantizes_any(weights) and not _quantizes_any(activations):
+        if not _specs_in(weights) and not _specs_in(activations):
             raise ValueError("weights and activations are both None: there is nothing to quantize; give an Int.")
         self.weights: QuantizationSpec = weights
         self.activations: QuantizationSpec = activations
@@ -96,11 +94,9 @@ class QuantizationAwareTraining(CompressionCallback):
         self.steps = 0
         QuantizerPlan(weights, activations, {})
         self._phase: tuple[int, bool, bool] | None = None
-        self._failure: ValueError | None = None
-        self._plan: QuantizerPlan | None = None
+        self._preparation: ModelPreparation | None = None
         self._hooks: list[CompletedSteps] = []
         self._frozen: list[RemovableHandle] = []
-        self._loading: RemovableHandle | None = None
         self._thawing = FrozenTargets()
 
     @property
@@ -124,8 +120,7 @@ class QuantizationAwareTraining(CompressionCallback):
             **super().attributes_outside_fit(),
             "_hooks": [],
             "_frozen": [],
-            "_loading": None,
-            "_plan": None,
+            "_preparation": None,
             "_thawing": FrozenTargets(),
         }
 
@@ -134,16 +129,21 @@ class QuantizationAwareTraining(CompressionCallback):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             check_quantizable(trainer, pl_module, self.targets.module, self)
-        with unfrozen(_quantized_weights(pl_module)):
-            plan = QuantizerPlan(self.weights, self.activations, self._is_target(pl_module))
-            self._plan = plan
-            self._loading = insert_quantizers_on_load(pl_module, plan)
-            if stage == "fit":
-                self._quantize(trainer, pl_module, plan)
+            check_shardable(trainer, [*_specs_in(self.weights), *_specs_in(self.activations)])
+        self._preparation = ModelPreparation(
+            trainer,
+            pl_module,
+            weights=self.weights,
+            activations=self.activations,
+            targets=self.targets,
+            example_inputs=self.example_inputs,
+        )
+        self._preparation.start(traces=stage == "fit")
+        self.unquantized_ops = self._preparation.unquantized_ops or self.unquantized_ops
 
     def covered(self, pl_module: LightningModule) -> set[int]:
         """Return the ids of the quantized weights: all targets at the time of ``setup``, though frozen by now."""
-        return {id(weight) for weight in _quantized_weights(pl_module)} or super().covered(pl_module)
+        return {id(weight) for weight in quantized_weights(pl_module)} or super().covered(pl_module)
 
     def fit_metrics(self) -> dict[str, float]:
         """Return the phase: 0 observe, 1 fake-quantize, 2 observers frozen, 3 batch norms frozen."""
@@ -164,13 +164,18 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Support copies of the network beside it; raise a ``ValueError`` if nothing in the model is quantized."""
+        assert self._preparation is not None
         if not is_quantized(pl_module):
-            raise self._failure or ValueError("QuantizationAwareTraining: the model has nothing that is quantized.")
+            raise self._preparation.failure or ValueError(
+                "QuantizationAwareTraining: the model has nothing that is quantized."
+            )
+        self.unquantized_ops = self._preparation.unquantized_ops or self.unquantized_ops
+        self._preparation.clear_scales()
         support_copies(pl_module, self.targets.module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the statistics of the observers, and count steps from now on."""
-        self._stop_loading(pl_module)
+        self._stop_preparing()
         for name in _TIMES:
             check_time_fits(trainer, name, getattr(self.schedule, name))
         check_times_within_run(trainer, {name: getattr(self.schedule, name) for name in _TIMES})
@@ -231,7 +236,7 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove the hooks of the fit; the quantizers stay, since their ranges are part of the model."""
-        self._stop_loading(pl_module)
+        self._stop_preparing()
         handles: list[CompletedSteps | RemovableHandle] = [*self._hooks, *self._frozen]
         for handle in handles:
             handle.remove()
@@ -252,25 +257,8 @@ class QuantizationAwareTraining(CompressionCallback):
             ValueError: If one differs in its bits, symmetry or granularity: its scale would be that of another grid.
         """
         stored = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("specs", {})
-        if self._plan is not None:
-            check_stored_formats(stored, self._plan)
-
-    def _quantize(self, trainer: Trainer, pl_module: LightningModule, plan: QuantizerPlan) -> None:
-        """Insert the quantizers, or check that those which the model has already are the same."""
-        graph: Graph | None = None
-        try:
-            graph = self._tracer(trainer).graph(pl_module)
-        except ValueError as error:
-            self._failure = error  # raised in on_fit_start, unless a checkpoint brings the quantizers along
-        if is_quantized(pl_module):
-            plan.check_same(pl_module, graph)
-        elif graph is not None:
-            placement = plan.insert_traced(pl_module, graph)
-            self.unquantized_ops = [*(node.name for node in placement.unquantized_ops()), *graph.opaque]
-            if self.unquantized_ops:
-                rank_zero_info(
-                    f"QuantizationAwareTraining: unquantized ops (FP32) are {shorten(self.unquantized_ops)}."
-                )
+        if self._preparation is not None and self._preparation.plan is not None:
+            check_stored_formats(stored, self._preparation.plan)
 
     def _count(self, optimizer: Optimizer) -> None:
         self.steps += 1
@@ -282,17 +270,6 @@ class QuantizationAwareTraining(CompressionCallback):
         divisor = _BATCH_DIVISOR if observes else 0
         return divisor, now.reached(schedule.fake_quantize), now.reached(schedule.freeze_batch_norm)
 
-    def _is_target(self, pl_module: LightningModule) -> Mapping[str, bool]:
-        try:
-            return owning_modules(self.targets.select(pl_module))
-        except ValueError as error:
-            if not is_built_late(pl_module):
-                raise
-            raise ValueError(
-                f"{error} QuantizationAwareTraining traces the model in Callback.setup, before the LightningModule's "
-                "setup and configure_model: build the model in __init__."
-            ) from error
-
     def _tracer(self, trainer: Trainer) -> GraphTracer:
         return GraphTracer(trainer, self.targets, self.example_inputs)
 
@@ -302,23 +279,17 @@ class QuantizationAwareTraining(CompressionCallback):
             refs, *((partial(_reduce, dist.ReduceOp.MAX), partial(_reduce, dist.ReduceOp.SUM)) if several else ())
         )
 
-    def _stop_loading(self, pl_module: LightningModule) -> None:
-        stop_inserting_on_load(pl_module, self._loading)
-        self._loading = None
+    def _stop_preparing(self) -> None:
+        if self._preparation is not None:
+            self._preparation.stop()
 
 
 _TIMES = ("observe", "fake_quantize", "freeze_observers", "freeze_batch_norm")
 
 
-def _quantizes_any(spec: QuantizationSpec) -> bool:
-    return any(spec.values()) if isinstance(spec, Mapping) else spec is not None
-
-
-def _quantized_weights(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the weights that are quantized already: they are targets even if they are frozen by now."""
-    for ref in quantizers_of(model):
-        if ref.quantizer.is_weight:
-            yield from ref.module.parameters(recurse=False)
+def _specs_in(spec: QuantizationSpec) -> list[Int]:
+    given = spec.values() if isinstance(spec, Mapping) else [spec]
+    return [each for each in given if each is not None]
 
 
 def _enter_phase(model: nn.Module, refs: Sequence[QuantizerRef], *, quantizing: bool) -> None:

@@ -10,11 +10,13 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_compress.arguments import reason
 from lightning_compress.quantization.insertion import QuantizerRef, quantizers_of, remove_quantizers
-from lightning_compress.quantization.quantizer import quantizer_mode
+from lightning_compress.quantization.quantizer import PREFIX, quantizer_mode
 from lightning_compress.quantization.quantizer_plan import owning_modules
 from lightning_compress.quantization.tracing import Graph, record_graph
+from lightning_compress.sharded_modules import is_sharded
 from lightning_compress.targets import Targets
 from lightning_compress.trainer.example_inputs import common_ancestors, given_inputs
+from lightning_compress.trainer.in_place_probe import InPlaceProbe
 from lightning_compress.trainer.probe import NOT_CALLED, TrainingProbe, probe_before_fit
 from lightning_compress.trainer.trial import record_calls
 
@@ -77,17 +79,26 @@ class GraphTracer:
             return
         inputs = self._trainer.precision_plugin.convert_input(given)
         module = self._targets.module
-        probe = TrainingProbe(self._trainer, pl_module, batch, batch_idx, module=module, example_inputs=inputs)
+        probe_class = _SharedProbe if is_sharded(pl_module) else TrainingProbe
+        probe = probe_class(self._trainer, pl_module, batch, batch_idx, module=module, example_inputs=inputs)
         copies = list(quantizers_of(probe.model))
         mode = quantizer_mode((copied.quantizer for copied in copies), observing=divisor, quantizing=False)
         with mode, torch.compiler.set_stance("force_eager"), torch.no_grad():
             probe.step() if pl_module.automatic_optimization else probe.run()
         # Weights are updated at once; activations only hand over their statistics, which are reduced over ranks first.
         for ref, copied in zip(refs, copies, strict=True):
+            if ref.quantizer is copied.quantizer:
+                continue
             if ref.quantizer.is_weight:
                 ref.quantizer.copy_from(ref.module, copied.module, copied.quantizer)
             else:
                 ref.quantizer.observed = copied.quantizer.observed
+
+
+class _SharedProbe(InPlaceProbe):
+    """Probe of the model itself, which keeps the ranges that its quantizers observe."""
+
+    keeps = PREFIX
 
 
 def _record(probe: TrainingProbe, run: Callable[[], Any]) -> Graph:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from lightning_compress.masked_norms import check_no_masked_norms
 from lightning_compress.quantization.insertion import quantizers_of
+from lightning_compress.quantization.int_spec import Int
+from lightning_compress.quantization.observers import Learned
 from lightning_compress.trainer.queries import callbacks_of, is_a
 
 
@@ -20,15 +24,10 @@ def check_quantizable(trainer: Trainer, pl_module: LightningModule, module: str,
         quantization: The callback.
 
     Raises:
-        ValueError: For model-parallel strategies, synchronized batch norms, a second QuantizationAwareTraining
+        ValueError: For synchronized batch norms, a second QuantizationAwareTraining
             callback, a weight averaging callback before this one, and norms that skip masked channels.
     """
     check_no_masked_norms(pl_module, "QuantizationAwareTraining")
-    if is_a(trainer.strategy, "ModelParallelStrategy"):
-        raise ValueError(
-            "QuantizationAwareTraining does not support ModelParallelStrategy, which shards the quantized weights: "
-            "use 'ddp'."
-        )
     if getattr(trainer.strategy, "_layer_sync", None) is not None:
         raise ValueError(
             "QuantizationAwareTraining does not support sync_batchnorm=True, which replaces batch norms after "
@@ -54,6 +53,30 @@ def check_quantizable(trainer: Trainer, pl_module: LightningModule, module: str,
                 f"{type(callback).__name__} has copied the model before it was quantized: put "
                 "QuantizationAwareTraining before it in callbacks=[...]."
             )
+
+
+def check_shardable(trainer: Trainer, specs: Iterable[Int]) -> None:
+    """Check that quantized layers can be sharded as the strategy does it.
+
+    Args:
+        trainer: Trainer of the fit.
+        specs: Specifications of all quantizers.
+
+    Raises:
+        ValueError: Under ModelParallelStrategy for tensor parallelism, and for learned scales.
+    """
+    if not is_a(trainer.strategy, "ModelParallelStrategy"):
+        return
+    if trainer.strategy.device_mesh["tensor_parallel"].size() > 1:  # type: ignore[attr-defined]
+        raise ValueError(
+            "QuantizationAwareTraining does not support tensor parallelism, where a rank sees only its share of a "
+            "layer's channels: set tensor_parallel_size=1 and shard with fully_shard alone."
+        )
+    if any(isinstance(spec.observer, Learned) for spec in specs):
+        raise ValueError(
+            "QuantizationAwareTraining does not support observer=Learned() with ModelParallelStrategy, which cannot "
+            "shard scales, parameters of one number: use another observer, such as MSE(), or 'ddp'."
+        )
 
 
 def check_learned(trainer: Trainer, pl_module: LightningModule) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.quantization.insertion import quantizers_of, remove_quantizers
@@ -33,6 +37,32 @@ def stop_inserting_on_load(pl_module: LightningModule, handle: RemovableHandle |
     vars(pl_module).pop(_PLAN, None)
     if handle is not None:
         handle.remove()
+
+
+def insert_quantizers_of_checkpoint(pl_module: LightningModule, path: Path) -> None:
+    """Insert quantizers where a checkpoint file or a directory of a distributed checkpoint has them.
+
+    Args:
+        pl_module: Model for which :func:`insert_quantizers_on_load` was called.
+        path: Path of the checkpoint.
+    """
+    _insert_stored(pl_module, _shards_of(path) if path.is_dir() else _weights_of(path), "")
+
+
+def _weights_of(path: Path) -> Mapping[str, Tensor]:
+    return torch.load(path, map_location="cpu", mmap=True, weights_only=True).get("state_dict", {})
+
+
+def _shards_of(path: Path) -> Mapping[str, Tensor]:
+    """Return tensors of the names and shapes of a distributed checkpoint; their values are loaded later."""
+    entries = FileSystemReader(path).read_metadata().state_dict_metadata.items()
+    tensors = {name: entry for name, entry in entries if isinstance(entry, TensorStorageMetadata)}
+    prefix = "state_dict."
+    return {
+        name.removeprefix(prefix): torch.ones(()).expand(entry.size)
+        for name, entry in tensors.items()
+        if name.startswith(prefix)
+    }
 
 
 def statistics_of(model: nn.Module) -> dict[str, dict[str, Tensor]]:

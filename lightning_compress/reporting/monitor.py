@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from typing_extensions import final
 
 from lightning_compress.reporting.logger_media import log_histogram, log_table
 from lightning_compress.reporting.sparsity import Count, count_weights, report
+from lightning_compress.sharded_modules import is_sharded
 from lightning_compress.trainer.compression_callback import techniques
 
 _COLUMNS = ["layer", "weights", "zeros", "sparsity"]
@@ -108,7 +108,7 @@ class CompressionMonitor(Callback):
             logger.log_metrics(metrics, step=step)
 
     def _log_histograms(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self.histograms or not trainer.is_global_zero or _is_sharded(pl_module):
+        if not self.histograms or not trainer.is_global_zero or is_sharded(pl_module):
             return
         selected = _selected(trainer, pl_module)
         largest = sorted(selected.items(), key=lambda item: -item[1].numel())[: self.histograms]
@@ -151,7 +151,3 @@ def _selected(trainer: Trainer, pl_module: LightningModule) -> dict[str, Paramet
 
 def _counts(trainer: Trainer, pl_module: LightningModule) -> list[Count]:
     return [count_weights(name, parameter) for name, parameter in _selected(trainer, pl_module).items()]
-
-
-def _is_sharded(pl_module: LightningModule) -> bool:
-    return any(isinstance(parameter, DTensor) for parameter in pl_module.parameters())

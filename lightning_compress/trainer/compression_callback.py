@@ -28,6 +28,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.layer_kinds import find_input_dim
+from lightning_compress.sharded_modules import reshard
 from lightning_compress.targets import Target, Targets
 from lightning_compress.trainer.coverage import measure_coverage
 from lightning_compress.trainer.fit_state import FitState
@@ -114,6 +115,10 @@ class CompressionCallback(Callback):
     def select(self, model: nn.Module) -> list[Target]:
         """Return the targets of a model."""
         return self.targets.select(model)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let a sharded model hold the parameters of the optimizer again, which are looked up by name."""
+        reshard(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say which share of the weights is covered, and suspend the selection of a best model."""

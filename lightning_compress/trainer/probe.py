@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_compress.arguments import as_arguments
 from lightning_compress.module_copies import copy_module
+from lightning_compress.sharded_modules import copy_unsharded, is_sharded, placeholder
 from lightning_compress.trainer.batches import first_training_batch, training_step
 from lightning_compress.trainer.example_inputs import given_inputs
 from lightning_compress.trainer.loaders import ADVICE
@@ -25,6 +26,8 @@ NOT_CALLED = (
 
 class TrainingProbe:
     """Run the training step of a deep copy on a batch; modes, buffers, metrics, logs and RNG of the original stay.
+
+    The copy of a sharded model is not sharded and takes no memory: its weights are constants.
 
     Args:
         trainer: The Trainer of the fit.
@@ -46,16 +49,23 @@ class TrainingProbe:
         module: str = "",
         example_inputs: Any = None,
     ) -> None:
-        self.model: LightningModule = copy_module(pl_module)
-        self.model.trainer = trainer  # and that of modules inside it
-        if pl_module._compiler_ctx is not None:
-            _drop_compiled_methods(self.model)
-        vars(self.model).update(log=_ignore, log_dict=_ignore)
-        self.deployable: nn.Module = self.model.get_submodule(module)
         self.trainer = trainer
+        self.model = self._prepare(pl_module)
+        self.deployable: nn.Module = self.model.get_submodule(module)
         self.batch, self._batch_idx = batch, batch_idx
         self._captured: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._example_inputs = example_inputs if example_inputs is not None else pl_module.example_input_array
+
+    def _prepare(self, pl_module: LightningModule) -> LightningModule:
+        """Return the model that is run."""
+        model: LightningModule = (
+            copy_unsharded(pl_module, placeholder) if is_sharded(pl_module) else copy_module(pl_module)
+        )
+        model.trainer = self.trainer  # and that of modules inside it
+        if pl_module._compiler_ctx is not None:
+            _drop_compiled_methods(model)
+        vars(model).update(log=ignore, log_dict=ignore)
+        return model
 
     def step(self) -> Any:
         """Run ``training_step`` on the batch, and return its output."""
@@ -145,5 +155,5 @@ def _drop_compiled_methods(model: LightningModule) -> None:
         vars(model).pop(name, None)
 
 
-def _ignore(*args: Any, **kwargs: Any) -> None:
-    """Replace ``log`` and ``log_dict`` in the copy."""
+def ignore(*args: Any, **kwargs: Any) -> None:
+    """Replace ``log`` and ``log_dict`` in a model that is probed."""

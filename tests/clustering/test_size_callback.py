@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_compress as lc
 from lightning_compress.clustering.grid_assignment import assign_levels, free_weights
 from lightning_compress.clustering.step_search import QuantizedWeight
-from lightning_compress.constraints.codebook import Assignment
+from lightning_compress.constraints.assignment import Assignment
 from tests.fits import make_trainer
 from tests.packing.samples import bits
 

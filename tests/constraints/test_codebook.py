@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lightning_compress.constraints.codebook import Assignment, CodebookConstraint
+from lightning_compress.constraints.assignment import Assignment
+from lightning_compress.constraints.codebook import CodebookConstraint
 from lightning_compress.constraints.layer import Layer
 
 INDEX = torch.tensor([2, 1, 1, 0, 2, 1], dtype=torch.int32)

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
 from lightning_compress.constraints.layer import Layer, local_shards
@@ -39,14 +37,6 @@ def test_gradient() -> None:
     linear = nn.Linear(3, 2)
     linear.weight.grad = torch.ones(2, 3)
     assert Layer("weight", linear.weight).gradient is linear.weight.grad
-
-
-@pytest.fixture
-def mesh() -> Iterator[DeviceMesh]:
-    """A mesh of this process alone."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1, 1), mesh_dim_names=("rows", "columns"))
-    dist.destroy_process_group()
 
 
 def test_a_sharded_weight_is_processed_as_plain_tensors(mesh: DeviceMesh) -> None:

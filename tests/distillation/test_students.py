@@ -113,10 +113,6 @@ def test_number_of_classes() -> None:
 
 
 def test_what_cannot_be_a_student() -> None:
-    class Late(Net):
-        def configure_model(self) -> None:
-            pass
-
     cases: list[tuple[Any, str]] = [
         (
             lambda: make("conv4"),
@@ -135,7 +131,6 @@ def test_what_cannot_be_a_student() -> None:
             lambda: check_student(TwoPlayers()),
             "student TwoPlayers uses manual optimization, .*: use automatic optimization",
         ),
-        (lambda: check_student(Late()), "student Late is built in configure_model: build it in __init__"),
     ]
     for attempt, words in cases:
         with pytest.raises(ValueError, match=words) as error:

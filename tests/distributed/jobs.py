@@ -14,7 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import TensorDataset
 
@@ -48,6 +49,58 @@ class ShardedNet(Net):
             return
         for module in (self.conv1, self.conv2, self.fc, self):
             fully_shard(module, mesh=self.device_mesh["data_parallel"])
+
+
+class NetInOneGroup(Net):
+    """Net whose weights are sharded together: its outermost module gathers them, and keeps them in evaluation."""
+
+    def configure_model(self) -> None:
+        if not isinstance(self, FSDPModule):
+            fully_shard(self, mesh=self.device_mesh["data_parallel"])
+
+
+class LateNet(Net):
+    """Net whose layers are made in a hook, in double precision.
+
+    Args:
+        built: The hook: "setup" or "configure_model"; "meta" for the latter on the meta device, with weights that are
+            loaded once there is memory for them.
+        sharded: Shard the weights in ``configure_model``.
+    """
+
+    def __init__(self, built: str, *, sharded: bool) -> None:
+        LightningModule.__init__(self)
+        self.optimizer, self.frozen_norms = "adam", True
+        self.built, self.sharded = built, sharded
+
+    def build(self) -> None:
+        if not self._modules:
+            with torch.device("meta" if self.built == "meta" else "cpu"):
+                layers = dict(whole_net().named_children())
+            for name, layer in layers.items():
+                self.add_module(name, layer)
+            self.train()
+
+    def train(self, mode: bool = True) -> Net:
+        return super().train(mode) if self._modules else self
+
+    def setup(self, stage: str) -> None:
+        if self.built == "setup":
+            self.build()
+
+    def configure_model(self) -> None:
+        self.build()
+        if self.sharded:
+            ShardedNet.configure_model(self)
+
+    def on_fit_start(self) -> None:
+        if self.built == "meta":
+            options = StateDictOptions(full_state_dict=True, strict=False)
+            set_model_state_dict(self, whole_net().state_dict(), options=options)
+
+
+def whole_net() -> Net:
+    return Net("adam", frozen_norms=True).double()
 
 
 class Watch(Callback):
@@ -85,15 +138,16 @@ class Result:
     state: dict[str, Tensor]
     masks: list[dict[str, Tensor]]
     momenta: dict[str, Tensor] = field(default_factory=dict)
+    teacher: dict[str, Tensor] = field(default_factory=dict)
 
 
-def strategy(kind: str) -> Strategy | str:
+def strategy(kind: str, *, distributed_checkpoint: bool = False) -> Strategy | str:
     if kind == "ddp":
         return DDPStrategy(process_group_backend="gloo", timeout=PATIENCE)
     if kind == "fsdp2":
         return ModelParallelStrategy(
             data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo", timeout=PATIENCE,
-            save_distributed_checkpoint=False,
+            save_distributed_checkpoint=distributed_checkpoint,
         )  # fmt: skip
     return "auto"
 
@@ -125,6 +179,41 @@ def fit(name: str, kind: str, seed: int = 0, folder: Path | None = None, ckpt_pa
     return fit_model(make(case(name), kind, seed), kind, callbacks, ckpt_path)
 
 
+def fit_in_one_group(name: str) -> Result:
+    """Fits a case with a validation before the first step and in mid-epoch."""
+    torch.manual_seed(0)
+    model = NetInOneGroup("adam", frozen_norms=True).double()
+    run = sharded_trainer([watch := Watch(), *case(name).callbacks()], val_check_interval=2)
+    run.fit(model, Share(), Share())
+    return Result({name: t.clone() for name, t in whole(model.state_dict()).items()}, watch.masks)
+
+
+def fit_and_validate(name: str, distributed_checkpoint: bool, folder: Path) -> tuple[float, float, float]:
+    """The validation losses after a fit, of its checkpoint, and after a fit that goes on from its middle."""
+    losses = []
+    for path in (None, folder / "step=10.ckpt", folder / "step=5.ckpt"):
+        model = make(case(name), "fsdp2")
+        saved = [save_every_step(folder)] if path is None else []
+        run = sharded_trainer([*saved, *case(name).callbacks()], distributed_checkpoint=distributed_checkpoint)
+        if path is None or path.name == "step=5.ckpt":
+            run.fit(model, Share(), ckpt_path=path)
+            path = None
+        losses.append(run.validate(model, Share(), ckpt_path=path)[0]["val_loss"])
+    return losses[0], losses[1], losses[2]
+
+
+def sharded_trainer(callbacks: list[Callback], *, distributed_checkpoint: bool = False, **options: Any) -> Trainer:
+    placed = strategy("fsdp2", distributed_checkpoint=distributed_checkpoint)
+    return trainer(callbacks, devices=2, strategy=placed, use_distributed_sampler=False, **options)
+
+
+def fit_late(name: str, kind: str, built: str, ckpt_path: Path | None = None, folder: Path | None = None) -> Result:
+    """Fits a case on a network that is made in a hook."""
+    saved = [save_every_step(folder)] if folder is not None else []
+    model = LateNet(built, sharded=kind == "fsdp2")
+    return fit_model(model, kind, [*case(name).callbacks(), *saved], ckpt_path)
+
+
 def accumulate(name: str, kind: str) -> Result:
     return fit_model(make(case(name), kind), kind, case(name).callbacks(), accumulate_grad_batches=2)
 
@@ -133,21 +222,33 @@ def average(kind: str) -> Result:
     return fit_model(make(case("cubic"), kind), kind, [lc.Pruning(0.9, schedule=RAMP), EMAWeightAveraging(decay=0.5)])
 
 
-def distil(name: str, kind: str, seed: int = 0, folder: Path | None = None, ckpt_path: Path | None = None) -> Result:
+def distil(
+    name: str,
+    kind: str,
+    seed: int = 0,
+    folder: Path | None = None,
+    ckpt_path: Path | None = None,
+    mean_teacher: bool = False,
+) -> Result:
     """Fits a case on a student whose teacher is another network of its kind, matching logits and features."""
     torch.manual_seed(seed + (dist.get_rank() if dist.is_initialized() else 0))
     teacher = Net().double()
     for parameter in teacher.parameters():
         parameter.data.add_(0.1)
-    losses = {"kd": lc.KD(), "hints": lc.FitNet((("conv2", "norm1"),))}
-    student = Net("adam", frozen_norms=True).double()
+    # The last pair has a linear map between 4 and 8 channels, which is trained.
+    losses = {"kd": lc.KD(), "hints": lc.FitNet((("conv2", "norm1"),)), "mapped": lc.FitNet((("fc", "norm2"),))}
+    student = (ShardedNet if kind == "fsdp2" else Net)("adam", frozen_norms=True).double()
     case(name).prepare(student)
-    module = lc.DistillationModule(student, teacher, losses=losses).double()
+    module = lc.DistillationModule(student, lc.MeanTeacher() if mean_teacher else teacher, losses=losses)
+    module.objective.build_adapters({"mapped_0": [[4, 4], [4, 8, 5, 5]]})
+    module.double()
     callbacks = case(name).callbacks() + ([save_every_step(folder)] if folder is not None else [])
     result = fit_model(module, kind, callbacks, ckpt_path)
-    buckets = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-    assert all(name.startswith(("student.", "objective.")) for name in buckets)
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert "objective.adapters.mapped_0.map.weight" in trained, trained
+    assert all(name.startswith(("student.", "objective.")) for name in trained)
     assert module.teacher.conv1.weight.grad is None
+    result.teacher = {name: tensor.clone() for name, tensor in module.teacher.state_dict().items()}
     return result
 
 

@@ -52,8 +52,52 @@ def test_checkpoint_loads_into_the_plain_class(pool: Pool, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("before", "after"), [("ddp", "fsdp2"), ("fsdp2", "ddp")])
-def test_masks_move_between_strategies(before: str, after: str, pool: Pool, tmp_path: Path) -> None:
-    whole = pool(jobs.fit, "cubic", before, 0, tmp_path)[0]
-    resumed = pool(jobs.fit, "cubic", after, 0, None, tmp_path / "step=3.ckpt")[0]
+@pytest.mark.parametrize("name", ["cubic", "prune_and_qat"])
+def test_runs_move_between_strategies(name: str, before: str, after: str, pool: Pool, tmp_path: Path) -> None:
+    whole = pool(jobs.fit, name, before, 0, tmp_path)[0]
+    resumed = pool(jobs.fit, name, after, 0, None, tmp_path / "step=3.ckpt")[0]
     assert_same(resumed.masks, whole.masks[3:])
     assert_close(resumed.state, whole.state)
+
+
+@pytest.mark.parametrize("built", ["setup", "configure_model", "meta"])
+@pytest.mark.parametrize("name", ["cubic", "qat", "prune_and_qat"])
+def test_a_network_that_is_built_late_is_one_process(name: str, built: str, pool: Pool, tmp_path: Path) -> None:
+    one = jobs.fit(name, "one")
+    first, second = pool(jobs.fit_late, name, "fsdp2", built, None, tmp_path)
+    assert_same(first.state, second.state)
+    assert_same(first.masks, one.masks)
+    assert_close(first.state, one.state)
+    resumed = pool(jobs.fit_late, name, "fsdp2", built, tmp_path / "step=5.ckpt")[0]
+    assert_same(resumed.state, first.state)
+
+
+def test_weights_that_evaluation_leaves_gathered(pool: Pool) -> None:
+    for name in ("cubic", "prune_and_qat"):
+        one = jobs.fit(name, "one")
+        first, second = pool(jobs.fit_in_one_group, name)
+        assert_same(first.state, second.state)
+        assert_same(first.masks, one.masks)
+        assert_close(first.state, one.state)
+
+
+@pytest.mark.parametrize("distributed_checkpoint", [False, True])
+@pytest.mark.parametrize("name", ["cubic", "qat"])
+def test_checkpoints_are_validated_alike(name: str, distributed_checkpoint: bool, pool: Pool, tmp_path: Path) -> None:
+    for fitted, loaded, resumed in pool(jobs.fit_and_validate, name, distributed_checkpoint, tmp_path):
+        assert fitted == loaded == resumed
+
+
+@pytest.mark.parametrize("mean_teacher", [False, True])
+@pytest.mark.parametrize("name", ["cubic", "prune_and_cluster_and_qat"])
+def test_a_sharded_student_is_one_process(name: str, mean_teacher: bool, pool: Pool, tmp_path: Path) -> None:
+    first, second = pool(jobs.distil, name, "fsdp2", 0, tmp_path, None, mean_teacher)
+    one = jobs.distil(name, "one", mean_teacher=mean_teacher)
+    for result in (first, second):
+        assert_same(result.masks, one.masks)
+        assert_close(result.state, one.state)
+        assert_close(result.teacher, one.teacher)
+    assert_same(first.state, second.state)
+    resumed = pool(jobs.distil, name, "fsdp2", 50, None, tmp_path / "step=5.ckpt", mean_teacher)[0]
+    assert_same(resumed.state, first.state)
+    assert_same(resumed.teacher, first.teacher)

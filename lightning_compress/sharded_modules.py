@@ -1,0 +1,125 @@
+"""Modules whose parameters are sharded over ranks (FSDP2's ``fully_shard``), and copies of them that are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from lightning_compress.module_copies import copy_module, is_defined_in, remove_forward_hooks_
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+_STATE_KEY = "__composable_api_state_key"  # prefix of the attributes in which torch keeps the state of fully_shard
+_MARKS = ("_is_fsdp_managed_module", "_fsdp_use_orig_params")
+_FILL = 2.0**-6  # between the usual magnitudes of weights, so that activations stay finite through many layers
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Return True if parameters of a module are sharded, also while they are gathered for a forward pass."""
+    parts = any(isinstance(part, FSDPModule) for part in module.modules())
+    return parts or any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def mesh_of(module: nn.Module) -> DeviceMesh | None:
+    """Return the mesh over which the first sharded parameter of a module is sharded; ``None`` if there is none."""
+    reshard(module)
+    return next((p.device_mesh for p in module.parameters() if isinstance(p, DTensor)), None)
+
+
+def reshard(module: nn.Module) -> None:
+    """Let a module hold its sharded parameters, those of the optimizer, again.
+
+    The outermost module of FSDP2 keeps its gathered parameters after a forward pass until the next backward pass:
+    after validation it holds other tensors than its optimizer.
+    """
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def copy_unsharded(module: AnyModule, full: Callable[[Tensor], Tensor]) -> AnyModule:
+    """Copy a sharded module as the module that it was before ``fully_shard``; see :func:`copy_module`.
+
+    Args:
+        module: Module with sharded parameters.
+        full: Returns the full tensor for a sharded parameter, such as :func:`placeholder`.
+
+    Returns:
+        The copy, of the original classes and without hooks that gather parameters.
+    """
+    reshard(module)
+    memo: dict[int, Any] = {}
+    kept: list[Any] = []  # as long as ids stand for objects
+    for parameter in (p for p in module.parameters() if isinstance(p, DTensor)):
+        memo[id(parameter)] = nn.Parameter(full(parameter), requires_grad=parameter.requires_grad)
+    for part in module.modules():
+        for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
+            if _gathers(hook):
+                memo[id(hook)] = _do_nothing
+        for name, state in vars(part).items():
+            if name.startswith(_STATE_KEY):
+                memo[id(state)] = kept
+    with _original_classes(module), _without_state_dict_hooks(module):
+        copied = copy_module(module, memo)
+    remove_forward_hooks_(copied, lambda hook: hook is _do_nothing)
+    for part in copied.modules():
+        for name in [name for name in vars(part) if name.startswith(_STATE_KEY) or name in _MARKS]:
+            del vars(part)[name]
+    return copied
+
+
+def placeholder(parameter: Tensor) -> Tensor:
+    """Return a tensor of the shape of a parameter and with one value, which takes no memory and cannot be written.
+
+    >>> tensor = placeholder(torch.ones(2, 3))
+    >>> tensor.shape, tensor.untyped_storage().nbytes()
+    (torch.Size([2, 3]), 4)
+    """
+    return torch.full((), _FILL, dtype=parameter.dtype).expand(parameter.shape)
+
+
+def _gathers(hook: Any) -> bool:
+    return is_defined_in(hook, "torch") and ".fsdp." in f"{hook.__module__}."
+
+
+def _do_nothing(*args: Any, **kwargs: Any) -> None:
+    """Replace hooks of FSDP2 in a copy."""
+
+
+@contextmanager
+def _original_classes(module: nn.Module) -> Iterator[None]:
+    """Give modules their own classes inside the context: those of FSDP2 cannot be copied."""
+    changed = [(part, type(part)) for part in module.modules() if isinstance(part, FSDPModule)]
+    for part, made in changed:
+        part.__class__ = made.__mro__[made.__mro__.index(FSDPModule) + 1]
+    try:
+        yield
+    finally:
+        for part, made in changed:
+            part.__class__ = made
+
+
+@contextmanager
+def _without_state_dict_hooks(module: nn.Module) -> Iterator[None]:
+    """Remove the hooks on state dicts with which FSDP2 shards the original inside the context."""
+    taken = []
+    for part in module.modules():
+        for hooks in (part._state_dict_pre_hooks, part._load_state_dict_pre_hooks):
+            for key, hook in list(hooks.items()):
+                if _gathers(getattr(hook, "hook", hook)):
+                    taken.append((hooks, key, hook, list(hooks)))
+                    del hooks[key]
+    try:
+        yield
+    finally:
+        for hooks, key, hook, order in reversed(taken):
+            hooks[key] = hook
+            for other in order:
+                hooks.move_to_end(other)
