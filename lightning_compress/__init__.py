@@ -70,6 +70,8 @@ if TYPE_CHECKING:
     from lightning_compress.pruning.scores import Taylor as Taylor
     from lightning_compress.pruning.structured_patterns import Channels as Channels
     from lightning_compress.pruning.structured_patterns import Depth as Depth
+    from lightning_compress.quantization.backend import Backend as Backend
+    from lightning_compress.quantization.backend import TensorRT as TensorRT
     from lightning_compress.quantization.calibrate import calibrate as calibrate
     from lightning_compress.quantization.callback import QuantizationAwareTraining as QuantizationAwareTraining
     from lightning_compress.quantization.finalize import finalize as finalize
@@ -92,6 +94,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AttentionTransfer": "distillation.features",
+    "Backend": "quantization.backend",
     "BNScale": "pruning.bn_scale",
     "Block": "pruning.patterns",
     "CRD": "distillation.features",
@@ -151,6 +154,7 @@ _HOME = {
     "Targets": "targets",
     "Taylor": "pruning.scores",
     "Teacher": "distillation.teacher",
+    "TensorRT": "quantization.backend",
     "TokenClassificationModule": "models.positions",
     "Uniform": "pruning.distributions",
     "Unstructured": "pruning.patterns",

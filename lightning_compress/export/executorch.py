@@ -21,7 +21,7 @@ from lightning_compress.export.lowered_parity import SplitModel, compare_segment
 from lightning_compress.export.output_comparison import relative_difference, tensor_leaves, top1_agreement
 from lightning_compress.export.requirements import require
 from lightning_compress.export.subprocess_check import run_in_subprocess
-from lightning_compress.quantization.backend import Backend, Bias, QParams, QuantizedLayer, Weight
+from lightning_compress.quantization.backend_operators import BackendOperators, Bias, QParams, QuantizedLayer, Weight
 from lightning_compress.quantization.lowering import LoweredModel
 from lightning_compress.quantization.value_roles import DATA_MOVEMENT
 from lightning_compress.targets import shorten
@@ -85,16 +85,16 @@ def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -
         1
     """
     require("executorch", "torchao", extra="executorch")
-    backend, inputs = ExecutorchBackend(), as_arguments(example_inputs)
+    operators, inputs = ExecutorchOperators(), as_arguments(example_inputs)
     simulation = run_copy(model, inputs)
-    lowered = lower_for(simulation, backend)
+    lowered = lower_for(simulation, operators)
     edge = _delegate(lowered.model, inputs)
     graph = edge.exported_program().graph_module
     undelegated = tuple(_call_name(node) for node in _undelegated(graph))
     _check_delegated(graph, lowered)
     with atomic_write(path) as partial:
         partial.write_bytes(_serialize(model, edge))
-        steps = compare_segments(simulation, backend, _run_split)
+        steps = compare_segments(simulation, operators, _run_split)
         expected, (actual, seconds) = tensor_leaves(simulation.output), _run_file(partial, inputs, undelegated)
     return ExecutorchFile(
         path=Path(path),
@@ -109,7 +109,7 @@ def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -
     )
 
 
-class ExecutorchBackend(Backend):
+class ExecutorchOperators(BackendOperators):
     """Quantization as ``quantized_decomposed`` operators, which XNNPACK's partitioner matches."""
 
     name = "ExecuTorch"
@@ -165,7 +165,7 @@ def _delegate(model: nn.Module, inputs: Arguments) -> Any:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    with exporting(model, ExecutorchBackend.name):
+    with exporting(model, ExecutorchOperators.name):
         program = capture(model, inputs, dynamic_batch=False)
         quantize_concatenated(program.graph_module)
         duplicate_dequantize(program.graph_module)
@@ -198,7 +198,7 @@ def _call_name(node: Node) -> str:
 
 
 def _serialize(model: nn.Module, edge: Any) -> bytes:
-    with exporting(model, ExecutorchBackend.name, edge.exported_program):
+    with exporting(model, ExecutorchOperators.name, edge.exported_program):
         return edge.to_executorch().buffer
 
 

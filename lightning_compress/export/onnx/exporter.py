@@ -23,13 +23,14 @@ from lightning_compress.export.onnx.kernels import (
     optimized_graph,
     quantized_calls_in_fp32,
 )
-from lightning_compress.export.onnx.operators import OnnxBackend
+from lightning_compress.export.onnx.operators import OnnxOperators
 from lightning_compress.export.onnx.parity import Parity, check_parity
 from lightning_compress.export.onnx.runtime import latency, naming_failures, run, session
 from lightning_compress.export.onnx.simplification import simplify
 from lightning_compress.export.output_comparison import output_names, relative_difference, tensor_leaves
 from lightning_compress.export.requirements import require
 from lightning_compress.quantization.accumulator_range import limit_pair_sums_
+from lightning_compress.quantization.backend import Backend
 from lightning_compress.quantization.insertion import is_quantized
 from lightning_compress.quantization.lowering import LoweredModel, round_biases_
 from lightning_compress.quantization.simulation import Simulation
@@ -44,7 +45,7 @@ class OnnxFile(ExportedFile):
     in ONNX Runtime, such as transposed convolutions.
 
     Attributes:
-        integers: Number of INT8 and of FP32 kernels; ``None`` for an FP32 file.
+        integers: Number of INT8 and of FP32 kernels; ``None`` for an FP32 file, and one for another runtime.
         parity: Differences of the activations from those of the model (with the scales of the file if the range of
             weights is reduced); ``None`` for an FP32 file.
     """
@@ -62,7 +63,8 @@ def export_onnx(
     reduce_range: bool = True,
     dynamic_batch: bool = True,
     dynamic_size: bool = False,
-    opset: int = 21,
+    opset: int | None = None,
+    backend: Backend = Backend(),
 ) -> OnnxFile:
     """Export a model to ONNX, run the file and compare it with the model layer by layer.
 
@@ -76,11 +78,14 @@ def export_onnx(
         reduce_range: Keep the weights of each channel so small that no 16-bit sum of two products overflows, as x86
             kernels without VNNI compute them: the file computes the same on every CPU, with a resolution of 7 to 8
             bits. Weights that were trained with ``Int(7)`` stay as they are. ``False`` keeps 8 bits, and needs a CPU
-            with VNNI or an ARM one.
+            with VNNI or an ARM one; files for other runtimes always keep 8.
         dynamic_batch: Let the first dimension of inputs have any size.
         dynamic_size: Let the other dimensions have any size where the model allows it: height and width of images,
             lengths of sequences.
-        opset: Version of ONNX's operators.
+        opset: Version of ONNX's operators; by default 21, and 20 for int8 activations, as ONNX Runtime fails to load
+            some of these with opset 21.
+        backend: Runtime that the file is for, the same as in training: a file for another runtime than ONNX Runtime is
+            run there and compared all the same, but its INT8 kernels are not counted.
 
     Returns:
         The file and its measurements.
@@ -103,21 +108,23 @@ def export_onnx(
         ({'linear': 1}, ())
     """
     require("onnx", "onnxruntime", "onnxscript")
-    backend = OnnxBackend(opset, unsigned=unsigned)
+    operators = OnnxOperators(opset, unsigned=unsigned, backend=backend)
+    is_for_cpu = backend == Backend()
     inputs = as_arguments(with_two_samples(example_inputs) if dynamic_batch else example_inputs)
     given = simulation = run_copy(model, inputs)
-    is_limited = reduce_range and limit_pair_sums_(given)
-    lowered = lower_for(given, backend)
+    is_limited = is_for_cpu and reduce_range and limit_pair_sums_(given)
+    lowered = lower_for(given, operators)
     # Biases are multiples of the scales that the weights have by now.
     if round_biases_(given.model, lowered.layers) or is_limited:
         simulation = given.again()
     parity, integers, unquantized_ops = None, None, tuple(lowered.unquantized_ops)
     with atomic_write(path) as partial, naming_failures(type(model).__name__):
         dynamic = {"dynamic_batch": dynamic_batch, "dynamic_size": dynamic_size}
-        _write(lowered.model, simulation, partial, backend, **dynamic)
+        _write(lowered.model, simulation, partial, operators, **dynamic)
         if is_quantized(model):
-            graph = optimized_graph(partial)
-            integers, unquantized_ops = check_integer_kernels(graph, lowered), _unquantized_ops(graph, lowered)
+            if is_for_cpu:
+                graph = optimized_graph(partial)
+                integers, unquantized_ops = check_integer_kernels(graph, lowered), _unquantized_ops(graph, lowered)
             parity = check_parity(partial, lowered, simulation)
             _warn_of_overflow(parity)
         runtime = session(partial)
@@ -136,27 +143,27 @@ def export_onnx(
     )
 
 
-def _write(model: nn.Module, simulation: Simulation, path: Path, backend: OnnxBackend, **dynamic: bool) -> None:
+def _write(model: nn.Module, simulation: Simulation, path: Path, operators: OnnxOperators, **dynamic: bool) -> None:
     def captured() -> ExportedProgram:
         return capture(model, simulation.inputs, **dynamic)
 
-    with exporting(model, backend.name, captured):
+    with exporting(model, operators.name, captured):
         program = captured()
         skip_needless_decomposition(program)
         onnx_program = torch.onnx.export(
             program,
             dynamo=True,
-            opset_version=backend.opset,
+            opset_version=operators.opset,
             output_names=output_names(simulation.output),
-            custom_translation_table=backend.translations(),
+            custom_translation_table=operators.translations(),
             optimize=False,
             verbose=False,
         )
         assert onnx_program is not None
-        backend.dequantize_constants(program, onnx_program.model)
+        operators.dequantize_constants(program, onnx_program.model)
         simplify(onnx_program.model)
     _save(onnx_program.model_proto, path)
-    _check_opset(path, backend.opset)
+    _check_opset(path, operators.opset)
     if dynamic["dynamic_size"]:
         _check_dynamic_size(path)
 

@@ -14,7 +14,7 @@ import torch
 from lightning_compress.arguments import reason
 from lightning_compress.export.lowered_parity import check_lsb_errors, max_lsb_errors
 from lightning_compress.export.onnx.runtime import feeds_of, is_of_runtime, session
-from lightning_compress.quantization.backend import QParams
+from lightning_compress.quantization.backend_operators import QParams
 from lightning_compress.quantization.lowering import LoweredModel
 from lightning_compress.quantization.simulation import Simulation
 
