@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lightning_compress.distillation.teacher import Teacher as Teacher
     from lightning_compress.export.executorch import export_executorch as export_executorch
     from lightning_compress.export.onnx.exporter import export_onnx as export_onnx
+    from lightning_compress.export.openvino import export_openvino as export_openvino
     from lightning_compress.export.program import export_program as export_program
     from lightning_compress.migration import from_model_pruning as from_model_pruning
     from lightning_compress.migration import load_model_pruning_checkpoint as load_model_pruning_checkpoint
@@ -164,6 +165,7 @@ _HOME = {
     "carry_optimizer_state": "channels.optimizer_state",
     "export_executorch": "export.executorch",
     "export_onnx": "export.onnx.exporter",
+    "export_openvino": "export.openvino",
     "export_program": "export.program",
     "finalize": "quantization.finalize",
     "float_copy": "quantization.finalize",

@@ -34,9 +34,9 @@ import pathlib, sys, torch
 from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
 _unsafe_reset_threadpool(1)
 from lightning_compress.export.executorch import load_program
-from lightning_compress.profiling import measure_latency
+from lightning_compress.profiling import latency_quartiles
 run = load_program(pathlib.Path(sys.argv[1]).read_bytes(), torch.load("inputs.pt"))
-torch.save((run(), measure_latency(run)), "outputs.pt")
+torch.save((run(), latency_quartiles(run)), "outputs.pt")
 """
 
 
@@ -99,7 +99,7 @@ def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -
     return ExecutorchFile(
         path=Path(path),
         num_bytes=Path(path).stat().st_size,
-        latency=seconds,
+        latency_quartiles=seconds,
         steps=steps,
         difference=relative_difference(expected, actual),
         unquantized_ops=tuple(lowered.unquantized_ops),
@@ -202,8 +202,10 @@ def _serialize(model: nn.Module, edge: Any) -> bytes:
         return edge.to_executorch().buffer
 
 
-def _run_file(path: Path, inputs: Arguments, undelegated: tuple[str, ...]) -> tuple[list[Tensor], float]:
-    """Return the outputs of the file and its latency in seconds."""
+def _run_file(
+    path: Path, inputs: Arguments, undelegated: tuple[str, ...]
+) -> tuple[list[Tensor], tuple[float, float, float]]:
+    """Return the outputs of the file and the quartiles of its latency in seconds."""
     try:
         return run_in_subprocess(_SCRIPT, path, inputs)
     except RuntimeError as error:

@@ -21,7 +21,7 @@ from lightning_compress.export.exported_file import ExportedFile
 from lightning_compress.export.lowered_parity import SplitModel, compare_segments
 from lightning_compress.export.output_comparison import relative_difference, tensor_leaves
 from lightning_compress.export.subprocess_check import run_in_subprocess
-from lightning_compress.profiling import measure_latency
+from lightning_compress.profiling import latency_quartiles
 from lightning_compress.quantization.backend_operators import BackendOperators, Bias, QParams, Weight
 from lightning_compress.quantization.lowering import LoweredModel
 
@@ -95,7 +95,7 @@ def export_program(
     return ProgramFile(
         path=Path(path),
         num_bytes=Path(path).stat().st_size,
-        latency=seconds,
+        latency_quartiles=seconds,
         steps=steps,
         difference=difference,
         unquantized_ops=tuple(lowered.unquantized_ops),
@@ -148,7 +148,7 @@ def _run_split(split: SplitModel, arguments: Arguments) -> Sequence[Tensor]:
         return split(*args)
 
 
-def _latency(model: nn.Module, inputs: Arguments) -> float:
+def _latency(model: nn.Module, inputs: Arguments) -> tuple[float, float, float]:
     args, kwargs = inputs
     with torch.no_grad():
-        return measure_latency(lambda: model(*args, **kwargs))
+        return latency_quartiles(lambda: model(*args, **kwargs))
