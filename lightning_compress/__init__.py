@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lightning_compress.distillation.teacher import Teacher as Teacher
     from lightning_compress.export.executorch import export_executorch as export_executorch
     from lightning_compress.export.onnx.exporter import export_onnx as export_onnx
+    from lightning_compress.export.openvino import export_openvino as export_openvino
     from lightning_compress.export.program import export_program as export_program
     from lightning_compress.migration import from_model_pruning as from_model_pruning
     from lightning_compress.migration import load_model_pruning_checkpoint as load_model_pruning_checkpoint
@@ -70,6 +71,8 @@ if TYPE_CHECKING:
     from lightning_compress.pruning.scores import Taylor as Taylor
     from lightning_compress.pruning.structured_patterns import Channels as Channels
     from lightning_compress.pruning.structured_patterns import Depth as Depth
+    from lightning_compress.quantization.backend import Backend as Backend
+    from lightning_compress.quantization.backend import TensorRT as TensorRT
     from lightning_compress.quantization.calibrate import calibrate as calibrate
     from lightning_compress.quantization.callback import QuantizationAwareTraining as QuantizationAwareTraining
     from lightning_compress.quantization.finalize import finalize as finalize
@@ -92,6 +95,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AttentionTransfer": "distillation.features",
+    "Backend": "quantization.backend",
     "BNScale": "pruning.bn_scale",
     "Block": "pruning.patterns",
     "CRD": "distillation.features",
@@ -151,6 +155,7 @@ _HOME = {
     "Targets": "targets",
     "Taylor": "pruning.scores",
     "Teacher": "distillation.teacher",
+    "TensorRT": "quantization.backend",
     "TokenClassificationModule": "models.positions",
     "Uniform": "pruning.distributions",
     "Unstructured": "pruning.patterns",
@@ -160,6 +165,7 @@ _HOME = {
     "carry_optimizer_state": "channels.optimizer_state",
     "export_executorch": "export.executorch",
     "export_onnx": "export.onnx.exporter",
+    "export_openvino": "export.openvino",
     "export_program": "export.program",
     "finalize": "quantization.finalize",
     "float_copy": "quantization.finalize",

@@ -42,6 +42,18 @@ def measure_latency(
     return compare_latencies({"": call}, repeats=repeats, warm_up=warm_up, timer=timer)[""]
 
 
+def latency_quartiles(call: Callable[[], Any], *, timer: Timer = time.perf_counter) -> tuple[float, float, float]:
+    """Return the lower quartile, the median and the upper quartile of the duration of a call in seconds, on one thread.
+
+    >>> from itertools import count
+    >>> clock = count()
+    >>> latency_quartiles(lambda: None, timer=lambda: float(next(clock)))
+    (1.0, 1.0, 1.0)
+    """
+    lower, median, upper = statistics.quantiles(interleaved_durations({"": call}, timer=timer)[""], method="inclusive")
+    return lower, median, upper
+
+
 def compare_latencies(
     calls: Mapping[_Key, Callable[[], Any]], *, repeats: int = 20, warm_up: int = 3, timer: Timer = time.perf_counter
 ) -> dict[_Key, float]:

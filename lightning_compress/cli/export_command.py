@@ -98,7 +98,7 @@ def _packed(run: ReopenedRun) -> WrittenFile:
 def _onnx(run: ReopenedRun) -> WrittenFile:
     # Not the finalized model: rounded weights would lose more when they are rounded again to the scales of the file.
     network = _network(run)
-    file = lc.export_onnx(network, run.out / "model.onnx", run.inputs[0])
+    file = lc.export_onnx(network, run.out / "model.onnx", run.inputs[0], backend=run.backend)
     ops = file.unquantized_ops if is_quantized(network) else ()
     return WrittenFile(file.path, file.num_bytes, file.latency, run.test_onnx(file.path), ops)
 

@@ -65,7 +65,7 @@ def _first_samples(tensor: Tensor, batch_size: int) -> Tensor:
 
 
 def export_int8_and_fp32(
-    model: LightningModule, module: str, inputs: Any, directory: Path
+    model: LightningModule, module: str, inputs: Any, directory: Path, backend: lc.Backend
 ) -> tuple[OnnxFile, OnnxFile]:
     """Export ``model.onnx``, quantized to INT8, and ``float.onnx``, the same weights in FP32.
 
@@ -74,10 +74,11 @@ def export_int8_and_fp32(
         module: Name of the submodule that is deployed.
         inputs: Example inputs of that submodule.
         directory: Directory to write to.
+        backend: Runtime for which the model was quantized.
     """
     # Not the finalized model: rounded weights would lose more when they are rounded again to the scales of the file.
     quantized = copy_for_deployment(model, module, "export").cpu()
-    int8 = lc.export_onnx(quantized, directory / "model.onnx", inputs)
+    int8 = lc.export_onnx(quantized, directory / "model.onnx", inputs, backend=backend)
     return int8, lc.export_onnx(lc.float_copy(model, module=module).cpu(), directory / "float.onnx", inputs)
 
 

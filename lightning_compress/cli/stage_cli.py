@@ -143,6 +143,11 @@ class StageCLI(CompressionCLI):
         modules = (t.targets.module for t in techniques if getattr(t, "targets", None))
         return next((module for module in modules if module), self.loaded_module)
 
+    @property
+    def backend(self) -> lc.Backend:
+        """Runtime for which the model is quantized."""
+        return getattr(self.config_init.get("quantization"), "backend", lc.Backend())
+
     def shrink(self) -> Metrics:
         """Physically remove pruned channels and test the remaining network."""
         pattern = getattr(self.config_init.get("pruning"), "pattern", None)
@@ -178,7 +183,9 @@ class StageCLI(CompressionCLI):
             return None
         if not self._has_inputs("No INT8 ONNX model is exported"):
             return None
-        int8, fp32 = export_int8_and_fp32(self.model, self.deployed_module, self.inputs[0], self.directory)
+        int8, fp32 = export_int8_and_fp32(
+            self.model, self.deployed_module, self.inputs[0], self.directory, self.backend
+        )
         evaluated = with_onnx_module(self.model, self.deployed_module, int8.path, self.inputs[0])
         metrics = self._evaluate(self._plain_trainer(), evaluated)
         return OnnxEvaluation(int8, fp32, metrics, time_files((fp32, int8), self.inputs[0]))

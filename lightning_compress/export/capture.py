@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 from lightning_compress.arguments import Arguments
 from lightning_compress.export.batch_inputs import dynamic_shapes
 from lightning_compress.export.failures import failure_message
-from lightning_compress.quantization.backend import Backend
+from lightning_compress.quantization.backend_operators import BackendOperators
 from lightning_compress.quantization.call_patcher import unwound
 from lightning_compress.quantization.finalize import copy_for_deployment
 from lightning_compress.quantization.insertion import is_quantized
@@ -41,7 +41,7 @@ def run_copy(model: nn.Module, inputs: Arguments) -> Simulation:
         return simulate(copy_for_deployment(model, "", "export"), inputs)
 
 
-def lower_for(simulation: Simulation, backend: Backend) -> LoweredModel:
+def lower_for(simulation: Simulation, operators: BackendOperators) -> LoweredModel:
     """Lower a model with quantizers for a target; a model without quantizers stays as it is.
 
     Raises:
@@ -49,8 +49,8 @@ def lower_for(simulation: Simulation, backend: Backend) -> LoweredModel:
     """
     if not is_quantized(simulation.model):
         return LoweredModel(simulation.model)
-    lowered = lower(simulation, backend)
-    backend.check(lowered.layers)
+    lowered = lower(simulation, operators)
+    operators.check(lowered.layers)
     return lowered
 
 

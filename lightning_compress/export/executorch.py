@@ -21,7 +21,7 @@ from lightning_compress.export.lowered_parity import SplitModel, compare_segment
 from lightning_compress.export.output_comparison import relative_difference, tensor_leaves, top1_agreement
 from lightning_compress.export.requirements import require
 from lightning_compress.export.subprocess_check import run_in_subprocess
-from lightning_compress.quantization.backend import Backend, Bias, QParams, QuantizedLayer, Weight
+from lightning_compress.quantization.backend_operators import BackendOperators, Bias, QParams, QuantizedLayer, Weight
 from lightning_compress.quantization.lowering import LoweredModel
 from lightning_compress.quantization.value_roles import DATA_MOVEMENT
 from lightning_compress.targets import shorten
@@ -34,9 +34,9 @@ import pathlib, sys, torch
 from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
 _unsafe_reset_threadpool(1)
 from lightning_compress.export.executorch import load_program
-from lightning_compress.profiling import measure_latency
+from lightning_compress.profiling import latency_quartiles
 run = load_program(pathlib.Path(sys.argv[1]).read_bytes(), torch.load("inputs.pt"))
-torch.save((run(), measure_latency(run)), "outputs.pt")
+torch.save((run(), latency_quartiles(run)), "outputs.pt")
 """
 
 
@@ -85,21 +85,21 @@ def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -
         1
     """
     require("executorch", "torchao", extra="executorch")
-    backend, inputs = ExecutorchBackend(), as_arguments(example_inputs)
+    operators, inputs = ExecutorchOperators(), as_arguments(example_inputs)
     simulation = run_copy(model, inputs)
-    lowered = lower_for(simulation, backend)
+    lowered = lower_for(simulation, operators)
     edge = _delegate(lowered.model, inputs)
     graph = edge.exported_program().graph_module
     undelegated = tuple(_call_name(node) for node in _undelegated(graph))
     _check_delegated(graph, lowered)
     with atomic_write(path) as partial:
         partial.write_bytes(_serialize(model, edge))
-        steps = compare_segments(simulation, backend, _run_split)
+        steps = compare_segments(simulation, operators, _run_split)
         expected, (actual, seconds) = tensor_leaves(simulation.output), _run_file(partial, inputs, undelegated)
     return ExecutorchFile(
         path=Path(path),
         num_bytes=Path(path).stat().st_size,
-        latency=seconds,
+        latency_quartiles=seconds,
         steps=steps,
         difference=relative_difference(expected, actual),
         unquantized_ops=tuple(lowered.unquantized_ops),
@@ -109,7 +109,7 @@ def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -
     )
 
 
-class ExecutorchBackend(Backend):
+class ExecutorchOperators(BackendOperators):
     """Quantization as ``quantized_decomposed`` operators, which XNNPACK's partitioner matches."""
 
     name = "ExecuTorch"
@@ -165,7 +165,7 @@ def _delegate(model: nn.Module, inputs: Arguments) -> Any:
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    with exporting(model, ExecutorchBackend.name):
+    with exporting(model, ExecutorchOperators.name):
         program = capture(model, inputs, dynamic_batch=False)
         quantize_concatenated(program.graph_module)
         duplicate_dequantize(program.graph_module)
@@ -198,12 +198,14 @@ def _call_name(node: Node) -> str:
 
 
 def _serialize(model: nn.Module, edge: Any) -> bytes:
-    with exporting(model, ExecutorchBackend.name, edge.exported_program):
+    with exporting(model, ExecutorchOperators.name, edge.exported_program):
         return edge.to_executorch().buffer
 
 
-def _run_file(path: Path, inputs: Arguments, undelegated: tuple[str, ...]) -> tuple[list[Tensor], float]:
-    """Return the outputs of the file and its latency in seconds."""
+def _run_file(
+    path: Path, inputs: Arguments, undelegated: tuple[str, ...]
+) -> tuple[list[Tensor], tuple[float, float, float]]:
+    """Return the outputs of the file and the quartiles of its latency in seconds."""
     try:
         return run_in_subprocess(_SCRIPT, path, inputs)
     except RuntimeError as error:

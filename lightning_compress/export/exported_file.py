@@ -13,7 +13,8 @@ class ExportedFile:
     Attributes:
         path: The file.
         num_bytes: Size of the file.
-        latency: Median seconds of a run on the example inputs in the target's runtime, one thread of this CPU.
+        latency_quartiles: Lower quartile, median and upper quartile of the seconds of a run on the example inputs in
+            the target's runtime, one thread of this CPU.
         steps: Largest difference of each quantized activation from the model's on identical inputs, in LSB; ``None``
             for an FP32 file.
         difference: Largest difference of the outputs from the model's, relative to their largest absolute value.
@@ -22,10 +23,15 @@ class ExportedFile:
 
     path: Path
     num_bytes: int
-    latency: float
+    latency_quartiles: tuple[float, float, float]
     steps: dict[str, int] | None
     difference: float
     unquantized_ops: tuple[str, ...]
+
+    @property
+    def latency(self) -> float:
+        """Median seconds of a run."""
+        return self.latency_quartiles[1]
 
     @property
     def left_in_float(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.arguments import Arguments
-from lightning_compress.quantization.backend import Backend, Bias, QParams, Weight
+from lightning_compress.quantization.backend_operators import BackendOperators, Bias, QParams, Weight
 from lightning_compress.quantization.insertion import is_quantized
 from lightning_compress.quantization.lowering import lower
 from lightning_compress.quantization.simulation import Simulation
@@ -28,16 +28,16 @@ class SplitModel(nn.Module):
 
     Args:
         simulation: Run of a model with quantizers.
-        backend: Target of the export.
+        operators: Operators of the target.
 
     Attributes:
         feeds: Activations of the simulation in the order of execution, dequantized to FP32.
     """
 
-    def __init__(self, simulation: Simulation, backend: Backend) -> None:
+    def __init__(self, simulation: Simulation, operators: BackendOperators) -> None:
         super().__init__()
-        self._backend = _SplitBackend(backend)
-        lowered = lower(simulation, self._backend)
+        self._operators = _SplitOperators(operators)
+        lowered = lower(simulation, self._operators)
         self.model = lowered.model
         self._qparams = [qparams for qparams in lowered.activations if not qparams.is_requantized]
         simulated = simulation.integers
@@ -54,9 +54,9 @@ class SplitModel(nn.Module):
 
     def forward(self, args: Sequence[Any], kwargs: Mapping[str, Any], feeds: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the activation that each segment computes, dequantized to FP32."""
-        self._backend.feeds, self._backend.computed = iter(feeds), []
+        self._operators.feeds, self._operators.computed = iter(feeds), []
         self.model(*args, **kwargs)
-        return tuple(self._backend.computed)
+        return tuple(self._operators.computed)
 
     def lsb_errors(self, computed: Sequence[Tensor]) -> dict[str, int]:
         """Return the largest difference of each activation from the simulation, in LSB.
@@ -72,13 +72,13 @@ class SplitModel(nn.Module):
 
 
 def compare_segments(
-    simulation: Simulation, backend: Backend, run: Callable[[SplitModel, Arguments], Sequence[Tensor]]
+    simulation: Simulation, operators: BackendOperators, run: Callable[[SplitModel, Arguments], Sequence[Tensor]]
 ) -> dict[str, int] | None:
     """Compare every quantized activation of a lowered model with the simulation.
 
     Args:
         simulation: Run of the model on positional and keyword arguments.
-        backend: Target of the export.
+        operators: Operators of the target.
         run: Runs the split model on arguments in the target's runtime.
 
     Returns:
@@ -89,30 +89,31 @@ def compare_segments(
     """
     if not is_quantized(simulation.model):
         return None
-    split = SplitModel(simulation, backend)
+    split = SplitModel(simulation, operators)
     return split.lsb_errors(run(split, ((*simulation.inputs, split.feeds), {})))
 
 
-class _SplitBackend(Backend):
-    """Backend that records each activation and continues with the simulation's."""
+class _SplitOperators(BackendOperators):
+    """Operators of a target that record each activation and continue with the simulation's."""
 
-    def __init__(self, backend: Backend) -> None:
-        self.name, self.unsigned, self.not_propagated = backend.name, backend.unsigned, backend.not_propagated
-        self.backend = backend
+    def __init__(self, operators: BackendOperators) -> None:
+        self.name, self.backend, self.unsigned = operators.name, operators.backend, operators.unsigned
+        self.not_propagated = operators.not_propagated
+        self.operators = operators
         self.feeds: Iterator[Tensor] = iter(())
         self.computed: list[Tensor] = []
 
     def activation(self, x: Tensor, qparams: QParams) -> Tensor:
         if qparams.is_requantized:
-            return self.backend.activation(x, qparams)
-        self.computed.append(self.backend.activation(x, qparams))
-        return self.backend.activation(next(self.feeds), qparams)
+            return self.operators.activation(x, qparams)
+        self.computed.append(self.operators.activation(x, qparams))
+        return self.operators.activation(next(self.feeds), qparams)
 
     def weight(self, weight: Weight) -> Tensor:
-        return self.backend.weight(weight)
+        return self.operators.weight(weight)
 
     def bias(self, bias: Bias) -> Tensor:
-        return self.backend.bias(bias)
+        return self.operators.bias(bias)
 
 
 def max_lsb_errors(names: Sequence[str], expected: Sequence[Tensor], integers: Sequence[Tensor]) -> dict[str, int]:

@@ -21,8 +21,8 @@ from lightning_compress.export.exported_file import ExportedFile
 from lightning_compress.export.lowered_parity import SplitModel, compare_segments
 from lightning_compress.export.output_comparison import relative_difference, tensor_leaves
 from lightning_compress.export.subprocess_check import run_in_subprocess
-from lightning_compress.profiling import measure_latency
-from lightning_compress.quantization.backend import Backend, Bias, QParams, Weight
+from lightning_compress.profiling import latency_quartiles
+from lightning_compress.quantization.backend_operators import BackendOperators, Bias, QParams, Weight
 from lightning_compress.quantization.lowering import LoweredModel
 
 # The check runs where this package cannot be imported, as for a user who has only the file and PyTorch.
@@ -77,32 +77,32 @@ def export_program(
         ...     torch.export.load(file.path).module()(torch.ones(3, 4)).shape
         torch.Size([3, 2])
     """
-    backend, inputs = (
-        ProgramBackend(),
+    operators, inputs = (
+        ProgramOperators(),
         as_arguments(with_two_samples(example_inputs) if dynamic_batch else example_inputs),
     )
     simulation = run_copy(model, inputs)
-    lowered = lower_for(simulation, backend)
-    with exporting(model, backend.name):
+    lowered = lower_for(simulation, operators)
+    with exporting(model, operators.name):
         program = capture(lowered.model, inputs, dynamic_batch=dynamic_batch)
     with atomic_write(path) as partial:
         _save(program, partial)
         loaded = torch.export.load(partial)
         _check_integers(loaded, lowered)
-        steps = compare_segments(simulation, backend, _run_split)
+        steps = compare_segments(simulation, operators, _run_split)
         difference = relative_difference(tensor_leaves(simulation.output), run_in_subprocess(_SCRIPT, partial, inputs))
         seconds = _latency(loaded.module(), as_arguments(example_inputs))
     return ProgramFile(
         path=Path(path),
         num_bytes=Path(path).stat().st_size,
-        latency=seconds,
+        latency_quartiles=seconds,
         steps=steps,
         difference=difference,
         unquantized_ops=tuple(lowered.unquantized_ops),
     )
 
 
-class ProgramBackend(Backend):
+class ProgramOperators(BackendOperators):
     """Quantization as arithmetic of core operators, which every version of PyTorch loads."""
 
     name = "an ExportedProgram"
@@ -148,7 +148,7 @@ def _run_split(split: SplitModel, arguments: Arguments) -> Sequence[Tensor]:
         return split(*args)
 
 
-def _latency(model: nn.Module, inputs: Arguments) -> float:
+def _latency(model: nn.Module, inputs: Arguments) -> tuple[float, float, float]:
     args, kwargs = inputs
     with torch.no_grad():
-        return measure_latency(lambda: model(*args, **kwargs))
+        return latency_quartiles(lambda: model(*args, **kwargs))

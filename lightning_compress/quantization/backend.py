@@ -1,175 +1,62 @@
-"""Data of a lowered model, and the interface that an export target implements."""
+"""Runtimes for which a model is quantized: the integers that they take, and the calls that they compute with them."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
-class QParams:
-    """Quantization parameters of an activation.
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """Integer arithmetic of a runtime, for which quantizers are placed.
 
-    Attributes:
-        name: Name of the quantization point in the model.
-        scale: Scale.
-        zero_point: Zero point.
-        quant_min: Smallest integer.
-        quant_max: Largest integer.
-        offset: Difference of the integers from those of the fake-quantized model.
-        is_requantized: The values have these parameters already and were only moved.
-        is_input: The point is an input of a call, not its output.
+    The defaults are those of ONNX Runtime, OpenVINO and XNNPACK (ExecuTorch): 8-bit activations with one scale and zero
+    point per tensor, symmetric weights with a scale per output channel, and kernels from integers to integers. For
+    another runtime, such as that of a neural processing unit, give its own arithmetic.
+
+    Args:
+        name: Name in messages.
+        symmetric: Activations have the zero point 0; they are affine otherwise.
+        functions: Functions that are computed from integers to integers, besides convolutions, linear layers, clipping
+            activations and those that only move values.
+        fuses_epilogues: Kernels of layers compute the FP32 operations behind them before the result is stored:
+            activation functions, and the addition of a residual to a convolution. Only the inputs of layers are
+            quantized, and the other operand of such an addition. Otherwise kernels return integers, so that every
+            output is quantized.
+        shares_scales: The operands of a concatenation and its result have one scale, so that it copies bytes.
+        integer_bias: Biases are INT32, in units of the product of the scales of input and weight; else FP32.
+
+    >>> Backend(name="an accelerator", symmetric=True).functions[:3]
+    ('add', 'sub', 'mul')
     """
 
-    name: str
-    scale: float
-    zero_point: int
-    quant_min: int
-    quant_max: int
-    offset: int = 0
-    is_requantized: bool = False
-    is_input: bool = False
-
-    @property
-    def is_8_bit(self) -> bool:
-        """True if the integers span 8 bits: 255 if affine, and 254 if symmetric, from -127 to 127."""
-        return self.quant_max - self.quant_min >= 254
-
-    def shifted(self, by: int) -> QParams:
-        """Return parameters of the same values with integers that are larger by ``by``."""
-        moved = {name: getattr(self, name) + by for name in ("zero_point", "quant_min", "quant_max", "offset")}
-        return replace(self, **moved)
+    name: str = "ONNX Runtime"
+    symmetric: bool = False
+    functions: tuple[str, ...] = (
+        "add", "sub", "mul", "cat", "stack",
+        "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean",
+        "hardswish", "silu", "sigmoid", "hardsigmoid", "leaky_relu", "elu", "prelu",
+    )  # fmt: skip
+    fuses_epilogues: bool = False
+    shares_scales: bool = False
+    integer_bias: bool = True
 
 
-@dataclass(frozen=True)
-class Weight:
-    """INT8 weight of a layer, with a folded batch norm.
+@dataclass(frozen=True, kw_only=True)
+class TensorRT(Backend):
+    """NVIDIA's TensorRT, which takes explicit quantize and dequantize nodes with zero point 0.
 
-    Attributes:
-        name: Layer name.
-        integers: int8, of the weight's shape.
-        scale: Positive, ``(channels,)``.
-        axis: Channel dimension.
-        zero_point: Zeros, int64, ``(channels,)``; stored here, so that exporters find a constant.
-        value: Dequantized weight, float32.
+    Convolutions and linear layers read INT8 and return FP32 or FP16, with activation functions and a residual addition
+    fused into the kernel: a quantizer in between would prevent the fusion. Concatenations have one scale. After
+    https://docs.nvidia.com/deeplearning/tensorrt/latest/inference-library/work-quantized-types.html.
+
+    >>> from lightning_compress import QuantizationAwareTraining
+    >>> QuantizationAwareTraining(backend=TensorRT()).backend.symmetric
+    True
     """
 
-    name: str
-    integers: Tensor
-    scale: Tensor
-    axis: int
-    zero_point: Tensor
-    value: Tensor
-
-    @classmethod
-    def of(cls, name: str, integers: Tensor, scale: Tensor, axis: int) -> Weight:
-        """Return the weight with its zero points and its dequantized value."""
-        shape = [-1 if dim == axis else 1 for dim in range(integers.ndim)]
-        zeros = torch.zeros(len(scale), dtype=torch.int64)
-        return cls(name, integers, scale, axis, zeros, integers * scale.view(shape))
-
-    def dequantize(self) -> Tensor:
-        """Compute the weight in FP32 from its integers; a graph of it stores these."""
-        shape = [-1 if dim == self.axis else 1 for dim in range(self.integers.ndim)]
-        return self.integers * self.scale.view(shape)
-
-
-@dataclass(frozen=True)
-class Bias:
-    """INT32 bias of a layer.
-
-    Attributes:
-        name: Layer name.
-        integers: int32, ``(channels,)``.
-        scale: Product of the scales of input and weight, ``(channels,)``.
-        value: Dequantized bias, float32, ``(channels,)``.
-    """
-
-    name: str
-    integers: Tensor
-    scale: Tensor
-    value: Tensor
-
-
-@dataclass
-class QuantizedLayer:
-    """Call with a quantized weight.
-
-    Attributes:
-        name: Module name.
-        function: Function name.
-        weight: Weight.
-        bias: Bias, if there is one; in FP32 if the input is FP32, or if groups of channels share scales.
-        input: Quantization parameters of the input; ``None`` if it is FP32.
-        bias_module: Name of the module that owns the bias: the layer, or the batch norm that is folded into it last;
-            ``None`` if another affine map is folded last.
-        bias_error: Rounding error of the bias, float64; ``None`` without an INT32 bias.
-        is_integer: True if both input and output are quantized, so that an INT8 kernel can compute it.
-    """
-
-    name: str
-    function: str
-    weight: Weight
-    bias: Bias | Tensor | None
-    input: QParams | None
-    bias_module: str | None
-    bias_error: Tensor | None
-    is_integer: bool
-
-
-@dataclass(frozen=True)
-class QuantizedOp:
-    """Quantized call without a weight.
-
-    Attributes:
-        module: Module name.
-        function: Function name.
-        qparams: Quantization parameters of the output, after a clipping activation that alone reads it.
-    """
-
-    module: str
-    function: str
-    qparams: QParams
-
-    @property
-    def name(self) -> str:
-        """Name of the call, ``"<module>.<function>"``."""
-        return f"{self.module}.{self.function}".lstrip(".")
-
-
-class Backend(ABC):
-    """Target of an export: the form in which it stores quantized tensors, and its restrictions.
-
-    Attributes:
-        name: Name of the target, as messages give it.
-        unsigned: True if activations are quantized to uint8, False if to int8.
-        not_propagated: Names of data-movement functions through which the target does not propagate quantization
-            parameters; their results are quantized again.
-    """
-
-    name: str
-    unsigned: bool = True
-    not_propagated: frozenset[str] = frozenset()
-
-    @abstractmethod
-    def activation(self, x: Tensor, qparams: QParams) -> Tensor:
-        """Quantize and dequantize an activation."""
-
-    @abstractmethod
-    def weight(self, weight: Weight) -> Tensor:
-        """Dequantize a constant weight."""
-
-    @abstractmethod
-    def bias(self, bias: Bias) -> Tensor:
-        """Dequantize a constant bias, or return its FP32 value."""
-
-    def check(self, layers: Sequence[QuantizedLayer]) -> None:  # noqa: B027 (optional)
-        """Check that the target supports the quantized layers.
-
-        Raises:
-            ValueError: If it does not support one of them.
-        """
+    name: str = "TensorRT"
+    symmetric: bool = True
+    functions: tuple[str, ...] = ("add", "cat")
+    fuses_epilogues: bool = True
+    shares_scales: bool = True
+    integer_bias: bool = False

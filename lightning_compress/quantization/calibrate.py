@@ -12,6 +12,7 @@ from torch import nn
 from lightning_compress.arguments import call_model
 from lightning_compress.masked_norms import check_no_masked_norms
 from lightning_compress.module_copies import copy_module
+from lightning_compress.quantization.backend import Backend
 from lightning_compress.quantization.insertion import is_quantized, quantizers_of
 from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.quantizer import quantizer_mode
@@ -28,6 +29,7 @@ def calibrate(
     weights: QuantizationSpec = Int(8),
     activations: QuantizationSpec = Int(8),
     targets: Targets = Targets(),
+    backend: Backend = Backend(),
 ) -> nn.Module:
     """Quantize a trained model without further training (post-training quantization).
 
@@ -37,6 +39,7 @@ def calibrate(
         weights: Specification of the weights: one for all, or by globs over module names; ``None`` keeps FP32.
         activations: Specification of the inputs and outputs of the layers, in the same form.
         targets: Layers to quantize.
+        backend: Runtime for which quantizers are placed.
 
     Returns:
         A fake-quantized copy in eval mode.
@@ -61,7 +64,7 @@ def calibrate(
     with unfrozen(prepared.parameters()):  # nothing is trained: a frozen model is quantized like any other
         is_target = owning_modules(targets.select(prepared))
     graph = trace(prepared, first)
-    QuantizerPlan(weights, activations, is_target).insert_traced(prepared, graph)
+    QuantizerPlan(weights, activations, is_target, backend).insert_traced(prepared, graph)
     refs = list(quantizers_of(prepared))
     if not refs:
         raise ValueError("calibrate: the first batch calls none of the targets; is it an input of the model?")

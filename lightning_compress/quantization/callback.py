@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import final
 
 from lightning_compress.constraints.completed_steps import CompletedSteps, counted_optimizers, optimizers_of
+from lightning_compress.quantization.backend import Backend
 from lightning_compress.quantization.graph_tracer import GraphTracer
 from lightning_compress.quantization.insertion import QuantizerRef, digest, is_quantized, quantizers_of
 from lightning_compress.quantization.int_spec import Int
@@ -60,6 +61,8 @@ class QuantizationAwareTraining(CompressionCallback):
         targets: Selection of the layers.
         example_inputs: Arguments of ``targets.module``: a tensor, a tuple, or a dict of keyword arguments. By default
             the module's ``example_input_array``, or the arguments that it receives in one training step.
+        backend: Runtime for which quantizers are placed, so that what is trained is what it computes:
+            ``lc.TensorRT()``, or by default that of ONNX Runtime, OpenVINO and ExecuTorch.
 
     Attributes:
         unquantized_ops: Names of the calls that compute in FP32, ``"<module>.<function>"``.
@@ -81,6 +84,7 @@ class QuantizationAwareTraining(CompressionCallback):
         schedule: QATSchedule = QATSchedule(),
         targets: Targets = Targets(),
         example_inputs: Any = None,
+        backend: Backend = Backend(),
     ) -> None:
         super().__init__(targets)
         weights, activations = plain_mapping(weights), plain_mapping(activations)
@@ -90,9 +94,10 @@ class QuantizationAwareTraining(CompressionCallback):
         self.activations: QuantizationSpec = activations
         self.schedule = schedule
         self.example_inputs = example_inputs
+        self.backend = backend
         self.unquantized_ops: list[str] = []
         self.steps = 0
-        QuantizerPlan(weights, activations, {})
+        QuantizerPlan(weights, activations, {}, backend)
         self._phase: tuple[int, bool, bool] | None = None
         self._preparation: ModelPreparation | None = None
         self._hooks: list[CompletedSteps] = []
@@ -135,6 +140,7 @@ class QuantizationAwareTraining(CompressionCallback):
             pl_module,
             weights=self.weights,
             activations=self.activations,
+            backend=self.backend,
             targets=self.targets,
             example_inputs=self.example_inputs,
         )

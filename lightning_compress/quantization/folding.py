@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_compress.quantization.backend import Bias, QParams, Weight
+from lightning_compress.quantization.backend_operators import Bias, QParams, Weight
 
 # Largest integer of a bias: the accumulator that it is added to is int32, and half of its range is left to the sum of
 # products.

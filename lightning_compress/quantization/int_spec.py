@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lightning_compress.quantization.backend import Backend
 from lightning_compress.quantization.observers import MinMax, MovingAverage, Observer
 
 
@@ -64,12 +65,20 @@ class Int:
             observer=self.observer or MinMax(),
         )
 
-    def for_activations(self) -> Int:
+    def for_activations(self, backend: Backend = Backend()) -> Int:
         """Return a copy with the defaults of activations filled in.
 
+        Args:
+            backend: Arithmetic of the runtime.
+
         Raises:
-            ValueError: If ``granularity`` is not ``"tensor"``.
+            ValueError: If ``granularity`` is not ``"tensor"``, or if the backend does not take affine activations.
         """
+        if backend.symmetric and self.symmetric is False:
+            raise ValueError(
+                f"activations: Int(symmetric=False) has zero points, and {backend.name} takes only 0: leave out "
+                "symmetric."
+            )
         if self.granularity not in (None, "tensor"):
             raise ValueError(
                 f"activations: Int(granularity={self.granularity!r}) is for weights; activations share one scale "
@@ -77,7 +86,7 @@ class Int:
             )
         return replace(
             self,
-            symmetric=self.symmetric is True,
+            symmetric=self.symmetric is True or backend.symmetric,
             granularity="tensor",
             observer=self.observer or MovingAverage(),
         )

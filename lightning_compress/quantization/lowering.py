@@ -16,13 +16,21 @@ from torch import Tensor, nn
 
 from lightning_compress.module_copies import copy_module
 from lightning_compress.quantization.affine_maps import argument, as_factor, position_of_data, shares_scales
-from lightning_compress.quantization.backend import Backend, Bias, QParams, QuantizedLayer, QuantizedOp
+from lightning_compress.quantization.backend import Backend
+from lightning_compress.quantization.backend_operators import (
+    BackendOperators,
+    Bias,
+    QParams,
+    QuantizedLayer,
+    QuantizedOp,
+)
 from lightning_compress.quantization.call_patcher import CallPatcher, CallSite, install_all
 from lightning_compress.quantization.fake_quantized_call import FakeQuantizedCall
 from lightning_compress.quantization.folding import fold, quantize_bias
 from lightning_compress.quantization.function_names import CHANNEL_AXIS
-from lightning_compress.quantization.insertion import QuantizerRef, quantizers_of, remove_quantizers
+from lightning_compress.quantization.insertion import quantizers_of, remove_quantizers
 from lightning_compress.quantization.lowered_calls import FoldedCall, LoweredCall, LoweredQuantizer
+from lightning_compress.quantization.lowering_checks import check_finite, check_quantizers, check_shared_scales
 from lightning_compress.quantization.placement import CLIPPING, PlacedCall, Placement, Role
 from lightning_compress.quantization.quantizer import Quantizer
 from lightning_compress.quantization.simulation import Simulation
@@ -31,7 +39,7 @@ from lightning_compress.quantization.tracing import Node
 
 @dataclass
 class LoweredModel:
-    """Copy of a model that computes in the form of a backend.
+    """Copy of a model that computes with the operators of a backend.
 
     Attributes:
         model: The copy, in eval mode.
@@ -48,24 +56,24 @@ class LoweredModel:
     unquantized_ops: list[str] = field(default_factory=list)
 
 
-def lower(simulation: Simulation, backend: Backend) -> LoweredModel:
-    """Lower a model with quantizers to a backend.
+def lower(simulation: Simulation, operators: BackendOperators) -> LoweredModel:
+    """Lower a model with quantizers to the operators of a backend.
 
     Args:
         simulation: Run of the model, which is not modified.
-        backend: Target of the export.
+        operators: Operators of the target of an export.
 
     Raises:
         ValueError: If there are no quantizers, or none has observed a batch; for weights that integer kernels do not
             support: affine ones, those with a scale per group of inputs, and NaN.
     """
-    lowering = _Lowering(simulation, unsigned=backend.unsigned)
+    lowering = _Lowering(simulation, operators.backend, unsigned=operators.unsigned)
     model = copy_module(simulation.model)
     remove_quantizers(model)
     lowered = LoweredModel(model, unquantized_ops=[*simulation.graph.opaque])
     table: dict[str, dict[CallSite, Any]] = {}
     for node in simulation.graph.without_dead_calls():
-        action = lowering.lower(node, backend, lowered)
+        action = lowering.lower(node, operators, lowered)
         if action is not None:
             table.setdefault(node.module, {})[node.call] = action
     install_all(model, {name: CallPatcher(actions) for name, actions in table.items()})
@@ -78,7 +86,7 @@ def quantized_layers(simulation: Simulation) -> list[QuantizedLayer]:
     Raises:
         ValueError: As :func:`lower`.
     """
-    return [*_Lowering(simulation, unsigned=True).layers.values()]
+    return [*_Lowering(simulation, Backend(), unsigned=True).layers.values()]
 
 
 @torch.no_grad()
@@ -116,10 +124,11 @@ class _Lowering:
         layers: Layers with a quantized weight.
     """
 
-    def __init__(self, simulation: Simulation, *, unsigned: bool) -> None:
-        _check(quantizers_of(simulation.model))
+    def __init__(self, simulation: Simulation, backend: Backend, *, unsigned: bool) -> None:
+        check_quantizers(quantizers_of(simulation.model), backend)
         self._model = simulation.model
         self._graph = simulation.graph
+        self._backend = backend
         self._unsigned = unsigned
         self._live = self._graph.live_values
         # Targets are the layers with a weight quantizer. If only activations are quantized, the placement must have
@@ -127,20 +136,22 @@ class _Lowering:
         layers = [node for node in self._graph.nodes if node.call.function in CHANNEL_AXIS]
         is_target = {node.module: _weight_quantizer(node) is not None for node in layers}
         has_weights = any(is_target.values())
-        self._placement = Placement(self._graph, is_target if has_weights else dict.fromkeys(is_target, True))
+        is_target = is_target if has_weights else dict.fromkeys(is_target, True)
+        self._placement = Placement(self._graph, is_target, backend)
+        check_shared_scales(simulation.model, self._placement, backend)
         self._qparams = {node: self._qparams_of(node) for node in self._graph.nodes}
         self._is_unquantized = {node: self._computes_in_fp32(call) for node, call in self._placement.calls.items()}
         self.layers = {node: self._layer(node) for node in layers if _weight_quantizer(node) is not None}
 
-    def lower(self, node: Node, backend: Backend, lowered: LoweredModel) -> FakeQuantizedCall | None:
+    def lower(self, node: Node, operators: BackendOperators, lowered: LoweredModel) -> FakeQuantizedCall | None:
         """Return the action at a call, and list in ``lowered`` what it computes."""
         call = self._placement.calls[node]
-        action = self._activations_of(call, backend, lowered)
+        action = self._activations_of(call, operators, lowered)
         if self._is_unquantized[node]:
             lowered.unquantized_ops.append(node.name)
         if node in self.layers:
             lowered.layers.append(self.layers[node])
-            return LoweredCall.of(action, self.layers[node], backend)
+            return LoweredCall.of(action, self.layers[node], operators)
         if call.role is Role.FOLDED and not self._is_unquantized[node]:
             return FoldedCall.of(action, position_of_data(node))
         # Clips are fused into the call before, and are not counted as kernels of their own.
@@ -157,8 +168,8 @@ class _Lowering:
         assert node.arguments is not None
         args, kwargs = node.arguments
         weight, bias = argument(args, kwargs, 1, "weight"), argument(args, kwargs, 2, "bias")
-        _check_finite(node.module, "weight", weight)
-        _check_finite(node.module, "bias", bias)
+        check_finite(node.module, "weight", weight)
+        check_finite(node.module, "bias", bias)
         # The integers of training, not those of the folded weight: the maps go into the scale alone.
         integers = quantizer.to_integers(module, weight)
         scale, _ = quantizer.qparams(module)
@@ -168,8 +179,8 @@ class _Lowering:
         # y = factor * (W x + b) + shift = (factor * W) x + (factor * b + shift), in float64 as factors may be tiny.
         for each in maps:
             factor, shift = as_factor(each)
-            _check_finite(each.module, "statistics or weights", factor)
-            _check_finite(each.module, "statistics or weights", shift)
+            check_finite(each.module, "statistics or weights", factor)
+            check_finite(each.module, "statistics or weights", shift)
             bias = shift if bias is None else shift + factor * bias.detach().double()
             scale = scale * factor
         if maps and bias is not None:
@@ -177,7 +188,8 @@ class _Lowering:
         # The LSB of the int32 accumulator is input scale * weight scale, and the bias is added to it in the same unit.
         # There is none for an FP32 input, nor where output channels of several groups share a weight scale.
         qparams = self._input_qparams(node)
-        bias_qparams = None if shares_scales(node.call.function, args, kwargs) else qparams
+        is_integer_bias = self._backend.integer_bias and not shares_scales(node.call.function, args, kwargs)
+        bias_qparams = qparams if is_integer_bias else None
         input_scale = bias_qparams.scale if bias_qparams is not None else None
         folded = fold(node.module, integers, scale, axis, bias=bias, input_scale=input_scale)
         quantized = quantize_bias(folded, bias, bias_qparams)
@@ -206,11 +218,17 @@ class _Lowering:
         if call.role is not Role.INTEGER:
             return call.role is Role.FP32 and any(len(shape) > 0 for shape in node.shapes)
         # Integer kernels multiply integers: a single FP32 operand has the whole call computed in FP32.
-        inputs = [self._input_qparams(node, k) for k in range(len(call.data))]
-        if node.call.function == "linear":  # its kernel can return the accumulator in FP32
+        accumulator = self._placement.accumulator(node)
+        inputs = [self._input_qparams(node, k) for k in range(len(call.data)) if k != accumulator]
+        name = node.call.function
+        if self._backend.fuses_epilogues and name in CLIPPING:
+            producer = self._graph.producer.get(node.operands[0])
+            return producer is None or self._computes_in_fp32(self._placement.calls[producer])
+        # Kernels that can return the accumulator in FP32.
+        if name == "linear" or (self._backend.fuses_epilogues and (name in CHANNEL_AXIS or accumulator is not None)):
             return None in inputs
         # A clip after an FP32 call is part of the quantization of its result: it clamps to the same range.
-        clips = node.call.function in CLIPPING and "output" in self._qparams[node]
+        clips = name in CLIPPING and "output" in self._qparams[node]
         return not clips and (None in inputs or self._output_qparams(node) is None)
 
     def _layer_before(self, node: Node) -> Node:
@@ -227,19 +245,21 @@ class _Lowering:
         is_fused = users[0].call.function in CLIPPING or self._placement.calls[users[0]].role is Role.FOLDED
         return self._output_qparams(users[0]) if is_fused else None
 
-    def _activations_of(self, call: PlacedCall, backend: Backend, lowered: LoweredModel) -> FakeQuantizedCall | None:
+    def _activations_of(
+        self, call: PlacedCall, operators: BackendOperators, lowered: LoweredModel
+    ) -> FakeQuantizedCall | None:
         """Return the action that quantizes the activations of a call, and list their parameters in ``lowered``."""
         node, action = call.node, FakeQuantizedCall()
         for role, qparams in self._qparams[node].items():
             lowered.activations.append(qparams)
-            action.put(role, cast(Quantizer, LoweredQuantizer(qparams, backend)))
+            action.put(role, cast(Quantizer, LoweredQuantizer(qparams, operators)))
         # Runtimes select an INT8 kernel by the quantize nodes around a call. Where they do not propagate parameters
         # through a call that only moves values, its outputs are quantized again, to the same integers.
-        if node.call.function in backend.not_propagated and (moved := self._input_qparams(node)) is not None:
+        if node.call.function in operators.not_propagated and (moved := self._input_qparams(node)) is not None:
             again = replace(moved, is_requantized=True, is_input=False)
             # The part of a split that nothing reads is in no file.
             lowered.activations += [again] * len(self._live.intersection(node.outputs))
-            action.output = cast(Quantizer, LoweredQuantizer(again, backend))
+            action.output = cast(Quantizer, LoweredQuantizer(again, operators))
             return action
         return action if self._qparams[node] else None
 
@@ -280,33 +300,3 @@ def _bias_module(node: Node, maps: tuple[Node, ...]) -> str | None:
     if not maps:
         return node.module
     return maps[-1].module if maps[-1].call.function == "batch_norm" else None
-
-
-def _check(refs: Iterable[QuantizerRef]) -> None:
-    refs = list(refs)
-    if not refs:
-        raise ValueError("The model has no quantizers: train it with QuantizationAwareTraining, or calibrate() it.")
-    if not any(ref.quantizer.ready for ref in refs):
-        raise ValueError(
-            f"The observer of {refs[0].name!r} has never observed a batch: train or calibrate before exporting."
-        )
-    for ref in refs:
-        spec, is_weight = ref.quantizer.spec, ref.quantizer.is_weight
-        # A zero point of the weight would add a sum over the inputs to every output, which the kernels leave out.
-        if is_weight and not spec.symmetric:
-            raise ValueError(
-                f"The weights of {ref.layer!r} are affine, which integer kernels do not support: use symmetric=True."
-            )
-        # The accumulator sums over all inputs before it is rescaled: they must share the scale.
-        if is_weight and isinstance(spec.granularity, int):
-            raise ValueError(
-                f"The weights of {ref.layer!r} have a scale for each group of {spec.granularity} inputs, which integer "
-                "kernels do not support: use granularity='channel'."
-            )
-
-
-def _check_finite(name: str, kind: str, tensor: Tensor | None) -> None:
-    if tensor is not None and not bool(torch.isfinite(tensor).all()):
-        raise ValueError(
-            f"{name!r} has NaN or infinity in its {kind}: training has diverged; load an earlier checkpoint."
-        )

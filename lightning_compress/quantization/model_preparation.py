@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_compress.quantization.backend import Backend
 from lightning_compress.quantization.graph_tracer import GraphTracer
 from lightning_compress.quantization.insertion import is_quantized, quantizers_of, remove_quantizers
 from lightning_compress.quantization.quantizer_checkpoint import (
@@ -41,6 +42,7 @@ class ModelPreparation:
         pl_module: The model.
         weights: Specification of the weights.
         activations: Specification of the activations.
+        backend: Runtime for which they are placed.
         targets: Selection of the layers.
         example_inputs: Inputs of ``targets.module``.
 
@@ -57,6 +59,7 @@ class ModelPreparation:
         *,
         weights: QuantizationSpec,
         activations: QuantizationSpec,
+        backend: Backend,
         targets: Targets,
         example_inputs: Any,
     ) -> None:
@@ -66,6 +69,7 @@ class ModelPreparation:
         self._trainer = trainer
         self._model = pl_module
         self._specs = weights, activations
+        self._backend = backend
         self._targets = targets
         self._tracer = GraphTracer(trainer, targets, example_inputs)
         self._owners: set[nn.Module] | None = None  # of the weights that have been quantized
@@ -131,7 +135,7 @@ class ModelPreparation:
             if self._inserted:
                 remove_quantizers(self._model)
             self._owners, self.failure, self._inserted = owners, None, False
-            self.plan = QuantizerPlan(*self._specs, owning_modules(targets))
+            self.plan = QuantizerPlan(*self._specs, owning_modules(targets), self._backend)
             self._stop_loading()
             self._loading = insert_quantizers_on_load(self._model, self.plan)
             if traces:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
 from lightning_compress.quantization.affine_maps import is_foldable
+from lightning_compress.quantization.backend import Backend
 from lightning_compress.quantization.call_patcher import CallSite
 from lightning_compress.quantization.function_names import CHANNEL_AXIS
 from lightning_compress.quantization.tracing import Graph, Node
@@ -16,11 +17,10 @@ from lightning_compress.quantization.value_roles import fp32_values, moves_value
 # Functions of several activations. Their kernels rescale each operand, so that every one needs a scale of its own.
 _MULTI_INPUT = {"add", "sub", "mul", "cat", "stack"}
 _LISTED = {"cat", "stack"}
-_AVERAGING = {"avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean"}
 # Activations that only clip. Runtimes fuse them into the layer before, as clipping of its integers: they need a
 # quantized output, and no quantized input.
 CLIPPING = {"relu", "relu6", "hardtanh", "clamp"}
-# Activations that runtimes compute by a lookup table or a kernel of their own, from quantized to quantized.
+# Activations that runtimes may compute by a lookup table or a kernel of their own, from quantized to quantized.
 _NONLINEAR = {"hardswish", "silu", "sigmoid", "hardsigmoid", "leaky_relu", "elu", "prelu"}
 # Functions that read the shape or type of a tensor, not its values.
 _METADATA = {"dim", "size", "get", "numel", "is_floating_point", "data_ptr", "stride", "is_contiguous", "type", "len"}
@@ -117,14 +117,16 @@ class Placement:
     Args:
         graph: Graph of one run of the model.
         is_target: By module name, True if the weight of the module is to be quantized.
+        backend: Arithmetic of the runtime.
 
     Attributes:
         users: Calls that read the elements of a value, by value.
         calls: Calls with their roles, in the order of the run.
     """
 
-    def __init__(self, graph: Graph, is_target: Mapping[str, bool]) -> None:
+    def __init__(self, graph: Graph, is_target: Mapping[str, bool], backend: Backend = Backend()) -> None:
         self.graph = graph
+        self._backend = backend
         # Reading a shape does not read values, and must not count as a second reader of a convolution's output.
         self.users = {
             value: [n for n in nodes if n.call.function not in _METADATA] for value, nodes in graph.users().items()
@@ -133,7 +135,7 @@ class Placement:
         self._required: dict[int, bool] = {}
         self._fp32 = fp32_values(graph, self.users)
         self._affine_maps = {node: self._maps_after(node) for node in graph.nodes if self._reads_target(node)}
-        self._folded = {node for maps in self._affine_maps.values() for node in maps}
+        self._folded = {node: layer for layer, maps in self._affine_maps.items() for node in maps}
         self._roles = {node: self._role(node) for node in graph.nodes}
         self.calls = {node: self._place(node) for node in graph.nodes}
 
@@ -144,6 +146,32 @@ class Placement:
     def activations(self) -> list[QuantizationPoint]:
         """Return the quantization points of activations without duplicates, in the order of the run."""
         return list(dict.fromkeys(point for call in self.calls.values() for point in call.points))
+
+    def shared_scales(self) -> list[list[QuantizationPoint]]:
+        """Return the groups of quantization points with one scale: operands and results of concatenations."""
+        groups: list[list[QuantizationPoint]] = []
+        for node, call in self.calls.items():
+            if node.call.function in _LISTED and self._backend.shares_scales and _output(call.points):
+                group = [*call.points, *filter(None, map(self._point_of, call.data))]
+                # A point that is in several concatenations joins their groups.
+                joined = [other for other in groups if not set(other).isdisjoint(group)]
+                groups = [other for other in groups if other not in joined]
+                groups.append(list(dict.fromkeys([*(point for other in joined for point in other), *group])))
+        return groups
+
+    def accumulator(self, node: Node) -> int | None:
+        """Return the position of the operand of an addition that is the FP32 result of a convolution, if there is one.
+
+        The convolution's kernel adds the other operand to it before anything is stored.
+        """
+        if self._backend.fuses_epilogues and node.call.function == "add":
+            for k, value in enumerate(_data_operands(node)):
+                producer = self.graph.producer.get(value)
+                layer = None if producer is None else self._folded.get(producer, producer)
+                is_convolution = layer in self._affine_maps and layer.call.function.startswith("conv")
+                if is_convolution and self._only_reader(value) is node:
+                    return k
+        return None
 
     def unquantized_ops(self) -> list[Node]:
         """Return the unquantized ops (FP32): layers that are not targets, and functions without integer kernels."""
@@ -180,10 +208,14 @@ class Placement:
         if name in _MULTI_INPUT:
             # Positions and masks of integers are no activations, and no kernel multiplies by them.
             is_single = len(_data_operands(node)) < 2 and name not in _LISTED
-            return node.is_floating and not is_single and node.outputs[0] not in self.graph.written
+            if not node.is_floating or is_single or node.outputs[0] in self.graph.written:
+                return False
+            # Other additions are fused with FP32 operations around them.
+            is_fused = name != "add" or not self._backend.fuses_epilogues or self.accumulator(node) is not None
+            return name in self._backend.functions and is_fused
         if name in _NONLINEAR and node.outputs[0] in self.graph.written:
             return False
-        return name in _AVERAGING or name in _NONLINEAR or name in CLIPPING
+        return name in self._backend.functions or name in CLIPPING
 
     def _maps_after(self, layer: Node) -> tuple[Node, ...]:
         """Return the affine maps that alone read a layer's output, one after the other, as these can be folded."""
@@ -205,7 +237,11 @@ class Placement:
         # Integer kernels read integers only. An input is quantized here if its producer cannot do it: the input of
         # the network, a parameter that is an operand, the result of a function that returns a tuple.
         if role is Role.INTEGER and node.call.function not in CLIPPING:
-            points += [f"input_{k}" for k, v in enumerate(data) if not self._is_quantized_at_producer(self.origin(v))]
+            points += [
+                f"input_{k}"
+                for k, value in enumerate(data)
+                if self._requires(node, value) and not self._is_quantized_at_producer(self.origin(value))
+            ]
             # SiLU is x * sigmoid(x) in integer runtimes: the product needs quantized operands.
             points += ["inner"] if node.call.function == "silu" else []
         # An FP32 function is followed by a quantizer where an integer kernel reads its result.
@@ -217,9 +253,9 @@ class Placement:
         value = node.outputs[0]
         if self._roles[node] is Role.MOVING or not self._is_quantized_at_producer(value):
             return False
-        # The last layer's output has no integer reader, but is quantized as well: its kernel returns integers.
-        computed = self._is_computed_from_integers(node) or self._is_required(value)
-        return computed and not self._is_fused_with_reader(value, node)
+        # The last layer's output has no integer reader, but is quantized as well if its kernel returns integers.
+        returned = self._is_computed_from_integers(node) and not self._backend.fuses_epilogues
+        return (returned or self._is_required(value)) and not self._is_fused_with_reader(value, node)
 
     def _is_quantized_at_producer(self, value: int) -> bool:
         """Return True if a value can be quantized where it is returned; otherwise each reader quantizes it."""
@@ -256,12 +292,27 @@ class Placement:
         if role is Role.MOVING:
             return any(self._is_required(output) for output in node.outputs)
         # Clips take FP32 inputs as well as integers.
-        return role is Role.INTEGER and node.call.function not in CLIPPING and value in _data_operands(node)
+        if role is not Role.INTEGER or node.call.function in CLIPPING:
+            return False
+        if node.call.function in _LISTED and self._backend.shares_scales:
+            # Values are only copied, for readers of integers.
+            return self._is_required(node.outputs[0])
+        accumulator = self.accumulator(node)
+        return any(value == operand for k, operand in enumerate(_data_operands(node)) if k != accumulator)
+
+    def _point_of(self, value: int) -> QuantizationPoint | None:
+        """Return the point at which the producer of a value quantizes it."""
+        producer = self.graph.producer.get(self.origin(value))
+        return None if producer is None else _output(self.calls[producer].points)
 
     def _reads_target(self, node: Node) -> bool:
         # The weight that another layer computes is no constant that could be stored as integers.
         is_layer = node.call.function in CHANNEL_AXIS and len(node.operands) > 1
         return is_layer and node.operands[1] in self.graph.constants and self._is_target.get(node.module, False)
+
+
+def _output(points: Iterable[QuantizationPoint]) -> QuantizationPoint | None:
+    return next((point for point in points if point.role == "output"), None)
 
 
 def _data_operands(node: Node) -> tuple[int, ...]:

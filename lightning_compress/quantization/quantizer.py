@@ -45,6 +45,7 @@ class Quantizer:
         ready: The scale has been set.
         observed: Statistics since the last update.
         statistics: Statistics accumulated by the observer over all updates.
+        shared: Quantizers with the same scale, this one among them; empty for a scale of its own.
     """
 
     def __init__(self, name: str, spec: Int, *, axis: int = 0, is_weight: bool = False) -> None:
@@ -57,6 +58,7 @@ class Quantizer:
         self.ready = False
         self.observed: RangeStatistics | None = None
         self.statistics: RangeStatistics | None = None
+        self.shared: list[Quantizer] = []
 
     @property
     def is_learned(self) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lightning_compress.layer_kinds import TRANSPOSED_CONVOLUTIONS
+from lightning_compress.quantization.backend import Backend
 from lightning_compress.quantization.function_names import CHANNEL_AXIS
 from lightning_compress.quantization.insertion import insert_quantizers, quantizers_of
 from lightning_compress.quantization.int_spec import Int
@@ -30,14 +32,23 @@ class QuantizerPlan:
         weights: Specification of the targets' weights.
         activations: Specification of the inputs and outputs of the targets.
         is_target: By module name, True if the weight of the module is a target.
+        backend: Arithmetic of the runtime.
 
     Raises:
-        ValueError: If activations have a granularity other than ``"tensor"``.
+        ValueError: If activations have a granularity other than ``"tensor"``, or a zero point that the backend does
+            not take.
     """
 
-    def __init__(self, weights: QuantizationSpec, activations: QuantizationSpec, is_target: Mapping[str, bool]) -> None:
+    def __init__(
+        self,
+        weights: QuantizationSpec,
+        activations: QuantizationSpec,
+        is_target: Mapping[str, bool],
+        backend: Backend = Backend(),
+    ) -> None:
+        self.backend = backend
         self.weights = _by_glob(weights, Int.for_weights)
-        self.activations = _by_glob(activations, Int.for_activations)
+        self.activations = _by_glob(activations, partial(Int.for_activations, backend=backend))
         # A layer whose glob gives FP32 weights is not a target. With weights=None all targets stay, so that their
         # activations are quantized.
         self.is_target = {
@@ -53,10 +64,11 @@ class QuantizerPlan:
             graph: Graph of a run of it, or of a copy; module names are relative to it.
 
         Raises:
-            ValueError: If a glob matches nothing, if a target is no linear or convolutional layer, or if a group size
-                does not divide the input features of a layer.
+            ValueError: If a glob matches nothing, if a target is no linear or convolutional layer, if a group size
+                does not divide the input features of a layer, or if tensors that are concatenated cannot have one
+                scale although the backend requires it.
         """
-        placement = Placement(graph, dict(self.is_target))
+        placement = Placement(graph, dict(self.is_target), self.backend)
         self._check_kinds(model, graph)
         shapes: dict[QuantizationPoint, torch.Size] = {}
         functions: dict[QuantizationPoint, str] = {}
@@ -74,6 +86,7 @@ class QuantizerPlan:
         insert_quantizers(
             model, table, lambda point, quantizer: quantizer.scale_shape(shapes.get(point, torch.Size())), graph
         )
+        self._share_scales(model, placement)
         return placement
 
     def insert_stored(self, model: nn.Module, stored: Mapping[str, Tensor]) -> None:
@@ -109,7 +122,7 @@ class QuantizerPlan:
         specs = {ref.name: ref.quantizer.spec for ref in quantizers_of(model)}
         points = [QuantizationPoint.from_name(ref.layer, ref.quantizer.name) for ref in quantizers_of(model)]
         if graph is not None:
-            placement = Placement(graph, dict(self.is_target))
+            placement = Placement(graph, dict(self.is_target), self.backend)
             points += [*map(weight_point, placement.weights()), *placement.activations()]
         for point in points:
             name = f"{point.module}.{point.name}".lstrip(".").replace(COMPILED, "")
@@ -119,6 +132,21 @@ class QuantizerPlan:
                     f"requires {self.spec_at(point) or 'FP32'}: pass the same weights, activations and targets as "
                     "before, or start from lc.float_copy(model).requires_grad_().train()."
                 )
+
+    def _share_scales(self, model: nn.Module, placement: Placement) -> None:
+        """Let quantizers of concatenated tensors observe together, where the backend requires one scale."""
+        quantizers = {ref.name: ref.quantizer for ref in quantizers_of(model)}
+        for points in placement.shared_scales():
+            names = [f"{point.module}.{point.name}".lstrip(".") for point in points]
+            shared = [quantizers[name] for name in names if name in quantizers]
+            if len({quantizer.spec for quantizer in shared}) > 1 or any(quantizer.is_learned for quantizer in shared):
+                raise ValueError(
+                    f"{self.backend.name} concatenates tensors with one scale, and those of {shorten(names)} are "
+                    "quantized differently or have learned scales: give them one Int, with another observer than "
+                    "Learned()."
+                )
+            for quantizer in shared:
+                quantizer.shared = shared
 
     def _check_kinds(self, model: nn.Module, graph: Graph) -> None:
         """Check that a called target computes by a function with a quantized form, or is a container of such calls."""

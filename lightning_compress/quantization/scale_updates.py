@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -33,11 +34,22 @@ def update_scales(
     if all_reduce_max is not None and all_reduce_sum is not None:
         _reduce([statistics for _, statistics in observed], all_reduce_max, all_reduce_sum)
     _check_finite(observed)
+    _merge_shared([ref for ref, _ in observed])
     by_spec: dict[Int, list[QuantizerRef]] = {}
     for ref, _ in observed:
         by_spec.setdefault(ref.quantizer.spec, []).append(ref)
     for spec, group in by_spec.items():
         _update_group(spec, group)
+
+
+def _merge_shared(refs: Sequence[QuantizerRef]) -> None:
+    """Give quantizers with one scale the statistics of all of them, from which they compute the same."""
+    groups = {id(ref.quantizer.shared): ref.quantizer.shared for ref in refs if ref.quantizer.shared}
+    for group in groups.values():
+        members = [quantizer for quantizer in group if quantizer.observed is not None]
+        merged = reduce(RangeStatistics.merge, [q.observed for q in members if q.observed is not None])
+        for quantizer in members:
+            quantizer.observed = merged
 
 
 def _update_group(spec: Int, refs: Sequence[QuantizerRef]) -> None:

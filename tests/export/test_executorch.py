@@ -47,7 +47,7 @@ def test_floats(tmp_path: Path) -> None:
 
 def test_garbage_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What XNNPACK makes of a flattening that is on no grid."""
-    monkeypatch.setattr(executorch.ExecutorchBackend, "not_propagated", frozenset())
+    monkeypatch.setattr(executorch.ExecutorchOperators, "not_propagated", frozenset())
     model = plain(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))()
     quantized = lc.calibrate(model, [torch.randn(4, 3, 8, 8)])
     with pytest.raises(

@@ -20,7 +20,7 @@ from lightning_compress.export.capture import run_copy
 from lightning_compress.export.onnx import parity
 from lightning_compress.export.onnx.exporter import OnnxFile
 from lightning_compress.export.onnx.kernels import check_integer_kernels, optimized_graph
-from lightning_compress.export.onnx.operators import OnnxBackend
+from lightning_compress.export.onnx.operators import OnnxOperators
 from lightning_compress.export.onnx.parity import check_parity
 from lightning_compress.export.onnx.runtime import session
 from lightning_compress.export.output_comparison import relative_difference, tensor_leaves
@@ -166,7 +166,7 @@ def test_tampered_weights_are_noticed(linear: tuple[nn.Module, OnnxFile], tmp_pa
     simulation = run_copy(model, inputs)
     limit_pair_sums_(simulation)
     simulation = simulation.again()
-    lowered = lower(simulation, OnnxBackend(21, unsigned=True))
+    lowered = lower(simulation, OnnxOperators(21, unsigned=True))
     check_parity(file.path, lowered, simulation)
     tampered = onnx.load(file.path)
     constant = next(c for c in tampered.graph.initializer if c.data_type == onnx.TensorProto.INT8 and len(c.dims) > 1)
@@ -185,7 +185,7 @@ def test_tampered_weights_are_noticed(linear: tuple[nn.Module, OnnxFile], tmp_pa
 def test_a_layer_that_stayed_float_is_noticed(name: str, layers: str, tmp_path: Path) -> None:
     subject = SUBJECTS[name]
     model, batch = subject.quantized(), subject.batch(2)
-    lowered = lower(run_copy(model, ((batch,), {})), OnnxBackend(21, unsigned=True))
+    lowered = lower(run_copy(model, ((batch,), {})), OnnxOperators(21, unsigned=True))
     broken = lc.export_onnx(lc.float_copy(model), tmp_path / "float.onnx", batch)
     names = ", ".join(repr(layer.name) for layer in lowered.layers)
     words = rf"computes {layers} layers in FP32 .*: {names} \(.*exclude=\({lowered.layers[0].name!r},\)\)\.$"
@@ -233,7 +233,7 @@ def test_a_sum_with_a_factor_is_computed_in_fp32(tmp_path: Path) -> None:
 
 def test_an_addition_in_fp32_is_noticed(tmp_path: Path) -> None:
     model, batch = SUBJECTS["residual"].quantized(), SUBJECTS["residual"].batch(2)
-    lowered = lower(run_copy(model, ((batch,), {})), OnnxBackend(21, unsigned=True))
+    lowered = lower(run_copy(model, ((batch,), {})), OnnxOperators(21, unsigned=True))
     lowered.layers.clear()
     broken = lc.export_onnx(lc.float_copy(model), tmp_path / "float.onnx", batch)
     with pytest.raises(ValueError, match=r"computes 1 of 1 additions in FP32 .* with activations=\{'': None, "):

@@ -14,7 +14,7 @@ import lightning_compress as lc
 import lightning_compress.models.networks
 from lightning_compress.export import program as programs
 from lightning_compress.export.capture import capture, run_copy
-from lightning_compress.export.program import ProgramBackend, ProgramFile
+from lightning_compress.export.program import ProgramFile, ProgramOperators
 from lightning_compress.quantization.lowering import lower
 from tests.cases import assert_same
 from tests.export.nets import SUBJECTS, outputs
@@ -123,7 +123,7 @@ def test_floats(tmp_path: Path) -> None:
 
 def test_weights_that_are_not_integers_are_noticed(model: nn.Module) -> None:
     inputs = ((SUBJECT.batch(2),), {})
-    lowered = lower(run_copy(model, inputs), ProgramBackend())
+    lowered = lower(run_copy(model, inputs), ProgramOperators())
     program = capture(lowered.model, inputs, dynamic_batch=True)
     programs._check_integers(program, lowered)
     name = next(name for name, value in program.constants.items() if value.dtype == torch.int8)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import lightning_compress as lc
 from lightning_compress.quantization import lowering
-from lightning_compress.quantization.backend import Backend, Bias, QParams, QuantizedLayer, Weight
+from lightning_compress.quantization.backend_operators import BackendOperators, Bias, QParams, QuantizedLayer, Weight
 from lightning_compress.quantization.finalize import copy_for_deployment
 from lightning_compress.quantization.insertion import is_quantized, quantizers_of
 from lightning_compress.quantization.lowering import LoweredModel
@@ -23,8 +23,8 @@ from tests.export.nets import SUBJECTS, Subject, outputs
 SUBJECT = SUBJECTS["residual"]
 
 
-class Eager(Backend):
-    """Backend that computes with integral values in FP32."""
+class Eager(BackendOperators):
+    """Operators that compute with integral values in FP32."""
 
     name = "PyTorch"
 
@@ -42,8 +42,8 @@ class Eager(Backend):
         return bias.integers * bias.scale
 
 
-def lower(model: nn.Module, inputs: Any, backend: Backend) -> LoweredModel:
-    return lowering.lower(simulate(copy_for_deployment(model, "", "test"), inputs), backend)
+def lower(model: nn.Module, inputs: Any, operators: BackendOperators) -> LoweredModel:
+    return lowering.lower(simulate(copy_for_deployment(model, "", "test"), inputs), operators)
 
 
 def lowered_of(model: nn.Module, subject: Subject = SUBJECT, **kwargs: Any) -> LoweredModel:

@@ -7,32 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
-from torch.export import ExportedProgram
 
 from lightning_compress.arguments import as_arguments
 from lightning_compress.atomic_files import atomic_write
 from lightning_compress.export.batch_inputs import with_two_samples
-from lightning_compress.export.capture import capture, exporting, lower_for, run_copy
 from lightning_compress.export.exported_file import ExportedFile
-from lightning_compress.export.onnx.decomposition import skip_needless_decomposition
 from lightning_compress.export.onnx.kernels import (
     KernelCounts,
     check_integer_kernels,
     optimized_graph,
     quantized_calls_in_fp32,
 )
-from lightning_compress.export.onnx.operators import OnnxBackend
-from lightning_compress.export.onnx.parity import Parity, check_parity
+from lightning_compress.export.onnx.operators import OnnxOperators
+from lightning_compress.export.onnx.parity import Parity, SplitFile, check_parity
 from lightning_compress.export.onnx.runtime import latency, naming_failures, run, session
-from lightning_compress.export.onnx.simplification import simplify
-from lightning_compress.export.output_comparison import output_names, relative_difference, tensor_leaves
+from lightning_compress.export.onnx.translation import prepare, translate
+from lightning_compress.export.output_comparison import relative_difference, tensor_leaves
 from lightning_compress.export.requirements import require
-from lightning_compress.quantization.accumulator_range import limit_pair_sums_
+from lightning_compress.quantization.backend import Backend
 from lightning_compress.quantization.insertion import is_quantized
-from lightning_compress.quantization.lowering import LoweredModel, round_biases_
-from lightning_compress.quantization.simulation import Simulation
+from lightning_compress.quantization.lowering import LoweredModel
 from lightning_compress.targets import shorten
 
 
@@ -44,7 +39,7 @@ class OnnxFile(ExportedFile):
     in ONNX Runtime, such as transposed convolutions.
 
     Attributes:
-        integers: Number of INT8 and of FP32 kernels; ``None`` for an FP32 file.
+        integers: Number of INT8 and of FP32 kernels; ``None`` for an FP32 file, and one for another runtime.
         parity: Differences of the activations from those of the model (with the scales of the file if the range of
             weights is reduced); ``None`` for an FP32 file.
     """
@@ -62,7 +57,8 @@ def export_onnx(
     reduce_range: bool = True,
     dynamic_batch: bool = True,
     dynamic_size: bool = False,
-    opset: int = 21,
+    opset: int | None = None,
+    backend: Backend = Backend(),
 ) -> OnnxFile:
     """Export a model to ONNX, run the file and compare it with the model layer by layer.
 
@@ -76,11 +72,14 @@ def export_onnx(
         reduce_range: Keep the weights of each channel so small that no 16-bit sum of two products overflows, as x86
             kernels without VNNI compute them: the file computes the same on every CPU, with a resolution of 7 to 8
             bits. Weights that were trained with ``Int(7)`` stay as they are. ``False`` keeps 8 bits, and needs a CPU
-            with VNNI or an ARM one.
+            with VNNI or an ARM one; files for other runtimes always keep 8.
         dynamic_batch: Let the first dimension of inputs have any size.
         dynamic_size: Let the other dimensions have any size where the model allows it: height and width of images,
             lengths of sequences.
-        opset: Version of ONNX's operators.
+        opset: Version of ONNX's operators; by default 21, and 20 for int8 activations, as ONNX Runtime fails to load
+            some of these with opset 21.
+        backend: Runtime that the file is for, the same as in training: a file for another runtime than ONNX Runtime is
+            run there and compared all the same, but its INT8 kernels are not counted.
 
     Returns:
         The file and its measurements.
@@ -103,22 +102,19 @@ def export_onnx(
         ({'linear': 1}, ())
     """
     require("onnx", "onnxruntime", "onnxscript")
-    backend = OnnxBackend(opset, unsigned=unsigned)
+    operators = OnnxOperators(opset, unsigned=unsigned, backend=backend)
+    is_for_cpu = backend == Backend()
     inputs = as_arguments(with_two_samples(example_inputs) if dynamic_batch else example_inputs)
-    given = simulation = run_copy(model, inputs)
-    is_limited = reduce_range and limit_pair_sums_(given)
-    lowered = lower_for(given, backend)
-    # Biases are multiples of the scales that the weights have by now.
-    if round_biases_(given.model, lowered.layers) or is_limited:
-        simulation = given.again()
+    given, simulation, lowered = prepare(model, inputs, operators, reduce_range=is_for_cpu and reduce_range)
     parity, integers, unquantized_ops = None, None, tuple(lowered.unquantized_ops)
     with atomic_write(path) as partial, naming_failures(type(model).__name__):
         dynamic = {"dynamic_batch": dynamic_batch, "dynamic_size": dynamic_size}
-        _write(lowered.model, simulation, partial, backend, **dynamic)
+        translate(lowered.model, simulation, partial, operators, **dynamic)
         if is_quantized(model):
-            graph = optimized_graph(partial)
-            integers, unquantized_ops = check_integer_kernels(graph, lowered), _unquantized_ops(graph, lowered)
-            parity = check_parity(partial, lowered, simulation)
+            if is_for_cpu:
+                graph = optimized_graph(partial)
+                integers, unquantized_ops = check_integer_kernels(graph, lowered), _unquantized_ops(graph, lowered)
+            parity = check_parity(SplitFile(partial, lowered, simulation))
             _warn_of_overflow(parity)
         runtime = session(partial)
         # From the given model, not from the one with other scales: their error is part of the difference.
@@ -127,71 +123,13 @@ def export_onnx(
     return OnnxFile(
         path=Path(path),
         num_bytes=Path(path).stat().st_size,
-        latency=seconds,
+        latency_quartiles=seconds,
         steps=parity.steps if parity is not None else None,
         difference=difference,
         unquantized_ops=unquantized_ops,
         integers=integers,
         parity=parity,
     )
-
-
-def _write(model: nn.Module, simulation: Simulation, path: Path, backend: OnnxBackend, **dynamic: bool) -> None:
-    def captured() -> ExportedProgram:
-        return capture(model, simulation.inputs, **dynamic)
-
-    with exporting(model, backend.name, captured):
-        program = captured()
-        skip_needless_decomposition(program)
-        onnx_program = torch.onnx.export(
-            program,
-            dynamo=True,
-            opset_version=backend.opset,
-            output_names=output_names(simulation.output),
-            custom_translation_table=backend.translations(),
-            optimize=False,
-            verbose=False,
-        )
-        assert onnx_program is not None
-        backend.dequantize_constants(program, onnx_program.model)
-        simplify(onnx_program.model)
-    _save(onnx_program.model_proto, path)
-    _check_opset(path, backend.opset)
-    if dynamic["dynamic_size"]:
-        _check_dynamic_size(path)
-
-
-def _check_opset(path: Path, opset: int) -> None:
-    """Check that the exporter has converted its operators: it may keep a newer version without an error."""
-    import onnx
-
-    written = next(each.version for each in onnx.load(path).opset_import if each.domain in ("", "ai.onnx"))
-    if written != opset:
-        raise ValueError(
-            f"The model could not be written with opset={opset}: its operators need opset {written}; pass "
-            f"opset={written}, or another one of at least 18."
-        )
-
-
-def _check_dynamic_size(path: Path) -> None:
-    """Check that an input has a dynamic dimension apart from the batch: the exporter fixes them without an error."""
-    import onnx
-
-    inputs = onnx.load(path).graph.input
-    if not any(dim.dim_param for each in inputs for dim in each.type.tensor_type.shape.dim[1:]):
-        raise ValueError(
-            "The model fixes the size of its inputs, as by a flattening before a linear layer: use dynamic_size=False."
-        )
-
-
-def _save(model: Any, path: Path) -> None:
-    import onnx
-
-    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param.isdigit():  # a dimension that the model has fixed
-                dim.dim_value = int(dim.dim_param)
-    onnx.save(model, path)
 
 
 def _unquantized_ops(graph: Any, lowered: LoweredModel) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lightning_compress.export.onnx.runtime import session
-from lightning_compress.quantization.backend import QuantizedLayer, QuantizedOp
+from lightning_compress.quantization.backend_operators import QuantizedLayer, QuantizedOp
 from lightning_compress.quantization.lowering import LoweredModel
 from lightning_compress.targets import shorten
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from lightning_compress.quantization.backend import Backend, Bias, QParams, Weight
+from lightning_compress.quantization.backend import Backend
+from lightning_compress.quantization.backend_operators import BackendOperators, Bias, QParams, Weight
 
 # One operator for each quantized activation: capturing and translating a graph costs some milliseconds per node.
 _LIBRARY = torch.library.Library("lightning_compress", "DEF")
@@ -28,14 +29,16 @@ _LIBRARY.impl("quantize_dequantize", _quantize_dequantize, "CompositeExplicitAut
 torch.library.register_fake("lightning_compress::quantize_dequantize", lambda x, *_: torch.empty_like(x), lib=_LIBRARY)
 
 
-class OnnxBackend(Backend):
+class OnnxOperators(BackendOperators):
     """Quantization as QuantizeLinear and DequantizeLinear nodes.
 
     Weights and biases are FP32 constants in the captured graph, which :meth:`dequantize_constants` replaces by nodes.
 
     Args:
-        opset: Version of the operators.
-        unsigned: Quantize activations to uint8, else to int8.
+        opset: Version of the operators; ``None`` for 21, or 20 with int8 activations: ONNX Runtime's conversion of int8
+            to uint8 activations leaves the type of opset 21 behind.
+        unsigned: Quantize activations to uint8, else to int8; symmetric ones of a backend are always int8.
+        backend: Arithmetic of the runtime.
     """
 
     name = "ONNX"
@@ -44,9 +47,10 @@ class OnnxBackend(Backend):
         "pixel_shuffle", "pixel_unshuffle", "expand", "expand_as", "repeat",
     })  # fmt: skip
 
-    def __init__(self, opset: int, *, unsigned: bool) -> None:
-        self.opset = opset
-        self.unsigned = unsigned
+    def __init__(self, opset: int | None = None, *, unsigned: bool = True, backend: Backend = Backend()) -> None:
+        self.unsigned = unsigned and not backend.symmetric
+        self.opset = opset or (21 if self.unsigned else 20)
+        self.backend = backend
         self._constants: dict[int, Weight | Bias] = {}
 
     def activation(self, x: Tensor, qparams: QParams) -> Tensor:

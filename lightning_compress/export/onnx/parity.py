@@ -14,7 +14,7 @@ import torch
 from lightning_compress.arguments import reason
 from lightning_compress.export.lowered_parity import check_lsb_errors, max_lsb_errors
 from lightning_compress.export.onnx.runtime import feeds_of, is_of_runtime, session
-from lightning_compress.quantization.backend import QParams
+from lightning_compress.quantization.backend_operators import QParams
 from lightning_compress.quantization.lowering import LoweredModel
 from lightning_compress.quantization.simulation import Simulation
 
@@ -33,40 +33,63 @@ class Parity:
     overflowing: tuple[str, ...]
 
 
-def check_parity(path: Path, lowered: LoweredModel, simulation: Simulation) -> Parity:
-    """Compare the integers of every activation with those of the simulation, computed from the simulation's inputs.
+class SplitFile:
+    """A file that is split at each quantized activation, as :class:`SplitModel` is.
 
     Args:
         path: The file.
         lowered: The lowered model that was written to the file.
         simulation: Run of the model on positional and keyword arguments.
 
+    Attributes:
+        serialized: The split file.
+        outputs: Names of the tensors that its segments compute.
+        feeds: Inputs by name: those of the model, and the integers of the simulation.
+    """
+
+    def __init__(self, path: Path, lowered: LoweredModel, simulation: Simulation) -> None:
+        import onnx
+
+        model = onnx.load(path)
+        simulated = simulation.integers
+        all_qparams = [qparams for qparams in lowered.activations if not qparams.is_requantized]
+        self._names = [qparams.name for qparams in all_qparams]
+        assert [name for name, _ in simulated] == self._names, "both runs quantize alike"
+        feeds = feeds_of(model.graph.input, simulation.inputs)
+        kinds = {i.name: onnx.helper.tensor_dtype_to_np_dtype(i.data_type) for i in model.graph.initializer}
+        dtype = next((kinds[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"), np.uint8)
+        self._expected = [
+            (integers + qparams.offset).numpy().astype(dtype)
+            for (_, integers), qparams in zip(simulated, all_qparams, strict=True)
+        ]
+        points = _split(model, lowered.activations)
+        self.feeds = feeds | {point.fed: array for point, array in zip(points, self._expected, strict=True)}
+        # OpenVINO needs the number of dimensions of its inputs.
+        for value in model.graph.input:
+            value.CopyFrom(
+                onnx.helper.make_tensor_value_info(
+                    value.name, value.type.tensor_type.elem_type, self.feeds[value.name].shape
+                )
+            )
+        self.serialized, self.outputs = model.SerializeToString(), [point.computed for point in points]
+
+    def lsb_errors(self, computed: Sequence[np.ndarray]) -> dict[str, int]:
+        """Return the largest difference of each activation from the simulation, in LSB, by name."""
+        integers = ([torch.from_numpy(array) for array in arrays] for arrays in (self._expected, computed))
+        return max_lsb_errors(self._names, *integers)
+
+
+def check_parity(split: SplitFile) -> Parity:
+    """Compare the integers of every activation with those of the simulation, computed from the simulation's inputs.
+
     Raises:
         ValueError: If one differs by more than 1 LSB in ONNX Runtime's precise kernels, which do not overflow.
     """
-    import onnx
-
-    model = onnx.load(path)
-    simulated = simulation.integers
-    all_qparams = [qparams for qparams in lowered.activations if not qparams.is_requantized]
-    assert [name for name, _ in simulated] == [qparams.name for qparams in all_qparams], "both runs quantize alike"
-    feeds = feeds_of(model.graph.input, simulation.inputs)
-    kinds = {i.name: onnx.helper.tensor_dtype_to_np_dtype(i.data_type) for i in model.graph.initializer}
-    dtype = next((kinds[node.input[2]] for node in model.graph.node if node.op_type == "QuantizeLinear"), np.uint8)
-    expected = [
-        (integers + qparams.offset).numpy().astype(dtype)
-        for (_, integers), qparams in zip(simulated, all_qparams, strict=True)
-    ]
-    points = _split(model, lowered.activations)
-    feeds |= {point.fed: array for point, array in zip(points, expected, strict=True)}
-    serialized, names = model.SerializeToString(), [qparams.name for qparams in all_qparams]
-    outputs = [point.computed for point in points]
 
     def lsb_errors(*, precise: bool) -> dict[str, int]:
-        if not outputs:  # ONNX Runtime takes an empty list for all outputs
+        if not split.outputs:  # ONNX Runtime takes an empty list for all outputs
             return {}
-        actual = session(serialized, precise=precise).run(outputs, feeds)
-        return max_lsb_errors(names, *([torch.from_numpy(array) for array in arrays] for arrays in (expected, actual)))
+        return split.lsb_errors(session(split.serialized, precise=precise).run(split.outputs, split.feeds))
 
     try:
         errors = lsb_errors(precise=False)

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_compress.arguments import Arguments, reason
 from lightning_compress.export.output_comparison import tensor_leaves
 from lightning_compress.module_copies import is_defined_in
-from lightning_compress.profiling import measure_latency
+from lightning_compress.profiling import latency_quartiles
 
 
 def session(model: Path | bytes, *, precise: bool = False, optimized: Path | None = None) -> Any:
@@ -62,10 +62,10 @@ def run(runtime: Any, inputs: Arguments) -> list[Tensor]:
     return [torch.from_numpy(array) for array in runtime.run(None, feeds_of(runtime.get_inputs(), inputs))]
 
 
-def latency(runtime: Any, inputs: Arguments) -> float:
-    """Return the median seconds of a run of a session."""
+def latency(runtime: Any, inputs: Arguments) -> tuple[float, float, float]:
+    """Return the quartiles of the seconds of a run of a session."""
     feeds = feeds_of(runtime.get_inputs(), inputs)
-    return measure_latency(lambda: runtime.run(None, feeds))
+    return latency_quartiles(lambda: runtime.run(None, feeds))
 
 
 def feeds_of(values: Iterable[Any], inputs: Arguments) -> dict[str, np.ndarray]:

@@ -1,0 +1,81 @@
+"""Files that are run in OpenVINO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import lightning_compress as lc
+from lightning_compress.export.onnx.parity import SplitFile
+from lightning_compress.export.onnx.runtime import session
+from tests.export.nets import SUBJECTS, outputs
+
+pytest.importorskip("openvino", reason="needs the extra openvino")
+
+
+@pytest.mark.parametrize("name", ["residual", "dense", "transposed"])
+def test_every_activation_is_within_1_lsb_and_layers_compute_in_int8(name: str, tmp_path: Path) -> None:
+    subject = SUBJECTS[name]
+    model = subject.quantized()
+    file = lc.export_openvino(model, tmp_path / "model.onnx", subject.batch(2))
+    assert file.steps
+    assert max(file.steps.values()) <= 1
+    assert file.difference < 0.1  # the range of the weights is reduced
+    num_layers = sum(isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) for module in model.modules())
+    assert sum(file.kernels.integer.values()) >= num_layers - 1
+    assert file.fp32_latency_quartiles is not None
+    assert file.fp32_latency_quartiles[0] > 0
+    # The same file in another runtime.
+    graph = onnx.load(file.path).graph
+    last = [node for node in graph.node if node.op_type == "QuantizeLinear"][-1].input[1]
+    step = next(onnx.numpy_helper.to_array(each) for each in graph.initializer if each.name == last)
+    feeds = {graph.input[0].name: subject.batch(2).numpy()}
+    (expected,), actual = session(file.path).run(None, feeds), compiled(file.path)(feeds)[0]
+    assert abs(expected - actual).max() <= 2.01 * step
+
+
+def compiled(path: Path) -> Any:
+    import openvino
+
+    return openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+
+def test_the_file_takes_any_batch(tmp_path: Path) -> None:
+    model = SUBJECTS["residual"].quantized()
+    file = lc.export_openvino(model, tmp_path / "model.onnx", SUBJECTS["residual"].batch(1))
+    network = compiled(file.path)
+    batch = SUBJECTS["residual"].batch(5)
+    (expected,), actual = outputs(model, batch), torch.from_numpy(network([batch.numpy()])[0])
+    assert (expected - actual).abs().max() < 0.1 * expected.abs().max()
+
+
+def test_an_fp32_model_is_compared_as_well(tmp_path: Path) -> None:
+    subject = SUBJECTS["residual"]
+    file = lc.export_openvino(subject.make().eval(), tmp_path / "model.onnx", subject.batch(2))
+    assert (file.steps, file.fp32_latency_quartiles, file.kernels.integer) == (None, None, {})
+    assert file.difference < 1e-4
+
+
+def test_a_file_that_computes_something_else_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = SplitFile.lsb_errors
+    monkeypatch.setattr(SplitFile, "lsb_errors", lambda self, arrays: original(self, [array - 3 for array in arrays]))
+    with pytest.raises(ValueError, match=r"The file differs from the model in \d+ of \d+ activations"):
+        lc.export_openvino(SUBJECTS["linear"].quantized(), tmp_path / "model.onnx", SUBJECTS["linear"].batch(2))
+    assert not [*tmp_path.iterdir()]
+
+
+class Hermitian(nn.Module):
+    """An operator of ONNX that OpenVINO does not have."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.det(x)
+
+
+def test_what_openvino_lacks_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"OpenVINO cannot run the file of Hermitian \(.*\): write the operation"):
+        lc.export_openvino(Hermitian(), tmp_path / "model.onnx", torch.randn(2, 3, 3))
