@@ -23,10 +23,11 @@ def shrink(model: nn.Module, example_inputs: Any, *, width: bool = False) -> tup
     """Remove zero channels from a model and return a smaller one that computes the same function.
 
     A channel is zero if it is zero in every tensor that produces it: weights, biases, and scales and shifts of batch
-    norms, of all layers in its channel group. ``Pruning(pattern=Channels())`` leaves such channels. Groups are found by
-    DepGraph (Fang et al. 2023, arXiv:2301.12900) and verified by trial removals on copies of the model. Channels that
-    cannot be removed without a change in the output are kept, and a warning names the layers in which they are zero.
-    Residual blocks with no weight other than zero, which ``Pruning(pattern=Depth())`` leaves, become ``nn.Identity``.
+    norms, of all layers in its channel group. ``Pruning(pattern=Channels())`` leaves such channels. Groups are found
+    by following each channel through the operators of a run, and verified by trial removals on copies of the model.
+    Channels that cannot be removed without a change in the output are kept, and a warning names the layers in which
+    they are zero. Residual blocks with no weight other than zero, which ``Pruning(pattern=Depth())`` leaves, become
+    ``nn.Identity``.
 
     ``Pruning(pattern=Channels(width=True))`` also masks channels that LayerNorms and RMSNorms normalize over. In the
     fitted model, and in one that the callback prepared for evaluation, these norms skip masked channels; they become

@@ -36,8 +36,8 @@ class Channels(StructuredPattern):
     all layers that add to the same residual stream. Grouped convolutions lose the same channels in each group,
     attention modules lose whole heads, and the MLPs of transformers lose hidden units. Layers that produce the output
     of the model are not pruned, nor are channels that cannot be removed without a change in the output. Channel groups
-    are found by DepGraph (Fang et al. 2023, arXiv:2301.12900) and verified on copies of the model with the example
-    inputs.
+    are found by following each channel through the operators of a run, and verified on copies of the model with the
+    example inputs.
 
     With ``width=True``, residual streams that LayerNorms or RMSNorms normalize over lose channels as well, and with
     them embeddings, class tokens and embeddings of positions. During the fit the norms skip masked channels, by hooks
