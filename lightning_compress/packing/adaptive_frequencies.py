@@ -45,9 +45,12 @@ def _posterior(counts: NDArray[np.int64], prior: NDArray[np.int64], strength: in
 
 
 def _smoothed(counts: NDArray[np.int64], center: int, *, axis: int) -> NDArray[np.int64]:
-    """Return ``center`` times the counts plus those of both neighbors along an axis."""
-    moved = np.moveaxis(counts, axis, 0)
-    result = center * moved
-    result[1:] += moved[:-1]
-    result[:-1] += moved[1:]
-    return np.moveaxis(result, 0, axis)
+    """Return ``center`` times the counts plus those of both neighbors along an axis, 0 or 1."""
+    result = center * counts
+    if axis:
+        result[:, 1:] += counts[:, :-1]
+        result[:, :-1] += counts[:, 1:]
+    else:
+        result[1:] += counts[:-1]
+        result[:-1] += counts[1:]
+    return result

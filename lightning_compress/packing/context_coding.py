@@ -84,10 +84,10 @@ class SignedSymbols:
 
 @dataclass(frozen=True)
 class _CodedSlice:
-    """Symbols of a slice, sorted by context; ``ends[c]`` is the end of context ``c``, ``tables[c]`` its frequencies."""
+    """Symbols of a slice with their contexts; ``tables[c]`` are the frequencies in context ``c``."""
 
     symbols: NDArray[Any]
-    ends: NDArray[np.int64]
+    contexts: NDArray[Any]
     tables: NDArray[np.int32]
 
 
@@ -107,8 +107,9 @@ class ContextCode:
         stack = ans_stack.AnsCoder()
         # Last in, first out: slices and contexts are pushed in the reverse of the order of decoding.
         for coded in reversed(self._slices):
-            for context, start, stop in reversed(_runs(coded.ends)):
-                ans_stack.push(stack, coded.symbols[start:stop], _model(coded.tables[context]))
+            symbols = coded.symbols[np.argsort(coded.contexts, kind="stable")]
+            for context, start, stop in reversed(_runs(coded.contexts, len(coded.tables))):
+                ans_stack.push(stack, symbols[start:stop], _model(coded.tables[context]))
         return ans_stack.bytes_of(stack)
 
 
@@ -126,11 +127,9 @@ def model_symbols(symbols: NDArray[Any], model: ContextModel, meaning: SignedSym
         chosen = ordered[part.position, part.rows, part.channels]
         found, tables = contexts.of(part).reshape(-1), frequencies.tables()
         counts = symbol_counts(found, chosen.reshape(-1), tables.shape)
-        of_contexts = counts.sum(axis=1)
-        bits += float((of_contexts * np.log2(tables.sum(axis=1))).sum() - (counts * np.log2(tables)).sum())
-        order = np.argsort(found, kind="stable")
+        bits += float((counts.sum(axis=1) * np.log2(tables.sum(axis=1))).sum() - (counts * np.log2(tables)).sum())
         # Bytes and 32 bits, because the slices of a tensor wait until its encoding is chosen.
-        slices.append(_CodedSlice(chosen.reshape(-1)[order], np.cumsum(of_contexts), tables.astype(np.int32)))
+        slices.append(_CodedSlice(chosen.reshape(-1), found, tables.astype(np.int32)))
         frequencies.update(counts)
         contexts.update(part, ranks[chosen])
     return ContextCode(bits / 8 + 4, slices)
@@ -158,7 +157,7 @@ def decode(data: bytes, model: ContextModel, meaning: SignedSymbols) -> NDArray[
 
 def _pop_slice(stack: Any, found: NDArray[np.uint8], tables: NDArray[np.int64], dtype: Any) -> NDArray[Any]:
     in_order = np.empty(len(found), dtype)
-    for context, start, stop in _runs(np.cumsum(np.bincount(found, minlength=len(tables)))):
+    for context, start, stop in _runs(found, len(tables)):
         in_order[start:stop] = ans_stack.pop(stack, stop - start, _model(tables[context]), dtype)
     symbols = np.empty(len(found), dtype)
     # Stable: encoder and decoder must agree on the order of the elements of a context.
@@ -173,8 +172,9 @@ def symbol_counts(contexts: NDArray[Any], symbols: NDArray[Any], shape: tuple[in
     return np.bincount(joint, minlength=shape[0] * shape[1]).reshape(shape)
 
 
-def _runs(ends: NDArray[np.int64]) -> list[tuple[int, int, int]]:
-    """Return each context in use, with the start and the end of its symbols."""
+def _runs(contexts: NDArray[Any], num_contexts: int) -> list[tuple[int, int, int]]:
+    """Return each context in use, with the start and the end of its symbols among those sorted by context."""
+    ends = np.cumsum(np.bincount(contexts, minlength=num_contexts))
     starts = np.append(0, ends[:-1])
     used = np.flatnonzero(ends > starts)
     return list(zip(used.tolist(), starts[used].tolist(), ends[used].tolist(), strict=True))

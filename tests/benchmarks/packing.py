@@ -1,10 +1,13 @@
 """Packs timm's resnet50, 90 % zeros and 16 values a layer: size against the entropy, speed, memory.
 
-    python tests/benchmarks/packing.py [--rounds 5] [--clusters 16] [--sparsity 0.9]
+    python tests/benchmarks/packing.py [--rounds 5] [--clusters 16] [--sparsity 0.9] [--nnc]
 
 Weights are random, so what is measured is the coding: the bound is the zero-order entropy of each layer's symbols, with
 zero as one of them, and codebooks of float32. Megabytes are those of the dense float32 tensors. Time is processor time
 of one thread, file included; memory is growth of the peak resident set in a process of each arm's own.
+
+With ``--nnc``, the reference coder of the standard for neural networks (ISO/IEC 15938-17, ``pip install nncodec``) codes
+the same symbols in turns with ours, as integers around zero, with codebooks of float32 beside them.
 """
 
 from __future__ import annotations
@@ -20,11 +23,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
 
 import lightning_compress as lc
+from tests.benchmarks.interleaved import medians
 
 MB = 1e6
 
@@ -71,6 +76,34 @@ def seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
+def nnc_symbols(model: nn.Module) -> tuple[dict[str, np.ndarray], int]:
+    """Integers of the weights, zero for zero, and the bytes of their codebooks."""
+    symbols, num_bytes = {}, 0
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            values, index = parameter.detach().unique(return_inverse=True)
+            symbols[name] = (index - int((values < 0).sum())).int().numpy()
+            num_bytes += 4 * int((values != 0).sum())
+    return symbols, num_bytes
+
+
+def nnc_arms(model: nn.Module, folder: Path) -> dict[str, Callable[[], object]]:
+    """Encoding and decoding by NNC, after its size was printed."""
+    from nncodec import nnc
+
+    symbols, num_bytes = nnc_symbols(model)
+    path = str(folder / "model.nnc")
+
+    def encode() -> None:
+        nnc.compress(symbols, bitstream_path=path, use_dq=False)
+
+    encode()
+    decoded = nnc.decompress(path)
+    assert all(np.array_equal(decoded[name], values) for name, values in symbols.items())
+    print(f"NNC: {(Path(path).stat().st_size + num_bytes) / MB:.3f} MB of weights, codebooks included")
+    return {"NNC encode": encode, "NNC decode": lambda: nnc.decompress(path)}
+
+
 def peak(arm: str, path: Path, args: argparse.Namespace) -> float:
     """Growth of the peak resident set, in MB, in a fresh process."""
     options = ["--sparsity", str(args.sparsity), "--clusters", str(args.clusters), "--peak", arm, "--path", str(path)]
@@ -99,6 +132,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--clusters", type=int, default=16)
+    parser.add_argument("--nnc", action="store_true", help="measure NNC as well")
     parser.add_argument("--peak", choices=("encode", "decode"))
     parser.add_argument("--path", type=Path)
     args = parser.parse_args()
@@ -112,13 +146,20 @@ def main() -> None:
         file = lc.save_packed(model, path)
         state = lc.load_packed(path)
         assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
-        encode = statistics.median(seconds(lambda: lc.save_packed(model, path)) for _ in range(args.rounds))
-        decode = statistics.median(seconds(lambda: lc.load_packed(path)) for _ in range(args.rounds))
         dense = file.stages[0].num_bytes / MB
         print(*(f"{stage.name}: {stage.num_bytes / MB:.3f} MB" for stage in file.stages), sep=", ")
         print(*(f"{item.name}: {item.num_bytes / MB:.3f} MB" for item in file.items), sep=", ")
         print(f"weights and header / bound: {over_bound(file, model):.4f}")
-        print(f"encode: {dense / encode:.0f} MB/s, decode: {dense / decode:.0f} MB/s")
+        names = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
+        num_bytes = sum(tensor.num_bytes for tensor in file.tensors if tensor.name in names)
+        print(f"ours: {num_bytes / MB:.3f} MB of weights, codebooks included")
+        arms = {"encode": lambda: lc.save_packed(model, path), "decode": lambda: lc.load_packed(path)}
+        arms |= nnc_arms(model, Path(folder)) if args.nnc else {}
+        results = medians({name: lambda arm=arm: [seconds(arm)] for name, arm in arms.items()}, rounds=args.rounds)
+        for name, times in results.items():
+            print(
+                f"{name}: {dense / statistics.median(times):.0f} MB/s ({dense / max(times):.0f} to {dense / min(times):.0f})"
+            )
         largest = max(tensor.nbytes for tensor in state.values()) / MB
         encoding, decoding = (peak(arm, path, args) for arm in ("encode", "decode"))
         print(f"peak extra memory: encode {encoding:.0f} MB, decode {decoding:.0f} MB, its result included")
