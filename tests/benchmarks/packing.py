@@ -6,8 +6,8 @@ Weights are random, so what is measured is the coding: the bound is the zero-ord
 zero as one of them, and codebooks of float32. Megabytes are those of the dense float32 tensors. Time is processor time
 of one thread, file included; memory is growth of the peak resident set in a process of each arm's own.
 
-With ``--nnc``, the reference coder of the standard for neural networks (ISO/IEC 15938-17, ``pip install nncodec``) codes
-the same symbols in turns with ours, as integers around zero, with codebooks of float32 beside them.
+With ``--nnc``, the reference coder of the standard for neural networks (ISO/IEC 15938-17, ``pip install nncodec``)
+codes the same symbols in turns with ours, as integers around zero, with codebooks of float32 beside them.
 """
 
 from __future__ import annotations
@@ -157,9 +157,8 @@ def main() -> None:
         arms |= nnc_arms(model, Path(folder)) if args.nnc else {}
         results = medians({name: lambda arm=arm: [seconds(arm)] for name, arm in arms.items()}, rounds=args.rounds)
         for name, times in results.items():
-            print(
-                f"{name}: {dense / statistics.median(times):.0f} MB/s ({dense / max(times):.0f} to {dense / min(times):.0f})"
-            )
+            speeds = sorted(dense / duration for duration in times)
+            print(f"{name}: {statistics.median(speeds):.0f} MB/s ({speeds[0]:.0f} to {speeds[-1]:.0f})")
         largest = max(tensor.nbytes for tensor in state.values()) / MB
         encoding, decoding = (peak(arm, path, args) for arm in ("encode", "decode"))
         print(f"peak extra memory: encode {encoding:.0f} MB, decode {decoding:.0f} MB, its result included")
