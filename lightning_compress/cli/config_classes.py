@@ -57,6 +57,7 @@ def yaml_problem(text: str) -> str:
 
 def _imported(key: Key, path: str) -> Any:
     module, _, name = path.rpartition(".")
+    owner: Any
     try:
         owner = importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -23,6 +23,7 @@ from lightning_compress.cli.measurements import dense_bytes
 from lightning_compress.cli.recipes import find, run_name_of
 from lightning_compress.cli.routine_messages import hide_routine_messages
 from lightning_compress.cli.stage_cli import StageCLI
+from lightning_compress.clustering.size_budget import parse_size
 from lightning_compress.export.requirements import require
 from lightning_compress.quantization.insertion import quantizers_of
 from lightning_compress.reporting.units import format_bytes
@@ -189,14 +190,18 @@ def _findings(cli: DoctorCLI, probe: FitProbe, plain: FitProbe) -> Iterator[str]
     )
     module = cli.model.get_submodule(cli.deployed_module)
     expected = expected_bytes(cli, module)
-    yield f"Expected packed size: about {format_bytes(expected)}, {format_bytes(dense_bytes(module))} dense."
+    about = "at most" if cli.config_init.get("size_budget") else "about"
+    yield f"Expected packed size: {about} {format_bytes(expected)}, {format_bytes(dense_bytes(module))} dense."
     if cli.config.after:
         yield f"after={cli.config.after} was not run: channels that it removes are still counted here."
     yield from _missing_extras(cli)
 
 
 def expected_bytes(cli: DoctorCLI, module: Any) -> int:
-    """Return a rough size of the packed file: entropy of the mask, and bits of each remaining weight."""
+    """Return a rough size of the packed file: the budget, or entropy of the mask and bits of each remaining weight."""
+    budget = cli.config_init.get("size_budget")
+    if budget is not None:
+        return parse_size(budget.size)
     pruning, clustering = (cli.config_init.get(key) for key in ("pruning", "clustering"))
     sparsity = getattr(pruning, "sparsity", 0.0)
     share = sparsity if isinstance(sparsity, float) else 0.0

@@ -51,7 +51,8 @@ def flat(value: Any) -> Any:
     if isinstance(value, Mapping):
         items = {str(key): flat(each) for key, each in value.items()}
         # Anything but a mapping is a mistake, which is left to be found.
-        return {**items, **items.pop("init_args")} if isinstance(items.get("init_args"), Mapping) else items
+        arguments = items.pop("init_args") if isinstance(items.get("init_args"), Mapping) else {}
+        return {**items, **arguments}
     return [flat(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 

@@ -19,7 +19,7 @@ import lightning_compress as lc
 from lightning_compress.cli.energy import joules_per_call
 from lightning_compress.profiling import count_macs, interleaved_durations
 from lightning_compress.quantization.insertion import quantizers_of
-from lightning_compress.reporting.run_report import LayerResult, SizeStage, Timing, WeightHistogram
+from lightning_compress.reporting.report_records import LayerResult, SizeStage, Timing, WeightHistogram
 from lightning_compress.reporting.sparsity import count_weights
 from lightning_compress.targets import Targets
 from lightning_compress.trainer.batches import num_samples_of

@@ -19,7 +19,7 @@ from lightning_compress.export.onnx.exporter import OnnxFile
 from lightning_compress.export.onnx.runtime import feeds_of, session
 from lightning_compress.module_copies import copy_module
 from lightning_compress.quantization.finalize import copy_for_deployment
-from lightning_compress.reporting.run_report import Timing
+from lightning_compress.reporting.report_records import Timing
 
 _NUM_SAMPLES = 8
 

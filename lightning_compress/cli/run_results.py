@@ -31,7 +31,8 @@ from lightning_compress.cli.measurements import (
 from lightning_compress.cli.onnx_evaluation import OnnxEvaluation
 from lightning_compress.cli.stage_cli import Metrics, StageCLI
 from lightning_compress.reporting.notes import notes_on
-from lightning_compress.reporting.run_report import LayerResult, ModelResult, RunReport, Timing, WeightHistogram
+from lightning_compress.reporting.report_records import LayerResult, ModelResult, Timing, WeightHistogram
+from lightning_compress.reporting.run_report import RunReport
 from lightning_compress.trainer.queries import callbacks_of
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -12,13 +14,20 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.trainer.connectors.data_connector import _request_dataloader
 from lightning.pytorch.utilities import CombinedLoader
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
 
 import lightning_compress as lc
+from lightning_compress.atomic_files import atomic_write
 from lightning_compress.cli.compression import CompressionCLI
 from lightning_compress.cli.run_directory import write_new
 from lightning_compress.models.weights import load_weights_
+from lightning_compress.pruning.layer_sensitivity import pruning_sensitivity
 from lightning_compress.quantization.mixed_precision import Effect, as_quantization_spec, choose
+from lightning_compress.reporting.report_files import write_report
+from lightning_compress.reporting.report_records import SensitivityMap
+from lightning_compress.reporting.run_figures import draw_sensitivity_map
+from lightning_compress.reporting.run_report import read_report
 from lightning_compress.trainer.batches import prepare_batch
 from lightning_compress.trainer.probe import TrainingProbe
 
@@ -44,6 +53,15 @@ def sensitivity(arguments: Sequence[str]) -> None:
         except ImportError as error:
             console.print(error, markup=False)
         console.print(f"All files of this run are in {cli.directory}.", soft_wrap=True)
+        maps = [result.to_map(), *([cli.measure_pruning()] if cli.sparsities else [])]
+        if len(maps) > 1:
+            _print_pruning(console, maps[1])
+            with suppress(ImportError):
+                figure = draw_sensitivity_map(maps[1])
+                with atomic_write(csv_path.with_name(f"{csv_path.stem}-pruning-heat-map.png")) as partial:
+                    partial.write_bytes(figure)
+        if cli.config.report:
+            console.print(_add_to_report(cli.config.report, maps), soft_wrap=True, markup=False)
         if cli.budget:
             console.print(_write_choice(cli, choose(result.effects, **cli.budget)), soft_wrap=True)
 
@@ -65,12 +83,21 @@ class SensitivityCLI(CompressionCLI):
         parser.add_argument(
             "--mean_bits", type=float | None, default=None, help="Maximum mean bits per weight, instead of max_bytes."
         )
+        parser.add_argument(
+            "--sparsities", type=str, default="", help="Sparsities of pruned layers to measure, too, such as 0.5,0.9."
+        )
+        parser.add_argument(
+            "--report", type=str | None, default=None, help="Finished run to whose report the heat maps are added."
+        )
         parser.add_argument("--out", type=str | None, default=None, help="Directory to write to.")
 
     def before_instantiate_classes(self) -> None:
         """Parse the budget and reset the Trainer options that belong to a fit."""
         super().before_instantiate_classes()
         self.bits = _numbers(self.config.bits)
+        self.sparsities = _fractions(self.config.sparsities)
+        if self.config.report:
+            read_report(self.config.report)
         self.budget = {key: self.config[key] for key in ("max_bytes", "mean_bits") if self.config[key] is not None}
         if len(self.budget) > 1:
             raise ValueError("Give either --max_bytes or --mean_bits, not both.")
@@ -86,7 +113,24 @@ class SensitivityCLI(CompressionCLI):
         return []
 
     def measure(self) -> lc.Sensitivity:
-        """Measure the delta of the loss of ``training_step``, in eval mode.
+        """Measure the delta of the loss of ``training_step`` with quantized weights, in eval mode."""
+        self.prepare()
+        return lc.sensitivity(
+            self.model, self.batches(), loss=self.loss(), bits=self.bits, targets=self.config_init.targets
+        )
+
+    def measure_pruning(self) -> SensitivityMap:
+        """Measure the delta of the loss of ``training_step`` with the smallest weights of one layer pruned."""
+        return pruning_sensitivity(
+            self.model,
+            self.batches(),
+            loss=self.loss(),
+            sparsities=self.sparsities,
+            targets=self.config_init.targets,
+        )
+
+    def loss(self) -> Callable[[nn.Module, Any], Tensor]:
+        """Return the loss of ``training_step`` as a function of a model and a batch.
 
         Raises:
             ValueError: For manual optimization, where ``training_step`` returns no loss.
@@ -96,7 +140,6 @@ class SensitivityCLI(CompressionCLI):
                 f"{type(self.model).__name__} uses manual optimization, so its training_step returns no loss to "
                 "measure: call lightning_compress.sensitivity in Python with a loss function."
             )
-        self.prepare()
         probe = TrainingProbe(self.trainer, self.model, None, 0)
 
         def loss(model: nn.Module, batch: Any) -> Tensor:
@@ -110,7 +153,7 @@ class SensitivityCLI(CompressionCLI):
             self.record.started = False
             return value
 
-        return lc.sensitivity(probe.model, self.batches(), loss=loss, bits=self.bits, targets=self.config_init.targets)
+        return loss
 
     def prepare(self) -> None:
         """Set up data and model like a fit, and load the weights of the checkpoint."""
@@ -139,6 +182,31 @@ def _numbers(text: str) -> tuple[int, ...]:
     if not all(number.strip().isdigit() for number in numbers):
         raise ValueError(f"--bits={text} must be comma-separated integers, such as 2,4,8.")
     return tuple(map(int, numbers))
+
+
+def _fractions(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in text.strip("[]()").split(",") if number.strip())
+    except ValueError as error:
+        raise ValueError(f"--sparsities={text} must be comma-separated fractions, such as 0.5,0.9.") from error
+
+
+def _print_pruning(console: Console, found: SensitivityMap) -> None:
+    levels = list(found.layers[0].delta_losses)
+    table = Table("layer", title="Sensitivity: delta loss with the smallest weights of one layer pruned")
+    for level in levels:
+        table.add_column(level, justify="right")
+    for layer in found.layers:
+        table.add_row(layer.layer, *(f"{layer.delta_losses[level]:+.3g}" for level in levels))
+    console.print(table)
+
+
+def _add_to_report(run: str, maps: Sequence[SensitivityMap]) -> str:
+    """Replace the sensitivities in the report of a run, and return a sentence."""
+    directory, report = read_report(run)
+    kept = [each for each in report.sensitivities if each.technique not in {found.technique for found in maps}]
+    paths = write_report(replace(report, sensitivities=(*kept, *maps)), directory)
+    return f"The report of {directory} shows the sensitivity: {paths['html']}"
 
 
 def _write_choice(cli: SensitivityCLI, chosen: Sequence[Effect]) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from lightning_compress.cli.errors import fail
 from lightning_compress.cli.options import CommandParser
-from lightning_compress.reporting.run_report import ModelResult, RunReport, read_report
+from lightning_compress.reporting.report_records import ModelResult
+from lightning_compress.reporting.run_report import RunReport, read_report
 from lightning_compress.reporting.run_summary import headline
 
 PACKED_SUFFIX = ".packed"

@@ -25,6 +25,7 @@ from lightning_compress.quantization.quantizer_plan import QuantizerPlan
 from lightning_compress.quantization.tracing import Graph, record_graph
 from lightning_compress.reporting.figures import draw_heat_map, draw_sensitivity
 from lightning_compress.reporting.printed import Printed
+from lightning_compress.reporting.report_records import LayerSensitivity, SensitivityMap
 from lightning_compress.targets import Targets
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -82,6 +83,12 @@ class Sensitivity(Printed):
             ImportError: If matplotlib is not installed.
         """
         draw_heat_map(path, *self._delta_losses())
+
+    def to_map(self) -> SensitivityMap:
+        """Return the delta losses as plain data for a report."""
+        layers, deltas = self._delta_losses()
+        records = [LayerSensitivity(n, {f"{b} bits": deltas[b][i] for b in deltas}) for i, n in enumerate(layers)]
+        return SensitivityMap("quantization", self.loss, tuple(records))
 
     def to_csv(self) -> str:
         """Return the effects as CSV text with a header."""

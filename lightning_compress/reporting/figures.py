@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_compress.atomic_files import atomic_write
-from lightning_compress.reporting.run_figures import new_figure
+from lightning_compress.reporting.drawing import new_figure
+from lightning_compress.reporting.heat_map import heat_map_figure
 
 # Values below this fraction of the largest one are noise and would stretch the logarithmic axis.
 _NOISE_FLOOR = 1e-6
@@ -48,36 +49,12 @@ def draw_heat_map(path: str | Path, layers: Sequence[str], deltas: Mapping[int, 
     Args:
         path: PNG file to write.
         layers: Layer names, one row each.
-        deltas: Number of bits, one column each, to the delta loss of each layer. Values that are not positive and
-            finite are gray.
+        deltas: Number of bits, one column each, to the delta loss of each layer.
 
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    bits = sorted(deltas)
-    figure = new_figure(3.0 + 0.7 * len(bits) + 0.065 * max(map(len, layers)), max(2.4, 1.2 + 0.27 * len(layers)))
-    from matplotlib import colormaps
-    from matplotlib.colors import LogNorm
-
-    values = [[deltas[number][row] for number in bits] for row in range(len(layers))]
-    largest = max((value for row in values for value in row if 0 < value < float("inf")), default=1.0)
-    smallest = min((value for row in values for value in row if 0 < value < float("inf")), default=0.1)
-    norm = LogNorm(max(smallest, largest * _NOISE_FLOOR), largest, clip=True)
-    colors = colormaps["viridis"].with_extremes(bad="0.85")
-    axes = figure.add_subplot()
-    shown = [[value if 0 < value < float("inf") else float("nan") for value in row] for row in values]
-    image = axes.imshow(shown, aspect="auto", cmap=colors, norm=norm)
-    for row, column in ((row, column) for row in range(len(layers)) for column in range(len(bits))):
-        value = values[row][column]
-        # Black on the bright half of the colors and on gray.
-        is_dark = 0 < value < float("inf") and norm(value) < 0.55
-        color = "white" if is_dark else "black"
-        axes.text(column, row, f"{value:+.2g}", ha="center", va="center", fontsize=7, color=color)
-    axes.set_xticks(range(len(bits)), [f"{number} bits" for number in bits])
-    axes.set_yticks(range(len(layers)), layers, fontsize=8)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    figure.colorbar(image, label="delta loss (gray: not positive)", pad=0.02)
+    figure = heat_map_figure(layers, {f"{bits} bits": deltas[bits] for bits in sorted(deltas)})
     with atomic_write(path) as partial:
         figure.savefig(partial, format="png")
 

@@ -7,7 +7,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
-from lightning_compress.reporting.run_report import ModelResult, RunReport
+from lightning_compress.reporting.report_records import ModelResult, SensitivityMap
+from lightning_compress.reporting.run_figures import sensitivity_title
+from lightning_compress.reporting.run_report import RunReport
 from lightning_compress.reporting.run_summary import headline, metric_with_interval
 from lightning_compress.reporting.units import format_metric
 
@@ -55,6 +57,9 @@ def _sections(report: RunReport, figures: Mapping[str, bytes]) -> Iterator[str]:
     if report.layers:
         title = "Sparsity and bits by layer"
         yield _section(title, *_layers_table(report), figures.get(title))
+    for found in report.sensitivities:
+        title = sensitivity_title(found)
+        yield _section(title, *_sensitivity_table(found), figures.get(title))
     if report.unquantized_ops:
         yield _section("Unquantized ops (FP32)", ["call"], [[name] for name in report.unquantized_ops])
     environment = {**report.environment, "command": report.command, "created": report.created}
@@ -109,6 +114,14 @@ def _layers_table(report: RunReport) -> tuple[list[str], list[Row]]:
         *rows,
         [total.name, "", f"{total.num_weights:,}", f"{total.num_zeros:,}", f"{total.sparsity:.2%}", "", "", ""],
     ]
+
+
+def _sensitivity_table(found: SensitivityMap) -> tuple[list[str], list[Row]]:
+    levels = list(found.layers[0].delta_losses) if found.layers else []
+    rows: list[Row] = [
+        [layer.layer, *(f"{layer.delta_losses[level]:+.3g}" for level in levels)] for layer in found.layers
+    ]
+    return [f"delta loss (loss {found.loss:.4g})", *levels], rows
 
 
 def _section(title: str, header: Row, rows: Sequence[Row], figure: bytes | None = None) -> str:

@@ -17,7 +17,7 @@ def report_metrics(report: RunReport) -> dict[str, float]:
     Args:
         report: Report of the run.
 
-    >>> from lightning_compress.reporting.run_report import ModelResult
+    >>> from lightning_compress.reporting.report_records import ModelResult
     >>> model = ModelResult("fitted", "fitted", {"test/acc": 0.9})
     >>> report_metrics(RunReport(name="digits", command="", created="", models=(model,)))
     {'report/test/acc': 0.9}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import Any
 
-from lightning_compress.reporting.run_report import LayerResult, RunReport, WeightHistogram
+from lightning_compress.reporting.drawing import as_png, clean, new_figure
+from lightning_compress.reporting.heat_map import heat_map_figure
+from lightning_compress.reporting.report_records import LayerResult, SensitivityMap, WeightHistogram
+from lightning_compress.reporting.run_report import RunReport
 from lightning_compress.reporting.units import format_bytes
 
-_DENSE, _COMPRESSED, _GRID = "#9aa5b1", "#1f6feb", "0.9"
+_DENSE, _COMPRESSED = "#9aa5b1", "#1f6feb"
 _MAX_LAYERS = 40
 _COLUMNS = 3
 _LOGARITHMIC = 50  # ratio of values above which an axis is logarithmic
@@ -33,35 +35,29 @@ def draw_run(report: RunReport) -> dict[str, bytes]:
         "Weights before and after": (bool(report.histograms), _draw_histograms),
         "Schedules": (bool(_drawn_schedules(report)), _draw_schedules),
     }
-    return {title: as_png(draw(report)) for title, (has_data, draw) in figures.items() if has_data}
+    drawn = {title: as_png(draw(report)) for title, (has_data, draw) in figures.items() if has_data}
+    maps = {sensitivity_title(found): draw_sensitivity_map(found) for found in report.sensitivities if found.layers}
+    return {**drawn, **maps}
 
 
-def new_figure(width: float, height: float) -> Any:
-    """Return an empty figure, its size in inches.
+def sensitivity_title(found: SensitivityMap) -> str:
+    """Return the title of a figure of sensitivity."""
+    return f"Sensitivity to {found.technique}"
+
+
+def draw_sensitivity_map(found: SensitivityMap) -> bytes:
+    """Draw the delta losses of layers as a heat map, a PNG file.
 
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    try:
-        # Not pyplot: it would keep a reference to every figure and may open windows.
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('A figure needs matplotlib: pip install "lightning-compress[export]".') from error
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+    return as_png(_sensitivity_figure(found))
 
 
-def as_png(figure: Any) -> bytes:
-    """Return a figure as the bytes of a PNG file."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    return stream.getvalue()
-
-
-def clean(axes: Any, *, grid: str = "x") -> None:
-    """Remove the frame of axes and draw a light grid."""
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis=grid, color=_GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
+def _sensitivity_figure(found: SensitivityMap) -> Any:
+    levels = list(found.layers[0].delta_losses)
+    columns = {level: [layer.delta_losses[level] for layer in found.layers] for level in levels}
+    return heat_map_figure([_short(layer.layer) for layer in found.layers], columns)
 
 
 def _draw_sizes(report: RunReport) -> Any:

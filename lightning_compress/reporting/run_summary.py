@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_compress.reporting.printed import Printed
-from lightning_compress.reporting.run_report import ModelResult, RunReport
+from lightning_compress.reporting.report_records import ModelResult
+from lightning_compress.reporting.run_report import RunReport
 from lightning_compress.reporting.units import (
     format_bytes,
     format_change,

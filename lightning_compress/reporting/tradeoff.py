@@ -11,8 +11,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from lightning_compress.reporting.drawing import as_png, clean, new_figure
 from lightning_compress.reporting.printed import Printed
-from lightning_compress.reporting.run_figures import as_png, clean, new_figure
 from lightning_compress.reporting.run_report import RunReport
 from lightning_compress.reporting.run_summary import main_metric, smallest_file, timed_pair
 from lightning_compress.reporting.units import format_bytes, format_metric, format_seconds

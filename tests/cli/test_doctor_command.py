@@ -36,6 +36,14 @@ def test_the_recipe_is_examined_and_nothing_is_written(recipe, temporary, capsys
     assert not list(temporary.iterdir())
 
 
+def test_a_size_budget_is_the_expected_size(recipe, capsys):
+    flags = ["--trainer.max_epochs=10", "--trainer.limit_train_batches=4"]
+    main(["doctor", "small.yaml", "--size_budget.size=60kB", "--size_budget.schedule.begin=0.6", *flags])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "SizeBudget: 7 tensors, 100.0% of the weights; in steps: begin 24, end 20." in printed
+    assert "Expected packed size: at most 60.0 kB" in printed
+
+
 def test_a_wrong_recipe_is_named_as_by_run(recipe, error_message):
     assert "matches no layer" in error_message("doctor", "small.yaml", "--pruning.targets.include=[x]")
     assert "did you mean 'sparsity'" in error_message("doctor", "small.yaml", "--pruning.sparsiti=0.5")

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_compress.reporting.run_report import (
-    LayerResult,
-    ModelResult,
-    RunReport,
-    SizeStage,
-    Timing,
-    WeightHistogram,
-)
+from lightning_compress.reporting.report_records import LayerResult, ModelResult, SizeStage, Timing, WeightHistogram
+from lightning_compress.reporting.run_report import RunReport
 
 INTERVAL = {"test/acc": (0.951, 0.989)}
 

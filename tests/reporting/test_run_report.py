@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lightning_compress.reporting import run_report
-from lightning_compress.reporting.run_report import ModelResult, RunReport, read_report
+from lightning_compress.reporting.report_records import ModelResult
+from lightning_compress.reporting.run_report import RunReport, read_report
 
 CLASSES = [value for value in vars(run_report).values() if dataclasses.is_dataclass(value)]
 

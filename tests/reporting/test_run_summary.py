@@ -6,7 +6,8 @@ import dataclasses
 
 from rich.console import Console
 
-from lightning_compress.reporting.run_report import ModelResult, RunReport
+from lightning_compress.reporting.report_records import ModelResult
+from lightning_compress.reporting.run_report import RunReport
 from lightning_compress.reporting.run_summary import RunSummary, headline, main_metric
 from tests.reporting.conftest import timing
 
