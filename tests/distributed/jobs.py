@@ -1,7 +1,8 @@
-"""What each of the two processes does; one process does the same on the union of their data."""
+"""What each of the processes does; one process does the same on the union of their data."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -141,20 +142,36 @@ class Result:
     teacher: dict[str, Tensor] = field(default_factory=dict)
 
 
-def strategy(kind: str, *, distributed_checkpoint: bool = False) -> Strategy | str:
+def num_ranks() -> int:
+    return int(os.environ.get("NUM_RANKS", 1))
+
+
+def is_sharded(kind: str) -> bool:
+    return kind in ("fsdp2", "dcp")
+
+
+def strategy(kind: str) -> Strategy | str:
+    """The strategy of "ddp", "fsdp2" or "dcp", which is FSDP2 with distributed checkpoints."""
     if kind == "ddp":
         return DDPStrategy(process_group_backend="gloo", timeout=PATIENCE)
-    if kind == "fsdp2":
+    if is_sharded(kind):
         return ModelParallelStrategy(
-            data_parallel_size=2, tensor_parallel_size=1, process_group_backend="gloo", timeout=PATIENCE,
-            save_distributed_checkpoint=distributed_checkpoint,
+            data_parallel_size=num_ranks(), tensor_parallel_size=1, process_group_backend="gloo", timeout=PATIENCE,
+            save_distributed_checkpoint=kind == "dcp",
         )  # fmt: skip
     return "auto"
 
 
+def placed(kind: str) -> dict[str, Any]:
+    """Arguments of the Trainer."""
+    if kind == "one":
+        return {}
+    return {"devices": num_ranks(), "strategy": strategy(kind), "use_distributed_sampler": False}
+
+
 def make(case: Case, kind: str, seed: int = 0) -> Net:
     torch.manual_seed(seed + (dist.get_rank() if dist.is_initialized() else 0))
-    model = (ShardedNet if kind == "fsdp2" else Net)("adam", frozen_norms=True).double()
+    model = (ShardedNet if is_sharded(kind) else Net)("adam", frozen_norms=True).double()
     case.prepare(model)
     return model
 
@@ -163,14 +180,13 @@ def fit_model(
     model: LightningModule, kind: str, callbacks: list[Callback], ckpt_path: Path | None = None, **options: Any
 ) -> Result:
     watch = Watch()
-    placed = {} if kind == "one" else {"devices": 2, "strategy": strategy(kind), "use_distributed_sampler": False}
-    run = trainer([watch, *callbacks], **placed, **options)
+    run = trainer([watch, *callbacks], **placed(kind), **options)
     run.fit(model, Share(), ckpt_path=ckpt_path)
     return Result({name: t.clone() for name, t in whole(model.state_dict()).items()}, watch.masks)
 
 
 def fit(name: str, kind: str, seed: int = 0, folder: Path | None = None, ckpt_path: Path | None = None) -> Result:
-    """Fits a case and saves after steps 3, 5, 8, 10 and others; ``kind`` is "one", "ddp" or "fsdp2"."""
+    """Fits a case and saves after steps 3, 5, 8, 10 and others; ``kind`` is "one", "ddp", "fsdp2" or "dcp"."""
     callbacks = case(name).callbacks()
     if folder is not None:
         # Not after every step: to gather what is sharded takes as long as to train.
@@ -183,18 +199,18 @@ def fit_in_one_group(name: str) -> Result:
     """Fits a case with a validation before the first step and in mid-epoch."""
     torch.manual_seed(0)
     model = NetInOneGroup("adam", frozen_norms=True).double()
-    run = sharded_trainer([watch := Watch(), *case(name).callbacks()], val_check_interval=2)
+    run = trainer([watch := Watch(), *case(name).callbacks()], **placed("fsdp2"), val_check_interval=2)
     run.fit(model, Share(), Share())
     return Result({name: t.clone() for name, t in whole(model.state_dict()).items()}, watch.masks)
 
 
-def fit_and_validate(name: str, distributed_checkpoint: bool, folder: Path) -> tuple[float, float, float]:
+def fit_and_validate(name: str, kind: str, folder: Path) -> tuple[float, float, float]:
     """The validation losses after a fit, of its checkpoint, and after a fit that goes on from its middle."""
     losses = []
     for path in (None, folder / "step=10.ckpt", folder / "step=5.ckpt"):
-        model = make(case(name), "fsdp2")
+        model = make(case(name), kind)
         saved = [save_every_step(folder)] if path is None else []
-        run = sharded_trainer([*saved, *case(name).callbacks()], distributed_checkpoint=distributed_checkpoint)
+        run = trainer([*saved, *case(name).callbacks()], **placed(kind))
         if path is None or path.name == "step=5.ckpt":
             run.fit(model, Share(), ckpt_path=path)
             path = None
@@ -202,15 +218,10 @@ def fit_and_validate(name: str, distributed_checkpoint: bool, folder: Path) -> t
     return losses[0], losses[1], losses[2]
 
 
-def sharded_trainer(callbacks: list[Callback], *, distributed_checkpoint: bool = False, **options: Any) -> Trainer:
-    placed = strategy("fsdp2", distributed_checkpoint=distributed_checkpoint)
-    return trainer(callbacks, devices=2, strategy=placed, use_distributed_sampler=False, **options)
-
-
 def fit_late(name: str, kind: str, built: str, ckpt_path: Path | None = None, folder: Path | None = None) -> Result:
     """Fits a case on a network that is made in a hook."""
     saved = [save_every_step(folder)] if folder is not None else []
-    model = LateNet(built, sharded=kind == "fsdp2")
+    model = LateNet(built, sharded=is_sharded(kind))
     return fit_model(model, kind, [*case(name).callbacks(), *saved], ckpt_path)
 
 
@@ -237,7 +248,7 @@ def distil(
         parameter.data.add_(0.1)
     # The last pair has a linear map between 4 and 8 channels, which is trained.
     losses = {"kd": lc.KD(), "hints": lc.FitNet((("conv2", "norm1"),)), "mapped": lc.FitNet((("fc", "norm2"),))}
-    student = (ShardedNet if kind == "fsdp2" else Net)("adam", frozen_norms=True).double()
+    student = (ShardedNet if is_sharded(kind) else Net)("adam", frozen_norms=True).double()
     case(name).prepare(student)
     module = lc.DistillationModule(student, lc.MeanTeacher() if mean_teacher else teacher, losses=losses)
     module.objective.build_adapters({"mapped_0": [[4, 4], [4, 8, 5, 5]]})
@@ -295,6 +306,5 @@ def refusal(name: str, kind: str) -> str:
 def evaluate(kind: str, path: Path) -> float:
     """The validation loss of a checkpoint."""
     model = make(case("cubic"), kind)
-    placed = {"devices": 2, "strategy": strategy(kind), "use_distributed_sampler": False}
-    run = trainer([lc.Pruning(0.9, schedule=RAMP)], **placed)
+    run = trainer([lc.Pruning(0.9, schedule=RAMP)], **placed(kind))
     return run.validate(model, Share(), ckpt_path=path)[0]["val_loss"]
