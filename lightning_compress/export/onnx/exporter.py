@@ -59,6 +59,7 @@ def export_onnx(
     dynamic_size: bool = False,
     opset: int | None = None,
     backend: Backend = Backend(),
+    contrib: bool = True,
 ) -> OnnxFile:
     """Export a model to ONNX, run the file and compare it with the model layer by layer.
 
@@ -80,6 +81,9 @@ def export_onnx(
             some of these with opset 21.
         backend: Runtime that the file is for, the same as in training: a file for another runtime than ONNX Runtime is
             run there and compared all the same, but its INT8 kernels are not counted.
+        contrib: Store linear layers with quantized weights and FP32 inputs as MatMulNBits, an operator of ONNX Runtime
+            alone that multiplies by 4-bit or 8-bit blocks; ``False``, and files for other runtimes, store them as
+            DequantizeLinear, with blocks and 4 bits from opset 21.
 
     Returns:
         The file and its measurements.
@@ -102,8 +106,8 @@ def export_onnx(
         ({'linear': 1}, ())
     """
     require("onnx", "onnxruntime", "onnxscript")
-    operators = OnnxOperators(opset, unsigned=unsigned, backend=backend)
     is_for_cpu = backend == Backend()
+    operators = OnnxOperators(opset, unsigned=unsigned, backend=backend, contrib=contrib and is_for_cpu)
     inputs = as_arguments(with_two_samples(example_inputs) if dynamic_batch else example_inputs)
     given, simulation, lowered = prepare(model, inputs, operators, reduce_range=is_for_cpu and reduce_range)
     parity, integers, unquantized_ops = None, None, tuple(lowered.unquantized_ops)
