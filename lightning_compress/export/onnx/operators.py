@@ -105,7 +105,7 @@ class OnnxOperators(BackendOperators):
         for name, tensor in program.constants.items():
             stored = self._constants.get(tensor.data_ptr()) if isinstance(tensor, Tensor) else None
             if stored is not None and name in model.graph.initializers:
-                dequantize(model.graph, name, stored, contrib=self.contrib)
+                dequantize(model.graph, name, stored, opset=self.opset, contrib=self.contrib)
         if any(node.domain == CONTRIB for node in model.graph):
             model.opset_imports[CONTRIB] = 1
 

@@ -14,17 +14,22 @@ from lightning_compress.quantization.backend_operators import Bias, Weight
 CONTRIB = "com.microsoft"
 """Domain of ONNX Runtime's own operators."""
 
+_MIN_OPSET = 21  # of DequantizeLinear with blocks and with INT4
 _MIN_BLOCK, _MAX_BLOCK = 16, 256  # of MatMulNBits, powers of two
 
 
-def dequantize(graph: Any, name: str, stored: Weight | Bias, *, contrib: bool) -> None:
+def dequantize(graph: Any, name: str, stored: Weight | Bias, *, opset: int, contrib: bool) -> None:
     """Replace an FP32 constant of a graph by its integers, in place.
 
     Args:
         graph: Graph in the intermediate representation of ``onnx_ir``.
         name: Name of the constant.
         stored: The integers.
+        opset: Version of ONNX's operators.
         contrib: Let ONNX Runtime multiply by the integers of weight-only layers (MatMulNBits).
+
+    Raises:
+        ValueError: If the opset has no operator for them.
     """
     value = graph.initializers.pop(name)
     for number, (reader, position) in enumerate(list(value.uses())):
@@ -33,14 +38,16 @@ def dequantize(graph: Any, name: str, stored: Weight | Bias, *, contrib: bool) -
             continue
         if reader.op_type == "Transpose":
             # Integers are stored as they are read: a transposition in between would hide them from other readers.
-            transposed = _dequantized(graph, prefix, stored, list(reader.attributes["perm"].as_ints()))
+            transposed = _dequantized(graph, prefix, stored, list(reader.attributes["perm"].as_ints()), opset)
             reader.outputs[0].replace_all_uses_with(transposed)
             graph.remove(reader)
         else:
-            reader.replace_input_with(position, _dequantized(graph, prefix, stored, [*range(stored.integers.ndim)]))
+            reader.replace_input_with(
+                position, _dequantized(graph, prefix, stored, [*range(stored.integers.ndim)], opset)
+            )
 
 
-def _dequantized(graph: Any, prefix: str, stored: Weight | Bias, perm: list[int]) -> Any:
+def _dequantized(graph: Any, prefix: str, stored: Weight | Bias, perm: list[int], opset: int) -> Any:
     """Return the output of a new DequantizeLinear node at the beginning of a graph."""
     import onnx_ir as ir
 
@@ -52,6 +59,11 @@ def _dequantized(graph: Any, prefix: str, stored: Weight | Bias, perm: list[int]
         attributes = {"axis": perm.index(1), "block_size": stored.integers.shape[1] // scale.shape[1]}
         scale = scale.permute(perm)
     is_packed = isinstance(stored, Weight) and stored.is_weight_only and stored.bits <= 4
+    if (is_blocked or is_packed) and opset < _MIN_OPSET:
+        raise ValueError(
+            f"the weights of {stored.name!r} have 4 bits or groups of inputs, for which opset={opset} has no operator: "
+            f"pass opset={_MIN_OPSET}"
+        )
     dtype = ir.DataType.INT4 if is_packed else None
     zeros = torch.zeros(scale.shape, dtype=integers.dtype)
     inputs = []
