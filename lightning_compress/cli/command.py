@@ -172,7 +172,10 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "doctor": ("RECIPE [--key=value ...]: check a recipe in a few batches", _doctor),
     "report": ("RUN: print the report of a finished run, and write its HTML again", _report),
     "compare": ("RUN...: compare finished runs by accuracy, size and latency", _compare),
-    "export": ("RUN [--formats=packed,onnx,executorch,program]: write the network of a finished run", _export),
+    "export": (
+        "RUN [--formats=packed,onnx,half,openvino,executorch,program]: write the network of a finished run",
+        _export,
+    ),
     "verify": ("RUN or FILE: recompute from the files what a report says of them", _verify),
     "fit": ("--config=FILE [--key=value ...]: train and validate", _lightning("fit")),
     "validate": ("--config=FILE --ckpt_path=FILE: evaluate on the validation data", _lightning("validate")),

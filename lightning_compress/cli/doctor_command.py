@@ -33,6 +33,7 @@ from lightning_compress.trainer.compression_callback import CompressionCallback,
 from lightning_compress.trainer.coverage import measure_coverage
 
 _NUM_BATCHES = 6
+_RUNTIMES = {"openvino": ("openvino",), "executorch": ("executorch", "torchao")}  # extras with their packages
 _TIMES = ("begin", "end", "observe", "fake_quantize", "freeze_observers", "freeze_batch_norm")
 
 
@@ -218,10 +219,16 @@ def expected_bytes(cli: DoctorCLI, module: Any) -> int:
 
 
 def _missing_extras(cli: DoctorCLI) -> Iterator[str]:
-    packages = ["matplotlib", *(["onnx", "onnxruntime", "onnxscript"] if cli.config_init.get("quantization") else [])]
+    needed = ["matplotlib", *(["onnx", "onnxruntime", "onnxscript"] if cli.config_init.get("quantization") else [])]
     try:
-        require(*packages)
+        require(*needed)
     except ImportError as error:
         yield str(error)
+    if cli.config_init.get("quantization"):
+        for name, packages in _RUNTIMES.items():
+            try:
+                require(*packages, extra=name)
+            except ImportError as error:
+                yield f"For export --formats={name}, {error}"
     if not any(cli.config_init.get(key) for key in TECHNIQUES) and not isinstance(cli.model, lc.DistillationModule):
         yield "The recipe has no technique: it trains a dense model."

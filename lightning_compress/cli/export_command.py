@@ -47,7 +47,10 @@ class WrittenFile:
 
 
 def export(arguments: Sequence[str]) -> None:
-    """Export the network of a run: ``export RUN [--formats=packed,onnx,executorch,program] [--out=DIR]``.
+    """Export the network of a run: ``export RUN [--formats=packed,onnx,half,openvino,...] [--out=DIR]``.
+
+    The ONNX file is for the backend that the run was quantized for; ``half`` is the network in FP16. A run without
+    quantization is written in FP32, with its channels removed.
 
     Args:
         arguments: Directory of a finished run or one of its checkpoints, and options.
@@ -103,6 +106,16 @@ def _onnx(run: ReopenedRun) -> WrittenFile:
     return WrittenFile(file.path, file.num_bytes, file.latency, run.test_onnx(file.path), ops)
 
 
+def _half(run: ReopenedRun) -> WrittenFile:
+    network = lc.float_copy(run.model, module=run.deployed_module).cpu()
+    file = lc.export_onnx(network, run.out / "half.onnx", run.inputs[0], half=True)
+    return WrittenFile(file.path, file.num_bytes, file.latency, run.test_onnx(file.path))
+
+
+def _openvino(run: ReopenedRun) -> WrittenFile:
+    return _untested(lc.export_openvino, "openvino.onnx", run)
+
+
 def _executorch(run: ReopenedRun) -> WrittenFile:
     return _untested(lc.export_executorch, "model.pte", run)
 
@@ -123,6 +136,8 @@ def _network(run: ReopenedRun) -> nn.Module:
 FORMATS: dict[str, Callable[[ReopenedRun], WrittenFile]] = {
     "packed": _packed,
     "onnx": _onnx,
+    "half": _half,
+    "openvino": _openvino,
     "executorch": _executorch,
     "program": _program,
 }

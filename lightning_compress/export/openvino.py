@@ -30,6 +30,7 @@ from lightning_compress.export.requirements import require
 from lightning_compress.profiling import interleaved_durations
 from lightning_compress.quantization.finalize import float_copy
 from lightning_compress.quantization.insertion import is_quantized
+from lightning_compress.quantization.lowering import LoweredModel
 
 _LAYERS = {"Convolution": "conv", "Deconvolution": "conv_transpose", "FullyConnected": "linear", "MatMul": "matmul"}
 
@@ -102,15 +103,16 @@ def export_openvino(
         difference = relative_difference(tensor_leaves(given.output), network.run(inputs))
         networks = [network] if steps is None else [network, _fp32_network(model, inputs, operators, dynamic)]
         quartiles = _quartiles(networks, as_arguments(example_inputs))
+    kernels = network.kernels()
     return OpenvinoFile(
         path=Path(path),
         num_bytes=Path(path).stat().st_size,
         latency_quartiles=quartiles[0],
         steps=steps,
         difference=difference,
-        unquantized_ops=tuple(lowered.unquantized_ops),
+        unquantized_ops=(*lowered.unquantized_ops, *_layers_in_fp32(lowered, kernels)),
         fp32_latency_quartiles=None if steps is None else quartiles[1],
-        kernels=network.kernels(),
+        kernels=kernels,
     )
 
 
@@ -151,6 +153,12 @@ class _OpenvinoNetwork:
             if kind is not None:
                 counts[info["runtimePrecision"].astype(str) in ("u8", "i8")][kind] += 1
         return KernelCounts(dict(counts[True]), dict(counts[False]))
+
+
+def _layers_in_fp32(lowered: LoweredModel, kernels: KernelCounts) -> list[str]:
+    """Return the quantized transposed convolutions if this CPU has no INT8 kernel for them."""
+    layers = lowered.layers if "conv_transpose" in kernels.float else []
+    return [f"{layer.name}.{layer.function}" for layer in layers if layer.function.startswith("conv_transpose")]
 
 
 def _run_split(split: SplitFile) -> Sequence[np.ndarray]:

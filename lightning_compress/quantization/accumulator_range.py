@@ -41,6 +41,7 @@ def limit_pair_sums_(simulation: Simulation) -> bool:
             or not quantizer.ready
             or node.arguments is None
             or node.call.function not in CHANNEL_AXIS
+            or isinstance(quantizer.spec.granularity, int)  # computed in FP32
             or id(quantizer) in seen
         ):
             continue

@@ -54,10 +54,12 @@ class Weight:
     Attributes:
         name: Layer name.
         integers: int8, of the weight's shape.
-        scale: Positive, ``(channels,)``.
+        scale: Positive, ``(channels,)``, or ``(channels, groups)`` for groups of input features.
         axis: Channel dimension.
-        zero_point: Zeros, int64, ``(channels,)``; stored here, so that exporters find a constant.
+        zero_point: Zeros, int64, of the scale's shape; stored here, so that exporters find a constant.
         value: Dequantized weight, float32.
+        bits: Bit width of the integers.
+        is_weight_only: The input is in FP32: the weight is dequantized, and the layer computes in FP32.
     """
 
     name: str
@@ -66,18 +68,27 @@ class Weight:
     axis: int
     zero_point: Tensor
     value: Tensor
+    bits: int = 8
+    is_weight_only: bool = False
 
     @classmethod
-    def of(cls, name: str, integers: Tensor, scale: Tensor, axis: int) -> Weight:
+    def of(
+        cls, name: str, integers: Tensor, scale: Tensor, axis: int, *, bits: int = 8, is_weight_only: bool = False
+    ) -> Weight:
         """Return the weight with its zero points and its dequantized value."""
-        shape = [-1 if dim == axis else 1 for dim in range(integers.ndim)]
-        zeros = torch.zeros(len(scale), dtype=torch.int64)
-        return cls(name, integers, scale, axis, zeros, integers * scale.view(shape))
+        zeros = torch.zeros(scale.shape, dtype=torch.int64)
+        value = _dequantize(integers, scale, axis)
+        return cls(name, integers, scale, axis, zeros, value, bits, is_weight_only)
 
     def dequantize(self) -> Tensor:
         """Compute the weight in FP32 from its integers; a graph of it stores these."""
-        shape = [-1 if dim == self.axis else 1 for dim in range(self.integers.ndim)]
-        return self.integers * self.scale.view(shape)
+        return _dequantize(self.integers, self.scale, self.axis)
+
+
+def _dequantize(integers: Tensor, scale: Tensor, axis: int) -> Tensor:
+    if scale.ndim == 2:
+        return (integers.unflatten(1, (scale.shape[1], -1)) * scale.unsqueeze(2)).flatten(1)
+    return integers * scale.view([-1 if dim == axis else 1 for dim in range(integers.ndim)])
 
 
 @dataclass(frozen=True)

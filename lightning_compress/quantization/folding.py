@@ -12,6 +12,24 @@ from lightning_compress.quantization.backend_operators import Bias, QParams, Wei
 _MAX_BIAS = 2**30
 
 
+def fold_weight_only(name: str, integers: Tensor, scale: Tensor, axis: int, *, bits: int) -> Weight:
+    """Fold the signs of scales into the integers of a weight that is dequantized before use.
+
+    Args:
+        name: Layer name.
+        integers: Integers of the weight.
+        scale: Scale of each channel, or of each of its groups, times the factor of the affine maps, float64.
+        axis: Channel dimension of the weight.
+        bits: Bit width of the integers.
+    """
+    sign = torch.sign(scale)
+    if scale.ndim == 2:
+        signs = sign.repeat_interleave(integers.shape[1] // scale.shape[1], dim=1)
+    else:
+        signs = sign.view([-1 if dim == axis else 1 for dim in range(integers.ndim)])
+    return Weight.of(name, (integers * signs).to(torch.int8), scale.abs().float(), axis, bits=bits, is_weight_only=True)
+
+
 def fold(
     name: str, integers: Tensor, scale: Tensor, axis: int, *, bias: Tensor | None, input_scale: float | None
 ) -> Weight:

@@ -26,7 +26,7 @@ from lightning_compress.quantization.backend_operators import (
 )
 from lightning_compress.quantization.call_patcher import CallPatcher, CallSite, install_all
 from lightning_compress.quantization.fake_quantized_call import FakeQuantizedCall
-from lightning_compress.quantization.folding import fold, quantize_bias
+from lightning_compress.quantization.folding import fold, fold_weight_only, quantize_bias
 from lightning_compress.quantization.function_names import CHANNEL_AXIS
 from lightning_compress.quantization.insertion import quantizers_of, remove_quantizers
 from lightning_compress.quantization.lowered_calls import FoldedCall, LoweredCall, LoweredQuantizer
@@ -174,7 +174,9 @@ class _Lowering:
         integers = quantizer.to_integers(module, weight)
         scale, _ = quantizer.qparams(module)
         axis = CHANNEL_AXIS[node.call.function]
-        scale = scale.detach().double().expand(weight.shape[axis])
+        # A row for each channel: one scale, or those of its groups.
+        scale = scale.detach().double()
+        scale = scale if scale.ndim == 2 else scale.expand(weight.shape[axis])
         maps = self._placement.calls[node].affine_maps
         # y = factor * (W x + b) + shift = (factor * W) x + (factor * b + shift), in float64 as factors may be tiny.
         for each in maps:
@@ -182,16 +184,26 @@ class _Lowering:
             check_finite(each.module, "statistics or weights", factor)
             check_finite(each.module, "statistics or weights", shift)
             bias = shift if bias is None else shift + factor * bias.detach().double()
-            scale = scale * factor
+            scale = scale * (factor.view(-1, 1) if scale.ndim == 2 else factor)
         if maps and bias is not None:
             bias = bias.expand(len(scale))  # all of them may have added a number
+        qparams = self._input_qparams(node)
+        is_weight_only = qparams is None and node.call.function == "linear"
+        # The accumulator sums over all inputs before it is rescaled: they must share the scale.
+        if scale.ndim == 2 and not is_weight_only:
+            raise ValueError(
+                f"The weights of {node.module!r} have a scale for each group of {quantizer.spec.granularity} inputs, "
+                "which integer kernels do not support: use granularity='channel', or activations=None."
+            )
         # The LSB of the int32 accumulator is input scale * weight scale, and the bias is added to it in the same unit.
         # There is none for an FP32 input, nor where output channels of several groups share a weight scale.
-        qparams = self._input_qparams(node)
         is_integer_bias = self._backend.integer_bias and not shares_scales(node.call.function, args, kwargs)
         bias_qparams = qparams if is_integer_bias else None
         input_scale = bias_qparams.scale if bias_qparams is not None else None
-        folded = fold(node.module, integers, scale, axis, bias=bias, input_scale=input_scale)
+        if is_weight_only:
+            folded = fold_weight_only(node.module, integers, scale, axis, bits=quantizer.spec.bits)
+        else:
+            folded = fold(node.module, integers, scale, axis, bias=bias, input_scale=input_scale)
         quantized = quantize_bias(folded, bias, bias_qparams)
         bias_error = None
         if bias is not None and isinstance(quantized, Bias):

@@ -33,12 +33,6 @@ def check_quantizers(refs: Iterable[QuantizerRef], backend: Backend) -> None:
             raise ValueError(
                 f"The weights of {ref.layer!r} are affine, which integer kernels do not support: use symmetric=True."
             )
-        # The accumulator sums over all inputs before it is rescaled: they must share the scale.
-        if is_weight and isinstance(spec.granularity, int):
-            raise ValueError(
-                f"The weights of {ref.layer!r} have a scale for each group of {spec.granularity} inputs, which integer "
-                "kernels do not support: use granularity='channel'."
-            )
         if not is_weight and not spec.symmetric and backend.symmetric:
             raise ValueError(
                 f"{ref.name!r} has a zero point, and {backend.name} takes only 0: quantize the model for it, with "

@@ -390,3 +390,17 @@ def test_what_cannot_be_traced_is_one_sentence(tmp_path: Path) -> None:
         lc.export_onnx(Branches(), tmp_path / "model.onnx", torch.ones(2, 2))
     assert (tmp_path / "model.onnx").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_half_precision_takes_half_of_the_bytes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.Hardswish(), nn.Conv2d(64, 64, 3)).eval()
+    x = torch.randn(2, 3, 8, 8)
+    dense, file = (lc.export_onnx(model, tmp_path / f"{half}.onnx", x, half=half) for half in (False, True))
+    assert file.num_bytes < 0.52 * dense.num_bytes
+    assert 0 < file.difference < 1e-2
+    graph = onnx.load(file.path).graph
+    assert {each.type.tensor_type.elem_type for each in (*graph.input, *graph.output)} == {onnx.TensorProto.FLOAT}
+    assert {each.data_type for each in graph.initializer if len(each.dims) == 4} == {onnx.TensorProto.FLOAT16}
+    with pytest.raises(ValueError, match=r"half=True is for models without quantizers: export lc\.float_copy"):
+        lc.export_onnx(SUBJECTS["linear"].quantized(), tmp_path / "model.onnx", x, half=True)

@@ -13,6 +13,7 @@ from lightning_compress.arguments import as_arguments
 from lightning_compress.atomic_files import atomic_write
 from lightning_compress.export.batch_inputs import with_two_samples
 from lightning_compress.export.exported_file import ExportedFile
+from lightning_compress.export.onnx.half_precision import convert_to_half
 from lightning_compress.export.onnx.kernels import (
     KernelCounts,
     check_integer_kernels,
@@ -59,6 +60,8 @@ def export_onnx(
     dynamic_size: bool = False,
     opset: int | None = None,
     backend: Backend = Backend(),
+    contrib: bool = True,
+    half: bool = False,
 ) -> OnnxFile:
     """Export a model to ONNX, run the file and compare it with the model layer by layer.
 
@@ -80,6 +83,11 @@ def export_onnx(
             some of these with opset 21.
         backend: Runtime that the file is for, the same as in training: a file for another runtime than ONNX Runtime is
             run there and compared all the same, but its INT8 kernels are not counted.
+        contrib: Store linear layers with quantized weights and FP32 inputs as MatMulNBits, an operator of ONNX Runtime
+            alone that multiplies by 4-bit or 8-bit blocks; ``False``, and files for other runtimes, store them as
+            DequantizeLinear, with blocks and 4 bits from opset 21.
+        half: Write a model without quantizers in FP16, with inputs and outputs in FP32: half the bytes, and faster where
+            the processor computes in FP16.
 
     Returns:
         The file and its measurements.
@@ -102,14 +110,18 @@ def export_onnx(
         ({'linear': 1}, ())
     """
     require("onnx", "onnxruntime", "onnxscript")
-    operators = OnnxOperators(opset, unsigned=unsigned, backend=backend)
+    if half and is_quantized(model):
+        raise ValueError("half=True is for models without quantizers: export lc.float_copy(model).")
     is_for_cpu = backend == Backend()
+    operators = OnnxOperators(opset, unsigned=unsigned, backend=backend, contrib=contrib and is_for_cpu)
     inputs = as_arguments(with_two_samples(example_inputs) if dynamic_batch else example_inputs)
     given, simulation, lowered = prepare(model, inputs, operators, reduce_range=is_for_cpu and reduce_range)
     parity, integers, unquantized_ops = None, None, tuple(lowered.unquantized_ops)
     with atomic_write(path) as partial, naming_failures(type(model).__name__):
         dynamic = {"dynamic_batch": dynamic_batch, "dynamic_size": dynamic_size}
         translate(lowered.model, simulation, partial, operators, **dynamic)
+        if half:
+            convert_to_half(partial)
         if is_quantized(model):
             if is_for_cpu:
                 graph = optimized_graph(partial)

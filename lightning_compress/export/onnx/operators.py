@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from lightning_compress.export.onnx.stored_constants import CONTRIB, dequantize
 from lightning_compress.quantization.backend import Backend
 from lightning_compress.quantization.backend_operators import BackendOperators, Bias, QParams, Weight
 
@@ -39,6 +40,7 @@ class OnnxOperators(BackendOperators):
             to uint8 activations leaves the type of opset 21 behind.
         unsigned: Quantize activations to uint8, else to int8; symmetric ones of a backend are always int8.
         backend: Arithmetic of the runtime.
+        contrib: Use operators of ONNX Runtime that are not in the standard.
     """
 
     name = "ONNX"
@@ -47,10 +49,13 @@ class OnnxOperators(BackendOperators):
         "pixel_shuffle", "pixel_unshuffle", "expand", "expand_as", "repeat",
     })  # fmt: skip
 
-    def __init__(self, opset: int | None = None, *, unsigned: bool = True, backend: Backend = Backend()) -> None:
+    def __init__(
+        self, opset: int | None = None, *, unsigned: bool = True, backend: Backend = Backend(), contrib: bool = False
+    ) -> None:
         self.unsigned = unsigned and not backend.symmetric
         self.opset = opset or (21 if self.unsigned else 20)
         self.backend = backend
+        self.contrib = contrib
         self._constants: dict[int, Weight | Bias] = {}
 
     def activation(self, x: Tensor, qparams: QParams) -> Tensor:
@@ -100,39 +105,9 @@ class OnnxOperators(BackendOperators):
         for name, tensor in program.constants.items():
             stored = self._constants.get(tensor.data_ptr()) if isinstance(tensor, Tensor) else None
             if stored is not None and name in model.graph.initializers:
-                _dequantize(model.graph, name, stored)
-
-
-def _dequantize(graph: Any, name: str, stored: Weight | Bias) -> None:
-    axis = stored.axis if isinstance(stored, Weight) else 0
-    value = graph.initializers.pop(name)
-    for number, (reader, position) in enumerate(list(value.uses())):
-        prefix = f"{name}_{number}"
-        if reader.op_type == "Transpose":
-            # Integers are stored as they are read: a transposition in between would hide them from other readers.
-            perm = list(reader.attributes["perm"].as_ints())
-            transposed = _dequantized(graph, prefix, stored.integers.permute(perm), stored.scale, perm.index(axis))
-            reader.outputs[0].replace_all_uses_with(transposed)
-            graph.remove(reader)
-        else:
-            reader.replace_input_with(position, _dequantized(graph, prefix, stored.integers, stored.scale, axis))
-
-
-def _dequantized(graph: Any, prefix: str, integers: Tensor, scale: Tensor, axis: int) -> Any:
-    """Return the output of a new DequantizeLinear node at the beginning of a graph."""
-    import onnx_ir as ir
-
-    zeros = torch.zeros(scale.shape, dtype=integers.dtype)
-    inputs = []
-    for role, tensor in (("integers", integers.contiguous()), ("scale", scale), ("zero_point", zeros)):
-        key = f"{prefix}_{role}"
-        inputs.append(ir.val(key, const_value=ir.tensor(tensor.numpy(), name=key)))
-        graph.register_initializer(inputs[-1])
-    node = ir.node("DequantizeLinear", inputs, attributes={"axis": axis})
-    value = node.outputs[0]
-    value.name, value.shape, value.dtype = f"{prefix}_value", ir.Shape(integers.shape), ir.DataType.FLOAT
-    graph.insert_before(graph[0], node)
-    return value
+                dequantize(model.graph, name, stored, opset=self.opset, contrib=self.contrib)
+        if any(node.domain == CONTRIB for node in model.graph):
+            model.opset_imports[CONTRIB] = 1
 
 
 def _as_proto(tensor: Tensor) -> Any:
