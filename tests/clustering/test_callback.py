@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
+import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
@@ -84,3 +86,109 @@ def test_groups_of_transposed_convolutions_lie_along_their_inputs() -> None:
         model, Loader()
     )
     assert ((model.up.weight == 0).sum(dim=0) == 2).all()
+
+
+class Gradients(Callback):
+    """Weights of the linear layer and their gradients before each step, as the backward pass leaves them."""
+
+    def __init__(self) -> None:
+        self.weights: list[Tensor] = []
+        self.gradients: list[Tensor] = []
+
+    def on_before_optimizer_step(self, run: Any, model: Any, optimizer: Any) -> None:
+        self.weights.append(model.fc.weight.detach().clone())
+        self.gradients.append(model.fc.weight.grad.clone())
+
+
+class After(Callback):
+    """Call a function after a number of steps."""
+
+    def __init__(self, num_steps: int, call: Callable[[], None]) -> None:
+        self.num_steps, self.call = num_steps, call
+
+    def on_train_batch_end(self, run: Any, *args: Any) -> None:
+        if run.global_step == self.num_steps:
+            self.call()
+
+
+def test_weighted_clustering_adds_up_the_squares_of_dense_gradients() -> None:
+    gradients, squares = Gradients(), []
+    clustering = lc.WeightClustering(4, weighted=True, schedule=lc.Schedule(begin=5, curve="one_shot"))
+    after = After(4, lambda: squares.append(clustering.state_dict()["squares"]["fc.weight"].clone()))
+    trainer([gradients, clustering, after]).fit(Net(), Loader())
+    expected = torch.stack(gradients.gradients[:4]).square().sum(dim=0)
+    torch.testing.assert_close(squares[0], expected)
+    # They are read no more once the clusters are final.
+    torch.testing.assert_close(
+        clustering.state_dict()["squares"]["fc.weight"], torch.stack(gradients.gradients[:5]).square().sum(dim=0)
+    )
+
+
+@pytest.mark.parametrize("gradient", ["mean", "sum"])
+def test_a_centroid_moves_by_the_gradients_of_its_members(gradient: Literal["mean", "sum"]) -> None:
+    gradients, model = Gradients(), Plain()
+    clustering = lc.WeightClustering(4, gradient=gradient, schedule=lc.Schedule(begin=0.0, curve="one_shot"))
+    trainer([gradients, clustering], max_steps=3).fit(model, Loader())
+    before, grad = gradients.weights[-1], gradients.gradients[-1]
+    for centroid in before.unique():
+        members = before == centroid
+        moved = grad[members].sum() if gradient == "sum" else grad[members].mean()
+        torch.testing.assert_close(model.fc.weight[members], (centroid - 0.1 * moved).expand(int(members.sum())))
+
+
+class Plain(Net):
+    """With plain gradient descent, so that a step is known."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def interrupt() -> None:
+    raise KeyError("interrupted")
+
+
+def test_soft_assignments_end_with_the_fit() -> None:
+    model, x = Net(), torch.randn(2, 4, 6, 6)
+    clustering = lc.WeightClustering(4, method="dkm", schedule=lc.Schedule(begin=0.0, end=8))
+    with pytest.raises(KeyError):
+        trainer([clustering, After(4, interrupt)]).fit(model, Loader())
+    plain = Net()
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model.eval()(x), plain.eval()(x), rtol=0, atol=0)
+    assert len(model.fc.weight.unique()) > 4
+
+
+def test_soft_assignments_become_clusters() -> None:
+    model, x = Net(), torch.randn(2, 4, 6, 6)
+    soft: list[Tensor] = []
+    clustering = lc.WeightClustering(4, method="dkm", schedule=lc.Schedule(begin=0.0, end=6))
+    # In the sixth batch the layers still compute with soft assignments of free weights, then with their own weights.
+    record = [After(number, lambda: soft.append(model.fc(torch.eye(8)).detach())) for number in (4, 8)]
+    own: list[Tensor] = []
+    record += [After(number, lambda: own.append((model.fc.weight.T + model.fc.bias).detach())) for number in (4, 8)]
+    num_hooks: list[int] = []
+    record += [After(number, lambda: num_hooks.append(len(model.fc._forward_pre_hooks))) for number in (4, 8)]
+    trainer([clustering, *record]).fit(model, Loader())
+    assert not torch.allclose(soft[0], own[0], atol=1e-4)
+    torch.testing.assert_close(soft[1], own[1])
+    assert num_hooks == [1, 0]
+    assert len(model.fc.weight.unique()) <= 4
+    assert model(x).isfinite().all()
+
+
+def test_clusters_of_each_layer_are_counted() -> None:
+    clustering = lc.WeightClustering(4, schedule=lc.Schedule(begin=0.0, curve="one_shot"))
+    model, counts = Net(), []
+    assert clustering.layer_metrics(model) == {}
+    after = After(2, lambda: counts.append(clustering.layer_metrics(model)))
+    trainer([clustering, after]).fit(model, Loader())
+    assert counts == [{"clusters": {f"{name}.weight": 4.0 for name in ("conv1", "conv2", "fc")}}]
+
+
+def test_weights_are_clustered_at_the_times_of_the_schedule() -> None:
+    clustering = lc.WeightClustering(4, schedule=lc.Schedule(begin=1, end=9, every=4))
+    changes: list[int] = []
+    trainer([clustering, *(After(n, lambda: changes.append(clustering.num_changes)) for n in range(1, 11))]).fit(
+        Net(), Loader()
+    )
+    assert [changes.index(number) + 1 for number in sorted(set(changes))] == [1, 5, 9]

@@ -600,3 +600,35 @@ def test_averages_are_quantized_with_the_model(begin: int) -> None:
     assert found[0]
     assert all(state == (False, False) for states in found[:begin] for state in states)
     assert all(state == (True, True) for states in found[begin + 1 :] for state in states)
+
+
+class Phases(Callback):
+    """The phase of the first callback at the end of each batch."""
+
+    def __init__(self) -> None:
+        self.phases: list[float] = []
+
+    def on_train_batch_end(self, run: Any, *args: Any) -> None:
+        quantization = next(c for c in run.callbacks if isinstance(c, lc.QuantizationAwareTraining))
+        self.phases += quantization.fit_metrics().values()
+
+
+def test_phases_follow_the_schedule() -> None:
+    watcher = Phases()
+    schedule = lc.QATSchedule(observe=0.0, fake_quantize=2, freeze_observers=5, freeze_batch_norm=8)
+    assert lc.QuantizationAwareTraining(schedule=schedule).fit_metrics() == {"quantization_phase": 0.0}
+    fit(None, watcher, schedule=schedule)
+    assert watcher.phases == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
+
+
+def test_metrics_of_layers_are_bits_scale_and_range() -> None:
+    model = fit(weights=lc.Int(4))
+    metrics = lc.QuantizationAwareTraining().layer_metrics(model)
+    scales = {ref.name: ref.quantizer.qparams(ref.module)[0] for ref in quantizers_of(model)}
+    assert set(metrics["bits"]) == set(metrics["scale"]) == set(metrics["range"]) == set(scales) == PLACES
+    assert metrics["bits"] == {name: 4.0 if name.endswith(".weight") else 8.0 for name in PLACES}
+    for name, scale in scales.items():
+        num_steps = 15 if name.endswith(".weight") else 255
+        assert metrics["scale"][name] == pytest.approx(float(scale.mean()))
+        assert metrics["range"][name] == pytest.approx(float(scale.max()) * num_steps)
+    assert len(scales["conv1.weight"].unique()) > 1

@@ -53,6 +53,13 @@ def test_pruning_takes_them_in(
     assert lc.report(module).weights.sparsity == pytest.approx(0.5, abs=0.01)
 
 
+def test_what_is_taken_in_is_named(trainer: Callable, loader: DataLoader, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        trainer(lc.Pruning(0.5, schedule=EARLY), max_epochs=5).fit(Finetuned(), loader)
+    taken = "Pruning takes in 'backbone.0.weight', 'backbone.2.weight', which are trained from now on."
+    assert [record.message for record in caplog.records].count(taken) == 1
+
+
 @pytest.mark.parametrize("method", ["hard", "dkm"])
 def test_clustering_takes_them_in(trainer: Callable, loader: DataLoader, method: Any) -> None:
     module = Finetuned()
