@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import re
 import sys
 from collections.abc import Iterator
@@ -22,11 +21,11 @@ import lightning_compress
 import lightning_compress.data
 import lightning_compress.models.classification
 from lightning_compress.cli.checkpoint_io import AtomicCheckpointIO
+from lightning_compress.cli.config_checks import check_checkpoint, check_specifications, check_trainer
 from lightning_compress.cli.config_errors import explain
 from lightning_compress.cli.config_files import check_config_files
 from lightning_compress.cli.constructor_errors import unwrapped_constructor_errors
 from lightning_compress.cli.errors import exit_on_config_error
-from lightning_compress.cli.introspection import argument_hints, classes_in
 from lightning_compress.cli.parser import CompressionArgumentParser
 from lightning_compress.cli.run_directory import run_directory
 from lightning_compress.cli.run_record import RunRecord
@@ -39,9 +38,6 @@ TECHNIQUES = {
     "monitor": "CompressionMonitor",
 }
 """Configuration key to the public name of the callback that it adds."""
-
-# Values of ckpt_path that Lightning accepts besides a path.
-_CHECKPOINT_KEYWORDS = re.compile(r"best$|last$|hpc$|registry")
 
 
 class CompressionCLI(LightningCLI):
@@ -139,33 +135,11 @@ class CompressionCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Check that the checkpoint exists before anything is built or written."""
-        self._check_mappings()
-        path = self._get(self.config, "ckpt_path")
-        is_path = path and not _CHECKPOINT_KEYWORDS.match(str(path)) and "://" not in str(path)
-        if is_path and not Path(path).exists():
-            raise ValueError(f"ckpt_path={path} does not exist: give the path of a checkpoint.")
-        if is_path:
-            _check_checkpoint(Path(path))
-        self.check_unused_keys()
-
-    def _check_mappings(self) -> None:
-        """Check that the Trainer and the specifications of techniques are mappings, before anything reads them."""
-        trainer = self._get(self.config, "trainer")
-        if not isinstance(trainer, Namespace):
-            raise ValueError(
-                f"trainer={trainer} must be a mapping: give the arguments of the Trainer as keys below it."
-            )
+        check_trainer(self._get(self.config, "trainer"))
         for key, name in TECHNIQUES.items():
-            given = self._get(self.config, key)
-            hints = argument_hints(getattr(lightning_compress, name))
-            for argument, value in vars(given).items() if isinstance(given, Namespace) else ():
-                classes = classes_in(hints.get(argument))
-                is_specification = bool(classes) and all(dataclasses.is_dataclass(cls) for cls in classes)
-                if is_specification and not isinstance(value, (Namespace, dict, type(None))):
-                    kind = classes[0].__name__
-                    raise ValueError(
-                        f"{key}.{argument}={value} must be a mapping: give the arguments of {kind} as keys below it."
-                    )
+            check_specifications(key, getattr(lightning_compress, name), self._get(self.config, key))
+        check_checkpoint(self._get(self.config, "ckpt_path"))
+        self.check_unused_keys()
 
     def check_unused_keys(self) -> None:
         """Check that no key is set that only the command ``run`` uses.
@@ -246,23 +220,6 @@ class CompressionCLI(LightningCLI):
 
     def _subcommand_config(self, config: Namespace) -> Namespace:
         return config.get(str(self.subcommand), config)
-
-
-def _check_checkpoint(path: Path) -> None:
-    """Raise a ``ValueError`` for a file that is no PyTorch checkpoint."""
-    if path.is_dir():
-        return  # sharded
-    with path.open("rb") as file:
-        start = file.read(16)
-    # Checkpoints are ZIP archives, and older ones pickles.
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-        return
-    if path.suffix == ".packed" or start[8:9] == b"{":
-        raise ValueError(
-            f"ckpt_path={path} is a packed file and not a checkpoint: continue from its run with "
-            f"--after={path.parent}, or load it with lightning_compress.load_packed."
-        )
-    raise ValueError(f"ckpt_path={path} is not a checkpoint of PyTorch: give a .ckpt file that a run has written.")
 
 
 def _complete_logger(argument: str) -> str:

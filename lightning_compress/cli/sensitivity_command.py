@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -113,24 +113,7 @@ class SensitivityCLI(CompressionCLI):
         return []
 
     def measure(self) -> lc.Sensitivity:
-        """Measure the delta of the loss of ``training_step`` with quantized weights, in eval mode."""
-        self.prepare()
-        return lc.sensitivity(
-            self.model, self.batches(), loss=self.loss(), bits=self.bits, targets=self.config_init.targets
-        )
-
-    def measure_pruning(self) -> SensitivityMap:
-        """Measure the delta of the loss of ``training_step`` with the smallest weights of one layer pruned."""
-        return pruning_sensitivity(
-            self.model,
-            self.batches(),
-            loss=self.loss(),
-            sparsities=self.sparsities,
-            targets=self.config_init.targets,
-        )
-
-    def loss(self) -> Callable[[nn.Module, Any], Tensor]:
-        """Return the loss of ``training_step`` as a function of a model and a batch.
+        """Measure the delta of the loss of ``training_step`` with quantized weights, in eval mode.
 
         Raises:
             ValueError: For manual optimization, where ``training_step`` returns no loss.
@@ -140,20 +123,29 @@ class SensitivityCLI(CompressionCLI):
                 f"{type(self.model).__name__} uses manual optimization, so its training_step returns no loss to "
                 "measure: call lightning_compress.sensitivity in Python with a loss function."
             )
-        probe = TrainingProbe(self.trainer, self.model, None, 0)
+        self.prepare()
+        self.probe = TrainingProbe(self.trainer, self.model, None, 0)
+        # A copy whose training_step logs nothing.
+        self.measured = self.probe.model
+        given = {"bits": self.bits, "targets": self.config_init.targets}
+        return lc.sensitivity(self.measured, self.batches(), loss=self.loss, **given)
 
-        def loss(model: nn.Module, batch: Any) -> Tensor:
-            # Errors of the user's code keep their traceback.
-            self.record.started = True
-            assert isinstance(model, LightningModule)
-            # Copies of a LightningModule have no Trainer.
-            model.trainer = self.trainer
-            probe.model, probe.batch = model, batch
-            value = probe.loss()
-            self.record.started = False
-            return value
+    def measure_pruning(self) -> SensitivityMap:
+        """Measure the same delta with the smallest weights of one layer pruned, after :meth:`measure`."""
+        given = {"sparsities": self.sparsities, "targets": self.config_init.targets}
+        return pruning_sensitivity(self.measured, self.batches(), loss=self.loss, **given)
 
-        return loss
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the loss of ``training_step``."""
+        # Errors of the user's code keep their traceback.
+        self.record.started = True
+        assert isinstance(model, LightningModule)
+        # Copies of a LightningModule have no Trainer.
+        model.trainer = self.trainer
+        self.probe.model, self.probe.batch = model, batch
+        value = self.probe.loss()
+        self.record.started = False
+        return value
 
     def prepare(self) -> None:
         """Set up data and model like a fit, and load the weights of the checkpoint."""

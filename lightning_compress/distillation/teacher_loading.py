@@ -16,7 +16,8 @@ from lightning_compress.distillation.image_conversion import Conversion, Normali
 from lightning_compress.distillation.mean_teacher import MeanTeacherNetwork
 from lightning_compress.distillation.peer import PeerNetwork
 from lightning_compress.distillation.teacher import MeanTeacher, Peer, Teacher
-from lightning_compress.models.classification import ClassificationModule, create_network
+from lightning_compress.models.classification import ClassificationModule
+from lightning_compress.models.timm_networks import create_network
 from lightning_compress.models.weights import load_weights_
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, None: None}

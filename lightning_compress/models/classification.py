@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
@@ -18,10 +16,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_compress.models import networks  # noqa: F401  (registers its networks with timm)
 from lightning_compress.models.checkpoint_loading import CheckedModule
 from lightning_compress.models.mixup import Mixup
 from lightning_compress.models.stem import keep_resolution_
+from lightning_compress.models.timm_networks import create_network
 from lightning_compress.models.weights import load_weights_
 
 _MIXING_SEED = "mixing_seed"  # key in checkpoints
@@ -222,29 +220,6 @@ def optimizer_config(
         )
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(made, T_max=max(int(num_steps), 1))
     return {"optimizer": made, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
-
-
-def create_network(name: str, arguments: dict[str, Any], *, argument: str = "model") -> nn.Module:
-    """Create a timm network, including those that this package registers.
-
-    Args:
-        name: Name of the network.
-        arguments: Arguments of ``timm.create_model``.
-        argument: Name of the argument that names the network, for the error message.
-
-    Raises:
-        ValueError: For an unknown name, unsupported arguments, or a network without pretrained weights if they are
-            requested.
-    """
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        advice = f"did you mean {' or '.join(map(repr, near))}?" if near else "timm.list_models() lists the names."
-        raise ValueError(f"{argument}={name!r} is not a timm network; {advice}")
-    try:
-        return timm.create_model(name, **arguments)
-    except TypeError as error:
-        model_kwargs = {key: value for key, value in arguments.items() if key not in ("num_classes", "pretrained")}
-        raise ValueError(f"model_kwargs={model_kwargs} are not supported by {name!r}: {error}") from error
 
 
 def _scheduler_config(scheduler: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 
 import lightning_compress as lc
 from lightning_compress.cli import main
+from lightning_compress.reporting.run_report import RunReport, read_report
 
 MEASURE = ("sensitivity", "--config=small.yaml", "--num_batches=1", "--bits=2,8", "--out=out")
 
@@ -99,6 +100,23 @@ def test_a_choice_is_a_recipe_for_training(recipe, capsys):
     assert f"{taken // 8:,} bytes" in written
 
 
+def test_heat_maps_are_added_to_the_report_of_a_run(recipe, capsys):
+    pytest.importorskip("matplotlib")
+    Path("run").mkdir()
+    RunReport(name="small", command="", created="").write(Path("run"))
+    for _ in range(2):
+        main([*MEASURE, "--sparsities=0.5,0.9", "--report=run", "--targets.include=[model.classifier]"])
+    assert "The report of run shows the sensitivity: run/report.html" in capsys.readouterr().out
+    found = read_report("run")[1].sensitivities
+    assert [each.technique for each in found] == ["quantization", "pruning"]
+    assert [list(each.layers[0].delta_losses) for each in found] == [["2 bits", "8 bits"], ["50 %", "90 %"]]
+    assert found[0].loss == pytest.approx(found[1].loss)
+    assert [layer.layer for layer in found[1].layers] == [f"model.classifier.{i}" for i in (0, 2, 4)]
+    assert [row["delta_loss"] for row in rises()][:1] == [str(found[0].layers[0].delta_losses["2 bits"])]
+    assert "Sensitivity to pruning" in Path("run/report.html").read_text()
+    assert Path("out/sensitivity-pruning-heat-map.png").is_file()
+
+
 def test_existing_files_are_kept(recipe):
     for _ in range(2):
         main([*MEASURE, "--max_bytes=1000000"])
@@ -125,6 +143,9 @@ def test_without_matplotlib_the_rest_is_written(recipe, capsys, monkeypatch):
         (["--bits=9"], "Int(bits=9) must be an integer from 2 to 8"),
         (["--num_batches=0"], "there is no batch"),
         (["--num_batches=many"], "num_batches=many must be an integer"),
+        (["--sparsities=1.5"], "sparsity=1.5 is the fraction of zeros"),
+        (["--sparsities=x"], "--sparsities=x must be comma-separated fractions"),
+        (["--report=nowhere"], "nowhere cannot be read"),
         (["--mean_bits=4", "--max_bytes=10"], "either --max_bytes or --mean_bits"),
         (["--mean_bits=1"], "mean_bits=1.0 is impossible: with the fewest bits of each layer it is 114448 bytes"),
         (["--targets.include=[encoder]"], "'encoder' matches no layer"),

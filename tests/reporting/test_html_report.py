@@ -7,12 +7,14 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lightning_compress.reporting.html_report import render_html
 from lightning_compress.reporting.report_files import write_report
+from lightning_compress.reporting.report_records import LayerSensitivity, SensitivityMap
 from lightning_compress.reporting.run_figures import draw_run, file_name
 from lightning_compress.reporting.run_report import RunReport
 from lightning_compress.reporting.run_summary import headline
@@ -48,6 +50,24 @@ def test_every_number_in_the_tables_is_in_the_json(report: RunReport) -> None:
             value, half_digit = float(part.replace(",", "")), 0.51 * 10.0 ** -len(part.partition(".")[2])
             # Accuracies and sparsities are in percent, latencies in milliseconds.
             assert any(abs(value - n * unit) <= half_digit for n in known for unit in (1, 100, 1000)), (part, cell)
+
+
+@pytest.fixture
+def sensitive(report: RunReport) -> RunReport:
+    layers = tuple(LayerSensitivity(f"features.{i}", {"50 %": 0.01 * i - 0.01, "90 %": 10.0**i}) for i in range(3))
+    return replace(report, sensitivities=(SensitivityMap("pruning", 0.345, layers),))
+
+
+def test_a_sensitivity_is_a_table_and_a_heat_map(sensitive: RunReport) -> None:
+    figures = draw_run(sensitive)
+    text = render_html(sensitive, figures)
+    assert 'alt="Sensitivity to pruning"' in text
+    shown = cells(text)
+    start = shown.index("features.0")
+    assert shown[start : start + 6] == ["features.0", "-0.01", "+1", "features.1", "+0", "+10"]
+    assert RunReport.from_json(sensitive.to_json()) == sensitive
+    without = render_html(replace(sensitive, sensitivities=()), {})
+    assert "Sensitivity" not in without
 
 
 def test_markup_in_names_is_text(report: RunReport) -> None:
