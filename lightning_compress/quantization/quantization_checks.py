@@ -56,23 +56,17 @@ def check_quantizable(trainer: Trainer, pl_module: LightningModule, module: str,
 
 
 def check_shardable(trainer: Trainer, specs: Iterable[Int]) -> None:
-    """Check that quantized layers can be sharded as the strategy does it.
+    """Check that the parameters of quantizers can be sharded.
 
     Args:
         trainer: Trainer of the fit.
         specs: Specifications of all quantizers.
 
     Raises:
-        ValueError: Under ModelParallelStrategy for tensor parallelism, and for learned scales.
+        ValueError: Under ModelParallelStrategy for learned scales.
     """
-    if not is_a(trainer.strategy, "ModelParallelStrategy"):
-        return
-    if trainer.strategy.device_mesh["tensor_parallel"].size() > 1:  # type: ignore[attr-defined]
-        raise ValueError(
-            "QuantizationAwareTraining does not support tensor parallelism, where a rank sees only its share of a "
-            "layer's channels: set tensor_parallel_size=1 and shard with fully_shard alone."
-        )
-    if any(isinstance(spec.observer, Learned) for spec in specs):
+    is_sharded = is_a(trainer.strategy, "ModelParallelStrategy")
+    if is_sharded and any(isinstance(spec.observer, Learned) for spec in specs):
         raise ValueError(
             "QuantizationAwareTraining does not support observer=Learned() with ModelParallelStrategy, which cannot "
             "shard scales, parameters of one number: use another observer, such as MSE(), or 'ddp'."

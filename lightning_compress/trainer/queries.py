@@ -50,12 +50,19 @@ def check_strategy(trainer: Trainer, technique: str) -> None:
     """Check that the optimizer holds the weights in their own shapes.
 
     Raises:
-        ValueError: For FSDP1 and DeepSpeed, which flatten or split weights.
+        ValueError: For FSDP1 and DeepSpeed, which flatten or split weights, and for tensor parallelism, where ranks
+            compute different channels of a layer.
     """
     if is_a(trainer.strategy, "FSDPStrategy", "DeepSpeedStrategy"):
         raise ValueError(
             f"{technique} does not support {type(trainer.strategy).__name__}, which flattens or splits weights: "
             "use 'ddp', or ModelParallelStrategy with FSDP2's fully_shard in configure_model."
+        )
+    is_parallel = is_a(trainer.strategy, "ModelParallelStrategy")
+    if is_parallel and trainer.strategy.device_mesh["tensor_parallel"].size() > 1:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"{technique} does not support tensor parallelism, where a rank has only its share of a layer's channels: "
+            "set tensor_parallel_size=1 and data_parallel_size to the number of ranks, and shard with fully_shard."
         )
 
 

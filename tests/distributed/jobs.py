@@ -61,23 +61,24 @@ class NetInOneGroup(Net):
 
 
 class LateNet(Net):
-    """Net whose layers are made in a hook, in double precision.
+    """Net whose layers are made in a hook.
 
     Args:
         built: The hook: "setup" or "configure_model"; "meta" for the latter on the meta device, with weights that are
             loaded once there is memory for them.
         sharded: Shard the weights in ``configure_model``.
+        dtype: Type of the weights.
     """
 
-    def __init__(self, built: str, *, sharded: bool) -> None:
+    def __init__(self, built: str, *, sharded: bool, dtype: torch.dtype = torch.double) -> None:
         LightningModule.__init__(self)
         self.optimizer, self.frozen_norms = "adam", True
-        self.built, self.sharded = built, sharded
+        self.built, self.sharded, self.weight_dtype = built, sharded, dtype
 
     def build(self) -> None:
         if not self._modules:
             with torch.device("meta" if self.built == "meta" else "cpu"):
-                layers = dict(whole_net().named_children())
+                layers = dict(whole_net(self.weight_dtype).named_children())
             for name, layer in layers.items():
                 self.add_module(name, layer)
             self.train()
@@ -97,11 +98,11 @@ class LateNet(Net):
     def on_fit_start(self) -> None:
         if self.built == "meta":
             options = StateDictOptions(full_state_dict=True, strict=False)
-            set_model_state_dict(self, whole_net().state_dict(), options=options)
+            set_model_state_dict(self, whole_net(self.weight_dtype).state_dict(), options=options)
 
 
-def whole_net() -> Net:
-    return Net("adam", frozen_norms=True).double()
+def whole_net(dtype: torch.dtype) -> Net:
+    return Net("adam", frozen_norms=True).to(dtype)
 
 
 class Watch(Callback):

@@ -14,7 +14,7 @@ from tests.distributed.pool import Pool
     [
         ("prune_and_cluster", "16-mixed", "one", "equal"),
         ("cubic", "bf16-mixed", "ddp", "equal"),
-        ("cluster", "32", "fsdp2", "refused"),
+        ("channels", "32", "fsdp2", "refused"),
     ],
 )
 def test_cells(name: str, precision: str, place: str, expected: str, tmp_path: Path, pool: Pool) -> None:
