@@ -86,8 +86,8 @@ def export_onnx(
         contrib: Store linear layers with quantized weights and FP32 inputs as MatMulNBits, an operator of ONNX Runtime
             alone that multiplies by 4-bit or 8-bit blocks; ``False``, and files for other runtimes, store them as
             DequantizeLinear, with blocks and 4 bits from opset 21.
-        half: Write a model without quantizers in FP16, with inputs and outputs in FP32: half the bytes, and faster where
-            the processor computes in FP16.
+        half: Write a model without quantizers in FP16, with inputs and outputs in FP32: half the bytes, and faster
+            where the processor computes in FP16.
 
     Returns:
         The file and its measurements.
