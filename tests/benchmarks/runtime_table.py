@@ -95,7 +95,7 @@ def rows(name: str, size: int, folder: Path) -> Iterator[str]:
         if find_spec(package) is None:
             continue
         try:
-            backend = lc.TensorRT() if export is TENSORRT else lc.Backend()
+            backend = lc.TensorRT() if export is TENSORRT else lc.OnnxRuntime()
             quantized = lc.calibrate(model, [images], backend=backend)
             with torch.no_grad():
                 expected = quantized(images)
