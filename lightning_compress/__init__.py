@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from lightning_compress.pruning.structured_patterns import Channels as Channels
     from lightning_compress.pruning.structured_patterns import Depth as Depth
     from lightning_compress.quantization.backend import Backend as Backend
+    from lightning_compress.quantization.backend import OnnxRuntime as OnnxRuntime
     from lightning_compress.quantization.backend import TensorRT as TensorRT
     from lightning_compress.quantization.calibrate import calibrate as calibrate
     from lightning_compress.quantization.callback import QuantizationAwareTraining as QuantizationAwareTraining
@@ -129,6 +130,7 @@ _HOME = {
     "MovingAverage": "quantization.observers",
     "NM": "pruning.patterns",
     "Normalization": "distillation.image_conversion",
+    "OnnxRuntime": "quantization.backend",
     "PackedFile": "packing.packed_file",
     "Peer": "distillation.teacher",
     "Percentile": "quantization.observers",

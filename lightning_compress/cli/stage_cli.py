@@ -146,7 +146,7 @@ class StageCLI(CompressionCLI):
     @property
     def backend(self) -> lc.Backend:
         """Runtime for which the model is quantized."""
-        return getattr(self.config_init.get("quantization"), "backend", lc.Backend())
+        return getattr(self.config_init.get("quantization"), "backend", lc.OnnxRuntime())
 
     def shrink(self) -> Metrics:
         """Physically remove pruned channels and test the remaining network."""

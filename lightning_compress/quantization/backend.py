@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 
-@dataclass(frozen=True, kw_only=True)
 class Backend:
-    """Integer arithmetic of a runtime, for which quantizers are placed.
+    """Base class of the integer arithmetic of a runtime, for which quantizers are placed.
 
-    The defaults are those of ONNX Runtime, OpenVINO and XNNPACK (ExecuTorch): 8-bit activations with one scale and zero
-    point per tensor, symmetric weights with a scale per output channel, and kernels from integers to integers. For
-    another runtime, such as that of a neural processing unit, give its own arithmetic.
+    Activations have 8 bits or fewer and one scale per tensor, weights are symmetric with a scale per output channel. A
+    subclass with other attributes describes another runtime, such as that of a neural processing unit.
 
-    Args:
+    Attributes:
         name: Name in messages.
         symmetric: Activations have the zero point 0; they are affine otherwise.
         functions: Functions that are computed from integers to integers, besides convolutions, linear layers, clipping
@@ -25,23 +24,37 @@ class Backend:
         shares_scales: The operands of a concatenation and its result have one scale, so that it copies bytes.
         integer_bias: Biases are INT32, in units of the product of the scales of input and weight; else FP32.
 
-    >>> Backend(name="an accelerator", symmetric=True).functions[:3]
+    >>> class Accelerator(Backend):
+    ...     name, symmetric = "an accelerator", True
+    >>> from lightning_compress import QuantizationAwareTraining
+    >>> QuantizationAwareTraining(backend=Accelerator()).backend.functions[:3]
     ('add', 'sub', 'mul')
     """
 
-    name: str = "ONNX Runtime"
-    symmetric: bool = False
-    functions: tuple[str, ...] = (
+    name: ClassVar[str]
+    symmetric: ClassVar[bool] = False
+    functions: ClassVar[tuple[str, ...]] = (
         "add", "sub", "mul", "cat", "stack",
         "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean",
         "hardswish", "silu", "sigmoid", "hardsigmoid", "leaky_relu", "elu", "prelu",
     )  # fmt: skip
-    fuses_epilogues: bool = False
-    shares_scales: bool = False
-    integer_bias: bool = True
+    fuses_epilogues: ClassVar[bool] = False
+    shares_scales: ClassVar[bool] = False
+    integer_bias: ClassVar[bool] = True
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
+class OnnxRuntime(Backend):
+    """ONNX Runtime, and the runtimes that take the same placement: OpenVINO, and ExecuTorch's XNNPACK.
+
+    >>> OnnxRuntime().fuses_epilogues
+    False
+    """
+
+    name: ClassVar[str] = "ONNX Runtime"
+
+
+@dataclass(frozen=True)
 class TensorRT(Backend):
     """NVIDIA's TensorRT, which takes explicit quantize and dequantize nodes with zero point 0.
 
@@ -54,9 +67,9 @@ class TensorRT(Backend):
     True
     """
 
-    name: str = "TensorRT"
-    symmetric: bool = True
-    functions: tuple[str, ...] = ("add", "cat")
-    fuses_epilogues: bool = True
-    shares_scales: bool = True
-    integer_bias: bool = False
+    name: ClassVar[str] = "TensorRT"
+    symmetric: ClassVar[bool] = True
+    functions: ClassVar[tuple[str, ...]] = ("add", "cat")
+    fuses_epilogues: ClassVar[bool] = True
+    shares_scales: ClassVar[bool] = True
+    integer_bias: ClassVar[bool] = False

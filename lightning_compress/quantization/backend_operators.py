@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lightning_compress.quantization.backend import Backend
+from lightning_compress.quantization.backend import Backend, OnnxRuntime
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class BackendOperators(ABC):
     """
 
     name: str
-    backend: Backend = Backend()
+    backend: Backend = OnnxRuntime()
     unsigned: bool = True
     not_propagated: frozenset[str] = frozenset()
 

@@ -12,7 +12,7 @@ from torch import nn
 from lightning_compress.arguments import call_model
 from lightning_compress.masked_norms import check_no_masked_norms
 from lightning_compress.module_copies import copy_module
-from lightning_compress.quantization.backend import Backend
+from lightning_compress.quantization.backend import Backend, OnnxRuntime
 from lightning_compress.quantization.insertion import is_quantized, quantizers_of
 from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.quantizer import quantizer_mode
@@ -29,7 +29,7 @@ def calibrate(
     weights: QuantizationSpec = Int(8),
     activations: QuantizationSpec = Int(8),
     targets: Targets = Targets(),
-    backend: Backend = Backend(),
+    backend: Backend = OnnxRuntime(),
 ) -> nn.Module:
     """Quantize a trained model without further training (post-training quantization).
 

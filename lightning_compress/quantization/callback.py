@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import final
 
 from lightning_compress.constraints.completed_steps import CompletedSteps, counted_optimizers, optimizers_of
-from lightning_compress.quantization.backend import Backend
+from lightning_compress.quantization.backend import Backend, OnnxRuntime
 from lightning_compress.quantization.graph_tracer import GraphTracer
 from lightning_compress.quantization.insertion import QuantizerRef, digest, is_quantized, quantizers_of
 from lightning_compress.quantization.int_spec import Int
@@ -62,7 +62,7 @@ class QuantizationAwareTraining(CompressionCallback):
         example_inputs: Arguments of ``targets.module``: a tensor, a tuple, or a dict of keyword arguments. By default
             the module's ``example_input_array``, or the arguments that it receives in one training step.
         backend: Runtime for which quantizers are placed, so that what is trained is what it computes:
-            ``lc.TensorRT()``, or by default that of ONNX Runtime, OpenVINO and ExecuTorch.
+            ``TensorRT()``, or ``OnnxRuntime()``, which is also for OpenVINO and ExecuTorch.
 
     Attributes:
         unquantized_ops: Names of the calls that compute in FP32, ``"<module>.<function>"``.
@@ -84,7 +84,7 @@ class QuantizationAwareTraining(CompressionCallback):
         schedule: QATSchedule = QATSchedule(),
         targets: Targets = Targets(),
         example_inputs: Any = None,
-        backend: Backend = Backend(),
+        backend: Backend = OnnxRuntime(),
     ) -> None:
         super().__init__(targets)
         weights, activations = plain_mapping(weights), plain_mapping(activations)

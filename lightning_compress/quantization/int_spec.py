@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lightning_compress.quantization.backend import Backend
+from lightning_compress.quantization.backend import Backend, OnnxRuntime
 from lightning_compress.quantization.observers import MinMax, MovingAverage, Observer
 
 
@@ -65,7 +65,7 @@ class Int:
             observer=self.observer or MinMax(),
         )
 
-    def for_activations(self, backend: Backend = Backend()) -> Int:
+    def for_activations(self, backend: Backend = OnnxRuntime()) -> Int:
         """Return a copy with the defaults of activations filled in.
 
         Args:

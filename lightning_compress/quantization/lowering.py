@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_compress.module_copies import copy_module
 from lightning_compress.quantization.affine_maps import argument, as_factor, position_of_data, shares_scales
-from lightning_compress.quantization.backend import Backend
+from lightning_compress.quantization.backend import Backend, OnnxRuntime
 from lightning_compress.quantization.backend_operators import (
     BackendOperators,
     Bias,
@@ -86,7 +86,7 @@ def quantized_layers(simulation: Simulation) -> list[QuantizedLayer]:
     Raises:
         ValueError: As :func:`lower`.
     """
-    return [*_Lowering(simulation, Backend(), unsigned=True).layers.values()]
+    return [*_Lowering(simulation, OnnxRuntime(), unsigned=True).layers.values()]
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from lightning_compress.quantization.affine_maps import is_foldable
-from lightning_compress.quantization.backend import Backend
+from lightning_compress.quantization.backend import Backend, OnnxRuntime
 from lightning_compress.quantization.call_patcher import CallSite
 from lightning_compress.quantization.function_names import CHANNEL_AXIS
 from lightning_compress.quantization.tracing import Graph, Node
@@ -124,7 +124,7 @@ class Placement:
         calls: Calls with their roles, in the order of the run.
     """
 
-    def __init__(self, graph: Graph, is_target: Mapping[str, bool], backend: Backend = Backend()) -> None:
+    def __init__(self, graph: Graph, is_target: Mapping[str, bool], backend: Backend = OnnxRuntime()) -> None:
         self.graph = graph
         self._backend = backend
         # Reading a shape does not read values, and must not count as a second reader of a convolution's output.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.layer_kinds import TRANSPOSED_CONVOLUTIONS
-from lightning_compress.quantization.backend import Backend
+from lightning_compress.quantization.backend import Backend, OnnxRuntime
 from lightning_compress.quantization.function_names import CHANNEL_AXIS
 from lightning_compress.quantization.insertion import insert_quantizers, quantizers_of
 from lightning_compress.quantization.int_spec import Int
@@ -44,7 +44,7 @@ class QuantizerPlan:
         weights: QuantizationSpec,
         activations: QuantizationSpec,
         is_target: Mapping[str, bool],
-        backend: Backend = Backend(),
+        backend: Backend = OnnxRuntime(),
     ) -> None:
         self.backend = backend
         self.weights = _by_glob(weights, Int.for_weights)

@@ -73,11 +73,11 @@ def main() -> None:
     data.setup("test")
     images = next(iter(data.test_dataloader()))[0][:2]
     with tempfile.TemporaryDirectory() as folder:
-        for backend in (lc.Backend(), lc.TensorRT()):
+        for backend in (lc.OnnxRuntime(), lc.TensorRT()):
             model = quantized(args, data, backend)
             file = lc.export_onnx(model, Path(folder) / f"{backend.name}.onnx", images, backend=backend)
             arms: dict[str, Predict] = {"simulation": model, "ONNX Runtime": onnx_runtime(file.path)}
-            if find_spec("openvino") and backend == lc.Backend():
+            if find_spec("openvino") and backend == lc.OnnxRuntime():
                 lc.export_openvino(model, Path(folder) / "openvino.onnx", images)
                 arms["OpenVINO"] = openvino(Path(folder) / "openvino.onnx")
             accuracy, agreement = measure(arms, data)

@@ -94,6 +94,8 @@ FORMS: dict[str, tuple[lc.Int, bool]] = {
     "8 bits": (lc.Int(8, granularity=32), True),
 }
 
+LINEAR = lc.Targets(types=(nn.Linear, nn.MultiheadAttention))  # no patches of a ViT, which a convolution embeds
+
 
 def measure(name: str, rounds: int, folder: Path) -> None:
     torch.manual_seed(0)
@@ -101,7 +103,7 @@ def measure(name: str, rounds: int, folder: Path) -> None:
     model.eval()
     files = {"FP32": lc.export_onnx(model, folder / "float.onnx", inputs, dynamic_batch=False)}
     for form, (weights, contrib) in FORMS.items():
-        quantized = lc.calibrate(model, [inputs], weights=weights, activations=None)
+        quantized = lc.calibrate(model, [inputs], weights=weights, activations=None, targets=LINEAR)
         path = folder / f"{form}.onnx"
         files[form] = lc.export_onnx(quantized, path, inputs, dynamic_batch=False, contrib=contrib)
     runs = {}

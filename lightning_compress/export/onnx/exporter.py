@@ -26,7 +26,7 @@ from lightning_compress.export.onnx.runtime import latency, naming_failures, run
 from lightning_compress.export.onnx.translation import prepare, translate
 from lightning_compress.export.output_comparison import relative_difference, tensor_leaves
 from lightning_compress.export.requirements import require
-from lightning_compress.quantization.backend import Backend
+from lightning_compress.quantization.backend import Backend, OnnxRuntime
 from lightning_compress.quantization.insertion import is_quantized
 from lightning_compress.quantization.lowering import LoweredModel
 from lightning_compress.targets import shorten
@@ -59,7 +59,7 @@ def export_onnx(
     dynamic_batch: bool = True,
     dynamic_size: bool = False,
     opset: int | None = None,
-    backend: Backend = Backend(),
+    backend: Backend = OnnxRuntime(),
     contrib: bool = True,
     half: bool = False,
 ) -> OnnxFile:
@@ -86,8 +86,8 @@ def export_onnx(
         contrib: Store linear layers with quantized weights and FP32 inputs as MatMulNBits, an operator of ONNX Runtime
             alone that multiplies by 4-bit or 8-bit blocks; ``False``, and files for other runtimes, store them as
             DequantizeLinear, with blocks and 4 bits from opset 21.
-        half: Write a model without quantizers in FP16, with inputs and outputs in FP32: half the bytes, and faster where
-            the processor computes in FP16.
+        half: Write a model without quantizers in FP16, with inputs and outputs in FP32: half the bytes, and faster
+            where the processor computes in FP16.
 
     Returns:
         The file and its measurements.
@@ -112,7 +112,7 @@ def export_onnx(
     require("onnx", "onnxruntime", "onnxscript")
     if half and is_quantized(model):
         raise ValueError("half=True is for models without quantizers: export lc.float_copy(model).")
-    is_for_cpu = backend == Backend()
+    is_for_cpu = backend == OnnxRuntime()
     operators = OnnxOperators(opset, unsigned=unsigned, backend=backend, contrib=contrib and is_for_cpu)
     inputs = as_arguments(with_two_samples(example_inputs) if dynamic_batch else example_inputs)
     given, simulation, lowered = prepare(model, inputs, operators, reduce_range=is_for_cpu and reduce_range)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from lightning_compress.export.onnx.stored_constants import CONTRIB, dequantize
-from lightning_compress.quantization.backend import Backend
+from lightning_compress.quantization.backend import Backend, OnnxRuntime
 from lightning_compress.quantization.backend_operators import BackendOperators, Bias, QParams, Weight
 
 # One operator for each quantized activation: capturing and translating a graph costs some milliseconds per node.
@@ -50,7 +50,12 @@ class OnnxOperators(BackendOperators):
     })  # fmt: skip
 
     def __init__(
-        self, opset: int | None = None, *, unsigned: bool = True, backend: Backend = Backend(), contrib: bool = False
+        self,
+        opset: int | None = None,
+        *,
+        unsigned: bool = True,
+        backend: Backend = OnnxRuntime(),
+        contrib: bool = False,
     ) -> None:
         self.unsigned = unsigned and not backend.symmetric
         self.opset = opset or (21 if self.unsigned else 20)
