@@ -30,13 +30,13 @@ def resolve(key: Key, path: str) -> type | None:
     """
     bases = classes_in(key.hint)
     if "." not in path:
-        known = {each.__name__: each for base in bases for each in (*subclasses(base), base)}
-        if path not in known:
+        by_name = {each.__name__: each for base in bases for each in (*subclasses(base), base)}
+        if path not in by_name:
             raise ConfigError(
                 f"{key.path}={short(path)} is not a known class{did_you_mean(path, class_names(key.hint))}"
                 f"{choice(key.hint, default=': give the class path, package.Class')}."
             )
-        return known[path]
+        return by_name[path]
     found = _imported(key, path)
     if not inspect.isclass(found):
         return None

@@ -126,14 +126,14 @@ class SensitivityCLI(CompressionCLI):
         self.prepare()
         self.probe = TrainingProbe(self.trainer, self.model, None, 0)
         # A copy whose training_step logs nothing.
-        self.measured = self.probe.model
+        self.measured, self.measured_batches = self.probe.model, self.batches()
         given = {"bits": self.bits, "targets": self.config_init.targets}
-        return lc.sensitivity(self.measured, self.batches(), loss=self.loss, **given)
+        return lc.sensitivity(self.measured, self.measured_batches, loss=self.loss, **given)
 
     def measure_pruning(self) -> SensitivityMap:
         """Measure the same delta with the smallest weights of one layer pruned, after :meth:`measure`."""
         given = {"sparsities": self.sparsities, "targets": self.config_init.targets}
-        return pruning_sensitivity(self.measured, self.batches(), loss=self.loss, **given)
+        return pruning_sensitivity(self.measured, self.measured_batches, loss=self.loss, **given)
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the loss of ``training_step``."""

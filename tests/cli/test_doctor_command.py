@@ -38,9 +38,10 @@ def test_the_recipe_is_examined_and_nothing_is_written(recipe, temporary, capsys
 
 def test_a_size_budget_is_the_expected_size(recipe, capsys):
     flags = ["--trainer.max_epochs=10", "--trainer.limit_train_batches=4"]
-    main(["doctor", "small.yaml", "--size_budget.size=60kB", "--size_budget.schedule.begin=0.6", *flags])
+    budget = ["--size_budget.size=60kB", "--size_budget.schedule.begin=0.6", "--size_budget.schedule.end=0.8"]
+    main(["doctor", "small.yaml", *budget, *flags])
     printed = " ".join(capsys.readouterr().out.split())
-    assert "SizeBudget: 7 tensors, 100.0% of the weights; in steps: begin 24, end 20." in printed
+    assert "SizeBudget: 7 tensors, 100.0% of the weights; in steps: begin 24, end 32." in printed
     assert "Expected packed size: at most 60.0 kB" in printed
 
 
