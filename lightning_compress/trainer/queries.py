@@ -51,7 +51,7 @@ def check_strategy(trainer: Trainer, technique: str) -> None:
 
     Raises:
         ValueError: For FSDP1 and DeepSpeed, which flatten or split weights, and for tensor parallelism, where ranks
-            compute different channels of a layer.
+            compute different channels of a layer; for averages of the weights of a sharded model.
     """
     if is_a(trainer.strategy, "FSDPStrategy", "DeepSpeedStrategy"):
         raise ValueError(
@@ -63,6 +63,12 @@ def check_strategy(trainer: Trainer, technique: str) -> None:
         raise ValueError(
             f"{technique} does not support tensor parallelism, where a rank has only its share of a layer's channels: "
             "set tensor_parallel_size=1 and data_parallel_size to the number of ranks, and shard with fully_shard."
+        )
+    averages = [c for c in callbacks_of(trainer) if is_a(c, "WeightAveraging", "StochasticWeightAveraging")]
+    if is_parallel and averages:
+        raise ValueError(
+            f"{type(averages[0]).__name__} does not support ModelParallelStrategy beside {technique}: it copies the "
+            "model, which is sharded. Leave it out, or use 'ddp'."
         )
 
 

@@ -196,6 +196,13 @@ def fit(name: str, kind: str, seed: int = 0, folder: Path | None = None, ckpt_pa
     return fit_model(make(case(name), kind, seed), kind, callbacks, ckpt_path)
 
 
+def saving(folder: Path | None) -> list[Callback]:
+    """Saves after steps 5 and 10: to gather what is sharded takes as long as to train."""
+    if folder is None:
+        return []
+    return [ModelCheckpoint(folder, filename="{step}", every_n_train_steps=5, save_top_k=-1)]
+
+
 def fit_in_one_group(name: str) -> Result:
     """Fits a case with a validation before the first step and in mid-epoch."""
     torch.manual_seed(0)
@@ -210,8 +217,7 @@ def fit_and_validate(name: str, kind: str, folder: Path) -> tuple[float, float, 
     losses = []
     for path in (None, folder / "step=10.ckpt", folder / "step=5.ckpt"):
         model = make(case(name), kind)
-        saved = [save_every_step(folder)] if path is None else []
-        run = trainer([*saved, *case(name).callbacks()], **placed(kind))
+        run = trainer([*saving(folder if path is None else None), *case(name).callbacks()], **placed(kind))
         if path is None or path.name == "step=5.ckpt":
             run.fit(model, Share(), ckpt_path=path)
             path = None
@@ -221,9 +227,8 @@ def fit_and_validate(name: str, kind: str, folder: Path) -> tuple[float, float, 
 
 def fit_late(name: str, kind: str, built: str, ckpt_path: Path | None = None, folder: Path | None = None) -> Result:
     """Fits a case on a network that is made in a hook."""
-    saved = [save_every_step(folder)] if folder is not None else []
     model = LateNet(built, sharded=is_sharded(kind))
-    return fit_model(model, kind, [*case(name).callbacks(), *saved], ckpt_path)
+    return fit_model(model, kind, [*case(name).callbacks(), *saving(folder)], ckpt_path)
 
 
 def accumulate(name: str, kind: str) -> Result:
@@ -254,7 +259,7 @@ def distil(
     module = lc.DistillationModule(student, lc.MeanTeacher() if mean_teacher else teacher, losses=losses)
     module.objective.build_adapters({"mapped_0": [[4, 4], [4, 8, 5, 5]]})
     module.double()
-    callbacks = case(name).callbacks() + ([save_every_step(folder)] if folder is not None else [])
+    callbacks = case(name).callbacks() + saving(folder)
     result = fit_model(module, kind, callbacks, ckpt_path)
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     assert "objective.adapters.mapped_0.map.weight" in trained, trained
@@ -291,12 +296,12 @@ def tamper(kind: str) -> str:
     return ""
 
 
-def refusal(name: str, kind: str) -> str:
-    """What is said when a case is refused, which must be before the first step."""
+def refusal(name: str, kind: str, average: type[Callback] | None = None, options: Mapping[str, Any] = {}) -> str:
+    """What is said when a case is refused, beside an average if there is one, which must be before the first step."""
     model = make(case(name), kind)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     try:
-        fit_model(model, kind, case(name).callbacks())
+        fit_model(model, kind, [*case(name).callbacks(), *([average(**options)] if average else [])])
     except ValueError as error:
         after = whole(model.state_dict())
         assert all(torch.equal(after[key], before[key]) for key in before)

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 
 from tests.cases import CASES, Case, Net, assert_same, load, num_masked, num_zeros
-from tests.distributed import jobs
+from tests.distributed import jobs, placements
 from tests.distributed.pool import Pool
 from tests.distributed.test_ddp import assert_close
 
@@ -33,6 +35,22 @@ def test_sharded_is_one_process(case: Case, pool: Pool) -> None:
 def test_what_cannot_be_sharded_is_refused(case: Case, pool: Pool) -> None:
     for message in pool(jobs.refusal, case.name, "fsdp2"):
         assert case.refused["fsdp2"] in message
+
+
+@pytest.mark.parametrize(
+    ("average", "options"), [(EMAWeightAveraging, {}), (StochasticWeightAveraging, {"swa_lrs": 0.1})]
+)
+def test_averages_of_a_sharded_network_are_refused(
+    average: type[Callback], options: dict[str, float], pool: Pool
+) -> None:
+    for message in pool(jobs.refusal, "cubic", "fsdp2", average, options):
+        assert f"{average.__name__} does not support ModelParallelStrategy beside Pruning" in message
+
+
+@pytest.mark.parametrize("name", ["cubic", "qat", "cluster", "channels"])
+def test_tensor_parallelism_is_refused(name: str, pool: Pool) -> None:
+    for message in pool(placements.fit, name, "tp", "__init__", "32"):
+        assert "does not support tensor parallelism" in message
 
 
 @pytest.mark.parametrize("case", SUPPORTED, ids=ids)
