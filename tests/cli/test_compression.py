@@ -56,6 +56,11 @@ def test_flags_override_the_file_one_by_one(recipe):
     assert pruning(cli).schedule == lc.Schedule(end=0.5)
 
 
+def test_a_backend_is_named(recipe):
+    assert build("--quantization.backend=TensorRT").config_init.quantization.backend == lc.TensorRT()
+    assert build("--quantization.weights.bits=4").config_init.quantization.backend == lc.OnnxRuntime()
+
+
 def test_files_stack_in_any_order(recipe):
     Path("more.yaml").write_text("pruning: {score: {class_path: lightning_compress.Magnitude, init_args: {p: 2}}}")
     Path("callbacks.yaml").write_text("trainer: {callbacks: [{class_path: LearningRateMonitor}], logger: true}")
