@@ -29,6 +29,18 @@ def refused(*callbacks: Callback, model: LightningModule | None = None, **option
     return str(caught.value)
 
 
+@pytest.mark.parametrize("technique", [lc.Pruning, lambda *args, **options: lc.WeightClustering(4, **options)])
+def test_targets_are_checked_before_anything_is_set_up(technique: Any) -> None:
+    """With the sanity check of the validation, the first thing that takes time."""
+
+    class Started(Callback):
+        def on_fit_start(self, run: Any, model: Any) -> None:
+            raise AssertionError("the fit has started")
+
+    message = refused(technique(0.9, targets=lc.Targets(include=("head*",))), Started())
+    assert "'head*' matches no layer" in message
+
+
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1, 90, float("nan"), "0.9", True])
 def test_sparsity_is_a_fraction_of_zeros(sparsity: Any) -> None:
     with pytest.raises(ValueError, match=r"sparsity=.* must lie in \[0, 1\), such as 0.9"):

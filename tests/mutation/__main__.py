@@ -36,7 +36,7 @@ AREAS = {
             "quantization/test_callback.py", "trainer",
             "contracts/test_clusters.py", "contracts/test_errors.py", "contracts/test_resume.py",
             "contracts/test_selection.py", "contracts/test_zeros.py", "lifecycle/test_irregular_fits.py",
-            "lifecycle/test_optimization.py",
+            "lifecycle/test_optimization.py", "lifecycle/test_fits.py",
             # One optimizer is enough.
             "-k not sgd and not average and not (every_moment and adamw)",
         ],
