@@ -61,8 +61,8 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         unclustered: Selected layers that are not clustered, with the reason.
 
     Raises:
-        ValueError: If an argument is invalid; in ``setup`` if targets match nothing, if clustering would
-            save nothing in any layer, and for strategies that shard weights.
+        ValueError: If an argument is invalid; in ``setup`` if targets match nothing, and if
+            clustering would save nothing in any layer.
 
     >>> from lightning.pytorch import Trainer
     >>> callback = WeightClustering(16, schedule=Schedule(end=0.5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -20,19 +21,74 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-@pytest.mark.slow
-def test_torchrun(tmp_path: Path) -> None:
-    (example,) = (
-        block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "fully_" in block
-    )
-    (tmp_path / "train.py").write_text(example)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    run = subprocess.run([*torchrun, "train.py"], cwd=tmp_path, capture_output=True, text=True, timeout=900)
-    assert run.returncode == 0, run.stderr
+def example() -> str:
+    """The only block that shards a model."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (found,) = (block for block in blocks if "fully_shard" in block)
+    return found
+
+
+def check_weights(folder: Path) -> None:
+    """The distributed checkpoint has the sparsity, the clusters and the scales that were asked for."""
     consolidate = [sys.executable, "-m", "torch.distributed.checkpoint.format_utils", "dcp_to_torch"]
-    subprocess.run([*consolidate, "sharded.ckpt", "weights.ckpt"], cwd=tmp_path, check=True, timeout=600)
-    state = torch.load(tmp_path / "weights.ckpt", weights_only=True)["state_dict"]
+    subprocess.run([*consolidate, "sharded.ckpt", "weights.ckpt"], cwd=folder, check=True, timeout=600)
+    state = torch.load(folder / "weights.ckpt", weights_only=True)["state_dict"]
     weights = [state["net.1.weight"], state["net.3.weight"]]
     assert sum(int((weight == 0).sum()) for weight in weights) == 2131
     assert all(weight.unique().numel() <= 16 for weight in weights)
     assert all((state[f"net.{i}.quant_weight_scale"] > 0).all() for i in (1, 3))
+
+
+@pytest.mark.slow
+def test_torchrun(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(example())
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    run = subprocess.run([*torchrun, "train.py"], cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert run.returncode == 0, run.stderr
+    check_weights(tmp_path)
+
+
+PREEMPTED = """
+import os, signal
+from lightning.pytorch import Callback
+
+class Preempted(Callback):
+    def on_train_batch_end(self, trainer, model, outputs, batch, batch_idx):
+        if trainer.global_step == 20 and not os.path.exists("requeued"):
+            os.kill(os.getpid(), signal.SIGUSR1)  # as SLURM does before it ends a job
+            trainer.strategy.barrier()
+            os._exit(0)
+
+    def on_train_start(self, trainer, model):
+        print("starts at step", trainer.global_step, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_job_that_slurm_requeues(tmp_path: Path) -> None:
+    script = PREEMPTED + example().replace("callbacks = [", "callbacks = [Preempted(), ")
+    (tmp_path / "train.py").write_text(script)
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\necho "$@" > requeued\n')
+    scontrol.chmod(0o755)
+    for expected in ("starts at step 0", "starts at step 20"):
+        job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+        job |= {"SLURM_NODELIST": "localhost", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        job |= {"SLURM_NODEID": "0", "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "train.py"],
+                cwd=tmp_path,
+                env={**os.environ, **job, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        for rank in ranks:
+            output = rank.communicate(timeout=900)[0]
+            assert rank.returncode == 0, output
+            assert expected in output
+    assert (tmp_path / "requeued").read_text().split() == ["requeue", "7"]
+    check_weights(tmp_path)
