@@ -21,7 +21,12 @@ import lightning_compress
 import lightning_compress.data
 import lightning_compress.models.classification
 from lightning_compress.cli.checkpoint_io import AtomicCheckpointIO
-from lightning_compress.cli.config_checks import check_checkpoint, check_specifications, check_trainer
+from lightning_compress.cli.config_checks import (
+    check_checkpoint,
+    check_required_arguments,
+    check_specifications,
+    check_trainer,
+)
 from lightning_compress.cli.config_errors import explain
 from lightning_compress.cli.config_files import check_config_files
 from lightning_compress.cli.constructor_errors import unwrapped_constructor_errors
@@ -137,7 +142,9 @@ class CompressionCLI(LightningCLI):
         """Check that the checkpoint exists before anything is built or written."""
         check_trainer(self._get(self.config, "trainer"))
         for key, name in TECHNIQUES.items():
-            check_specifications(key, getattr(lightning_compress, name), self._get(self.config, key))
+            technique, given = getattr(lightning_compress, name), self._get(self.config, key)
+            check_required_arguments(key, technique, given)
+            check_specifications(key, technique, given)
         check_checkpoint(self._get(self.config, "ckpt_path"))
         self.check_unused_keys()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,26 @@ def check_specifications(key: str, technique: type, given: Any) -> None:
             raise ValueError(
                 f"{key}.{argument}={value} must be a mapping: give the arguments of {kind} as keys below it."
             )
+
+
+def check_required_arguments(key: str, technique: type, given: Any) -> None:
+    """Raise a ``ValueError`` if the configuration of a technique lacks an argument that has no default.
+
+    An empty mapping, as in ``--pruning={}``, parses as the arguments with their defaults, and null for the others.
+
+    Args:
+        key: Key of the technique.
+        technique: Class of its callback.
+        given: Its parsed configuration, or ``None``.
+    """
+    parameters = inspect.signature(technique).parameters.values()
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    missing = [name for name in required if isinstance(given, Namespace) and given.get(name) is None]
+    if missing:
+        raise ValueError(
+            f"{key}: {technique.__name__} requires {', '.join(missing)}: set --{key}.{missing[0]}=..., or the key in "
+            "the recipe."
+        )
 
 
 def check_checkpoint(ckpt_path: Any) -> None:

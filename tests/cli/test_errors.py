@@ -47,6 +47,7 @@ ON_THE_COMMAND_LINE = [
         ["--model.optimizer=torch.optim.SGD", "--model.optimizer.momentumm=1"],
         ["Unknown key model.optimizer.momentumm of SGD", "did you mean 'momentum'"],
     ),
+    (["--clustering={}"], ["clustering: WeightClustering requires num_clusters: set --clustering.num_clusters=..."]),
     (["--lr_scheduler=StepLR"], ["lr_scheduler: StepLR requires step_size"]),
     (["--model.num_classes=null"], ["model: ClassificationModule requires num_classes"]),
     (["--data=torch.nn.Linear"], ["data=torch.nn.Linear is not a subclass of LightningDataModule"]),
