@@ -21,7 +21,7 @@ from lightning_compress.export.onnx import parity
 from lightning_compress.export.onnx.exporter import OnnxFile
 from lightning_compress.export.onnx.kernels import check_integer_kernels, optimized_graph
 from lightning_compress.export.onnx.operators import OnnxOperators
-from lightning_compress.export.onnx.parity import check_parity
+from lightning_compress.export.onnx.parity import SplitFile, check_parity
 from lightning_compress.export.onnx.runtime import session
 from lightning_compress.export.output_comparison import relative_difference, tensor_leaves
 from lightning_compress.quantization.accumulator_range import limit_pair_sums_
@@ -167,7 +167,7 @@ def test_tampered_weights_are_noticed(linear: tuple[nn.Module, OnnxFile], tmp_pa
     limit_pair_sums_(simulation)
     simulation = simulation.again()
     lowered = lower(simulation, OnnxOperators(21, unsigned=True))
-    check_parity(file.path, lowered, simulation)
+    check_parity(SplitFile(file.path, lowered, simulation))
     tampered = onnx.load(file.path)
     constant = next(c for c in tampered.graph.initializer if c.data_type == onnx.TensorProto.INT8 and len(c.dims) > 1)
     array = onnx.numpy_helper.to_array(constant).copy()
@@ -178,7 +178,7 @@ def test_tampered_weights_are_noticed(linear: tuple[nn.Module, OnnxFile], tmp_pa
         ValueError,
         match=r"differs from the model in 1 of 3 activations, most in '1\.relu' by \d+ LSB: exclude that layer",
     ):
-        check_parity(tmp_path / "tampered.onnx", lowered, simulation)
+        check_parity(SplitFile(tmp_path / "tampered.onnx", lowered, simulation))
 
 
 @pytest.mark.parametrize(("name", "layers"), [("linear", "2 of 2 linear"), ("dense", "3 of 3 conv")])
