@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lightning_compress as lc
-from lightning_compress.export.onnx import decomposition, exporter
+from lightning_compress.export.onnx import decomposition, translation
 from lightning_compress.export.onnx.runtime import run, session
 
 INPUTS = torch.linspace(-2, 2, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
@@ -90,8 +90,8 @@ def test_files_are_the_same_without_decomposition(
     changes = decomposition._changes
     monkeypatch.setattr(decomposition, "_changes", lambda *args: decomposed.append(changes(*args)) or decomposed[-1])
     outputs, operators = [], []
-    for skip in (exporter.skip_needless_decomposition, lambda program: None):
-        monkeypatch.setattr(exporter, "skip_needless_decomposition", skip)
+    for skip in (translation.skip_needless_decomposition, lambda program: None):
+        monkeypatch.setattr(translation, "skip_needless_decomposition", skip)
         lc.export_onnx(model, tmp_path / "model.onnx", INPUTS)
         outputs += run(session(tmp_path / "model.onnx"), ((INPUTS,), {}))
         operators.append(Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node))

@@ -101,6 +101,7 @@ def export_onnx(
     Example::
 
         >>> import tempfile
+        >>> import torch
         >>> import lightning_compress as lc
         >>> batch = torch.linspace(-1, 1, 32).reshape(8, 4)
         >>> model = lc.calibrate(nn.Linear(4, 2), [batch])
