@@ -7,7 +7,7 @@ import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -50,7 +50,16 @@ def latency_quartiles(call: Callable[[], Any], *, timer: Timer = time.perf_count
     >>> latency_quartiles(lambda: None, timer=lambda: float(next(clock)))
     (1.0, 1.0, 1.0)
     """
-    lower, median, upper = statistics.quantiles(interleaved_durations({"": call}, timer=timer)[""], method="inclusive")
+    return quartiles(interleaved_durations({"": call}, timer=timer)[""])
+
+
+def quartiles(durations: Sequence[float]) -> tuple[float, float, float]:
+    """Return the lower quartile, the median and the upper quartile of durations.
+
+    >>> quartiles([1.0, 2.0, 3.0, 4.0, 5.0])
+    (2.0, 3.0, 4.0)
+    """
+    lower, median, upper = statistics.quantiles(durations, method="inclusive")
     return lower, median, upper
 
 

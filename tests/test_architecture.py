@@ -26,7 +26,7 @@ MODULES = {
 
 # Lower layers first. A room may import itself and rooms in layers before its own, not those beside it.
 LAYERS = [
-    ("arguments", "atomic_files", "functional", "schedules", "serialization"),
+    ("arguments", "atomic_files", "functional", "mean_loss", "schedules", "serialization"),
     ("module_copies",),
     ("layer_kinds", "masked_norms", "sharded_modules"),
     ("targets",),

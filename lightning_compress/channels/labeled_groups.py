@@ -86,7 +86,8 @@ class LabeledGroups:
     def _group(self, dims: Sequence[LabeledDim], components: Sequence[int]) -> ChannelGroup:
         root = next(dim for dim in dims if self._role(dim) == ChannelRole.PRODUCED)
         found = self._components[root.start : root.start + root.size].tolist()
-        ordered = list(filter(set(components).__contains__, dict.fromkeys(found)))
+        members = set(components)
+        ordered = [component for component in dict.fromkeys(found) if component in members]
         channel = torch.full((int(self._components.max()) + 1,), -1).index_put_(
             (torch.tensor(ordered),), torch.arange(len(ordered))
         )

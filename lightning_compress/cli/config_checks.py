@@ -10,6 +10,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from lightning_compress.cli.config_classes import requires
 from lightning_compress.cli.introspection import argument_hints, classes_in
 
 # Values of ckpt_path that Lightning accepts besides a path.
@@ -55,10 +56,7 @@ def check_required_arguments(key: str, technique: type, given: Any) -> None:
     required = [p.name for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
     missing = [name for name in required if isinstance(given, Namespace) and given.get(name) is None]
     if missing:
-        raise ValueError(
-            f"{key}: {technique.__name__} requires {', '.join(missing)}: set --{key}.{missing[0]}=..., or the key in "
-            "the recipe."
-        )
+        raise ValueError(requires(f"{key}: {technique.__name__}", missing, f"{key}.{missing[0]}"))
 
 
 def check_checkpoint(ckpt_path: Any) -> None:

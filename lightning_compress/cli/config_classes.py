@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -82,6 +83,17 @@ def choice(hint: Any, *, default: str = "") -> str:
     """Return the classes to choose from, to append to a message, or the default for none or too many."""
     names = class_names(hint)
     return f": choose one of {', '.join(names)}" if 0 < len(names) <= MAX_NAMES else default
+
+
+def requires(subject: str, missing: Sequence[str], path: str) -> str:
+    """Return the sentence on missing keys.
+
+    Args:
+        subject: What lacks them.
+        missing: Their names.
+        path: The first of them from the top level.
+    """
+    return f"{subject} requires {', '.join(missing)}: set --{path}=..., or the key in the recipe."
 
 
 def short(value: Any) -> str:

@@ -16,6 +16,7 @@ from lightning_compress.cli.config_classes import (
     ConfigError,
     choice,
     class_names,
+    requires,
     resolve,
     short,
     yaml_problem,
@@ -157,9 +158,7 @@ def _check_required(keys: Keys, merged: Any) -> None:
     missing = [name for name, key, _ in found if key is not None and key.required and given.get(name) is None]
     if missing:
         subject = f"{keys.path}: {keys.owner}" if keys.owner else "The configuration"
-        raise ConfigError(
-            f"{subject} requires {', '.join(missing)}: set --{keys.path_of(missing[0])}=..., or the key in the recipe."
-        )
+        raise ConfigError(requires(subject, missing, keys.path_of(missing[0])))
     for name, key, group in found:
         if group is not None and name in given:
             _check_required(group, given[name])

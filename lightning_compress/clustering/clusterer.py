@@ -72,10 +72,10 @@ class Clusterer:
             free = self._free_masks(batch, fraction)
             assignments = [
                 Assignment(
-                    _local(layer, row),
+                    layer.local_vector(row),
                     centers.shape[1],
                     pins_zero=batch.zeros is not None,
-                    free=None if free_row is None else _local(layer, free_row),
+                    free=None if free_row is None else layer.local_vector(free_row),
                     group=layer.group,
                 )
                 for layer, row, free_row in zip(self._layers(batch), index.unbind(), free, strict=True)
@@ -225,19 +225,13 @@ class _Batch:
     importance: Tensor | None
 
 
-def _local(layer: Layer, flat: Tensor) -> Tensor:
-    """Return the entries of this rank's weights of a vector with an entry for each weight of a layer."""
-    return layer.local(flat.view(layer.shape)).flatten()
-
-
 def _full(layer: Layer, mask: Tensor | None) -> Tensor | None:
     return None if mask is None else layer.full(mask)
 
 
 def _full_mask(layer: Layer, assignment: Assignment) -> Tensor | None:
     """Return the mask of the free weights of a layer, or ``None`` if there are none on any rank."""
-    mask = assignment.free
-    return None if mask is None else layer.full(mask.view(layer.weight.shape)).flatten()
+    return None if assignment.free is None else layer.full_vector(assignment.free)
 
 
 def _zero_masks(weight: Tensor, zeros: Sequence[Tensor | None]) -> Tensor:

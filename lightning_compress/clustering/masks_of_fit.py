@@ -11,7 +11,6 @@ from lightning_compress.constraints.layer import Layer
 from lightning_compress.constraints.mask import MaskConstraint
 from lightning_compress.trainer.compression_callback import CompressionCallback, techniques
 from lightning_compress.trainer.constraint_callback import ConstraintCallback, callbacks_constraining
-from lightning_compress.trainer.queries import is_a
 
 
 class MasksOfFit:
@@ -51,19 +50,6 @@ class MasksOfFit:
     @property
     def _num_changes(self) -> int:
         return sum(callback.num_changes for callback in self._callbacks)
-
-
-def check_not_sharded(trainer: Trainer, callback: CompressionCallback, *, of: str) -> None:
-    """Check that the weights of a cluster or of a file are all on each rank.
-
-    Raises:
-        ValueError: For ModelParallelStrategy.
-    """
-    if is_a(trainer.strategy, "ModelParallelStrategy"):
-        raise ValueError(
-            f"{type(callback).__name__} does not support ModelParallelStrategy, which shards the weights of {of}: use "
-            "'ddp'."
-        )
 
 
 def check_masks_come_first(trainer: Trainer, callback: CompressionCallback) -> None:

@@ -14,7 +14,7 @@ from typing_extensions import final
 
 from lightning_compress.clustering.grid_assignment import assign_levels, free_weights, spread_levels
 from lightning_compress.clustering.layer_statistics import LayerStatistics, watch_layers
-from lightning_compress.clustering.masks_of_fit import MasksOfFit, check_masks_come_first, check_not_sharded
+from lightning_compress.clustering.masks_of_fit import MasksOfFit, check_masks_come_first
 from lightning_compress.clustering.rate_distortion import WeightedErrors
 from lightning_compress.clustering.size_budget import parse_size
 from lightning_compress.clustering.step_search import QuantizedWeight, StepSearch, packed_size
@@ -25,6 +25,7 @@ from lightning_compress.schedules import Progress, Schedule
 from lightning_compress.targets import Targets
 from lightning_compress.trainer.constraint_callback import ConstraintCallback
 from lightning_compress.trainer.probe import TrainingProbe
+from lightning_compress.trainer.queries import is_a
 
 
 @final
@@ -88,7 +89,10 @@ class SizeBudget(ConstraintCallback[CodebookConstraint]):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        check_not_sharded(trainer, self, of="a file")
+        if is_a(trainer.strategy, "ModelParallelStrategy"):
+            raise ValueError(
+                "SizeBudget does not support ModelParallelStrategy, which shards the weights of a file: use 'ddp'."
+            )
         if not pl_module.automatic_optimization:
             raise ValueError(
                 "SizeBudget runs training_step by itself, which manual optimization does not allow: use "

@@ -98,10 +98,10 @@ class CodebookConstraint(Constraint):
         """Return the assignments of full weights by parameter name; layers without one are left out."""
         return {
             layer.name: {
-                "index": _full(layer, assignment.index.to(_index_dtype(assignment.num_clusters))).cpu(),
+                "index": layer.full_vector(assignment.index.to(_index_dtype(assignment.num_clusters))).cpu(),
                 "num_clusters": assignment.num_clusters,
                 "pins_zero": assignment.pins_zero,
-                "free": None if assignment.free is None else pack_bits(_full(layer, assignment.free)).cpu(),
+                "free": None if assignment.free is None else pack_bits(layer.full_vector(assignment.free)).cpu(),
             }
             for layer, assignment in zip(self.layers, self.assignments, strict=True)
             if assignment is not None
@@ -188,17 +188,11 @@ def _restored(layer: Layer, state: Mapping[str, Any] | None) -> Assignment | Non
             f"The checkpoint assigns {len(index)} weights of {layer.name!r} to clusters, and it has "
             f"{layer.parameter.numel()}: load a checkpoint of this model."
         )
-    free = None if state["free"] is None else _local(layer, unpack_bits(state["free"], index.shape))
+    free = None if state["free"] is None else layer.local_vector(unpack_bits(state["free"], index.shape))
     return Assignment(
-        _local(layer, index.int()), state["num_clusters"], pins_zero=state["pins_zero"], free=free, group=layer.group
+        layer.local_vector(index.int()),
+        state["num_clusters"],
+        pins_zero=state["pins_zero"],
+        free=free,
+        group=layer.group,
     )
-
-
-def _full(layer: Layer, flat: Tensor) -> Tensor:
-    """Return a vector with an entry for each weight of a layer from those of this rank's; a collective if sharded."""
-    return layer.full(flat.view(layer.weight.shape)).flatten()
-
-
-def _local(layer: Layer, flat: Tensor) -> Tensor:
-    """Return the entries of this rank's weights of a vector with an entry for each weight of a layer."""
-    return layer.local(flat.view(layer.shape)).flatten()

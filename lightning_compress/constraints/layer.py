@@ -99,6 +99,14 @@ class Layer:
         )
         return shards.full_tensor().to(shard.dtype)
 
+    def local_vector(self, full: Tensor) -> Tensor:
+        """Return the entries of this rank's weights of a vector with an entry for each weight."""
+        return self.local(full.view(self.shape)).flatten()
+
+    def full_vector(self, shard: Tensor) -> Tensor:
+        """Return a vector with an entry for each weight, from those of this rank's; a collective if sharded."""
+        return self.full(shard.view(self.weight.shape)).flatten()
+
 
 def local_shard(tensor: Tensor) -> Tensor:
     """Return this rank's shard of a tensor that may be sharded."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,7 @@ from lightning_compress.export.onnx.parity import SplitFile
 from lightning_compress.export.onnx.translation import prepare, translate
 from lightning_compress.export.output_comparison import relative_difference, tensor_leaves
 from lightning_compress.export.requirements import require
-from lightning_compress.profiling import interleaved_durations
+from lightning_compress.profiling import interleaved_durations, quartiles
 from lightning_compress.quantization.finalize import float_copy
 from lightning_compress.quantization.insertion import is_quantized
 from lightning_compress.quantization.lowering import LoweredModel
@@ -102,16 +101,16 @@ def export_openvino(
         # From the given model, not from the one with other scales: their error is part of the difference.
         difference = relative_difference(tensor_leaves(given.output), network.run(inputs))
         networks = [network] if steps is None else [network, _fp32_network(model, inputs, operators, dynamic)]
-        quartiles = _quartiles(networks, as_arguments(example_inputs))
+        latencies = _latencies(networks, as_arguments(example_inputs))
     kernels = network.kernels()
     return OpenvinoFile(
         path=Path(path),
         num_bytes=Path(path).stat().st_size,
-        latency_quartiles=quartiles[0],
+        latency_quartiles=latencies[0],
         steps=steps,
         difference=difference,
         unquantized_ops=(*lowered.unquantized_ops, *_layers_in_fp32(lowered, kernels)),
-        fp32_latency_quartiles=None if steps is None else quartiles[1],
+        fp32_latency_quartiles=None if steps is None else latencies[1],
         kernels=kernels,
     )
 
@@ -176,11 +175,10 @@ def _fp32_network(
         return _OpenvinoNetwork(file.read_bytes())
 
 
-def _quartiles(networks: Sequence[_OpenvinoNetwork], inputs: Arguments) -> list[tuple[float, float, float]]:
+def _latencies(networks: Sequence[_OpenvinoNetwork], inputs: Arguments) -> list[tuple[float, float, float]]:
     feeds = networks[0].feeds(inputs)
     durations = interleaved_durations({i: partial(network, feeds) for i, network in enumerate(networks)})
-    quartiles = (statistics.quantiles(seconds, method="inclusive") for seconds in durations.values())
-    return [(lower, median, upper) for lower, median, upper in quartiles]
+    return [*map(quartiles, durations.values())]
 
 
 @contextmanager

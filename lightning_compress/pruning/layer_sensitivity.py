@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.mean_loss import Loss, mean_loss
 from lightning_compress.module_copies import copy_module
 from lightning_compress.reporting.report_records import LayerSensitivity, SensitivityMap
 from lightning_compress.targets import Targets
@@ -18,7 +19,7 @@ def pruning_sensitivity(
     model: nn.Module,
     batches: Iterable[Any],
     *,
-    loss: Callable[[nn.Module, Any], Tensor],
+    loss: Loss,
     sparsities: Sequence[float] = (0.5, 0.7, 0.8, 0.9),
     targets: Targets = Targets(),
 ) -> SensitivityMap:
@@ -54,7 +55,7 @@ def pruning_sensitivity(
             raise ValueError(f"sparsity={sparsity} is the fraction of zeros and must lie in (0, 1), such as 0.9.")
     copy = copy_module(model).eval()
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
-        dense = _mean_loss(copy, batches, loss)
+        dense = mean_loss(copy, batches, loss)
         if not math.isfinite(dense):
             raise ValueError(f"sensitivity: the mean loss is {dense} without pruning; it must be a finite number.")
         layers = tuple(
@@ -75,7 +76,7 @@ def _pruned_loss(
     weight: Tensor,
     sparsity: float,
     batches: Sequence[Any],
-    loss: Callable[[nn.Module, Any], Tensor],
+    loss: Loss,
 ) -> float:
     """Return the mean loss with the smallest weights of one tensor at zero, and restore them."""
     saved = weight.clone()
@@ -83,13 +84,6 @@ def _pruned_loss(
     zeros = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device).index_fill_(0, smallest, True)
     try:
         weight.masked_fill_(zeros.view_as(weight), 0)
-        return _mean_loss(model, batches, loss)
+        return mean_loss(model, batches, loss)
     finally:
         weight.copy_(saved)
-
-
-def _mean_loss(model: nn.Module, batches: Sequence[Any], loss: Callable[[nn.Module, Any], Tensor]) -> float:
-    """Return the mean loss over batches under a fixed seed; the global random state is restored."""
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        torch.manual_seed(0)
-        return sum(float(loss(model, batch)) for batch in batches) / len(batches)

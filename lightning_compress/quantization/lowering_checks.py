@@ -48,7 +48,7 @@ def check_shared_scales(model: nn.Module, placement: Placement, backend: Backend
     """
     refs = {ref.name: ref for ref in quantizers_of(model)}
     for points in placement.shared_scales():
-        names = [f"{point.module}.{point.name}".lstrip(".") for point in points]
+        names = [point.full_name for point in points]
         scales = [ref.quantizer.qparams(ref.module)[0] for name in names if (ref := refs.get(name)) is not None]
         if len(scales) < len(points) or any(not torch.equal(scale, scales[0]) for scale in scales):
             raise ValueError(

@@ -86,14 +86,10 @@ class ModelPreparation:
             ValueError: If the model is built already and has no targets, or if a specification does not fit it.
         """
         if is_built_late(self._model):
-            self._try(traces, is_last=False)
-            around_configure_model(
-                self._model,
-                before=lambda: self._try(traces, is_last=False),
-                after=lambda: self._try(traces, is_last=True),
-            )
+            self._try(traces)
+            around_configure_model(self._model, before=lambda: self._try(traces), after=lambda: self._insert(traces))
         else:
-            self._try(traces, is_last=True)
+            self._insert(traces)
         if self._trainer.strategy.restore_checkpoint_after_setup:
             # A sharded model is loaded tensor by tensor, and what it does not have is ignored.
             before_loading(self._trainer, lambda path: insert_quantizers_of_checkpoint(self._model, path))
@@ -116,10 +112,7 @@ class ModelPreparation:
         stop_inserting_on_load(self._model, self._loading)
         self._loading = None
 
-    def _try(self, traces: bool, *, is_last: bool) -> None:
-        if is_last:
-            self._insert(traces)
-            return
+    def _try(self, traces: bool) -> None:
         try:
             self._insert(traces)
         except ValueError as error:  # raised after configure_model, if it is one then

@@ -58,6 +58,15 @@ class QuantizationPoint:
         role = "" if self.role == "output" else f"_{self.role}"
         return f"{self.call.function}{occurrence}{repeat}{role}"
 
+    @property
+    def full_name(self) -> str:
+        """Name of the quantizer in the model: ``"layer1.relu"``.
+
+        >>> QuantizationPoint("", CallSite("relu")).full_name
+        'relu'
+        """
+        return f"{self.module}.{self.name}".lstrip(".")
+
     @classmethod
     def from_name(cls, module: str, name: str) -> QuantizationPoint:
         """Parse the name of a quantizer.

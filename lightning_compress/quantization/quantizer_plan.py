@@ -125,7 +125,7 @@ class QuantizerPlan:
             placement = Placement(graph, dict(self.is_target), self.backend)
             points += [*map(weight_point, placement.weights()), *placement.activations()]
         for point in points:
-            name = f"{point.module}.{point.name}".lstrip(".").replace(COMPILED, "")
+            name = point.full_name.replace(COMPILED, "")
             if specs.get(name) != self.spec_at(point):
                 raise ValueError(
                     f"The model is quantized already, with {specs.get(name) or 'FP32'} at {name!r} where the callback "
@@ -137,7 +137,7 @@ class QuantizerPlan:
         """Let quantizers of concatenated tensors observe together, where the backend requires one scale."""
         quantizers = {ref.name: ref.quantizer for ref in quantizers_of(model)}
         for points in placement.shared_scales():
-            names = [f"{point.module}.{point.name}".lstrip(".") for point in points]
+            names = [point.full_name for point in points]
             shared = [quantizers[name] for name in names if name in quantizers]
             if len({quantizer.spec for quantizer in shared}) > 1 or any(quantizer.is_learned for quantizer in shared):
                 raise ValueError(

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
+from lightning_compress.mean_loss import Loss, mean_loss
 from lightning_compress.module_copies import copy_module
 from lightning_compress.quantization.insertion import quantizers_of, remove_quantizers
 from lightning_compress.quantization.int_spec import Int
@@ -27,8 +28,6 @@ from lightning_compress.reporting.figures import draw_heat_map, draw_sensitivity
 from lightning_compress.reporting.printed import Printed
 from lightning_compress.reporting.report_records import LayerSensitivity, SensitivityMap
 from lightning_compress.targets import Targets
-
-Loss = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def sensitivity(
     for target in targets.select(plain):
         chosen[target.layer] = chosen.get(target.layer, 0) + target.parameter.numel()
     with torch.compiler.set_stance("force_eager"), torch.no_grad():
-        measure = partial(_mean_loss, plain, batches, loss)
+        measure = partial(mean_loss, plain, batches, loss)
         fp32_loss = measure()
         if not math.isfinite(fp32_loss):
             raise ValueError(f"sensitivity: the mean loss is {fp32_loss} in FP32; it must be a finite number.")
@@ -197,13 +196,6 @@ def _losses(model: nn.Module, plan: QuantizerPlan, graph: Graph, measure: Callab
             losses[layer] = measure()
     remove_quantizers(model)
     return losses
-
-
-def _mean_loss(model: nn.Module, batches: Sequence[Any], loss: Loss) -> float:
-    """Return the mean loss over batches under a fixed seed; the global random state is restored."""
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        torch.manual_seed(0)
-        return sum(float(loss(model, batch)) for batch in batches) / len(batches)
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:

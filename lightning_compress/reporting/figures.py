@@ -8,10 +8,8 @@ from typing import Any
 
 from lightning_compress.atomic_files import atomic_write
 from lightning_compress.reporting.drawing import new_figure
-from lightning_compress.reporting.heat_map import heat_map_figure
+from lightning_compress.reporting.heat_map import NOISE_FLOOR, heat_map_figure
 
-# Values below this fraction of the largest one are noise and would stretch the logarithmic axis.
-_NOISE_FLOOR = 1e-6
 _MARKERS = "osD^vPX"
 
 
@@ -73,7 +71,7 @@ def _axes(layers: Sequence[str]) -> tuple[Any, Any]:
 def _limits(values: Sequence[float]) -> tuple[float, float]:
     """Return the lower and upper limit of a logarithmic axis."""
     positive = [value for value in values if 0 < value < float("inf")] or [1.0]
-    return max(min(positive), max(positive) * _NOISE_FLOOR) / 2, max(positive) * 2
+    return max(min(positive), max(positive) * NOISE_FLOOR) / 2, max(positive) * 2
 
 
 def _draw(axes: Any, values: Sequence[float], floor: float, *, label: str, shade: float, marker: str) -> None:

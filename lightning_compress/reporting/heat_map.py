@@ -8,8 +8,8 @@ from typing import Any
 
 from lightning_compress.reporting.drawing import new_figure
 
-# Values below this fraction of the largest one are noise and would stretch the colors.
-_NOISE_FLOOR = 1e-6
+NOISE_FLOOR = 1e-6
+"""Fraction of the largest delta loss below which others are noise, and would stretch a logarithmic scale."""
 
 
 def heat_map_figure(layers: Sequence[str], columns: Mapping[str, Sequence[float]]) -> Any:
@@ -33,7 +33,7 @@ def heat_map_figure(layers: Sequence[str], columns: Mapping[str, Sequence[float]
     values = [[column[row] for column in columns.values()] for row in range(len(layers))]
     positive = [value for row in values for value in row if 0 < value < math.inf]
     largest, smallest = max(positive, default=1.0), min(positive, default=0.1)
-    norm = LogNorm(max(smallest, largest * _NOISE_FLOOR), largest, clip=True)
+    norm = LogNorm(max(smallest, largest * NOISE_FLOOR), largest, clip=True)
     axes = figure.add_subplot()
     shown = [[value if 0 < value < math.inf else math.nan for value in row] for row in values]
     image = axes.imshow(shown, aspect="auto", cmap=colormaps["viridis"].with_extremes(bad="0.85"), norm=norm)
