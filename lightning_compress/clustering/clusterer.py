@@ -17,7 +17,7 @@ from lightning_compress.constraints.codebook import CodebookConstraint
 from lightning_compress.constraints.finite import check_finite
 from lightning_compress.constraints.gradient_accumulator import GradientAccumulator
 from lightning_compress.constraints.layer import Layer
-from lightning_compress.constraints.layer_batches import stack, stack_weights
+from lightning_compress.constraints.layer_batches import stack, stack_full_weights, stack_weights
 
 # Squared distances of weights below 1e7, divided by a thousandth of it, are finite in float32.
 _MIN_VARIANCE = 1e-20
@@ -120,7 +120,7 @@ class Clusterer:
         sums = {} if self.accumulator is None else self.accumulator.sums
         for members in self.constraint.trained_batches():
             # One batch at a time is gathered where weights are sharded, and clustered in the same way on all ranks.
-            weight = stack([layers[i].full(layers[i].weight) for i in members])
+            weight = stack_full_weights([layers[i] for i in members])
             masks = _zero_masks(weight, [_full(layers[i], zeros[i]) for i in members])
             pins_zero = masks.flatten(1).any(dim=1).tolist()
             alike: dict[Hashable, list[int]] = {}

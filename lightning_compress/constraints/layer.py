@@ -101,11 +101,14 @@ class Layer:
 
     def local_vector(self, full: Tensor) -> Tensor:
         """Return the entries of this rank's weights of a vector with an entry for each weight."""
+        # No view of each of many small layers: a vector is what whole weights need.
+        if self.group is None:
+            return full.to(self.parameter.device)
         return self.local(full.view(self.shape)).flatten()
 
     def full_vector(self, shard: Tensor) -> Tensor:
         """Return a vector with an entry for each weight, from those of this rank's; a collective if sharded."""
-        return self.full(shard.view(self.weight.shape)).flatten()
+        return shard if self.group is None else self.full(shard.view(self.weight.shape)).flatten()
 
 
 def local_shard(tensor: Tensor) -> Tensor:

@@ -47,6 +47,13 @@ def stack_weights(layers: Sequence[Layer]) -> Tensor:
     return stack(local_shards([layer.parameter for layer in layers])).detach()
 
 
+def stack_full_weights(layers: Sequence[Layer]) -> Tensor:
+    """Return a stack of the full weights of a batch, detached; a collective if they are sharded."""
+    if all(layer.group is None for layer in layers):
+        return stack_weights(layers)
+    return stack([layer.full(layer.weight) for layer in layers])
+
+
 class Buffers:
     """Stacks in memory that is used again, so that no step makes a view of each layer.
 

@@ -48,11 +48,15 @@ class MaskConstraint(Constraint):
 
     def narrow(self, masks: Sequence[Tensor]) -> None:
         """Replace the masks by those given, without reviving a weight, and project the weights."""
-        narrowed: dict[int, Tensor] = {}
-        for batch in self.batches:
-            stacked = stack([masks[i] for i in batch]) & ~self._zeros_of(batch)
-            narrowed.update(zip(batch, stacked.unbind(), strict=True))
-        self.replace([narrowed[i] for i in range(len(self.layers))])
+        self._set_zeros([~stack([masks[i] for i in batch]) | self.stacked_zeros(batch) for batch in self.batches])
+        self.project_weights_()
+
+    def stacked_zeros(self, members: Sequence[int]) -> Tensor:
+        """Return a stack of the complements of the masks of some layers of a batch, given by their indices."""
+        batch, stacked = self._stacks.get(members[0], ((), None))
+        if stacked is not None and tuple(members) == batch:
+            return stacked
+        return stack([self.zeros[i] for i in members])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return full masks as packed bits by parameter name; a collective if sharded."""
@@ -72,29 +76,30 @@ class MaskConstraint(Constraint):
         """Return a hash of this rank's masks, which is equal on all ranks with the same masks."""
         digest = hashlib.blake2b(digest_size=8)
         for batch in self.batches:
-            digest.update(pack_bits(self._zeros_of(batch)).cpu().numpy().tobytes())
+            digest.update(pack_bits(self.stacked_zeros(batch)).cpu().numpy().tobytes())
         return digest.digest()
 
     @torch.no_grad()
     def is_satisfied(self) -> bool:
         """Return True if all masked weights on this rank are zero."""
         return self.is_dense or not any(
-            bool(stack_weights([self.layers[i] for i in batch])[self._zeros_of(batch)].any())
+            bool(stack_weights([self.layers[i] for i in batch])[self.stacked_zeros(batch)].any())
             for batch in self.trained_batches()
         )
 
     def _set(self, masks: Sequence[Tensor]) -> None:
-        zeros: dict[int, Tensor] = {}
-        self.is_dense = True
-        for batch in self.batches:
-            stacked = ~stack([masks[i] for i in batch])
-            zeros.update(zip(batch, stacked.unbind(), strict=True))
-            self.is_dense = self.is_dense and not bool(stacked.any())
-        self.zeros: list[Tensor] = [zeros[i] for i in range(len(self.layers))]
-        self._factors: dict[torch.dtype, list[Tensor]] = {}
+        self._set_zeros([~stack([masks[i] for i in batch]) for batch in self.batches])
 
-    def _zeros_of(self, batch: Sequence[int]) -> Tensor:
-        return stack([self.zeros[i] for i in batch])
+    def _set_zeros(self, stacks: Sequence[Tensor]) -> None:
+        """Set the complements of the masks, given as a stack for each batch."""
+        # Stacks are kept beside their views: to stack thousands of small masks takes longer than to apply them.
+        self._stacks = {batch[0]: (tuple(batch), stacked) for batch, stacked in zip(self.batches, stacks, strict=True)}
+        zeros: dict[int, Tensor] = {}
+        for batch, stacked in self._stacks.values():
+            zeros.update(zip(batch, stacked.unbind(), strict=True))
+        self.zeros: list[Tensor] = [zeros[i] for i in range(len(self.layers))]
+        self.is_dense = not any(bool(stacked.any()) for stacked in stacks)
+        self._factors: dict[torch.dtype, list[Tensor]] = {}
 
     @torch.no_grad()
     def _project_(self, tensors: Mapping[int, Tensor]) -> None:
@@ -111,7 +116,7 @@ class MaskConstraint(Constraint):
         for batch in self._batches_of(tensors):
             shards = list(local_shards([tensors[i] for i in batch]))
             stacked = self._buffers.stack(shards)
-            stacked.masked_fill_(self._zeros_of(batch), 0.0)
+            stacked.masked_fill_(self.stacked_zeros(batch), 0.0)
             self._buffers.unstack_(shards, stacked)
 
     def _factors_of(self, dtype: torch.dtype) -> list[Tensor]:

@@ -175,13 +175,13 @@ class WeightPruner(Pruner[RankingGroup]):
     def _prune_by(self, num_pruned: Sequence[int], importance: BatchScore) -> None:
         # Masked weights rank last, so that they stay masked as long as the sparsity does not decrease. With a lower
         # sparsity than before, the ranking would revive them.
-        zeros = {layer.name: zeros for layer, zeros in zip(self.constraint.layers, self.constraint.zeros, strict=True)}
+        index = {layer.name: i for i, layer in enumerate(self.constraint.layers)}
 
         def masked_importance(layers: Sequence[Layer]) -> Tensor:
             scores = importance(layers)
             if self.constraint.is_dense:
                 return scores
-            return scores.masked_fill_(stack([zeros[layer.name] for layer in layers]), -torch.inf)
+            return scores.masked_fill_(self.constraint.stacked_zeros([index[layer.name] for layer in layers]), -torch.inf)
 
         self.constraint.narrow(self._choose(num_pruned, masked_importance))
 

@@ -1,7 +1,7 @@
 """Cost of updates and of steps for many small layers, over that for few layers with as many weights.
 
-Prints CPU time in milliseconds, the smallest of several repetitions: of an update of all weights, and of what a
-technique adds to a step between updates, with the plain step beside it.
+Prints CPU time in milliseconds, the smallest of several repetitions: of the updates of a fit without the first, and of
+a step between updates, with the plain step beside it.
 
     python tests/benchmarks/layer_counts.py
 """
@@ -81,7 +81,7 @@ class Clock(Callback):
 
 
 def measure(name: str, num_layers: int, size: int, repetitions: int) -> tuple[float, float]:
-    """Milliseconds of an update and of a step without one."""
+    """Milliseconds of all updates but the first, and of a step without one."""
     updates, steps = [], []
     for _ in range(repetitions):
         techniques = TECHNIQUES[name]()
@@ -90,7 +90,7 @@ def measure(name: str, num_layers: int, size: int, repetitions: int) -> tuple[fl
         run = trainer([clock, *techniques], max_epochs=1)
         run.callbacks.sort(key=lambda callback: callback is not clock)  # it ends before the others begin to end
         run.fit(Chain(num_layers, size), data)
-        updates += clock.updates[1:]  # the first allocates
+        updates.append(sum(clock.updates[1:]))  # the first allocates
         steps += clock.batches[5:]
     return min(updates, default=0.0), min(steps)
 
@@ -111,7 +111,7 @@ def main() -> None:
         plain[name] = few, many
         ratio = f"{many[0] / few[0]:.2f}" if few[0] else "-"
         print(
-            f"{name:22s} update: {num_few} layers of {size}x{size} {few[0]:.1f}, {options.layers} of 4x4 {many[0]:.1f}"
+            f"{name:22s} updates: {num_few} layers of {size}x{size} {few[0]:.1f}, {options.layers} of 4x4 {many[0]:.1f}"
             f" ({ratio} times); step: {few[1]:.1f} ({few[1] / plain['plain'][0][1]:.2f} of the plain one), "
             f"{many[1]:.1f} ({many[1] / plain['plain'][1][1]:.2f})",
             flush=True,
