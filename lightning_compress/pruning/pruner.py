@@ -181,7 +181,9 @@ class WeightPruner(Pruner[RankingGroup]):
             scores = importance(layers)
             if self.constraint.is_dense:
                 return scores
-            return scores.masked_fill_(self.constraint.stacked_zeros([index[layer.name] for layer in layers]), -torch.inf)
+            return scores.masked_fill_(
+                self.constraint.stacked_zeros([index[layer.name] for layer in layers]), -torch.inf
+            )
 
         self.constraint.narrow(self._choose(num_pruned, masked_importance))
 
