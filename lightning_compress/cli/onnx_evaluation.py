@@ -82,15 +82,18 @@ def export_int8_and_fp32(
     return int8, lc.export_onnx(lc.float_copy(model, module=module).cpu(), directory / "float.onnx", inputs)
 
 
-def time_files(files: Sequence[OnnxFile], inputs: Any) -> dict[str, Timing]:
+def time_files(paths: Sequence[Path], inputs: Any) -> dict[str, Timing]:
     """Measure the latency of ONNX files on one sample, interleaved in one run.
 
     Args:
-        files: Exported files.
+        paths: The files.
         inputs: Captured arguments of the deployed module.
+
+    Returns:
+        Name of the file to its latency.
     """
     sample = first_sample(inputs)
-    calls = {file.path.name: _call(session(file.path), sample) for file in files}
+    calls = {path.name: _call(session(path), sample) for path in paths}
     return time_calls(calls, batch_size=batch_size_of(sample), runtime="ONNX Runtime")
 
 

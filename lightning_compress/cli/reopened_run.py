@@ -29,6 +29,8 @@ class ReopenedRun(StageCLI):
         ValueError: If the run has no checkpoint or no configuration.
     """
 
+    has_checkpoint = True
+
     def __init__(
         self, directory: Path, report: RunReport, *, checkpoint: Path | None = None, out: Path | None = None
     ) -> None:
@@ -36,12 +38,13 @@ class ReopenedRun(StageCLI):
         self.checkpoint = checkpoint or (directory / report.checkpoint if report.checkpoint else None)
         self.checkpoint = self.checkpoint or newest_checkpoint(directory)
         config = directory / "config.yaml"
-        for path in (config, self.checkpoint):
+        for path in (config, self.checkpoint) if self.has_checkpoint else (config,):
             if path is None or not path.is_file():
                 raise ValueError(f"{path or directory / 'checkpoints'} does not exist: give a run with a checkpoint.")
         quiet = ["--trainer.logger=false", "--trainer.enable_progress_bar=false"]
+        one_device = ["--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
         unused = ["--baseline=skip", "--teacher=null", "--ckpt_path=null"]
-        super().__init__(args=[f"--config={config}", *quiet, *unused], run=False, run_name=report.name)
+        super().__init__(args=[f"--config={config}", *quiet, *one_device, *unused], run=False, run_name=report.name)
 
     def make_directory(self) -> Path:
         """Return the directory to write to."""
@@ -67,11 +70,18 @@ class ReopenedRun(StageCLI):
 
     def restore(self) -> Metrics:
         """Load the checkpoint, test it, capture the inputs of the deployed module and remove masked channels."""
-        metrics = self.test(ckpt_path=str(self.checkpoint))
+        metrics = self.restore_fitted()
+        return self.remove_channels() or metrics
+
+    def restore_fitted(self) -> Metrics:
+        """Load the checkpoint, test it, and capture the inputs of the deployed module."""
+        metrics = self.test(ckpt_path=str(self.checkpoint) if self.has_checkpoint else None)
         self.directory = self.out
-        if (self.finished / REMOVAL_FILE).is_file():
-            metrics = self.shrink() or metrics
         return metrics
+
+    def remove_channels(self) -> Metrics:
+        """Remove masked channels as the run did, and return the test metrics without them; empty if it removed none."""
+        return self.shrink() if (self.finished / REMOVAL_FILE).is_file() else {}
 
     def test_onnx(self, path: Path) -> Metrics:
         """Return the test metrics of an ONNX file of the deployed module, run by ONNX Runtime."""

@@ -12,10 +12,16 @@ _ROUTINE = (
     "TPU available: ",
     "Loading `train_dataloader`",
     "Restoring states from the checkpoint",
+    "Loaded model weights from the checkpoint",
     "was configured so ",
     "`Trainer.fit` stopped: `max_epochs",
 )
-_WARNINGS = (".*LeafSpec.*is deprecated", "The dirpath has changed", ".*does not have many workers")
+_WARNINGS = (
+    ".*LeafSpec.*is deprecated",
+    "The dirpath has changed",
+    ".*does not have many workers",
+    "You have overridden `on_",
+)
 
 
 def hide_routine_messages() -> None:

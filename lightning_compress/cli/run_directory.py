@@ -7,6 +7,8 @@ import secrets
 from datetime import datetime
 from pathlib import Path
 
+import torch
+
 # The processes that Lightning starts for other ranks inherit this environment variable.
 _VARIABLE = "LIGHTNING_COMPRESS_RUN_DIRECTORY"
 
@@ -64,3 +66,14 @@ def newest_checkpoint(directory: Path) -> Path | None:
     """Return the checkpoint of a run that was written last, or ``None`` if there is none."""
     found = sorted(directory.glob("checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime)
     return found[-1] if found else None
+
+
+def best_checkpoint(directory: Path) -> Path | None:
+    """Return the checkpoint that a run has tested: the best one that was monitored, else the last; ``None`` if none."""
+    newest = newest_checkpoint(directory)
+    if newest is None:
+        return None
+    callbacks = torch.load(newest, map_location="cpu", mmap=True, weights_only=True).get("callbacks", {})
+    states = [state for state in callbacks.values() if isinstance(state, dict) and state.get("monitor")]
+    found = (newest.with_name(Path(state.get("best_model_path", "")).name) for state in states)
+    return next((path for path in found if path.is_file()), newest)

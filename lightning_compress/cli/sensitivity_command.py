@@ -53,7 +53,7 @@ def sensitivity(arguments: Sequence[str]) -> None:
         except ImportError as error:
             console.print(error, markup=False)
         console.print(f"All files of this run are in {cli.directory}.", soft_wrap=True)
-        maps = [result.to_map(), *([cli.measure_pruning()] if cli.sparsities else [])]
+        maps = cli.maps(result)
         if len(maps) > 1:
             _print_pruning(console, maps[1])
             with suppress(ImportError):
@@ -134,6 +134,12 @@ class SensitivityCLI(CompressionCLI):
         """Measure the same delta with the smallest weights of one layer pruned, after :meth:`measure`."""
         given = {"sparsities": self.sparsities, "targets": self.config_init.targets}
         return pruning_sensitivity(self.measured, self.measured_batches, loss=self.loss, **given)
+
+    def maps(self, measured: lc.Sensitivity) -> list[SensitivityMap]:
+        """Return what reports show: the sensitivity that was measured, and that to pruning if it is asked for."""
+        found = [measured.to_map(), *([self.measure_pruning()] if self.sparsities else [])]
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        return [replace(each, config=config) for each in found]
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the loss of ``training_step``."""

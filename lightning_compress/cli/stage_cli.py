@@ -188,7 +188,7 @@ class StageCLI(CompressionCLI):
         )
         evaluated = with_onnx_module(self.model, self.deployed_module, int8.path, self.inputs[0])
         metrics = self._evaluate(self._plain_trainer(), evaluated)
-        return OnnxEvaluation(int8, fp32, metrics, time_files((fp32, int8), self.inputs[0]))
+        return OnnxEvaluation(int8, fp32, metrics, time_files((fp32.path, int8.path), self.inputs[0]))
 
     def _has_inputs(self, consequence: str) -> bool:
         """Return True if the test has captured the inputs of the deployed module, and warn otherwise."""

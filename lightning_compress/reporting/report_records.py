@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,10 @@ class SensitivityMap:
         technique: ``"quantization"`` or ``"pruning"``.
         loss: Loss of the network as it is.
         layers: The layers, in the order of the network.
+        config: Configuration of the measurement, if a command made it.
     """
 
     technique: str
     loss: float
     layers: tuple[LayerSensitivity, ...]
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)

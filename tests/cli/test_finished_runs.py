@@ -18,6 +18,7 @@ import torch
 
 import lightning_compress as lc
 from lightning_compress.cli import main
+from lightning_compress.reporting.report_differences import statements
 from lightning_compress.reporting.run_report import RunReport, read_report
 from lightning_compress.reporting.tradeoff import compare_runs
 from tests.cli.conftest import RECIPE
@@ -30,16 +31,20 @@ CHANNELS = RECIPE.replace(
 )
 
 
+# A dense network after channels were removed, with a stage before that, and the initial model as its baseline.
+CHAIN = QUANTIZED.replace("seed_everything", "after: channels.yaml\nbaseline: test\nseed_everything")
+
+
 @pytest.fixture(scope="module")
 def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """A quantized run and one whose channels were removed."""
+    """A quantized run, one whose channels were removed, and one that quantizes such a network."""
     directory, here = tmp_path_factory.mktemp("finished"), Path.cwd()
     os.chdir(directory)
     try:
-        for name, text in (("quantized", QUANTIZED), ("channels", CHANNELS)):
+        for name, text in (("quantized", QUANTIZED), ("channels", CHANNELS), ("chain", CHAIN)):
             Path(f"{name}.yaml").write_text(text)
             main(["run", f"{name}.yaml"])
-        yield {name: the_run(name).absolute() for name in ("quantized", "channels")}
+        yield {name: the_run(name).absolute() for name in ("quantized", "channels", "chain")}
     finally:
         os.chdir(here)
 
@@ -75,7 +80,7 @@ def test_a_directory_without_a_report_is_named(command, error_message):
 
 
 def test_runs_are_compared(copies, capsys):
-    main(["compare", *map(str, copies.values()), "--out=compared"])
+    main(["compare", str(copies["quantized"]), str(copies["channels"]), "--out=compared"])
     printed = capsys.readouterr().out
     assert "quantized" in printed
     assert "channels" in printed
@@ -121,9 +126,57 @@ def test_an_unfinished_run_is_left_out_of_several(copies, capsys):
     assert "cut is left out: it has no report.json." in capsys.readouterr().out
 
 
-def test_a_run_is_verified_with_its_accuracy(copies, capsys):
-    main(["verify", str(copies["quantized"]), "--test"])
-    assert "Verified: 3 files (bytes, SHA-256), 7 layers (shape, zeros, values), 2 metrics." in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("name", "num_files", "models"),
+    [
+        ("quantized", 3, {"fitted", "packed file", "FP32 ONNX", "INT8 ONNX"}),
+        ("channels", 1, {"fitted, channels masked", "channels removed", "packed file"}),
+        ("chain", 3, {"channels", "dense baseline", "fitted", "packed file", "FP32 ONNX", "INT8 ONNX"}),
+    ],
+)
+def test_all_numbers_of_a_run_are_computed_again(copies, capsys, name, num_files, models):
+    _, report = read_report(copies[name])
+    assert {model.title for model in report.models} == models
+    main(["verify", str(copies[name]), "--test"])
+    printed = capsys.readouterr().out
+    assert (
+        f"Verified: {num_files} files (bytes, SHA-256), {len(report.layers)} layers (shape, zeros, values)" in printed
+    )
+    assert f"{len(statements(report))} numbers computed again" in printed
+    assert printed.count(": latency ") == sum(model.timing is not None for model in report.models)
+
+
+def test_sensitivities_are_measured_again(copies, workdir, capsys):
+    (workdir / "quantized.yaml").write_text(QUANTIZED)
+    directory = str(copies["quantized"])
+    main(["sensitivity", "--config=quantized.yaml", "--num_batches=1", "--sparsities=0.5", f"--report={directory}"])
+    _, report = read_report(directory)
+    assert [found.technique for found in report.sensitivities] == ["quantization", "pruning"]
+    main(["verify", directory, "--test"])
+    pruning = report.sensitivities[1]
+    first = dataclasses.replace(pruning.layers[0], delta_losses={"50 %": 9.0})
+    layers = (first, *pruning.layers[1:])
+    change(copies["quantized"], sensitivities=(dataclasses.replace(pruning, layers=layers),))
+    main(["report", directory])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["verify", directory, "--test"])
+    assert f"sensitivity of {first.layer} to pruning: delta_losses.50 % is " in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_is_missing_is_named(copies, error_message):
+    shutil.rmtree(copies["channels"] / "checkpoints")
+    message = error_message("verify", str(copies["channels"]), "--test")
+    assert "does not exist: give a run with a checkpoint." in message
+
+
+def test_a_changed_html_report_is_found(copies, capsys):
+    path = copies["quantized"] / "report.html"
+    path.write_text(path.read_text().replace("INT8 ONNX", "INT4 ONNX"))
+    with pytest.raises(SystemExit) as exit_:
+        main(["verify", str(copies["quantized"])])
+    assert exit_.value.code == 1
+    assert "report.html says something else than report.json" in capsys.readouterr().out
 
 
 def test_every_false_statement_is_found(copies, capsys):
@@ -139,12 +192,26 @@ def test_every_false_statement_is_found(copies, capsys):
     _, report = read_report(directory)
     layer = report.layers[1]
     layers = (dataclasses.replace(layer, num_zeros=layer.num_zeros + 1), *report.layers[2:])
-    change(directory, layers=layers)
+
+    def changed(**changes: object) -> None:
+        change(directory, **changes)
+        main(["report", str(directory)])  # the HTML report says the same
+
+    changed(layers=layers)
     assert f"{layer.name}: num_zeros is {layer.num_zeros}, the report says {layer.num_zeros + 1}." in problems()
     models = [dataclasses.replace(m, metrics={name: v + 0.01 for name, v in m.metrics.items()}) for m in report.models]
-    change(directory, layers=report.layers, models=tuple(models))
-    assert "model.onnx: test/acc is" in problems("--test")
-    change(directory, models=report.models)
+    changed(layers=report.layers, models=tuple(models))
+    printed = problems("--test")
+    assert "INT8 ONNX: metrics.test/acc is" in printed
+    assert "fitted: metrics.test/acc is" in printed
+    models = [dataclasses.replace(m, num_parameters=7, macs=8) for m in report.models]
+    histograms = tuple(dataclasses.replace(histogram, num_zeros=9) for histogram in report.histograms)
+    changed(models=tuple(models), histograms=histograms)
+    printed = problems("--test")
+    for number, name in ((7, "fitted: num_parameters"), (8, "fitted: macs"), (9, "histogram of ")):
+        assert name in printed
+        assert f", the report says {number}." in printed
+    changed(models=report.models, histograms=report.histograms)
     with (directory / "model.onnx").open("ab") as file:
         file.write(b"\0")
     assert "the report says" in problems()

@@ -176,6 +176,8 @@ def test_a_recipe_of_distillation_trains_its_teacher_first(workdir, capsys):
     main(["run", "digits/distill", "--teacher=teacher.yaml", *short])
     (run,) = (workdir / "runs/digits-distill").iterdir()
     assert titles(run) == ["teacher", "no-KD baseline", "distilled"]
+    main(["verify", str(run), "--test"])
+    assert "numbers computed again" in capsys.readouterr().out
     trained = run / "teacher/teacher.ckpt"
     saved = torch.load(trained, weights_only=True)["state_dict"]
     assert all(name.startswith("model.") for name in saved)
