@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import wandb
@@ -130,6 +132,110 @@ def test_the_teacher_is_an_input(offline):
     assert [artifact.name for artifact in used] == ["distilled-teacher"]
     keys = {key for row in history_of(jobs["compress"]) for key in row}
     assert {"train/loss", "train/kd", "train/task_weight"} <= keys
+
+
+class Kind(NamedTuple):
+    """A kind of recipe: flags on the small one, and what its W&B run has to show."""
+
+    flags: Sequence[str]
+    tags: Sequence[str]
+    config: Mapping[str, object]
+    keys: Sequence[str]
+    columns: Sequence[str]
+    artifacts: Sequence[str] = ("packed",)
+
+
+FEATURES = "model.features.0.weight"
+KINDS = {
+    "pruning": Kind(
+        [],
+        ["pruning"],
+        {"pruning.sparsity": 0.5, "pruning.schedule.end": 0.5},
+        ["reached/Pruning", f"sparsity/{FEATURES}"],
+        [],
+    ),
+    "channels": Kind(
+        ["--pruning.pattern=Channels", "--pruning.targets.module=model"],
+        ["pruning"],
+        {"pruning.pattern.class_path": "lightning_compress.Channels"},
+        ["reached/Pruning", f"sparsity/{FEATURES}"],
+        [],
+        ["packed", "removal"],
+    ),
+    "clustering": Kind(
+        ["--clustering={num_clusters: 4, schedule: {end: 0.5}}"],
+        ["clustering", "pruning"],
+        {"clustering.num_clusters": 4},
+        ["reached/WeightClustering", "clustered", f"clusters/{FEATURES}"],
+        ["clusters"],
+    ),
+    "size budget": Kind(
+        ["--pruning=null", "--size_budget={size: 200kB}"],
+        ["size_budget"],
+        {"size_budget.size": "200kB", "pruning": None},
+        ["reached/SizeBudget"],
+        [],
+    ),
+    "quantization": Kind(
+        ["--pruning=null", "--quantization={targets: {module: model}}"],
+        ["quantization"],
+        {"quantization.weights.bits": 8},
+        ["reached/QuantizationAwareTraining", "quantization_phase", f"scale/{FEATURES}", f"bits/{FEATURES}"],
+        ["scale", "range", "bits"],
+        ["packed", "onnx", "onnx-fp32"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_of_recipe_is_read_back(name, offline):
+    kind = KINDS[name]
+    main(["run", "small.yaml", WANDB, "--trainer.log_every_n_steps=1", "--monitor={}", *kind.flags])
+    directory = the_run()
+    (records,) = records_by_job(directory).values()
+    assert sorted(info_of(records).tags) == kind.tags
+    assert info_of(records).job_type == "compress"
+    config = config_of(records)
+    assert {key: config[key] for key in kind.config} == kind.config
+
+    rows = history_of(records)
+    logged = {key: value for row in rows for key, value in row.items()}
+    assert all("trainer/global_step" in row for row in rows), "the axis"
+    for key in ("sparsity", *kind.keys):
+        assert f"compression/{key}" in logged, key
+    assert logged["train/loss"] > 0
+    if "pruning" in kind.tags:
+        assert logged["compression/sparsity"] == pytest.approx(0.5, abs=0.01)
+    assert logged["compression/layers/_type"] == "table-file"
+    (file,) = directory.rglob("compression/layers_*.table.json")
+    table = json.loads(file.read_text())
+    assert table["columns"][:4] == ["layer", "weights", "zeros", "sparsity"]
+    assert set(kind.columns) <= set(table["columns"])
+    assert FEATURES in [row[0] for row in table["data"]]
+    histograms = [key for key in logged if key.startswith("compression/weights/") and key.endswith("/_type")]
+    assert histograms
+    assert {logged[key] for key in histograms} == {"histogram"}
+
+    # The summary of a run is the last value of each key.
+    _, report = read_report(directory)
+    assert {key: logged[key] for key in report_metrics(report)} == pytest.approx(report_metrics(report))
+    assert logged["report/bytes"] == (directory / "model.packed").stat().st_size
+    artifacts = {record.artifact.name for record in records if record.HasField("artifact")}
+    assert artifacts >= {f"small-{end}" for end in (*kind.artifacts, "report", "html", "figures")}
+
+
+def test_a_chain_is_read_back(offline):
+    first = offline.read_text().replace("logger: false", f"logger: {WANDB[17:]}")
+    Path("first.yaml").write_text(first)
+    main(["run", "small.yaml", WANDB, "--after=first.yaml", "--pruning=null", "--clustering.num_clusters=4"])
+    jobs = records_by_job(the_run())
+    assert set(jobs) == {"compress", "stage"}
+    assert info_of(jobs["stage"]).run_group == info_of(jobs["compress"]).run_group
+    assert info_of(jobs["stage"]).run_id != AGENT_ID
+    assert info_of(jobs["compress"]).run_id == AGENT_ID
+    assert info_of(jobs["stage"]).tags == ["pruning"]
+    assert info_of(jobs["compress"]).tags == ["clustering"]
+    assert config_of(jobs["stage"])["pruning.sparsity"] == 0.5
 
 
 def test_the_environment_is_stronger_than_the_recipe(recipe, monkeypatch):
