@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -192,3 +193,58 @@ def test_weights_are_clustered_at_the_times_of_the_schedule() -> None:
         Net(), Loader()
     )
     assert [changes.index(number) + 1 for number in sorted(set(changes))] == [1, 5, 9]
+
+
+class Sharpness(Callback):
+    """Sharpness of soft assignments in the forward pass of each batch."""
+
+    def __init__(self) -> None:
+        self.seen: list[float | None] = []
+
+    def on_train_batch_start(self, run: Any, *args: Any) -> None:
+        clustering = next(callback for callback in run.callbacks if isinstance(callback, lc.WeightClustering))
+        self.seen.append(next((clusters.sharpness for clusters in clustering._soft.values()), None))
+
+
+@pytest.mark.parametrize("end", [8, 0.8])
+def test_soft_assignments_become_sharper_with_the_steps_that_are_done(end: int | float) -> None:
+    clustering = lc.WeightClustering(4, method="dkm", schedule=lc.Schedule(begin=0.0, end=end))
+    record = Sharpness()
+    trainer([clustering, record]).fit(Net(), Loader())
+    # The Trainer has 10 steps. In the first batch the weights become soft; in the next one, one step of eight is done.
+    assert record.seen[0] is not None
+    assert record.seen[1:8] == pytest.approx([step / 8 for step in range(1, 8)])
+    assert record.seen[8:] == [None, None]
+
+
+def test_the_fraction_of_clustered_weights_is_measured() -> None:
+    clustering = lc.WeightClustering(4, schedule=lc.Schedule(begin=3, end=7, every=2, curve="linear"))
+    assert clustering.fit_metrics() == {}
+    shares: list[float] = []
+    trainer(
+        [clustering, *(After(n, lambda: shares.append(clustering.fit_metrics()["clustered"])) for n in (1, 6, 8))]
+    ).fit(Net(), Loader())
+    assert shares[0] == 0.0
+    assert shares[1] == pytest.approx(0.5, abs=0.01)
+    assert shares[2] == 1.0
+
+
+def test_a_layer_that_stays_whole_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("lightning.pytorch").propagate = True
+    clustering = lc.WeightClustering(64, schedule=lc.Schedule(begin=0.0, curve="one_shot"))
+    with caplog.at_level(logging.INFO):
+        trainer([clustering], max_steps=1).fit(Net(), Loader())
+    assert set(clustering.unclustered)
+    for name, why in clustering.unclustered.items():
+        assert f"WeightClustering does not cluster {name!r}: {why}." in caplog.text
+
+
+def test_compiled_models_are_clustered_but_not_softly() -> None:
+    schedule = lc.Schedule(begin=0.0, curve="one_shot")
+    compiled = torch.compile(Net(), backend="eager")
+    clustering = lc.WeightClustering(4, schedule=schedule)
+    trainer([clustering], max_steps=2).fit(compiled, Loader())  # type: ignore[arg-type]
+    assert clustering.reached
+    with pytest.raises(ValueError, match="does not support compiled models"):
+        soft = lc.WeightClustering(4, method="dkm", schedule=lc.Schedule(end=4))
+        trainer([soft]).fit(torch.compile(Net(), backend="eager"), Loader())  # type: ignore[arg-type]
