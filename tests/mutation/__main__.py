@@ -32,8 +32,8 @@ AREAS = {
             "trainer/constraint_callback.py", "trainer/compression_callback.py",
         ],
         [
-            "pruning/test_callback.py", "pruning/test_narrowed_norms.py", "pruning/test_snapshot.py", "clustering/test_callback.py",
-            "quantization/test_callback.py", "trainer",
+            "pruning/test_callback.py", "pruning/test_narrowed_norms.py", "pruning/test_snapshot.py",
+            "clustering/test_callback.py", "quantization/test_callback.py", "trainer",
             "contracts/test_clusters.py", "contracts/test_errors.py", "contracts/test_resume.py",
             "contracts/test_selection.py", "contracts/test_zeros.py", "lifecycle/test_irregular_fits.py",
             "lifecycle/test_optimization.py", "lifecycle/test_fits.py",
