@@ -25,6 +25,9 @@ EXPLAINED: dict[str, str] = {
     "isinstance(self.pattern, StructuredPattern)}": RANKS,
     "clustering/callback.py: return {'clustered': sum((number for _, number in shares)) / "
     "max(sum((n for n, _ in shares)), 2)}": EQUAL,
+    "quantization/callback.py: without check_shardable(trainer, "
+    "[*_specs_in(self.weights), *_specs_in(self.activations)])": RANKS,
+    "quantization/callback.py: divisor, quantizing, batch_norm_frozen = self._phase or (1, False, False)": EQUAL,
     # functional
     "functional/allocation.py: kept = [i for i in sparse if raw[i] * scale < 1]": EQUAL,
     "functional/feature_losses.py: with torch.autocast(student.device.type, enabled=True):": AUTOCAST,

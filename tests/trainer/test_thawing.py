@@ -104,3 +104,21 @@ def test_what_cannot_take_them_in_says_so(trainer: Callable, loader: DataLoader)
     rewinding = lc.Pruning(0.5, schedule=LATE, rewind=lc.RewindWeights(1))
     with pytest.raises(ValueError, match="RewindWeights does not support layers that thaw"):
         trainer(rewinding, max_epochs=5).fit(Finetuned(), loader)
+
+
+class FreezeAfterSetup(pl.Callback):
+    """Freezes the backbone once quantizers are placed; the module itself unfreezes it in the fourth epoch."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pl_module.backbone.requires_grad_(False)  # type: ignore[operator,union-attr]
+
+
+def test_layers_that_are_quantized_before_they_are_frozen_are_quantized_all_along(
+    trainer: Callable, loader: DataLoader, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = Finetuned()
+    module.backbone.requires_grad_(True)
+    with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
+        trainer(lc.QuantizationAwareTraining(), FreezeAfterSetup(), max_epochs=5).fit(module, loader)
+    assert "QuantizationAwareTraining covers 100.0% of the weights" in caplog.text
+    assert not [warning for warning in recwarn if "does not quantize" in str(warning.message)]
