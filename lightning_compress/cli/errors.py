@@ -74,8 +74,8 @@ def input_message(error: BaseException | None) -> str:
             return (
                 f"The download failed ({_first_line(error)}): connect to the network, or give the path of local files."
             )
-        # PyTorch raises plain errors for labels and channels that do not fit: the numbers are in their text alone. If it
-        # changes, the error keeps its traceback, and the tests of bad input fail.
+        # PyTorch raises plain errors for labels and channels that do not fit: the numbers are in their text alone. If
+        # that changes, errors keep their traceback, and the tests of bad input fail.
         if isinstance(error, IndexError) and (found := re.search(r"Target (-?\d+) is out of bounds", str(error))):
             return f"A label is {found[1]}, which the model has no class for: set num_classes, or correct the labels."
         if isinstance(error, OSError) and error.errno in _NOT_WRITABLE and error.filename is not None:

@@ -82,7 +82,8 @@ class Layer:
         # torch.chunk, as FSDP2 does it: trailing ranks may get fewer rows, or none.
         chunks = full.chunk(dist.get_world_size(self.group))
         rank = dist.get_rank(self.group)
-        return (chunks[rank] if rank < len(chunks) else full[:0]).to(self.weight.device)
+        # A copy, as a view would keep the full tensor on every rank.
+        return (chunks[rank] if rank < len(chunks) else full[:0]).to(self.weight.device, copy=True)
 
     def full(self, shard: Tensor) -> Tensor:
         """Return the full tensor of which each rank passes its shard; a collective if sharded."""
