@@ -27,6 +27,8 @@ EXPLAINED: dict[str, str] = {
     "max(sum((n for n, _ in shares)), 2)}": EQUAL,
     "quantization/callback.py: without check_shardable(trainer, "
     "[*_specs_in(self.weights), *_specs_in(self.activations)])": RANKS,
+    "quantization/callback.py: without self._stop_preparing()":
+        "teardown stops it, too; a state dict that is loaded meanwhile finds all quantizers",
     "quantization/callback.py: divisor, quantizing, batch_norm_frozen = self._phase or (1, False, False)": EQUAL,
     # functional
     "functional/allocation.py: kept = [i for i in sparse if raw[i] * scale < 1]": EQUAL,

@@ -37,6 +37,7 @@ from tests.cases import (
     trainer,
     val_loader,
 )
+from tests.distributed.jobs import LateNet
 
 
 def fit(
@@ -632,3 +633,17 @@ def test_metrics_of_layers_are_bits_scale_and_range() -> None:
         assert metrics["scale"][name] == pytest.approx(float(scale.mean()))
         assert metrics["range"][name] == pytest.approx(float(scale.max()) * num_steps)
     assert len(scales["conv1.weight"].unique()) > 1
+
+
+def test_a_model_that_is_built_late_lists_what_is_not_quantized() -> None:
+    model = LateNet("configure_model", sharded=False, dtype=torch.float32)
+    quantization = lc.QuantizationAwareTraining(targets=lc.Targets(exclude=("conv2",)))
+    trainer([quantization]).fit(model, Loader())
+    assert quantization.unquantized_ops == ["conv2.conv2d", "norm2.batch_norm"]
+
+
+@pytest.mark.parametrize("name", ["fake_quantize", "freeze_observers"])
+def test_epochs_past_the_end_are_refused_before_the_first_step(name: str) -> None:
+    schedule = lc.QATSchedule(**{"freeze_observers": 1.0, "freeze_batch_norm": 1.0, name: "9ep"})
+    with pytest.raises(ValueError, match=f"{name}='9ep' lies beyond"):
+        fit(schedule=schedule, options={"max_epochs": 2, "max_steps": -1})
