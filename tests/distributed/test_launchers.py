@@ -1,4 +1,4 @@
-"""The README's example of several devices, started as it says."""
+"""The README's examples of several devices, started as it says."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import lightning_compress as lc
+
 README = Path(__file__).parents[2] / "README.md"
 
 
@@ -21,10 +23,10 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def example() -> str:
-    """The only block that shards a model."""
+def example(words: str = "fully_shard") -> str:
+    """The only block with these words; by default that which shards a model."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    (found,) = (block for block in blocks if "fully_shard" in block)
+    (found,) = (block for block in blocks if words in block)
     return found
 
 
@@ -92,3 +94,18 @@ def test_a_job_that_slurm_requeues(tmp_path: Path) -> None:
             assert expected in output
     assert (tmp_path / "requeued").read_text().split() == ["requeue", "7"]
     check_weights(tmp_path)
+
+
+@pytest.mark.slow
+def test_ray_train(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    (tmp_path / "train.py").write_text(example("from ray"))
+    # Ray would otherwise count the processors of the machine, and wait for ones that a container has not got.
+    start = "import ray; ray.init(num_cpus=3, include_dashboard=False); import runpy; "
+    script = [sys.executable, "-c", f"{start}runpy.run_path('train.py', run_name='__main__')"]
+    run = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert run.returncode == 0, run.stderr
+    state = lc.load_packed(tmp_path / "digits.packed")
+    weights = [tensor for name, tensor in state.items() if name.endswith("weight") and tensor.ndim > 1]
+    zeros, number = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
+    assert zeros / number == pytest.approx(0.9, abs=0.01)
