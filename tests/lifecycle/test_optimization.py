@@ -394,32 +394,45 @@ def test_an_optimizer_that_moves_weights_without_a_gradient(case: Case) -> None:
     assert max(log.after_step) == 10, "the step of the parent class counts no step of its own"
 
 
+class Stumbling(Langevin):
+    """Raises in its third step."""
+
+    calls = 0
+
+    def step(self, closure: Any = None) -> Any:
+        self.calls += 1
+        if self.calls == 3:
+            raise RuntimeError("out of memory")
+        return super().step(closure)
+
+
+class Patient(Net):
+    """Goes on after a step that raised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def configure_optimizers(self) -> Any:
+        return Stumbling(self.parameters(), lr=0.1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        self.zero_grad()
+        self.manual_backward(self.loss(batch))
+        with contextlib.suppress(RuntimeError):
+            optimizer.step()
+
+
 def test_a_step_that_raised_does_not_stop_the_others() -> None:
-    class Stumbling(Langevin):
-        calls = 0
-
-        def step(self, closure: Any = None) -> Any:
-            Stumbling.calls += 1
-            if Stumbling.calls == 3:
-                raise RuntimeError("out of memory")
-            return super().step(closure)
-
-    class Patient(Net):
-        def __init__(self) -> None:
-            super().__init__()
-            self.automatic_optimization = False
-
-        def configure_optimizers(self) -> Any:
-            return Stumbling(self.parameters(), lr=0.1)
-
-        def training_step(self, batch: Any, batch_idx: int) -> None:
-            optimizer = self.optimizers()
-            self.zero_grad()
-            self.manual_backward(self.loss(batch))
-            with contextlib.suppress(RuntimeError):
-                optimizer.step()
-
     model, log = Patient(), Events()
     trainer([Sparse(), log, lc.Pruning(0.9, schedule=BY_STEPS)]).fit(model, Loader())
     assert max(log.after_step) == 9
     assert num_zeros(model) == 346
+
+
+def test_quantization_counts_the_steps_after_one_that_raised() -> None:
+    model = Patient()
+    quantization = lc.QuantizationAwareTraining(example_inputs=torch.randn(2, 4, 6, 6))
+    trainer([quantization]).fit(model, Loader())
+    assert quantization.steps == 9

@@ -614,11 +614,12 @@ class Phases(Callback):
         self.phases += quantization.fit_metrics().values()
 
 
-def test_phases_follow_the_schedule() -> None:
+@pytest.mark.parametrize("times", [(2, 5, 8), (0.2, 0.5, 0.8)])
+def test_phases_follow_the_schedule(times: tuple[Any, Any, Any]) -> None:
     watcher = Phases()
-    schedule = lc.QATSchedule(observe=0.0, fake_quantize=2, freeze_observers=5, freeze_batch_norm=8)
+    schedule = lc.QATSchedule(0.0, *times)  # the Trainer has ten steps
     assert lc.QuantizationAwareTraining(schedule=schedule).fit_metrics() == {"quantization_phase": 0.0}
-    fit(None, watcher, schedule=schedule)
+    fit(None, watcher, schedule=schedule, options={"max_steps": 10, "max_epochs": -1})
     assert watcher.phases == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
 
 
@@ -647,3 +648,21 @@ def test_epochs_past_the_end_are_refused_before_the_first_step(name: str) -> Non
     schedule = lc.QATSchedule(**{"freeze_observers": 1.0, "freeze_batch_norm": 1.0, name: "9ep"})
     with pytest.raises(ValueError, match=f"{name}='9ep' lies beyond"):
         fit(schedule=schedule, options={"max_epochs": 2, "max_steps": -1})
+
+
+class Ready(Callback):
+    """Whether all quantizers have a scale when a batch begins."""
+
+    def __init__(self) -> None:
+        self.seen: list[bool] = []
+
+    def on_train_batch_start(self, run: Any, model: Any, *args: Any) -> None:
+        self.seen.append(all(ref.quantizer.ready for ref in quantizers_of(model)))
+
+
+@pytest.mark.parametrize("fake_quantize", [0, 5])
+def test_the_first_batch_is_observed_before_the_model_is_trained_on_it(fake_quantize: int) -> None:
+    watcher = Ready()
+    schedule = lc.QATSchedule(0, fake_quantize, 8, 8)
+    trainer([lc.QuantizationAwareTraining(schedule=schedule), watcher]).fit(Net(), Loader())
+    assert watcher.seen == [True] * 10
