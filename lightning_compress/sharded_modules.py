@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_compress.module_copies import copy_module, is_defined_in, remove_forward_hooks_
 
@@ -83,6 +83,19 @@ def placeholder(parameter: Tensor) -> Tensor:
     (torch.Size([2, 3]), 4)
     """
     return torch.full((), _FILL, dtype=parameter.dtype).expand(parameter.shape)
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return the full tensor for one that may be sharded, detached; a collective if it is."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def shard_of(full: Tensor, like: Tensor) -> Tensor:
+    """Return this rank's shard of a full tensor, as a tensor that may be sharded is laid out."""
+    if not isinstance(like, DTensor):
+        return full
+    laid_out = distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return laid_out.to_local().clone()  # a view would keep the full tensor
 
 
 def _gathers(hook: Any) -> bool:

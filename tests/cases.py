@@ -77,7 +77,6 @@ def qat(**options: Any) -> list[Callback]:
 
 
 PROBES = "runs training_step by itself"
-SHARDED = "is not supported for sharded weights"
 CHANNELS_REFUSE = {"fsdp2": "does not support ModelParallelStrategy", "late": "build the model in __init__"}
 QAT_REFUSES = {"average first": "put QuantizationAwareTraining before it"}
 LEARNED_REFUSES = {**QAT_REFUSES, "fsdp2": "does not support observer=Learned() with ModelParallelStrategy"}
@@ -96,19 +95,19 @@ CASES = [
         "snip",
         lambda: [lc.Pruning(0.8, score=lc.SNIP(), schedule=AT_START)],
         zeros=307,
-        refused={"manual": PROBES, "fsdp2": SHARDED},
+        refused={"manual": PROBES},
     ),
     Case(
         "synflow",
         lambda: [lc.Pruning(0.8, score=lc.SynFlow(rounds=3), schedule=RAMP)],
         zeros=307,
-        refused={"manual": PROBES, "fsdp2": SHARDED},
+        refused={"manual": PROBES},
     ),
     Case(
         "grasp",
         lambda: [lc.Pruning(0.8, score=lc.GraSP(), schedule=AT_START)],
         zeros=307,
-        refused={"manual": PROBES, "fsdp2": SHARDED},
+        refused={"manual": PROBES},
     ),
     Case(
         "bn_scale",
@@ -153,19 +152,17 @@ CASES = [
         "rewind_weights",
         lambda: [lc.Pruning(0.9, rewind=lc.RewindWeights(1), schedule=RAMP)],
         zeros=346,
-        refused={"fsdp2": SHARDED},
     ),
     Case(
         "rewind_rate",
         lambda: [lc.Pruning(0.9, rewind=lc.RewindLearningRate(1), schedule=RAMP)],
         zeros=346,
-        refused={"fsdp2": SHARDED},
     ),
     Case(
         "recalibrate",
         lambda: [lc.Pruning(0.9, recalibrate=2, schedule=RAMP)],
         zeros=346,
-        refused={"manual": PROBES, "fsdp2": SHARDED},
+        refused={"manual": PROBES},
         differs={"union": "each rank estimates statistics on batches of its own"},
     ),
     Case("per_glob", lambda: [lc.Pruning({"conv*": 0.75, "fc": 0.5}, schedule=RAMP)], zeros=280),

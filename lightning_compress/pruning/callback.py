@@ -29,6 +29,7 @@ from lightning_compress.pruning.snapshot import Snapshot
 from lightning_compress.pruning.structured_patterns import StructuredPattern
 from lightning_compress.schedules import Progress, Schedule
 from lightning_compress.serialization import plain_mapping
+from lightning_compress.sharded_modules import full_tensor
 from lightning_compress.targets import Target, Targets, matches, shorten
 from lightning_compress.trainer.constraint_callback import ConstraintCallback
 from lightning_compress.trainer.probe import TrainingProbe
@@ -57,7 +58,8 @@ class Pruning(ConstraintCallback[MaskConstraint]):
             ``scope``.
         growth: Drop-and-grow rule that is applied at every update after the first (dynamic sparse training).
         rewind: State that returns to an earlier value after each update.
-        recalibrate: Number of training batches from which batch-norm statistics are re-estimated after each update.
+        recalibrate: Number of training batches from which batch-norm statistics are re-estimated after each update; of
+            a sharded model (FSDP2) on a whole copy on each rank, as with scores that need passes of their own.
         example_inputs: Arguments of the deployable submodule (a tensor, a tuple, or a dict of keyword arguments), for
             scores that call it; by default the module's ``example_input_array``, or the arguments that it receives in
             a training step.
@@ -186,15 +188,9 @@ class Pruning(ConstraintCallback[MaskConstraint]):
             if misfits:
                 raise ValueError(misfits)
             make_ranking_groups(layers, self.sparsity, self.distribution, unit_size=self.pattern.unit_size)
-        unsharded_only = {
-            "recalibrate": self.recalibrate is not None,
-            type(self.rewind).__name__: self.rewind is not None,
-            type(self.score).__name__: self._probe_score is not None,
-            type(self.pattern).__name__: isinstance(self.pattern, StructuredPattern),
-        }
-        option = next((name for name, is_used in unsharded_only.items() if is_used), None)
-        if option is not None and any(layer.group is not None for layer in layers):
-            raise ValueError(f"{option} is not supported for sharded weights: use DDP, or leave it out.")
+        if isinstance(self.pattern, StructuredPattern) and any(layer.group is not None for layer in layers):
+            name = type(self.pattern).__name__
+            raise ValueError(f"{name} is not supported for sharded weights: use DDP, or another pattern.")
 
     def frozen(self, model: nn.Module) -> list[Target]:
         """Return the frozen weights that become targets once they are trained; channels are found before the fit."""
@@ -224,7 +220,9 @@ class Pruning(ConstraintCallback[MaskConstraint]):
                 attach_norms_(average, self._channel_groups.norms)
         if self._pruner.accumulator is not None:
             self._pruner.accumulator.load_state_dict(self.constraint.layers, state.get("accumulated_scores", {}))
-        self._snapshot = Snapshot.from_state(state["snapshot"]) if state.get("snapshot") else None
+        self._snapshot = (
+            Snapshot.from_state(state["snapshot"], trainer.lightning_module) if state.get("snapshot") else None
+        )
         if self.recalibrate is not None:
             check_loader(trainer)
 
@@ -368,6 +366,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
             batch_idx,
             module=self.targets.module,
             example_inputs=self.example_inputs,
+            full=full_tensor,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,7 @@ class InPlaceProbe(TrainingProbe):
     """Prefix of the names of buffers that are not restored."""
 
     @override
-    def _prepare(self, pl_module: LightningModule) -> LightningModule:
+    def _prepare(self, pl_module: LightningModule, full: Callable[[Tensor], Tensor]) -> LightningModule:
         return pl_module
 
     @override

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ NOT_CALLED = (
 class TrainingProbe:
     """Run the training step of a deep copy on a batch; modes, buffers, metrics, logs and RNG of the original stay.
 
-    The copy of a sharded model is not sharded and takes no memory: its weights are constants.
+    The copy of a sharded model is not sharded. By default it takes no memory, as its weights are constants.
 
     Args:
         trainer: The Trainer of the fit.
@@ -37,6 +37,7 @@ class TrainingProbe:
         module: Name of the deployable submodule.
         example_inputs: Arguments of the deployable submodule; by default the module's ``example_input_array``, or the
             arguments that it receives in a training step.
+        full: Returns the full tensor for a sharded parameter in the copy.
     """
 
     def __init__(
@@ -48,19 +49,18 @@ class TrainingProbe:
         *,
         module: str = "",
         example_inputs: Any = None,
+        full: Callable[[Tensor], Tensor] = placeholder,
     ) -> None:
         self.trainer = trainer
-        self.model = self._prepare(pl_module)
+        self.model = self._prepare(pl_module, full)
         self.deployable: nn.Module = self.model.get_submodule(module)
         self.batch, self._batch_idx = batch, batch_idx
         self._captured: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._example_inputs = example_inputs if example_inputs is not None else pl_module.example_input_array
 
-    def _prepare(self, pl_module: LightningModule) -> LightningModule:
+    def _prepare(self, pl_module: LightningModule, full: Callable[[Tensor], Tensor]) -> LightningModule:
         """Return the model that is run."""
-        model: LightningModule = (
-            copy_unsharded(pl_module, placeholder) if is_sharded(pl_module) else copy_module(pl_module)
-        )
+        model: LightningModule = copy_unsharded(pl_module, full) if is_sharded(pl_module) else copy_module(pl_module)
         model.trainer = self.trainer  # and that of modules inside it
         if pl_module._compiler_ctx is not None:
             _drop_compiled_methods(model)

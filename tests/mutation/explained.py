@@ -17,12 +17,6 @@ EXPLAINED: dict[str, str] = {
     "constraints/codebook.py: device = parts[1].index.device": ALIKE,
     "constraints/layer_batches.py: like = tensors[1]": ALIKE,
     # callbacks
-    "pruning/callback.py: unsharded_only = {'recalibrate': self.recalibrate is None, type(self.rewind).__name__: "
-    "self.rewind is not None, type(self.score).__name__: self._probe_score is not None, type(self.pattern).__name__: "
-    "isinstance(self.pattern, StructuredPattern)}": RANKS,
-    "pruning/callback.py: unsharded_only = {'recalibrate': self.recalibrate is not None, type(self.rewind).__name__: "
-    "self.rewind is not None, type(self.score).__name__: self._probe_score is None, type(self.pattern).__name__: "
-    "isinstance(self.pattern, StructuredPattern)}": RANKS,
     "clustering/callback.py: return {'clustered': sum((number for _, number in shares)) / "
     "max(sum((n for n, _ in shares)), 2)}": EQUAL,
     "quantization/callback.py: without check_shardable(trainer, "

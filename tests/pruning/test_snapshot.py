@@ -100,9 +100,10 @@ def test_it_survives_a_safe_file(tmp_path: Any) -> None:
     trainer = make()
     train(trainer, 3)
     before = copy_of(trainer.lightning_module)
+    model = trainer.lightning_module
     torch.save(Snapshot.take(trainer, weights=True).state_dict(), tmp_path / "snapshot")
     train(trainer, 3)
-    Snapshot.from_state(torch.load(tmp_path / "snapshot", weights_only=True)).restore_(trainer)
+    Snapshot.from_state(torch.load(tmp_path / "snapshot", weights_only=True), model).restore_(trainer)
     assert same(before, trainer.lightning_module.state_dict())
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.05
 
