@@ -20,8 +20,8 @@ class Snapshot:
     """Learning-rate schedules at one moment of a fit, and optionally the weights.
 
     Attributes:
-        weights: Trainable parameters and buffers by name, on the CPU, of sharded parameters this rank's shards; empty if
-            only the learning rate is rewound.
+        weights: Trainable parameters and buffers by name, on the CPU, of sharded parameters this rank's shards; none
+            if only the learning rate is rewound.
         schedulers: State of each learning-rate scheduler.
         rates: Learning rates of the parameter groups of each optimizer.
         sharded: The sharded parameters of the model by name.

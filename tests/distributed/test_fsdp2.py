@@ -70,7 +70,7 @@ def test_checkpoint_loads_into_the_plain_class(pool: Pool, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("before", "after"), [("ddp", "fsdp2"), ("fsdp2", "ddp")])
-@pytest.mark.parametrize("name", ["cubic", "prune_and_qat"])
+@pytest.mark.parametrize("name", ["cubic", "prune_and_qat", "rewind_weights"])
 def test_runs_move_between_strategies(name: str, before: str, after: str, pool: Pool, tmp_path: Path) -> None:
     whole = pool(jobs.fit, name, before, 0, tmp_path)[0]
     resumed = pool(jobs.fit, name, after, 0, None, tmp_path / "step=3.ckpt")[0]

@@ -612,6 +612,7 @@ class Phases(Callback):
     def on_train_batch_end(self, run: Any, *args: Any) -> None:
         quantization = next(c for c in run.callbacks if isinstance(c, lc.QuantizationAwareTraining))
         self.phases += quantization.fit_metrics().values()
+        self.num_changes = quantization.num_changes
 
 
 @pytest.mark.parametrize("times", [(2, 5, 8), (0.2, 0.5, 0.8)])
@@ -621,6 +622,7 @@ def test_phases_follow_the_schedule(times: tuple[Any, Any, Any]) -> None:
     assert lc.QuantizationAwareTraining(schedule=schedule).fit_metrics() == {"quantization_phase": 0.0}
     fit(None, watcher, schedule=schedule, options={"max_steps": 10, "max_epochs": -1})
     assert watcher.phases == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
+    assert watcher.num_changes == 4
 
 
 def test_metrics_of_layers_are_bits_scale_and_range() -> None:
