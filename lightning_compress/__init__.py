@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from lightning_compress.models.catalogue.listing import backbones as backbones
     from lightning_compress.models.catalogue.table import Catalogue as Catalogue
     from lightning_compress.models.classification import ClassificationModule as ClassificationModule
+    from lightning_compress.models.detection import DetectionModule as DetectionModule
     from lightning_compress.models.mixup import Mixup as Mixup
     from lightning_compress.models.positions import SegmentationModule as SegmentationModule
     from lightning_compress.models.positions import TokenClassificationModule as TokenClassificationModule
@@ -108,6 +109,7 @@ _HOME = {
     "DIST": "distillation.logits",
     "DKD": "distillation.logits",
     "Depth": "pruning.structured_patterns",
+    "DetectionModule": "models.detection",
     "DistillationModule": "distillation.module",
     "ERK": "pruning.distributions",
     "FPGM": "pruning.scores",
