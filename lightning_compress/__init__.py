@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from lightning_compress.distillation.teacher import MeanTeacher as MeanTeacher
     from lightning_compress.distillation.teacher import Peer as Peer
     from lightning_compress.distillation.teacher import Teacher as Teacher
+    from lightning_compress.export.coreml import export_coreml as export_coreml
     from lightning_compress.export.executorch import export_executorch as export_executorch
     from lightning_compress.export.onnx.exporter import export_onnx as export_onnx
     from lightning_compress.export.openvino import export_openvino as export_openvino
@@ -167,6 +168,7 @@ _HOME = {
     "backbones": "models.catalogue.listing",
     "calibrate": "quantization.calibrate",
     "carry_optimizer_state": "channels.optimizer_state",
+    "export_coreml": "export.coreml",
     "export_executorch": "export.executorch",
     "export_onnx": "export.onnx.exporter",
     "export_openvino": "export.openvino",

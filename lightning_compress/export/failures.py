@@ -13,8 +13,11 @@ from torch.fx import Node
 from lightning_compress.arguments import reason
 
 _NODE = re.compile(r"Error when translating node %(\w+)")
-# How ONNX's and ExecuTorch's exporters name an operator without an implementation.
-_OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='(\w+\.\w+)|Missing out variants: \{'(\w+::\w+)")
+# How ONNX's, ExecuTorch's and Core ML's exporters name an operator without an implementation.
+_OPERATOR = re.compile(
+    r"No ONNX function found for <OpOverload\(op='(\w+\.\w+)|Missing out variants: \{'(\w+::\w+)"
+    r"|PyTorch convert function for op '([\w.]+)' not implemented"
+)
 
 
 def failure_message(
@@ -33,7 +36,7 @@ def failure_message(
     start = f"{type(model).__name__} could not be exported to {target}"
     for text in texts:
         if match := _OPERATOR.search(text):
-            operator = _locate(program, match[1] or match[2])
+            operator = _locate(program, match[match.lastindex or 0])
             return (
                 f"{start}, which has no operator for {operator}: replace it by supported operators, or move it out of "
                 "the model."
