@@ -123,8 +123,8 @@ def _check_scales(lowered: LoweredModel) -> None:
         scale = layer.weight.scale
         if ((scale.half().float() - scale).abs() > _FP16_ERROR * scale).any():
             raise ValueError(
-                f"The weights of {layer.name!r} have scales down to {float(scale.min()):.1e}, which FP16 does not have: "
-                "use half=False."
+                f"The weights of {layer.name!r} have scales down to {float(scale.min()):.1e}, which FP16 does not "
+                "have: use half=False."
             )
 
 

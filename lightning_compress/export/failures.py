@@ -16,7 +16,7 @@ _NODE = re.compile(r"Error when translating node %(\w+)")
 # How ONNX's, ExecuTorch's and Core ML's exporters name an operator without an implementation.
 _OPERATOR = re.compile(
     r"No ONNX function found for <OpOverload\(op='(\w+\.\w+)|Missing out variants: \{'(\w+::\w+)"
-    r"|PyTorch convert function for op '([\w.]+)' not implemented"
+    r"|PyTorch convert function for op '([\w.]+)' not implemented|Unsupported fx node \w+, kind (\w+)"
 )
 
 
@@ -76,6 +76,6 @@ def _call_site(node: Node) -> str:
 
 
 def _base_name(operator: str) -> str:
-    """Return ``"erfinv"`` for ``"prims.erf_inv"``, ``"aten::erfinv"`` and ``"aten.erfinv.default"``."""
+    """Return ``"erfinv"`` for ``"prims.erf_inv"``, ``"aten::erfinv"``, ``"aten.erfinv.default"`` and ``"erf_inv"``."""
     parts = re.split(r"\.|::", operator)
-    return parts[1].replace("_", "") if len(parts) > 1 else operator
+    return parts[min(len(parts), 2) - 1].replace("_", "")
