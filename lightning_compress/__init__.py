@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from lightning_compress.distillation.teacher import Teacher as Teacher
     from lightning_compress.export.coreml import export_coreml as export_coreml
     from lightning_compress.export.executorch import export_executorch as export_executorch
+    from lightning_compress.export.litert import export_litert as export_litert
     from lightning_compress.export.onnx.exporter import export_onnx as export_onnx
     from lightning_compress.export.openvino import export_openvino as export_openvino
     from lightning_compress.export.program import export_program as export_program
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from lightning_compress.pruning.structured_patterns import Channels as Channels
     from lightning_compress.pruning.structured_patterns import Depth as Depth
     from lightning_compress.quantization.backend import Backend as Backend
+    from lightning_compress.quantization.backend import LiteRT as LiteRT
     from lightning_compress.quantization.backend import OnnxRuntime as OnnxRuntime
     from lightning_compress.quantization.backend import TensorRT as TensorRT
     from lightning_compress.quantization.calibrate import calibrate as calibrate
@@ -123,6 +125,7 @@ _HOME = {
     "Keyed": "distillation.keyed",
     "LAMP": "pruning.scores",
     "Learned": "quantization.observers",
+    "LiteRT": "quantization.backend",
     "LogitMSE": "distillation.logits",
     "MSE": "quantization.observers",
     "Magnitude": "pruning.scores",
@@ -170,6 +173,7 @@ _HOME = {
     "carry_optimizer_state": "channels.optimizer_state",
     "export_coreml": "export.coreml",
     "export_executorch": "export.executorch",
+    "export_litert": "export.litert",
     "export_onnx": "export.onnx.exporter",
     "export_openvino": "export.openvino",
     "export_program": "export.program",
