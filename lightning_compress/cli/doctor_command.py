@@ -34,7 +34,12 @@ from lightning_compress.trainer.coverage import measure_coverage
 
 _NUM_BATCHES = 6
 # Extras with their packages.
-_RUNTIMES = {"openvino": ("openvino",), "coreml": ("coremltools",), "executorch": ("executorch", "torchao")}
+_RUNTIMES = {
+    "openvino": ("openvino",),
+    "coreml": ("coremltools",),
+    "litert": ("litert_torch", "torchao"),
+    "executorch": ("executorch", "torchao"),
+}
 _TIMES = ("begin", "end", "observe", "fake_quantize", "freeze_observers", "freeze_batch_norm")
 
 

@@ -120,6 +120,10 @@ def _coreml(run: ReopenedRun) -> WrittenFile:
     return _untested(lc.export_coreml, "model.mlpackage", run)
 
 
+def _litert(run: ReopenedRun) -> WrittenFile:
+    return _untested(lc.export_litert, "model.tflite", run)
+
+
 def _executorch(run: ReopenedRun) -> WrittenFile:
     return _untested(lc.export_executorch, "model.pte", run)
 
@@ -143,6 +147,7 @@ FORMATS: dict[str, Callable[[ReopenedRun], WrittenFile]] = {
     "half": _half,
     "openvino": _openvino,
     "coreml": _coreml,
+    "litert": _litert,
     "executorch": _executorch,
     "program": _program,
 }

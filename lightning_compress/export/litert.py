@@ -46,9 +46,9 @@ def export_litert(model: nn.Module, path: str | Path, example_inputs: Any) -> Li
     """Export a model as ``.tflite``, run the file in LiteRT and compare it with the model layer by layer.
 
     Quantize a model with concatenations for it, with ``backend=LiteRT()``. Sigmoid, tanh and what contains them compute
-    in FP32. The batch size is fixed to that of the example inputs. Inputs and outputs that the model quantizes are INT8 in the
-    file, with their scales and zero points. A model without quantizers is written in FP32; :func:`float_copy` removes
-    the quantizers of a model.
+    in FP32. The batch size is fixed to that of the example inputs. Inputs and outputs that the model quantizes are INT8
+    in the file, with their scales and zero points. A model without quantizers is written in FP32; :func:`float_copy`
+    removes the quantizers of a model.
 
     Args:
         model: The model; it is not modified.
@@ -61,8 +61,8 @@ def export_litert(model: nn.Module, path: str | Path, example_inputs: Any) -> Li
     Raises:
         ImportError: If the packages of the extra ``litert`` are not installed.
         ValueError: If a quantizer has not observed a batch, if only weights are quantized, if the operands of a
-            concatenation have several scales, if the model cannot be converted, if weights are not INT8 in the file, or if an activation differs from the model's by more than
-            1 LSB.
+            concatenation have several scales, if the model cannot be converted, if weights are not INT8 in the file,
+            or if an activation differs from the model's by more than 1 LSB.
 
     Example::
 
