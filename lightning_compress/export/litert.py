@@ -238,7 +238,30 @@ def _check_integers(serialized: bytes, lowered: LoweredModel) -> None:
             )
 
 
+class _Segments(nn.Module):
+    """Some segments of a split model, those from ``start`` to ``stop``."""
+
+    def __init__(self, split: SplitModel, start: int, stop: int) -> None:
+        super().__init__()
+        self.split, self._start, self._stop = split, start, stop
+
+    def forward(self, *arguments: Any) -> tuple[Tensor, ...]:
+        """Return the activations that these segments compute."""
+        return self.split(*arguments)[self._start : self._stop]
+
+
 def _run_split(split: SplitModel, arguments: Arguments) -> Sequence[Tensor]:
-    with _converting(split):
-        serialized = _convert(_Flat(split, arguments, None), quantizes=True)
+    return _run_segments(split, arguments, 0, len(split.feeds))
+
+
+def _run_segments(split: SplitModel, arguments: Arguments, start: int, stop: int) -> list[Tensor]:
+    try:
+        with _converting(split):
+            serialized = _convert(_Flat(_Segments(split, start, stop), arguments, None), quantizes=True)
+    except ValueError:
+        # litert-torch's choice of layouts fails on some graphs of many inputs and outputs: fewer at a time.
+        if stop - start == 1:
+            raise
+        middle = (start + stop) // 2
+        return [*_run_segments(split, arguments, start, middle), *_run_segments(split, arguments, middle, stop)]
     return LitertNetwork(serialized).run(arguments)
