@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from lightning_compress.distillation.teacher import MeanTeacher as MeanTeacher
     from lightning_compress.distillation.teacher import Peer as Peer
     from lightning_compress.distillation.teacher import Teacher as Teacher
+    from lightning_compress.export.coreml import export_coreml as export_coreml
     from lightning_compress.export.executorch import export_executorch as export_executorch
+    from lightning_compress.export.litert import export_litert as export_litert
     from lightning_compress.export.onnx.exporter import export_onnx as export_onnx
     from lightning_compress.export.openvino import export_openvino as export_openvino
     from lightning_compress.export.program import export_program as export_program
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from lightning_compress.models.catalogue.listing import backbones as backbones
     from lightning_compress.models.catalogue.table import Catalogue as Catalogue
     from lightning_compress.models.classification import ClassificationModule as ClassificationModule
+    from lightning_compress.models.detection import DetectionModule as DetectionModule
     from lightning_compress.models.mixup import Mixup as Mixup
     from lightning_compress.models.positions import SegmentationModule as SegmentationModule
     from lightning_compress.models.positions import TokenClassificationModule as TokenClassificationModule
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from lightning_compress.pruning.structured_patterns import Channels as Channels
     from lightning_compress.pruning.structured_patterns import Depth as Depth
     from lightning_compress.quantization.backend import Backend as Backend
+    from lightning_compress.quantization.backend import LiteRT as LiteRT
     from lightning_compress.quantization.backend import OnnxRuntime as OnnxRuntime
     from lightning_compress.quantization.backend import TensorRT as TensorRT
     from lightning_compress.quantization.calibrate import calibrate as calibrate
@@ -108,6 +112,7 @@ _HOME = {
     "DIST": "distillation.logits",
     "DKD": "distillation.logits",
     "Depth": "pruning.structured_patterns",
+    "DetectionModule": "models.detection",
     "DistillationModule": "distillation.module",
     "ERK": "pruning.distributions",
     "FPGM": "pruning.scores",
@@ -120,6 +125,7 @@ _HOME = {
     "Keyed": "distillation.keyed",
     "LAMP": "pruning.scores",
     "Learned": "quantization.observers",
+    "LiteRT": "quantization.backend",
     "LogitMSE": "distillation.logits",
     "MSE": "quantization.observers",
     "Magnitude": "pruning.scores",
@@ -165,7 +171,9 @@ _HOME = {
     "backbones": "models.catalogue.listing",
     "calibrate": "quantization.calibrate",
     "carry_optimizer_state": "channels.optimizer_state",
+    "export_coreml": "export.coreml",
     "export_executorch": "export.executorch",
+    "export_litert": "export.litert",
     "export_onnx": "export.onnx.exporter",
     "export_openvino": "export.openvino",
     "export_program": "export.program",

@@ -247,7 +247,9 @@ def test_public_names_have_examples_that_run() -> None:
         examples = [e for test in finder.find(value, name) for e in test.examples]
         assert examples, f"{name} has no example"
         skipped = [e for e in examples if e.options.get(doctest.SKIP)]
-        assert not skipped or name in ("export_executorch", "export_openvino"), f"{name}: its example is skipped"
+        assert not skipped or name in ("export_coreml", "export_executorch", "export_litert", "export_openvino"), (
+            f"{name}: its example is skipped"
+        )
 
 
 def test_public_names_are_annotated() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import lightning_compress as lc
-from lightning_compress.atomic_files import atomic_write
+from lightning_compress.atomic_files import atomic_directory, atomic_write
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
@@ -63,3 +63,31 @@ def test_a_half_written_onnx_file_leaves_the_old_one(tmp_path: Path, monkeypatch
     with pytest.raises(OSError, match="No space left"):
         lc.export_onnx(nn.Linear(2, 2), target, torch.ones(2, 2))
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "package"
+    for content in ("first", "second"):
+        with atomic_directory(target) as partial:
+            partial.mkdir()
+            (partial / content).write_text(content)
+        assert [path.name for path in target.iterdir()] == [content]
+        assert [path.name for path in target.parent.iterdir()] == ["package"]
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_an_exception_leaves_the_old_directory(tmp_path: Path, is_begun: bool) -> None:
+    target = tmp_path / "package"
+    target.mkdir()
+    (target / "old").touch()
+
+    def write() -> None:
+        with atomic_directory(target) as partial:
+            if is_begun:
+                partial.mkdir()
+                (partial / "half").touch()
+            raise ValueError("wrong")
+
+    with pytest.raises(ValueError, match="wrong"):
+        write()
+    assert [path.name for path in tmp_path.rglob("*")] == ["package", "old"]

@@ -11,6 +11,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 import lightning_compress as lc
 from lightning_compress.data import (
+    BoxesDataModule,
     CIFAR10DataModule,
     DigitsDataModule,
     ImageFolderDataModule,
@@ -277,3 +278,19 @@ def test_tags_follow_their_rule():
         assert torch.equal(tokens > 0, mask.bool())
     marked = (batch["input_ids"] == 1).any(1).float().mean()
     assert 0.3 < marked < 0.7
+
+
+def test_boxes_end_where_their_objects_end():
+    data = BoxesDataModule(image_size=64, num_train=64)
+    data.setup("fit")
+    images, classes, boxes = data.datasets["train"].tensors
+    assert set(map(tuple, classes.tolist())) == {(0, 1), (-100, 1)}
+    assert (classes[:, 0] == -100).float().mean() < 0.3
+    # Squares are green, 1 inside; the rows next to them are 0, or 0.5 in a disc.
+    inside, outside = [], []
+    for image, (left, top, right, bottom) in zip(images[:, 1], boxes[:, 1].round().long().tolist(), strict=True):
+        columns = slice(left + 1, right - 1)
+        inside += [image[top + 1, columns].mean(), image[bottom - 2, columns].mean()]
+        outside += [image[row, columns].mean() for row in (top - 2, bottom + 1) if 0 <= row < 64]
+    assert abs(sum(inside) / len(inside) - 1) < 0.02
+    assert sum(outside) / len(outside) < 0.2

@@ -173,7 +173,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], None]]] = {
     "report": ("RUN: print the report of a finished run, and write its HTML again", _report),
     "compare": ("RUN...: compare finished runs by accuracy, size and latency", _compare),
     "export": (
-        "RUN [--formats=packed,onnx,half,openvino,executorch,program]: write the network of a finished run",
+        "RUN [--formats=packed,onnx,half,openvino,coreml,litert,executorch,program]: write the network of a run",
         _export,
     ),
     "verify": ("RUN or FILE: recompute from the files what a report says of them", _verify),

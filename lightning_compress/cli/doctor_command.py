@@ -33,7 +33,13 @@ from lightning_compress.trainer.compression_callback import CompressionCallback,
 from lightning_compress.trainer.coverage import measure_coverage
 
 _NUM_BATCHES = 6
-_RUNTIMES = {"openvino": ("openvino",), "executorch": ("executorch", "torchao")}  # extras with their packages
+# Extras with their packages.
+_RUNTIMES = {
+    "openvino": ("openvino",),
+    "coreml": ("coremltools",),
+    "litert": ("litert_torch", "torchao"),
+    "executorch": ("executorch", "torchao"),
+}
 _TIMES = ("begin", "end", "observe", "fake_quantize", "freeze_observers", "freeze_batch_norm")
 
 

@@ -116,6 +116,14 @@ def _openvino(run: ReopenedRun) -> WrittenFile:
     return _untested(lc.export_openvino, "openvino.onnx", run)
 
 
+def _coreml(run: ReopenedRun) -> WrittenFile:
+    return _untested(lc.export_coreml, "model.mlpackage", run)
+
+
+def _litert(run: ReopenedRun) -> WrittenFile:
+    return _untested(lc.export_litert, "model.tflite", run)
+
+
 def _executorch(run: ReopenedRun) -> WrittenFile:
     return _untested(lc.export_executorch, "model.pte", run)
 
@@ -126,7 +134,7 @@ def _program(run: ReopenedRun) -> WrittenFile:
 
 def _untested(export: Callable[..., ExportedFile], name: str, run: ReopenedRun) -> WrittenFile:
     file = export(_network(run), run.out / name, run.inputs[0])
-    return WrittenFile(file.path, file.num_bytes, file.latency, {}, file.unquantized_ops if file.steps else ())
+    return WrittenFile(file.path, file.num_bytes, file.latency, {}, file.unquantized_ops)
 
 
 def _network(run: ReopenedRun) -> nn.Module:
@@ -138,6 +146,8 @@ FORMATS: dict[str, Callable[[ReopenedRun], WrittenFile]] = {
     "onnx": _onnx,
     "half": _half,
     "openvino": _openvino,
+    "coreml": _coreml,
+    "litert": _litert,
     "executorch": _executorch,
     "program": _program,
 }

@@ -5,9 +5,10 @@ from lightning_compress.data.digits import DigitsDataModule
 from lightning_compress.data.image_folders import ImageFolderDataModule
 from lightning_compress.data.images import InMemoryImages, random_crop_and_flip
 from lightning_compress.data.mnist import MNISTDataModule
-from lightning_compress.data.synthetic import ShapesDataModule, TaggedTokensDataModule
+from lightning_compress.data.synthetic import BoxesDataModule, ShapesDataModule, TaggedTokensDataModule
 
 __all__ = [
+    "BoxesDataModule",
     "CIFAR10DataModule",
     "DigitsDataModule",
     "ImageFolderDataModule",

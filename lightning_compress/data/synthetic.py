@@ -1,7 +1,8 @@
-"""Data modules of generated images with masks and of generated sentences with tags, without a download."""
+"""Data modules of generated images with masks or boxes and of generated sentences with tags, without a download."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -71,20 +72,81 @@ class ShapesDataModule(_SyntheticDataModule):
 
     def generate(self, num_samples: int, generator: torch.Generator) -> Dataset[Any]:
         """Return images with their masks."""
-        size = self.image_size
-        rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-        # Center and radius of both shapes, in pixels: they lie inside the image.
-        radius = torch.randint(size // 10, size // 5, (num_samples, 2, 1, 1), generator=generator)
-        center = radius[:, :, None] + (
-            torch.rand(num_samples, 2, 2, 1, 1, generator=generator) * (size - 2 * radius[:, :, None])
-        )
-        down, across = (rows - center[:, :, 0]).abs(), (columns - center[:, :, 1]).abs()
-        disc = down[:, 0] ** 2 + across[:, 0] ** 2 <= radius[:, 0] ** 2
-        square = torch.maximum(down[:, 1], across[:, 1]) <= radius[:, 1]
-        masks = torch.where(square, 2, disc.long())
-        colors = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.5, 0.5], [0.5, 1.0, 0.5]])
-        noise = torch.randn(num_samples, 3, size, size, generator=generator)
-        return TensorDataset(colors[masks].movedim(-1, 1) + 0.3 * noise, masks)
+        drawing = _draw_shapes(num_samples, self.image_size, generator, max_radius=self.image_size // 5)
+        return TensorDataset(drawing.images, drawing.masks)
+
+
+class BoxesDataModule(_SyntheticDataModule):
+    """Images ``(3, H, W)`` of discs and squares in noise, with their classes and boxes.
+
+    Each image has a disc (class 0) and a square (class 1), which may cover it. Batches are images, classes ``(N, 2)``
+    and boxes ``(N, 2, 4)``, left, top, right and bottom in pixels; a disc of which less than half is left has the class
+    -100.
+
+    Args:
+        image_size: Height and width.
+        batch_size: Number of images per batch.
+        num_train: Number of training images; an eighth as many are for validation, a quarter for testing.
+        seed: Seed of the images.
+
+    >>> data = BoxesDataModule(image_size=32, batch_size=4, num_train=8)
+    >>> data.setup("fit")
+    >>> images, classes, boxes = next(iter(data.train_dataloader()))
+    >>> images.shape, classes.shape, boxes.shape
+    (torch.Size([4, 3, 32, 32]), torch.Size([4, 2]), torch.Size([4, 2, 4]))
+    """
+
+    def __init__(self, image_size: int = 64, batch_size: int = 16, num_train: int = 256, seed: int = 0) -> None:
+        super().__init__()
+        self.image_size, self.batch_size, self.num_train, self.seed = image_size, batch_size, num_train, seed
+
+    def setup(self, stage: str) -> None:
+        """Draw the images of all splits."""
+        self._generate_all(self.num_train, self.seed)
+
+    def generate(self, num_samples: int, generator: torch.Generator) -> Dataset[Any]:
+        """Return images with the classes and boxes of their objects."""
+        drawing = _draw_shapes(num_samples, self.image_size, generator, max_radius=self.image_size // 4)
+        visible = (drawing.masks == 1).sum((1, 2)) / (torch.pi * drawing.radius[:, 0] ** 2)
+        classes = torch.tensor([0, 1]).repeat(num_samples, 1)
+        classes[visible < 0.5, 0] = IGNORED
+        # The pixel in row i covers i to i + 1.
+        middle, radius = drawing.center.flip(-1) + 0.5, drawing.radius[..., None]
+        return TensorDataset(drawing.images, classes, torch.cat([middle - radius, middle + radius], -1))
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """A disc and a square in each image.
+
+    Attributes:
+        images: ``(N, 3, H, W)``.
+        masks: ``(N, H, W)``, 0 for the background, 1 for the disc and 2 for the square.
+        radius: ``(N, 2)``, of disc and square, in pixels.
+        center: ``(N, 2, 2)``, row and column.
+    """
+
+    images: Tensor
+    masks: Tensor
+    radius: Tensor
+    center: Tensor
+
+
+def _draw_shapes(num_samples: int, size: int, generator: torch.Generator, *, max_radius: int) -> _Drawing:
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    # Center and radius of both shapes, in pixels: they lie inside the image.
+    radius = torch.randint(size // 10, max_radius, (num_samples, 2, 1, 1), generator=generator)
+    center = radius[:, :, None] + (
+        torch.rand(num_samples, 2, 2, 1, 1, generator=generator) * (size - 2 * radius[:, :, None])
+    )
+    down, across = (rows - center[:, :, 0]).abs(), (columns - center[:, :, 1]).abs()
+    disc = down[:, 0] ** 2 + across[:, 0] ** 2 <= radius[:, 0] ** 2
+    square = torch.maximum(down[:, 1], across[:, 1]) <= radius[:, 1]
+    masks = torch.where(square, 2, disc.long())
+    colors = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.5, 0.5], [0.5, 1.0, 0.5]])
+    noise = torch.randn(num_samples, 3, size, size, generator=generator)
+    images = colors[masks].movedim(-1, 1) + 0.3 * noise
+    return _Drawing(images, masks, radius.flatten(1), center.flatten(2))
 
 
 class TaggedTokensDataModule(_SyntheticDataModule):

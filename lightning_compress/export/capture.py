@@ -132,7 +132,7 @@ def _drop_unused(program: ExportedProgram) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     # Exporters log and print whole graphs, addressed to their developers; their exceptions say what is wrong.
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "executorch")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "executorch", "coremltools")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -13,8 +13,11 @@ from torch.fx import Node
 from lightning_compress.arguments import reason
 
 _NODE = re.compile(r"Error when translating node %(\w+)")
-# How ONNX's and ExecuTorch's exporters name an operator without an implementation.
-_OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='(\w+\.\w+)|Missing out variants: \{'(\w+::\w+)")
+# How ONNX's, ExecuTorch's and Core ML's exporters name an operator without an implementation.
+_OPERATOR = re.compile(
+    r"No ONNX function found for <OpOverload\(op='(\w+\.\w+)|Missing out variants: \{'(\w+::\w+)"
+    r"|PyTorch convert function for op '([\w.]+)' not implemented|Unsupported fx node \w+, kind (\w+)"
+)
 
 
 def failure_message(
@@ -33,7 +36,7 @@ def failure_message(
     start = f"{type(model).__name__} could not be exported to {target}"
     for text in texts:
         if match := _OPERATOR.search(text):
-            operator = _locate(program, match[1] or match[2])
+            operator = _locate(program, match[match.lastindex or 0])
             return (
                 f"{start}, which has no operator for {operator}: replace it by supported operators, or move it out of "
                 "the model."
@@ -73,6 +76,6 @@ def _call_site(node: Node) -> str:
 
 
 def _base_name(operator: str) -> str:
-    """Return ``"erfinv"`` for ``"prims.erf_inv"``, ``"aten::erfinv"`` and ``"aten.erfinv.default"``."""
+    """Return ``"erfinv"`` for ``"prims.erf_inv"``, ``"aten::erfinv"``, ``"aten.erfinv.default"`` and ``"erf_inv"``."""
     parts = re.split(r"\.|::", operator)
-    return parts[1].replace("_", "") if len(parts) > 1 else operator
+    return parts[min(len(parts), 2) - 1].replace("_", "")

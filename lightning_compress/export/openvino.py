@@ -59,8 +59,9 @@ def export_openvino(
 ) -> OpenvinoFile:
     """Export a model to ONNX, run the file in OpenVINO, and compare it with the model layer by layer.
 
-    OpenVINO reads ONNX files as they are: ``ovc model.onnx`` converts one to its own format. A model without quantizers
-    is written in FP32; :func:`float_copy` removes the quantizers of a model.
+    OpenVINO reads ONNX files as they are: ``ovc model.onnx`` converts one to its own format. Models that were quantized
+    for ``OnnxRuntime()`` and for ``TensorRT()`` are both computed in INT8. A model without quantizers is written in
+    FP32; :func:`float_copy` removes the quantizers of a model.
 
     Args:
         model: The model; it is not modified.
@@ -109,7 +110,7 @@ def export_openvino(
         latency_quartiles=latencies[0],
         steps=steps,
         difference=difference,
-        unquantized_ops=(*lowered.unquantized_ops, *_layers_in_fp32(lowered, kernels)),
+        unquantized_ops=tuple(_unquantized_ops(lowered, kernels)),
         fp32_latency_quartiles=None if steps is None else latencies[1],
         kernels=kernels,
     )
@@ -154,10 +155,15 @@ class _OpenvinoNetwork:
         return KernelCounts(dict(counts[True]), dict(counts[False]))
 
 
-def _layers_in_fp32(lowered: LoweredModel, kernels: KernelCounts) -> list[str]:
-    """Return the quantized transposed convolutions if this CPU has no INT8 kernel for them."""
-    layers = lowered.layers if "conv_transpose" in kernels.float else []
-    return [f"{layer.name}.{layer.function}" for layer in layers if layer.function.startswith("conv_transpose")]
+def _unquantized_ops(lowered: LoweredModel, kernels: KernelCounts) -> Iterator[str]:
+    """Yield the calls that compute in FP32: a layer with a quantized input does not, even if its output is FP32."""
+    names = {f"{layer.name}.{layer.function}" for layer in lowered.layers if layer.input is not None}
+    yield from (name for name in lowered.unquantized_ops if name not in names)
+    # Not every CPU has INT8 kernels for transposed convolutions.
+    if "conv_transpose" in kernels.float:
+        yield from (
+            f"{layer.name}.{layer.function}" for layer in lowered.layers if layer.function.startswith("conv_transpose")
+        )
 
 
 def _run_split(split: SplitFile) -> Sequence[np.ndarray]:

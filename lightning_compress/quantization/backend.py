@@ -73,3 +73,19 @@ class TensorRT(Backend):
     fuses_epilogues: ClassVar[bool] = True
     shares_scales: ClassVar[bool] = True
     integer_bias: ClassVar[bool] = False
+
+
+@dataclass(frozen=True)
+class LiteRT(Backend):
+    """Google's LiteRT (TensorFlow Lite): concatenations have one scale, and activation functions compute in FP32.
+
+    >>> LiteRT().shares_scales
+    True
+    """
+
+    name: ClassVar[str] = "LiteRT"
+    functions: ClassVar[tuple[str, ...]] = (
+        "add", "sub", "mul", "cat", "stack", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+        "mean",
+    )  # fmt: skip
+    shares_scales: ClassVar[bool] = True

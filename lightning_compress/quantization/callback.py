@@ -62,7 +62,7 @@ class QuantizationAwareTraining(CompressionCallback):
         example_inputs: Arguments of ``targets.module``: a tensor, a tuple, or a dict of keyword arguments. By default
             the module's ``example_input_array``, or the arguments that it receives in one training step.
         backend: Runtime for which quantizers are placed, so that what is trained is what it computes:
-            ``TensorRT()``, or ``OnnxRuntime()``, which is also for OpenVINO and ExecuTorch.
+            ``TensorRT()``, ``LiteRT()``, or ``OnnxRuntime()``, which is also for OpenVINO, Core ML and ExecuTorch.
 
     Attributes:
         unquantized_ops: Names of the calls that compute in FP32, ``"<module>.<function>"``.

@@ -254,8 +254,7 @@ def test_a_network_without_its_channels_is_exported_from_a_checkpoint(copies, ca
 def test_wrong_formats_are_named(copies, error_message):
     message = error_message("export", str(copies["quantized"]), "--formats=onxx")
     assert (
-        "--formats=onxx (did you mean 'onnx'?): choose from packed, onnx, half, openvino, executorch, program."
-        in message
+        "--formats=onxx (did you mean 'onnx'?): choose from packed, onnx, half, openvino, coreml, litert, " in message
     )
 
 

@@ -42,6 +42,17 @@ def test_every_activation_is_within_1_lsb_and_layers_compute_in_int8(name: str, 
     assert abs(expected - actual).max() <= 2.01 * step
 
 
+def test_a_model_for_tensorrt_computes_every_layer_in_int8(tmp_path: Path) -> None:
+    subject = SUBJECTS["residual"]
+    torch.manual_seed(0)
+    model = lc.calibrate(subject.make(), [subject.batch(64)], backend=lc.TensorRT())
+    file = lc.export_openvino(model, tmp_path / "model.onnx", subject.batch(2))
+    assert max((file.steps or {}).values()) <= 1
+    assert (file.kernels.integer, file.kernels.float) == ({"conv": 4, "linear": 1}, {})
+    assert file.unquantized_ops
+    assert not [op for op in file.unquantized_ops if "conv" in op or "linear" in op]
+
+
 def compiled(path: Path) -> Any:
     import openvino
 

@@ -139,6 +139,35 @@ def test_further_tasks_run(recipe, arguments, titles, workdir):
 
 
 @pytest.mark.slow
+def test_a_detector_is_distilled_pruned_and_written_for_tensorrt_and_openvino(workdir, capsys):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("openvino")
+    main(["run", "recipes/detection/integers.yaml", *FEW])
+    (run,) = (workdir / "runs/detection-integers").iterdir()
+    _, report = read_report(run)
+    assert [m.title for m in report.models] == [
+        "no-KD baseline", "distilled", "packed file", "FP32 ONNX", "INT8 ONNX",
+    ]  # fmt: skip
+    assert not report.failures
+    assert {"test/ap50", "test/loss"} == set(report.result.metrics)
+    capsys.readouterr()
+    main(["export", str(run), "--formats=onnx,openvino", "--out=files"])
+    graph = onnx.load("files/model.onnx").graph
+    constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    # TensorRT takes INT8 with zero point 0.
+    quantizing = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert quantizing
+    assert all(constants[node.input[2]].dtype == "int8" and not constants[node.input[2]].any() for node in quantizing)
+    weights = [values for values in constants.values() if values.dtype == "int8" and values.ndim == 4]
+    assert len(weights) == sum(node.op_type == "Conv" for node in graph.node)
+    assert sum((w == 0).sum() for w in weights) > 0.55 * sum(w.size for w in weights)
+    # In OpenVINO, every convolution computes in INT8.
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("openvino.onnx: ")]
+    assert "silu" in line
+    assert "conv2d" not in line
+
+
+@pytest.mark.slow
 def test_any_folder_of_images_runs(workdir):
     for split in ("train", "test"):
         for name in ("cat", "dog"):
