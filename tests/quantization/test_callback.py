@@ -19,6 +19,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torchmetrics import MeanMetric
 
 import lightning_compress as lc
+from lightning_compress.quantization.callback import _freeze_norms
 from lightning_compress.quantization.insertion import is_quantized, quantizers_of
 from lightning_compress.quantization.quantizer_checkpoint import _insert_stored
 from lightning_compress.quantization.quantizer_plan import QuantizerPlan
@@ -668,3 +669,15 @@ def test_the_first_batch_is_observed_before_the_model_is_trained_on_it(fake_quan
     schedule = lc.QATSchedule(0, fake_quantize, 8, 8)
     trainer([lc.QuantizationAwareTraining(schedule=schedule), watcher]).fit(Net(), Loader())
     assert watcher.seen == [True] * 10
+
+
+def test_a_frozen_norm_keeps_its_mode_when_a_forward_pass_fails() -> None:
+    norm = nn.BatchNorm1d(3)
+    handles = _freeze_norms(norm)
+    with pytest.raises(ValueError, match="expected 2D or 3D input"):
+        norm(torch.ones(3))
+    assert norm.training
+    norm(torch.ones(2, 3))
+    assert not norm.num_batches_tracked
+    for handle in handles:
+        handle.remove()
