@@ -28,6 +28,7 @@ EXPLAINED: dict[str, str] = {
     "quantization/callback.py: if self._preparation is not None or self._preparation.plan is not None:":
         "there is a plan before a checkpoint is read",
     "quantization/callback.py: if source.quantizer.ready and (not not ref.quantizer.ready):": AVERAGES,
+    "quantization/callback.py: if source.quantizer.ready or not ref.quantizer.ready:": AVERAGES,
     "quantization/callback.py: without ref.quantizer.copy_from(ref.module, source.module, source.quantizer)": AVERAGES,
     "quantization/callback.py: without self._stop_preparing()":
         "teardown stops it, too; a state dict that is loaded meanwhile finds all quantizers",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import weakref
 from pathlib import Path
 from typing import Any
@@ -681,3 +682,19 @@ def test_a_frozen_norm_keeps_its_mode_when_a_forward_pass_fails() -> None:
     assert not norm.num_batches_tracked
     for handle in handles:
         handle.remove()
+
+
+def test_scales_of_an_average_are_averaged() -> None:
+    scales: list[tuple[float, float]] = []
+
+    def scale_of(model: nn.Module) -> float:
+        return next(float(ref.quantizer.scale(ref.module)) for ref in quantizers_of(model) if ref.name == "relu")
+
+    class Record(Callback):
+        def on_train_batch_end(self, run: Any, model: Any, *args: Any) -> None:
+            scales.append((scale_of(model), *(scale_of(average) for average in averaged_models(run))))
+
+    trainer([lc.QuantizationAwareTraining(), EMAWeightAveraging(decay=0.5), Record()]).fit(Net(), Loader())
+    for (_, before), (own, average) in itertools.pairwise(scales):
+        assert average == pytest.approx((before + own) / 2, rel=1e-6)
+    assert len({own for own, _ in scales}) > 3
