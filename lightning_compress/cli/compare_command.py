@@ -14,6 +14,8 @@ from lightning_compress.cli.run_directory import make_unique
 from lightning_compress.reporting.run_report import REPORT_FILE, read_report
 from lightning_compress.reporting.tradeoff import compare_runs, draw_tradeoff
 
+_FILE = "compare.json"
+
 
 def compare(arguments: Sequence[str]) -> None:
     """Compare runs: ``compare RUN... [--metric=NAME] [--out=DIR]``.
@@ -32,7 +34,7 @@ def compare(arguments: Sequence[str]) -> None:
             raise ValueError(f"None of the {len(given.runs)} directories is a finished run: none has a {REPORT_FILE}.")
         tradeoff = compare_runs([(str(directory), report) for directory, report in reports], given.metric)
         directory = Path(given.out) if given.out else make_unique(Path("runs/compare"))
-        with atomic_write(directory / "compare.json") as partial:
+        with atomic_write(directory / _FILE) as partial:
             partial.write_text(tradeoff.to_json())
     except ValueError as error:
         fail(str(error))
@@ -52,5 +54,7 @@ def _is_unfinished(runs: Sequence[str], run: str) -> bool:
     """Return True for a run without a report among several, as a shell's glob gives them; it is named and left out."""
     if len(runs) == 1 or not Path(run).is_dir() or (Path(run) / REPORT_FILE).is_file():
         return False
+    if (Path(run) / _FILE).is_file():  # an earlier comparison
+        return True
     print(f"{run} is left out: it has no {REPORT_FILE}.")
     return True

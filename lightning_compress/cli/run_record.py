@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_compress.cli.run_directory import write_new
+from lightning_compress.reporting.settings import flat
 from lightning_compress.trainer.batches import num_samples_of
 
 
@@ -75,17 +75,3 @@ class RunRecord(Callback):
     def on_predict_batch_start(self, *args: Any, **kwargs: Any) -> None:
         """Set ``started``."""
         self.started = True
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested mapping with dotted keys, as flags and sweeps write them.
-
-    >>> flat({"pruning": {"sparsity": 0.9}, "seed_everything": 0})
-    {'pruning.sparsity': 0.9, 'seed_everything': 0}
-    """
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        is_branch = isinstance(value, Mapping) and value
-        found |= flat(value, f"{prefix}{key}.") if is_branch else {f"{prefix}{key}": value}
-    # The keys of init_args are flags without that name.
-    return {name.replace(".init_args.", "."): value for name, value in found.items()}

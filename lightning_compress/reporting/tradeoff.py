@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -15,8 +15,10 @@ from lightning_compress.reporting.drawing import as_png, clean, new_figure
 from lightning_compress.reporting.printed import Printed
 from lightning_compress.reporting.run_report import RunReport
 from lightning_compress.reporting.run_summary import main_metric, smallest_file, timed_pair
+from lightning_compress.reporting.settings import differing
 from lightning_compress.reporting.units import format_bytes, format_metric, format_seconds
 
+_MAX_SETTINGS = 3  # in a table
 _LOWER_IS_BETTER = ("loss", "error", "err", "perplexity", "mse", "mae")
 
 
@@ -32,6 +34,7 @@ class ComparedRun:
         latency: Median latency in seconds, or ``None``.
         runtime: Runtime of the latency, or an empty string.
         dominated_by: Name of a run that is at least as good in everything and better in something, or an empty string.
+        settings: Keys of its configuration, flat, that are not the same in all runs.
     """
 
     name: str
@@ -41,6 +44,14 @@ class ComparedRun:
     latency: float | None
     runtime: str = ""
     dominated_by: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The name, and the first of its settings."""
+        shown = [f"{key}={value}" for key, value in list(self.settings.items())[:_MAX_SETTINGS]]
+        more = len(self.settings) - len(shown)
+        return ", ".join([self.name, *shown, *([f"{more} other keys"] if more else [])])
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,7 @@ class Tradeoff(Printed):
             place = f"dominated by {numbers[run.dominated_by]}" if run.dominated_by else "yes"
             cells = (
                 str(numbers[run.name]),
-                run.name,
+                run.label,
                 metric,
                 format_bytes(run.num_bytes),
                 format_seconds(run.latency),
@@ -103,7 +114,8 @@ def compare_runs(reports: Sequence[tuple[str, RunReport]], metric: str = "") -> 
         names = sorted({name for result in results if result is not None for name in result.metrics})
         raise ValueError(f"No run has the metric {metric!r}: choose one of {', '.join(names)}.")
     names = _unique_names(runs)
-    runs = [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+    settings = differing([report.config for _, report in reports])
+    runs = [replace(run, name=name, settings=own) for run, name, own in zip(runs, names, settings, strict=True)]
     runtimes = {run.runtime for run in runs if run.latency is not None}
     notes = []
     if len(runtimes) > 1:
@@ -135,7 +147,7 @@ def draw_tradeoff(tradeoff: Tradeoff) -> bytes:
     handles, labels = left.get_legend_handles_labels()
     if not handles:
         handles, labels = right.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
     return as_png(figure)
 
 
@@ -147,7 +159,7 @@ def _draw_points(axes: Any, points: Sequence[tuple[ComparedRun, float]], metric:
         color = colormaps["tab10"](index % 10)
         face = "white" if run.dominated_by else color
         remarks = [*(["dominated"] if run.dominated_by else []), *([run.runtime] if run.runtime else [])]
-        label = f"{run.name} ({', '.join(remarks)})" if remarks else run.name
+        label = f"{run.label} ({', '.join(remarks)})" if remarks else run.label
         axes.plot(x, run.metric, "o", color=color, markerfacecolor=face, markersize=8, linestyle="none", label=label)
     if not shown:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="0.5")

@@ -90,6 +90,22 @@ def test_runs_are_compared(copies, capsys):
     assert Path("compared/compare.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_runs_of_one_recipe_are_told_apart_by_their_keys(copies, capsys):
+    directory, report = read_report(copies["quantized"])
+    sparser = dict(report.config, pruning=dict(report.config["pruning"], sparsity=0.9))
+    shutil.copytree(directory, "sparser")
+    change(Path("sparser"), config=sparser)
+    main(["compare", str(directory), "sparser", "--out=compared"])
+    printed = "".join(capsys.readouterr().out.split())
+    assert "pruning.sparsity=0.5" in printed
+    assert "pruning.sparsity=0.9" in printed
+    written = json.loads(Path("compared/compare.json").read_text())
+    assert [run["settings"] for run in written["runs"]] == [{"pruning.sparsity": 0.5}, {"pruning.sparsity": 0.9}]
+    # What an earlier comparison wrote is no run, as a shell's glob gives it.
+    main(["compare", str(directory), "sparser", "compared"])
+    assert "left out" not in capsys.readouterr().out
+
+
 def test_a_dominated_run_is_marked(copies):
     _, good = read_report(copies["quantized"])
     worse = [
