@@ -2,16 +2,16 @@
 
     python tests/benchmarks/runtimes.py --data DATA/cifar10 --weights cifar10_resnet20.safetensors [--steps 100]
 
-The network is trained with QuantizationAwareTraining for some steps, once for ONNX Runtime and OpenVINO, and once for
-TensorRT, whose file is run in ONNX Runtime. Runtimes that are not installed are left out. Default options of the
-exporters: on a CPU without VNNI the same file is measured as on any other.
+The network is trained with QuantizationAwareTraining for some steps: once for ONNX Runtime, OpenVINO and ExecuTorch,
+once for TensorRT, whose file is run in ONNX Runtime, and once for LiteRT. Runtimes that are not installed are left out.
+Default options of the exporters: on a CPU without VNNI the same file is measured as on any other.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,6 +41,33 @@ def openvino(path: Path) -> Predict:
     return lambda x: torch.from_numpy(network([x.numpy()])[0])
 
 
+def executorch(path: Path) -> Predict:
+    from lightning_compress.export.executorch import load_program
+
+    program = path.read_bytes()
+    return lambda x: load_program(program, ((x,), {}))()[0]
+
+
+def litert(path: Path) -> Predict:
+    from lightning_compress.export.litert import LitertNetwork
+
+    network = LitertNetwork(path.read_bytes())
+    return lambda x: network.run(((x,), {}))[0]
+
+
+def exported(model: nn.Module, backend: lc.Backend, folder: Path, images: Tensor) -> Iterator[tuple[str, Predict]]:
+    """Runtimes that a model is exported to, and what their files predict."""
+    if backend == lc.LiteRT():
+        if find_spec("litert_torch"):
+            yield "LiteRT", litert(lc.export_litert(model, folder / "model.tflite", images).path)
+        return
+    yield "ONNX Runtime", onnx_runtime(lc.export_onnx(model, folder / "model.onnx", images, backend=backend).path)
+    if backend == lc.OnnxRuntime() and find_spec("openvino"):
+        yield "OpenVINO", openvino(lc.export_openvino(model, folder / "openvino.onnx", images).path)
+    if backend == lc.OnnxRuntime() and find_spec("executorch"):
+        yield "ExecuTorch", executorch(lc.export_executorch(model, folder / "model.pte", images).path)
+
+
 def measure(arms: dict[str, Predict], data: CIFAR10DataModule) -> tuple[dict[str, float], dict[str, float]]:
     """Accuracy of each arm, and its agreement with the first one in the top-1 class, both in percent."""
     right, same, total = dict.fromkeys(arms, 0), dict.fromkeys(arms, 0), 0
@@ -68,24 +95,18 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--steps", type=int, default=100)
     args = parser.parse_args()
-    data = CIFAR10DataModule(args.data, batch_size=128)
+    # Files have the batch size of their example inputs, which divides the number of test images.
+    data = CIFAR10DataModule(args.data, batch_size=100)
     data.setup("fit")
     data.setup("test")
-    images = next(iter(data.test_dataloader()))[0][:2]
-    with tempfile.TemporaryDirectory() as folder:
-        for backend in (lc.OnnxRuntime(), lc.TensorRT()):
+    images = next(iter(data.test_dataloader()))[0]
+    for backend in (lc.OnnxRuntime(), lc.TensorRT(), lc.LiteRT()):
+        with tempfile.TemporaryDirectory() as folder:
             model = quantized(args, data, backend)
-            file = lc.export_onnx(model, Path(folder) / f"{backend.name}.onnx", images, backend=backend)
-            arms: dict[str, Predict] = {"simulation": model, "ONNX Runtime": onnx_runtime(file.path)}
-            if find_spec("openvino") and backend == lc.OnnxRuntime():
-                lc.export_openvino(model, Path(folder) / "openvino.onnx", images)
-                arms["OpenVINO"] = openvino(Path(folder) / "openvino.onnx")
+            arms: dict[str, Predict] = {"simulation": model, **dict(exported(model, backend, Path(folder), images))}
             accuracy, agreement = measure(arms, data)
-            for name in arms:
-                print(
-                    f"for {backend.name}, {name}: {accuracy[name]:.2f} %, same class {agreement[name]:.2f} %",
-                    flush=True,
-                )
+        for name in arms:
+            print(f"for {backend.name}, {name}: {accuracy[name]:.2f} %, same class {agreement[name]:.2f} %", flush=True)
 
 
 if __name__ == "__main__":

@@ -187,7 +187,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [name if name == "clustering" else pytest.param(name, marks=pytest.mark.slow) for name in KINDS]
+)
 def test_each_kind_of_recipe_is_read_back(name, offline):
     kind = KINDS[name]
     main(["run", "small.yaml", WANDB, "--trainer.log_every_n_steps=1", "--monitor={}", *kind.flags])
