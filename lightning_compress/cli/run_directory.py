@@ -7,8 +7,6 @@ import secrets
 from datetime import datetime
 from pathlib import Path
 
-import torch
-
 # The processes that Lightning starts for other ranks inherit this environment variable.
 _VARIABLE = "LIGHTNING_COMPRESS_RUN_DIRECTORY"
 
@@ -73,6 +71,8 @@ def best_checkpoint(directory: Path) -> Path | None:
     newest = newest_checkpoint(directory)
     if newest is None:
         return None
+    import torch  # takes seconds, and commands that only read reports do without
+
     callbacks = torch.load(newest, map_location="cpu", mmap=True, weights_only=True).get("callbacks", {})
     states = [state for state in callbacks.values() if isinstance(state, dict) and state.get("monitor")]
     found = (newest.with_name(Path(state.get("best_model_path", "")).name) for state in states)

@@ -78,6 +78,8 @@ def export_coreml(
 
     Example::
 
+        >>> import torch
+        >>> from torch import nn
         >>> import lightning_compress as lc
         >>> images = torch.rand(8, 3, 32, 32)
         >>> model = lc.calibrate(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), [images])

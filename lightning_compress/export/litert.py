@@ -66,6 +66,8 @@ def export_litert(model: nn.Module, path: str | Path, example_inputs: Any) -> Li
 
     Example::
 
+        >>> import torch
+        >>> from torch import nn
         >>> import lightning_compress as lc
         >>> images = torch.rand(8, 3, 32, 32)
         >>> model = lc.calibrate(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), [images])

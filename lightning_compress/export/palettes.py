@@ -42,6 +42,7 @@ def find_palette(weight: Tensor) -> Palette | None:
 
     The values of the palettes are those of the weight, bit by bit.
 
+    >>> import torch
     >>> palette = find_palette(torch.tensor([[0.5, -1.0, 0.5, -1.0], [2.0, 0.5, 2.0, 0.5]]).repeat(1, 4))
     >>> palette.bits, palette.table.flatten().tolist()
     (2, [0.5, 2.0, -1.0, 0.0])

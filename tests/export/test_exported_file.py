@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import lightning_compress as lc
 from lightning_compress.export.executorch import ExecutorchFile
 from lightning_compress.export.exported_file import ExportedFile
+from lightning_compress.export.litert import LitertFile
 from lightning_compress.export.onnx.exporter import OnnxFile
 from lightning_compress.export.openvino import OpenvinoFile
 from lightning_compress.export.program import ProgramFile
@@ -36,6 +37,13 @@ TARGETS = [
         "model.onnx",
         id="openvino",
         marks=pytest.mark.skipif(find_spec("openvino") is None, reason="needs the extra openvino"),
+    ),
+    pytest.param(
+        lc.export_litert,
+        LitertFile,
+        "model.tflite",
+        id="litert",
+        marks=pytest.mark.skipif(find_spec("litert_torch") is None, reason="needs the extra litert"),
     ),
 ]
 every_target = pytest.mark.parametrize(("export", "kind", "name"), TARGETS)
