@@ -40,12 +40,12 @@ class Palette:
 def find_palette(weight: Tensor) -> Palette | None:
     """Return the palettes of an FP32 weight that take the fewest bytes, or ``None`` if it takes no more than they do.
 
-    The values of the palettes are those of the weight, bit by bit.
+    The values of the palettes are those of the weight, bit by bit. Here each row has a palette of two values:
 
     >>> import torch
     >>> palette = find_palette(torch.tensor([[0.5, -1.0, 0.5, -1.0], [2.0, 0.5, 2.0, 0.5]]).repeat(1, 4))
     >>> palette.bits, palette.table.flatten().tolist()
-    (2, [0.5, 2.0, -1.0, 0.0])
+    (1, [-1.0, 0.5, 0.5, 2.0])
     """
     if weight.ndim < 2 or weight.dtype != torch.float32 or not weight.numel():
         return None
