@@ -39,7 +39,7 @@ def recompute(directory: Path, report: RunReport, out: Path) -> RunReport:
     """
     run = ReopenedRun(directory, report, out=out)
     fitted = run.restore_fitted()
-    masked = run.deployed()
+    masked = run.deployed() if any(model.role == "channels removed" for model in report.models) else None
     removed = run.remove_channels()
     results = StageResults(
         fitted=fitted,
@@ -86,9 +86,7 @@ def _baseline(run: ReopenedRun) -> BaselineResult:
     reopened = _InitialBaseline if run.report.config.get("baseline") == "test" else _ReopenedBaseline
     baseline = reopened(directory, run.report, checkpoint=best_checkpoint(directory), out=run.out)
     metrics = baseline.restore_fitted()
-    name = run.deployed_module.removeprefix("student").lstrip(".")
-    has_network = name in dict(baseline.model.named_modules())
-    return BaselineResult(metrics, lc.finalize(baseline.model, module=name).cpu() if has_network else None)
+    return BaselineResult.of(baseline.model, metrics, run.deployed_module)
 
 
 def _teacher(run: ReopenedRun) -> Metrics:

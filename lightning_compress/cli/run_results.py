@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 import lightning_compress as lc
@@ -47,6 +48,20 @@ class BaselineResult:
 
     metrics: Metrics
     network: nn.Module | None
+
+    @classmethod
+    def of(cls, model: LightningModule, metrics: Metrics, deployed_module: str) -> BaselineResult:
+        """Return the result of a model.
+
+        Args:
+            model: The trained or initial model, of a distillation the student.
+            metrics: Its test metrics.
+            deployed_module: Name of the module that the run deploys.
+        """
+        # A DistillationModule calls its network student.model, its student alone calls it model.
+        name = deployed_module.removeprefix("student").lstrip(".")
+        has_network = name in dict(model.named_modules())
+        return cls(metrics, lc.finalize(model, module=name).cpu() if has_network else None)
 
 
 @dataclass

@@ -212,7 +212,4 @@ class BaselineRun(ChildRun):
         """Return the test metrics and the network after the same training, or of the initial model."""
         metrics = self.fit_and_test() if self.is_fitted else self.test()
         self.close()
-        # A DistillationModule calls its network student.model, its student alone calls it model.
-        name = self.parent.deployed_module.removeprefix("student").lstrip(".")
-        has_network = name in dict(self.model.named_modules())
-        return BaselineResult(metrics, lc.finalize(self.model, module=name).cpu() if has_network else None)
+        return BaselineResult.of(self.model, metrics, self.parent.deployed_module)

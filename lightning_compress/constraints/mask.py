@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_compress.constraints.constraint import Constraint
 from lightning_compress.constraints.layer import Layer, local_shards
@@ -50,6 +50,16 @@ class MaskConstraint(Constraint):
         """Replace the masks by those given, without reviving a weight, and project the weights."""
         self._set_zeros([~stack([masks[i] for i in batch]) | self.stacked_zeros(batch) for batch in self.batches])
         self.project_weights_()
+
+    @torch.no_grad()
+    def project_copy_(self, model: nn.Module) -> None:
+        """Project the weights of a copy of the model, which is whole though the layers may be sharded, in place."""
+        if all(layer.group is None for layer in self.layers):
+            super().project_copy_(model)
+            return
+        copies = dict(model.named_parameters(remove_duplicate=False))
+        for layer, zeros in zip(self.layers, self.zeros, strict=True):
+            copies[layer.name].masked_fill_(layer.full(zeros), 0.0)
 
     def stacked_zeros(self, members: Sequence[int]) -> Tensor:
         """Return a stack of the complements of the masks of some layers of a batch, given by their indices."""

@@ -113,6 +113,8 @@ class ExecutorchOperators(BackendOperators):
     """Quantization as ``quantized_decomposed`` operators, which XNNPACK's partitioner matches."""
 
     name = "ExecuTorch"
+    subject = "XNNPACK"
+    """Who computes, in messages."""
     unsigned = False
     # After a flattening without quantization parameters, XNNPACK's linear layers return garbage without an error.
     not_propagated = frozenset(DATA_MOVEMENT)
@@ -150,8 +152,8 @@ class ExecutorchOperators(BackendOperators):
         for layer in layers:
             if layer.input is None:
                 raise ValueError(
-                    f"{layer.name!r} has quantized weights and an FP32 input, which XNNPACK does not support: quantize "
-                    "the activations too, or export its float_copy()."
+                    f"{layer.name!r} has quantized weights and an FP32 input, which {self.subject} does not support: "
+                    "quantize the activations too, or export its float_copy()."
                 )
 
     def _quantize_dequantize(self, x: Tensor, qparams: QParams) -> Tensor:

@@ -26,7 +26,7 @@ from lightning_compress.export.output_comparison import output_names, relative_d
 from lightning_compress.export.requirements import require
 from lightning_compress.profiling import latency_quartiles
 from lightning_compress.quantization.backend import LiteRT
-from lightning_compress.quantization.backend_operators import QuantizedLayer, Weight
+from lightning_compress.quantization.backend_operators import Weight
 from lightning_compress.quantization.insertion import is_quantized
 from lightning_compress.quantization.lowering import LoweredModel
 
@@ -102,25 +102,13 @@ class LitertOperators(ExecutorchOperators):
     """Quantization as ``quantized_decomposed`` operators, which litert-torch converts to the types of tensors."""
 
     name, backend = "LiteRT", LiteRT()
+    subject = "this export to LiteRT"
 
     def weight(self, weight: Weight) -> Tensor:
         """Quantize and dequantize the FP32 value, as litert-torch finds no constant of integers."""
         qparams = (weight.scale, weight.zero_point, weight.axis, -127, 127, torch.int8)
         integers = self._ops.quantize_per_channel.default(weight.value, *qparams)
         return self._ops.dequantize_per_channel.default(integers, *qparams)
-
-    def check(self, layers: Sequence[QuantizedLayer]) -> None:
-        """Check that every quantized layer has quantized inputs.
-
-        Raises:
-            ValueError: If only the weight of a layer is quantized.
-        """
-        for layer in layers:
-            if layer.input is None:
-                raise ValueError(
-                    f"{layer.name!r} has quantized weights and an FP32 input, which this export to LiteRT does not "
-                    "support: quantize the activations too, or export its float_copy()."
-                )
 
 
 class LitertNetwork:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from lightning_compress.constraints.finite import check_finite
@@ -105,7 +105,7 @@ class Pruner(ABC, Generic[G]):
         names = [layer.name for layer in self.constraint.layers]
         before = [self._current_sparsity(group) for group in self.ranking_groups]
         for number in range(1, score.rounds + 1):
-            self._mask_(probe.model)
+            self.constraint.project_copy_(probe.model)
             with torch.enable_grad():
                 scores = score.score_weights(probe, names)
             layers = self.constraint.layers
@@ -114,13 +114,6 @@ class Pruner(ABC, Generic[G]):
             fraction = number / score.rounds
             self._prune([_interpolate(*ends, fraction) for ends in zip(before, sparsities, strict=True)], step)
         self._scores_of_probe = {}
-
-    @torch.no_grad()
-    def _mask_(self, model: nn.Module) -> None:
-        """Mask the weights of a copy of the model, which is whole though the model may be sharded."""
-        weights = dict(model.named_parameters(remove_duplicate=False))
-        for layer, zeros in zip(self.constraint.layers, self.constraint.zeros, strict=True):
-            weights[layer.name].masked_fill_(layer.full(zeros), 0.0)
 
     def _check_weights(self) -> None:
         layers, batches = self.constraint.layers, list(self.constraint.trained_batches())

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_compress.reporting.report_records import ModelResult
 from lightning_compress.reporting.run_report import RunReport
+from lightning_compress.reporting.settings import flat
 
 _TOLERANCE = 1e-5  # of metrics, which other kernels round in another way
 
@@ -27,14 +28,14 @@ def statements(report: RunReport) -> dict[str, Any]:
     named += [(f"size, {size.name}", size) for size in report.sizes]
     named += [(layer.name, layer) for layer in report.layers]
     named += [(f"histogram of {histogram.name}", histogram) for histogram in report.histograms]
-    for found in report.sensitivities:
-        named.append((f"sensitivity to {found.technique}", {"loss": found.loss}))
-        named += [(f"sensitivity of {layer.layer} to {found.technique}", layer) for layer in found.layers]
-    flat: dict[str, Any] = {}
+    for each in report.sensitivities:
+        named.append((f"sensitivity to {each.technique}", {"loss": each.loss}))
+        named += [(f"sensitivity of {layer.layer} to {each.technique}", layer) for layer in each.layers]
+    found: dict[str, Any] = {}
     for name, record in named:
         content = record if isinstance(record, Mapping) else dataclasses.asdict(record)
-        flat |= {f"{name}: {key}": value for key, value in _flat(content)}
-    return {key: value for key, value in flat.items() if value not in (None, "")}
+        found |= {f"{name}: {key}": value for key, value in flat(content).items()}
+    return {key: value for key, value in found.items() if value not in (None, "", {})}
 
 
 def differences(reported: RunReport, found: RunReport) -> Iterator[str]:
@@ -49,14 +50,6 @@ def differences(reported: RunReport, found: RunReport) -> Iterator[str]:
 
 def _without_timing(model: ModelResult) -> ModelResult:
     return dataclasses.replace(model, timing=None)
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _equal(reported: Any, found: Any) -> bool:
