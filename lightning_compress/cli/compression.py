@@ -109,6 +109,12 @@ class CompressionCLI(LightningCLI):
             "model, or no baseline.",
         )
         parser.add_argument(
+            "--half",
+            type=list[Literal["codebooks", "norms", "biases"]] | None,
+            default=None,
+            help="Groups of tensors that the packed file of 'run' rounds to float16; by default those of size_budget.",
+        )
+        parser.add_argument(
             "--teacher",
             type=str | None,
             default=None,

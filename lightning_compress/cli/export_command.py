@@ -94,7 +94,7 @@ def _append(written: list[WrittenFile], write: Callable[[ReopenedRun], WrittenFi
 
 
 def _packed(run: ReopenedRun) -> WrittenFile:
-    file = lc.save_packed(run.deployed(), run.out / NETWORK_FILE)
+    file = lc.save_packed(run.deployed(), run.out / NETWORK_FILE, half=run.half)
     return WrittenFile(file.path, file.num_bytes, None, {})
 
 

@@ -107,12 +107,16 @@ def with_onnx_module(model: LightningModule, module: str, path: Path, inputs: An
     # The structure of the output (dict, tuple) is taken from the model: ONNX Runtime returns a flat list.
     with torch.no_grad():
         output = lc.finalize(model, module=module).cpu()(*inputs[0], **inputs[1])
+    return with_module(model, module, _OnnxModule(path, output))
+
+
+def with_module(model: LightningModule, module: str, network: nn.Module) -> LightningModule:
+    """Return a copy of a LightningModule on the CPU, with another network in place of its deployed submodule."""
     evaluated = copy_module(model).cpu()
-    onnx_module = _OnnxModule(path, output)
     if module:
-        evaluated.set_submodule(module, onnx_module)
+        evaluated.set_submodule(module, network)
     else:
-        vars(evaluated)["forward"] = onnx_module
+        vars(evaluated)["forward"] = network
     return evaluated
 
 

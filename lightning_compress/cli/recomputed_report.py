@@ -41,12 +41,14 @@ def recompute(directory: Path, report: RunReport, out: Path) -> RunReport:
     fitted = run.restore_fitted()
     masked = run.deployed() if any(model.role == "channels removed" for model in report.models) else None
     removed = run.remove_channels()
+    packed = run.pack()
     results = StageResults(
         fitted=fitted,
         removed=removed,
         masked=masked if removed else None,
         finalized=run.deployed(),
-        packed=run.pack(),
+        packed=packed,
+        rounded=run.test_rounded(packed),
         baseline=_baseline(run) if report.baseline is not None else None,
         teacher=_teacher(run) if any(model.role == "teacher" for model in report.models) else {},
         previous=dict(_previous(run)),

@@ -103,6 +103,7 @@ def _compress(cli: RunCLI, fitted: Metrics) -> StageResults:
     nothing: Metrics = {}
     removed = attempts.run("The removal of channels", cli.shrink, default=nothing)
     packed = attempts.run("The packed file", cli.pack, default=None)
+    rounded = attempts.run("The test of the packed file", lambda: cli.test_rounded(packed), default=nothing)
     finalized = attempts.run("The deployed network", cli.deployed, default=None)
     exported = attempts.run("The export", cli.export, default=None)
     baseline = None
@@ -114,6 +115,7 @@ def _compress(cli: RunCLI, fitted: Metrics) -> StageResults:
         masked=masked if removed else None,
         finalized=finalized,
         packed=packed,
+        rounded=rounded,
         exported=exported,
         baseline=baseline,
         teacher=cli.teacher_metrics,

@@ -74,6 +74,7 @@ class StageResults:
         masked: Copy of the network with masked channels, for the comparison of latencies.
         finalized: Deployed network.
         packed: Packed file.
+        rounded: Test metrics of the packed file; empty if it rounds nothing.
         exported: Exported files and their metrics.
         baseline: Result of the baseline run.
         teacher: Test metrics of the teacher.
@@ -86,6 +87,7 @@ class StageResults:
     masked: nn.Module | None = None
     finalized: nn.Module | None = None
     packed: lc.PackedFile | None = None
+    rounded: Metrics = field(default_factory=dict)
     exported: OnnxEvaluation | None = None
     baseline: BaselineResult | None = None
     teacher: Mapping[str, float] = field(default_factory=dict)
@@ -167,10 +169,11 @@ def _models(cli: StageCLI, results: StageResults, timings: Mapping[str, Timing])
     if results.removed:
         found.append(model(role, "channels removed", results.removed, last_network))
     if results.packed is not None:
-        # The packed file is that of the tested network, bit by bit.
-        packed = replace(found[-1], role="packed", title="packed file", num_bytes=results.packed.num_bytes)
+        # Without rounding, the packed file is that of the tested network, bit by bit.
+        tested = model("packed", "packed file", results.rounded or found[-1].metrics)
+        packed = replace(tested, num_bytes=results.packed.num_bytes)
         packed = replace(packed, file=results.packed.path.name, sha256=sha256_of(results.packed.path))
-        found.append(replace(packed, num_parameters=None, macs=None, timing=None))
+        found.append(packed)
     return (*found, *_exported(cli, results.exported))
 
 

@@ -23,6 +23,7 @@ from lightning_compress.cli.onnx_evaluation import (
     capture_inputs,
     export_int8_and_fp32,
     time_files,
+    with_module,
     with_onnx_module,
 )
 from lightning_compress.export.requirements import require
@@ -148,6 +149,12 @@ class StageCLI(CompressionCLI):
         """Runtime for which the model is quantized."""
         return getattr(self.config_init.get("quantization"), "backend", lc.OnnxRuntime())
 
+    @property
+    def half(self) -> Sequence[str]:
+        """Groups of tensors that the packed file rounds to float16."""
+        given = self.config_init.get("half")
+        return getattr(self.config_init.get("size_budget"), "half", ()) if given is None else given
+
     def shrink(self) -> Metrics:
         """Physically remove pruned channels and test the remaining network."""
         pattern = getattr(self.config_init.get("pruning"), "pattern", None)
@@ -175,7 +182,14 @@ class StageCLI(CompressionCLI):
         compressed = self.previous_run is not None or any(self.config_init.get(key) for key in TECHNIQUES)
         if not compressed or not self.trainer.is_global_zero:
             return None
-        return lc.save_packed(self.deployed(), self.directory / NETWORK_FILE)
+        return lc.save_packed(self.deployed(), self.directory / NETWORK_FILE, half=self.half)
+
+    def test_rounded(self, packed: lc.PackedFile | None) -> Metrics:
+        """Test the network that is loaded from the packed file; empty if the file rounds nothing."""
+        if packed is None or not self.half:
+            return {}
+        network = lc.load_packed(packed.path, into=self.deployed())
+        return self._evaluate(self._plain_trainer(), with_module(self.model, self.deployed_module, network))
 
     def export(self) -> OnnxEvaluation | None:
         """Export a quantized model to ONNX and test the exported file."""

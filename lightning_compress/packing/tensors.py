@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_compress.packing.bit_patterns import DTYPES, dtype_name
 
-HALF_CHOICES = ("codebooks", "norms")
+HALF_CHOICES = ("codebooks", "norms", "biases")
 _COMPILED = "_orig_mod."  # not from targets: packed files can be read with this folder alone
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -70,6 +70,15 @@ def norm_tensor_names(model: nn.Module | Mapping[str, Tensor], tensors: Mapping[
     return frozenset(name for name in tensors if name.rpartition(".")[0] in owners)
 
 
+def is_bias(name: str, tensor: Tensor) -> bool:
+    """Return True for the bias of a layer, such as ``"fc.bias"`` or ``"lstm.bias_ih_l0"``.
+
+    >>> is_bias("fc.bias", torch.zeros(3)), is_bias("attention.bias_table", torch.zeros(9, 4))
+    (True, False)
+    """
+    return tensor.ndim == 1 and "bias" in name.rpartition(".")[2]
+
+
 def checked_halves(half: Sequence[str]) -> frozenset[str]:
     """Return the groups of tensors to round to float16.
 
@@ -79,7 +88,7 @@ def checked_halves(half: Sequence[str]) -> frozenset[str]:
     names = (half,) if isinstance(half, str) else tuple(half)
     unknown = [name for name in names if name not in HALF_CHOICES]
     if unknown:
-        choices = " or ".join(map(repr, HALF_CHOICES))
+        choices = f"{', '.join(map(repr, HALF_CHOICES[:-1]))} or {HALF_CHOICES[-1]!r}"
         raise ValueError(f"save_packed(half={half!r}): {unknown[0]!r} is not supported; use {choices}.")
     return frozenset(names)
 

@@ -23,7 +23,14 @@ from lightning_compress.packing.progress_bar import track
 from lightning_compress.packing.quantized_tensors import scale_name
 from lightning_compress.packing.reader import NO_BASE, read_base
 from lightning_compress.packing.tensor_encoder import EncodedTensor, encode_tensor
-from lightning_compress.packing.tensors import checked_halves, norm_tensor_names, shared_names, tensors_of, to_half
+from lightning_compress.packing.tensors import (
+    checked_halves,
+    is_bias,
+    norm_tensor_names,
+    shared_names,
+    tensors_of,
+    to_half,
+)
 from lightning_compress.packing.unique import zero_order_entropy
 
 
@@ -51,8 +58,8 @@ def save_packed(
         base: Packed file of an earlier state of the model, for example before fine-tuning. Only the differences to its
             tensors are written, and :func:`load_packed` needs it again.
         half: Groups of tensors to round to float16, which is not lossless: ``"codebooks"`` (tensors with a codebook),
-            ``"norms"`` (all tensors of normalization layers), or both. Tensors with values beyond the range of float16
-            are not rounded.
+            ``"norms"`` (all tensors of normalization layers), ``"biases"``. Tensors with values beyond the range of
+            float16 are not rounded.
         progress: If True, show a progress bar.
 
     Returns:
@@ -80,6 +87,8 @@ def save_packed(
         raise ValueError(f"save_packed: {path} would replace its own base, without which it cannot be read.")
     found = NO_BASE if base is None else read_base(base)
     norms, shared = norm_tensor_names(model, tensors), shared_names(tensors)
+    biases = frozenset(name for name, tensor in tensors.items() if is_bias(name, tensor))
+    rounded = (norms if "norms" in halves else frozenset()) | (biases if "biases" in halves else frozenset())
     # The header comes first in the file but is known last. A temporary file keeps the streams out of memory.
     with atomic_write(path) as partial, tempfile.TemporaryFile(dir=partial.parent) as payload:
         packed = []
@@ -87,7 +96,7 @@ def save_packed(
             if name in shared:
                 packed.append(_PackedEntry(Entry(name, shared_with=shared[name])))
             else:
-                packed.append(_pack(name, tensors, payload, halves, name in norms, found.tensors.get(name)))
+                packed.append(_pack(name, tensors, payload, halves, name in rounded, found.tensors.get(name)))
         header = header_of([p.entry for p in packed], payload.tell(), found.content)
         write_container(partial, header, payload)
     return _report(Path(path), packed, tensors, norms, len(header))
@@ -106,14 +115,14 @@ def _pack(
     tensors: Mapping[str, Tensor],
     payload: IO[bytes],
     halves: frozenset[str],
-    is_norm: bool,
+    is_rounded: bool,
     base: Tensor | None,
 ) -> _PackedEntry:
     """Encode one tensor and append its streams to the payload."""
     tensor = tensors[name]
     same = base is not None and (base.dtype, base.shape) == (tensor.dtype, tensor.shape)
     encoded = encode_tensor(tensor, tensors.get(scale_name(name)), base if same else None)
-    rounded = to_half(tensor) if _is_rounded(encoded, halves, is_norm) else None
+    rounded = to_half(tensor) if _is_rounded(encoded, halves, is_rounded) else None
     entry = Entry(name, dtype_name(tensor.dtype), tuple(tensor.shape))
     num_sparse_bytes = encoded.num_sparse_bytes
     if rounded is not None:
@@ -129,7 +138,7 @@ def _pack(
     return _PackedEntry(entry, num_sparse_bytes, num_fixed_bytes, zero_order_entropy(values))
 
 
-def _is_rounded(encoded: EncodedTensor, halves: frozenset[str], is_norm: bool) -> bool:
+def _is_rounded(encoded: EncodedTensor, halves: frozenset[str], is_rounded: bool) -> bool:
     # Integers times a rounded product would no longer be exact, and their scale is a tensor of its own.
     if encoded.integers is not None:
         return False
@@ -137,7 +146,7 @@ def _is_rounded(encoded: EncodedTensor, halves: frozenset[str], is_norm: bool) -
     if kinds == [UNCHANGED.kind]:
         return False
     has_codebook = any(is_codebook(kind, kinds) for kind in kinds)
-    return ("norms" in halves and is_norm) or ("codebooks" in halves and has_codebook)
+    return is_rounded or ("codebooks" in halves and has_codebook)
 
 
 def _report(

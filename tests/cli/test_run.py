@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+import lightning_compress as lc
 from lightning_compress.cli import main
 from lightning_compress.cli.attempts import Attempts
 from lightning_compress.cli.stage_cli import StageCLI
@@ -75,6 +76,23 @@ def test_the_best_is_tested(recipe, caplog):
     (kept,) = the_run().glob("checkpoints/*.ckpt")
     assert kept.name != "epoch=3-step=32.ckpt"  # else the test shows nothing
     assert f"Loaded model weights from the checkpoint at {kept.absolute()}" in caplog.text
+
+
+def test_a_rounded_file_is_loaded_and_tested(recipe, capsys):
+    main(["run", "small.yaml", "--half=[biases,norms]"])
+    fitted, packed = read_report(the_run())[1].models
+    weights = lc.load_packed(the_run() / "model.packed")
+    assert all(torch.equal(w, w.half().float()) for name, w in weights.items() if name.endswith(("bias", "_mean")))
+    assert packed.metrics["test/loss"] != fitted.metrics["test/loss"]
+    assert packed.metrics["test/loss"] == pytest.approx(fitted.metrics["test/loss"], rel=1e-2)
+    main(["verify", str(the_run()), "--test"])
+    main(["export", str(the_run()), "--formats=packed", "--out=exported"])
+    assert Path("exported/model.packed").read_bytes() == (the_run() / "model.packed").read_bytes()
+
+
+def test_the_file_of_a_size_budget_is_rounded_as_it_says(recipe, capsys):
+    main(["run", "small.yaml", "--size_budget={size: 120kB, half: [norms, codebooks]}", "--pruning=null"])
+    assert 118_800 <= (the_run() / "model.packed").stat().st_size <= 120_000
 
 
 def test_baseline_can_be_the_start(recipe):

@@ -85,7 +85,10 @@ def test_pruning_comes_first() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"size": "4 kb"}, "is not a size in bytes"), ({"size": "4kB", "half": ("bias",)}, "'bias' is not supported")],
+    [
+        ({"size": "4 kb"}, "is not a size in bytes"),
+        ({"size": "4kB", "half": ("weights",)}, "'weights' is not supported"),
+    ],
 )
 def test_arguments_are_checked(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):

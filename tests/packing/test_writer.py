@@ -173,6 +173,17 @@ def test_one_of_the_halves(tmp_path: Path, half: Any, which: set[str]) -> None:
     assert changed <= {"0.weight"} or "0.weight" not in changed
 
 
+def test_biases_in_half(tmp_path: Path) -> None:
+    net = nn.ModuleDict({"fc": nn.Linear(3, 5), "lstm": nn.LSTM(3, 4), "attention": nn.MultiheadAttention(4, 2)})
+    nn.init.normal_(net["attention"].in_proj_bias)
+    nn.init.normal_(net["attention"].out_proj.bias)
+    file = lc.save_packed(net, tmp_path / "half", half=("biases",))
+    loaded, plain = lc.load_packed(file.path), net.state_dict()
+    biases = {"fc.bias", "lstm.bias_ih_l0", "lstm.bias_hh_l0", "attention.in_proj_bias", "attention.out_proj.bias"}
+    assert {name for name in plain if bits(plain[name]) != bits(loaded[name])} == biases
+    assert all(bits(loaded[name]) == bits(plain[name].half().float()) for name in biases)
+
+
 def test_values_beyond_float16_stay(tmp_path: Path) -> None:
     net = nn.BatchNorm1d(4)
     net.running_var[:] = torch.tensor([1e6, 1.0, 2.0, 0.1])
@@ -182,7 +193,9 @@ def test_values_beyond_float16_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("half", ["weights", ("norms", "codebook")])
 def test_another_half(tmp_path: Path, half: Any) -> None:
-    with pytest.raises(ValueError, match=r"save_packed\(half=.* is not supported; use 'codebooks' or 'norms'\."):
+    with pytest.raises(
+        ValueError, match=r"save_packed\(half=.* is not supported; use 'codebooks', 'norms' or 'biases'\."
+    ):
         lc.save_packed(make(), tmp_path / "file", half=half)
     assert not list(tmp_path.iterdir())
 
