@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from lightning_compress.module_copies import copy_module, is_defined_in, remove_forward_hooks_
 
@@ -96,6 +96,33 @@ def shard_of(full: Tensor, like: Tensor) -> Tensor:
         return full
     laid_out = distribute_tensor(full.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     return laid_out.to_local().clone()  # a view would keep the full tensor
+
+
+def shard_along(values: Tensor, like: DTensor, dims: Mapping[int, int]) -> Tensor:
+    """Return this rank's shard of values that belong to some dimensions of a sharded tensor.
+
+    Args:
+        values: The values, equal on all ranks.
+        like: The sharded tensor.
+        dims: Its dimensions to those of the values; sharding of other dimensions leaves the values whole.
+    """
+    placements = [
+        Shard(dims[own.dim]) if isinstance(own, Shard) and own.dim in dims else Replicate() for own in like.placements
+    ]
+    return distribute_tensor(values, like.device_mesh, placements, src_data_rank=None).to_local()
+
+
+def map_shard(x: DTensor, function: Callable[[Tensor], Tensor]) -> DTensor:
+    """Return a sharded tensor with a function applied to this rank's shard, which keeps its shape; differentiable."""
+    changed = function(x.to_local())
+    return DTensor.from_local(changed, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride())
+
+
+def without_partial_sums(x: DTensor) -> DTensor:
+    """Return a sharded tensor whose ranks hold values, not summands: a collective if they do."""
+    if not any(placement.is_partial() for placement in x.placements):
+        return x
+    return x.redistribute(placements=[Replicate() if own.is_partial() else own for own in x.placements])
 
 
 def _gathers(hook: Any) -> bool:

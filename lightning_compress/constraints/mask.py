@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.constraints.constraint import Constraint
-from lightning_compress.constraints.layer import Layer, local_shards
+from lightning_compress.constraints.layer import Layer, local_shard, local_shards
 from lightning_compress.constraints.layer_batches import stack, stack_weights
 from lightning_compress.functional.masks import pack_bits, unpack_bits
 
@@ -117,7 +117,7 @@ class MaskConstraint(Constraint):
             return
         if next(iter(tensors.values())).is_cuda:
             # Launches dominate on a GPU: two fused kernels for all tensors. The sum turns -0.0 into 0.0.
-            shards = list(local_shards(list(tensors.values())))
+            shards = [local_shard(tensor) for tensor in tensors.values()]
             factors = self._factors_of(shards[0].dtype)
             torch._foreach_mul_(shards, [factors[i] for i in tensors])
             torch._foreach_add_(shards, 0.0)

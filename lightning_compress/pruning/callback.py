@@ -192,6 +192,13 @@ class Pruning(ConstraintCallback[MaskConstraint]):
             name = type(self.pattern).__name__
             raise ValueError(f"{name} is not supported for sharded weights: use DDP, or another pattern.")
 
+    @property
+    def computes_by_shard(self) -> bool:
+        """True if no more of a layer is needed than a rank has under tensor parallelism."""
+        # A copy of the model needs whole layers, channels the layers around them.
+        runs_copy = self._probe_score is not None or self.recalibrate is not None
+        return not isinstance(self.pattern, StructuredPattern) and not runs_copy
+
     def frozen(self, model: nn.Module) -> list[Target]:
         """Return the frozen weights that become targets once they are trained; channels are found before the fit."""
         return [] if isinstance(self.pattern, StructuredPattern) else super().frozen(model)

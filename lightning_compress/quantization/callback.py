@@ -20,7 +20,12 @@ from lightning_compress.quantization.graph_tracer import GraphTracer
 from lightning_compress.quantization.insertion import QuantizerRef, digest, is_quantized, quantizers_of
 from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.model_preparation import ModelPreparation, quantized_weights
-from lightning_compress.quantization.quantization_checks import check_learned, check_quantizable, check_shardable
+from lightning_compress.quantization.quantization_checks import (
+    check_groups_fit_shards,
+    check_learned,
+    check_quantizable,
+    check_shardable,
+)
 from lightning_compress.quantization.quantizer_checkpoint import (
     check_stored_formats,
     restore_statistics,
@@ -115,6 +120,11 @@ class QuantizationAwareTraining(CompressionCallback):
         return self._phase is not None and self._phase[1]
 
     @property
+    def computes_by_shard(self) -> bool:
+        """True, as fake quantization is elementwise, and scales are computed over all ranks."""
+        return True
+
+    @property
     def is_fitting(self) -> bool:
         """True between the start and the teardown of a fit."""
         return bool(self._hooks)
@@ -177,6 +187,7 @@ class QuantizationAwareTraining(CompressionCallback):
             )
         self.unquantized_ops = self._preparation.unquantized_ops or self.unquantized_ops
         self._preparation.clear_scales()
+        check_groups_fit_shards(quantizers_of(pl_module))
         support_copies(pl_module, self.targets.module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

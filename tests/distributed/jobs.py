@@ -17,7 +17,8 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.utils.data import TensorDataset
 
 import lightning_compress as lc
@@ -42,6 +43,12 @@ class Share(Loader):
             yield images[rank::size], classes[rank::size]
 
 
+def whole_batches() -> Loader:
+    """Every batch as a whole on each rank, in double precision."""
+    images, classes = dataset().tensors
+    return Loader(TensorDataset(images.double(), classes))
+
+
 class ShardedNet(Net):
     """Net whose weights are sharded over the data-parallel ranks by FSDP2."""
 
@@ -58,6 +65,16 @@ class NetInOneGroup(Net):
     def configure_model(self) -> None:
         if not isinstance(self, FSDPModule):
             fully_shard(self, mesh=self.device_mesh["data_parallel"])
+
+
+class ParallelNet(Net):
+    """Net whose last layer is cut over the tensor-parallel ranks, which all have the same data."""
+
+    def configure_model(self) -> None:
+        if not isinstance(self.fc.weight, DTensor):
+            parallelize_module(
+                self.fc, self.device_mesh["tensor_parallel"], ColwiseParallel(output_layouts=Replicate())
+            )
 
 
 class LateNet(Net):
@@ -152,12 +169,13 @@ def is_sharded(kind: str) -> bool:
 
 
 def strategy(kind: str) -> Strategy | str:
-    """The strategy of "ddp", "fsdp2" or "dcp", which is FSDP2 with distributed checkpoints."""
+    """The strategy of "ddp", "fsdp2", "dcp", which is FSDP2 with distributed checkpoints, or "tp"."""
     if kind == "ddp":
         return DDPStrategy(process_group_backend="gloo", timeout=PATIENCE)
-    if is_sharded(kind):
+    if is_sharded(kind) or kind == "tp":
+        sizes = (1, num_ranks()) if kind == "tp" else (num_ranks(), 1)
         return ModelParallelStrategy(
-            data_parallel_size=num_ranks(), tensor_parallel_size=1, process_group_backend="gloo", timeout=PATIENCE,
+            data_parallel_size=sizes[0], tensor_parallel_size=sizes[1], process_group_backend="gloo", timeout=PATIENCE,
             save_distributed_checkpoint=kind == "dcp",
         )  # fmt: skip
     return "auto"
@@ -172,9 +190,12 @@ def placed(kind: str) -> dict[str, Any]:
 
 def make(case: Case, kind: str, seed: int = 0) -> Net:
     torch.manual_seed(seed + (dist.get_rank() if dist.is_initialized() else 0))
-    model = (ShardedNet if is_sharded(kind) else Net)("adam", frozen_norms=True).double()
+    model = _CLASSES.get(kind, Net)("adam", frozen_norms=True).double()
     case.prepare(model)
     return model
+
+
+_CLASSES = {"fsdp2": ShardedNet, "dcp": ShardedNet, "tp": ParallelNet}
 
 
 def fit_model(
@@ -182,7 +203,7 @@ def fit_model(
 ) -> Result:
     watch = Watch()
     run = trainer([watch, *callbacks], **placed(kind), **options)
-    run.fit(model, Share(), ckpt_path=ckpt_path)
+    run.fit(model, whole_batches() if kind == "tp" else Share(), ckpt_path=ckpt_path)
     return Result({name: t.clone() for name, t in whole(model.state_dict()).items()}, watch.masks)
 
 
@@ -254,7 +275,7 @@ def distil(
         parameter.data.add_(0.1)
     # The last pair has a linear map between 4 and 8 channels, which is trained.
     losses = {"kd": lc.KD(), "hints": lc.FitNet((("conv2", "norm1"),)), "mapped": lc.FitNet((("fc", "norm2"),))}
-    student = (ShardedNet if is_sharded(kind) else Net)("adam", frozen_norms=True).double()
+    student = _CLASSES.get(kind, Net)("adam", frozen_norms=True).double()
     case(name).prepare(student)
     module = lc.DistillationModule(student, lc.MeanTeacher() if mean_teacher else teacher, losses=losses)
     module.objective.build_adapters({"mapped_0": [[4, 4], [4, 8, 5, 5]]})

@@ -24,13 +24,11 @@ from functools import cache
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import lightning_compress as lc
-from tests.cases import Net, case, trainer
+from tests.cases import Loader, Net, case, trainer
 from tests.distributed import jobs
 from tests.distributed.matrix import Share
 from tests.distributed.pool import Pool
@@ -42,16 +40,9 @@ BUILT = ("__init__", "setup", "configure_model")
 REFUSALS = ("does not support", "is not supported for sharded weights", "build the model in __init__")
 
 
-class ParallelNet(Net):
-    """Net whose last layer is cut over the tensor-parallel ranks, which all have the same data."""
-
-    def configure_model(self) -> None:
-        parallelize_module(self.fc, self.device_mesh["tensor_parallel"], ColwiseParallel())
-
-
 def make(place: str, built: str) -> LightningModule:
     if place == "tp":
-        return ParallelNet("adam", frozen_norms=True)
+        return jobs.ParallelNet("adam", frozen_norms=True)
     if built == "__init__":
         return (jobs.ShardedNet if place == "fsdp2" else Net)("adam", frozen_norms=True)
     return jobs.LateNet(built, sharded=place == "fsdp2", dtype=torch.float32)
@@ -68,11 +59,9 @@ def fit(name: str, place: str, built: str, precision: str) -> dict[str, Tensor] 
         for parameter in teacher.parameters():
             parameter.data.add_(0.1)
         model = lc.DistillationModule(model, teacher)
-    options: dict[str, Any] = jobs.placed("fsdp2" if place == "tp" else place)
-    if place == "tp":
-        options["strategy"]._data_parallel_size, options["strategy"]._tensor_parallel_size = 1, dist.get_world_size()
+    options: dict[str, Any] = jobs.placed(place)
     try:
-        trainer(callbacks, precision=precision, **options).fit(model, Share())
+        trainer(callbacks, precision=precision, **options).fit(model, Loader() if place == "tp" else Share())
     except ValueError as error:
         if any(words in str(error) for words in REFUSALS):
             return f"refused: {error}"

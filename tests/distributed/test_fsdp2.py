@@ -7,7 +7,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 
 from tests.cases import CASES, Case, Net, assert_same, load, num_masked, num_zeros
-from tests.distributed import jobs, placements
+from tests.distributed import jobs
 from tests.distributed.pool import Pool
 from tests.distributed.test_ddp import assert_close
 
@@ -45,12 +45,6 @@ def test_averages_of_a_sharded_network_are_refused(
 ) -> None:
     for message in pool(jobs.refusal, "cubic", "fsdp2", average, options):
         assert f"{average.__name__} does not support ModelParallelStrategy beside Pruning" in message
-
-
-@pytest.mark.parametrize("name", ["cubic", "qat", "cluster", "channels"])
-def test_tensor_parallelism_is_refused(name: str, pool: Pool) -> None:
-    for message in pool(placements.fit, name, "tp", "__init__", "32"):
-        assert "does not support tensor parallelism" in message
 
 
 @pytest.mark.parametrize("case", SUPPORTED, ids=ids)
