@@ -212,7 +212,7 @@ CASES = [
         "size_budget",
         lambda: [lc.SizeBudget(900, schedule=RAMP)],
         rounds_to_zero=True,
-        refused={"fsdp2": "does not support ModelParallelStrategy", "manual": PROBES, "teacher": "allow more"},
+        refused={"manual": PROBES, "teacher": "allow more"},
     ),
     Case(
         "prune_and_cluster",

@@ -33,7 +33,7 @@ class Layer:
     def __post_init__(self) -> None:
         if isinstance(self.parameter, DTensor):
             mesh, placements = self.parameter.device_mesh, self.parameter.placements
-            if mesh.ndim != 1 or not isinstance(placements[0], Shard):
+            if mesh.ndim != 1 or placements[0].is_partial():
                 raise ValueError(
                     f"{self.name!r} is laid out as {placements} over a mesh of {mesh.ndim} dimensions; only sharding "
                     "of one dimension over one mesh dimension is supported, by FSDP2 or by tensor parallelism: exclude "
@@ -53,16 +53,16 @@ class Layer:
     @cached_property
     def kind(self) -> tuple[object, ...]:
         """All that must be equal in layers that are processed together."""
-        return self.shape, self.parameter.dtype, self.parameter.device, self.input_dim, self.shard_dim
+        placements = self.parameter.placements if isinstance(self.parameter, DTensor) else None
+        return self.shape, self.parameter.dtype, self.parameter.device, self.input_dim, placements
 
-    @property
+    @cached_property
     def shard_dim(self) -> int | None:
-        """Dimension of which each rank has a share, or ``None``."""
+        """Dimension of which each rank has a share; ``None`` if each has the whole weight."""
         if not isinstance(self.parameter, DTensor):
             return None
-        (placement,) = self.parameter.placements
-        assert isinstance(placement, Shard)
-        return placement.dim % len(self.shape)
+        placement = self.parameter.placements[0]
+        return placement.dim % len(self.shape) if isinstance(placement, Shard) else None
 
     @property
     def weight(self) -> Tensor:
@@ -91,7 +91,9 @@ class Layer:
     @property
     def group(self) -> dist.ProcessGroup | None:
         """Process group over which the weight is sharded, or ``None``."""
-        return self.parameter.device_mesh.get_group() if isinstance(self.parameter, DTensor) else None
+        if not isinstance(self.parameter, DTensor) or self.shard_dim is None:
+            return None
+        return self.parameter.device_mesh.get_group()
 
     def local(self, full: Tensor) -> Tensor:
         """Return this rank's shard of a tensor of the full weight's shape, on the weight's device."""

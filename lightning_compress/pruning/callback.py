@@ -191,10 +191,8 @@ class Pruning(ConstraintCallback[MaskConstraint]):
 
     @property
     def computes_by_shard(self) -> bool:
-        """True if no more of a layer is needed than a rank has under tensor parallelism."""
-        # A copy of the model needs whole layers, channels the layers around them.
-        runs_copy = self._probe_score is not None or self.recalibrate is not None
-        return not isinstance(self.pattern, StructuredPattern) and not runs_copy
+        """True, as masks are those of shards, and scores of whole layers gather them."""
+        return True
 
     def frozen(self, model: nn.Module) -> list[Target]:
         """Return the frozen weights that become targets once they are trained; channels are found before the fit."""
