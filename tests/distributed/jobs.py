@@ -252,6 +252,21 @@ def fit_late(name: str, kind: str, built: str, ckpt_path: Path | None = None, fo
     return fit_model(model, kind, [*case(name).callbacks(), *saving(folder)], ckpt_path)
 
 
+def finalize(kind: str, path: Path) -> tuple[Tensor, str]:
+    """The outputs of the finalized model after a fit, and what is said when the model itself is packed."""
+    model = make(case("prune_and_qat"), kind)
+    fit_model(model, kind, case("prune_and_qat").callbacks())
+    plain = lc.finalize(model)
+    assert not any(isinstance(tensor, DTensor) for tensor in plain.state_dict().values())
+    try:
+        lc.save_packed(model, path)
+        said = ""
+    except ValueError as error:
+        said = str(error)
+    with torch.no_grad():
+        return plain(dataset().tensors[0][:4].double()), said
+
+
 def accumulate(name: str, kind: str) -> Result:
     return fit_model(make(case(name), kind), kind, case(name).callbacks(), accumulate_grad_batches=2)
 

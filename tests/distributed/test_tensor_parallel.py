@@ -66,6 +66,14 @@ def test_runs_move_between_strategies(before: str, after: str, pool: Pool, tmp_p
     assert_close(resumed.state, whole.state)
 
 
+@pytest.mark.parametrize("kind", ["tp", "fsdp2"])
+def test_a_finalized_model_is_whole(kind: str, pool: Pool, tmp_path: Path) -> None:
+    outputs, said = pool(jobs.finalize, kind, tmp_path / "model.packed")[0]
+    expected, _ = jobs.finalize("one", tmp_path / "model.packed")
+    assert torch.allclose(outputs, expected, rtol=0, atol=1e-9)
+    assert "is sharded over ranks: pack lc.finalize(model), which gathers it" in said
+
+
 def test_a_student_is_cut(pool: Pool) -> None:
     first, second = pool(jobs.distil, "cubic", "tp")
     assert_same(first.state, second.state)
