@@ -83,14 +83,14 @@ class LateNet(Net):
     Args:
         built: The hook: "setup" or "configure_model"; "meta" for the latter on the meta device, with weights that are
             loaded once there is memory for them.
-        sharded: Shard the weights in ``configure_model``.
+        kind: Strategy, for which the weights are laid out in ``configure_model``.
         dtype: Type of the weights.
     """
 
-    def __init__(self, built: str, *, sharded: bool, dtype: torch.dtype = torch.double) -> None:
+    def __init__(self, built: str, *, kind: str, dtype: torch.dtype = torch.double) -> None:
         LightningModule.__init__(self)
         self.optimizer, self.frozen_norms = "adam", True
-        self.built, self.sharded, self.weight_dtype = built, sharded, dtype
+        self.built, self.kind, self.weight_dtype = built, kind, dtype
 
     def build(self) -> None:
         if not self._modules:
@@ -109,8 +109,9 @@ class LateNet(Net):
 
     def configure_model(self) -> None:
         self.build()
-        if self.sharded:
-            ShardedNet.configure_model(self)
+        layout = _CLASSES.get(self.kind)
+        if layout is not None:
+            layout.configure_model(self)
 
     def on_fit_start(self) -> None:
         if self.built == "meta":
@@ -195,7 +196,7 @@ def make(case: Case, kind: str, seed: int = 0) -> Net:
     return model
 
 
-_CLASSES = {"fsdp2": ShardedNet, "dcp": ShardedNet, "tp": ParallelNet}
+_CLASSES: dict[str, Any] = {"fsdp2": ShardedNet, "dcp": ShardedNet, "tp": ParallelNet}
 
 
 def fit_model(
@@ -248,7 +249,7 @@ def fit_and_validate(name: str, kind: str, folder: Path) -> tuple[float, float, 
 
 def fit_late(name: str, kind: str, built: str, ckpt_path: Path | None = None, folder: Path | None = None) -> Result:
     """Fits a case on a network that is made in a hook."""
-    model = LateNet(built, sharded=is_sharded(kind))
+    model = LateNet(built, kind=kind)
     return fit_model(model, kind, [*case(name).callbacks(), *saving(folder)], ckpt_path)
 
 
