@@ -283,10 +283,11 @@ def distil(
     folder: Path | None = None,
     ckpt_path: Path | None = None,
     mean_teacher: bool = False,
+    sharded_teacher: bool = False,
 ) -> Result:
     """Fits a case on a student whose teacher is another network of its kind, matching logits and features."""
     torch.manual_seed(seed + (dist.get_rank() if dist.is_initialized() else 0))
-    teacher = Net().double()
+    teacher = (_CLASSES[kind] if sharded_teacher else Net)().double()
     for parameter in teacher.parameters():
         parameter.data.add_(0.1)
     # The last pair has a linear map between 4 and 8 channels, which is trained.
@@ -301,8 +302,9 @@ def distil(
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     assert "objective.adapters.mapped_0.map.weight" in trained, trained
     assert all(name.startswith(("student.", "objective.")) for name in trained)
-    assert module.teacher.conv1.weight.grad is None
-    result.teacher = {name: tensor.clone() for name, tensor in module.teacher.state_dict().items()}
+    assert module.teacher.fc.weight.grad is None
+    assert isinstance(module.teacher.fc.weight, DTensor) == sharded_teacher
+    result.teacher = {name: tensor.clone() for name, tensor in whole(module.teacher.state_dict()).items()}
     return result
 
 

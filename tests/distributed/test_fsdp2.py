@@ -100,6 +100,17 @@ def test_checkpoints_are_validated_alike(name: str, kind: str, pool: Pool, tmp_p
         assert fitted == loaded == resumed
 
 
+@pytest.mark.parametrize("kind", ["fsdp2", "tp"])
+def test_a_teacher_shards_itself(kind: str, pool: Pool, tmp_path: Path) -> None:
+    results = pool(jobs.distil, "cubic", kind, 0, tmp_path, None, False, True)
+    one = jobs.distil("cubic", "one")
+    for result in results:
+        assert_close(result.state, one.state)
+        assert_same(result.teacher, one.teacher)
+    resumed = pool(jobs.distil, "cubic", kind, 50, None, tmp_path / "step=5.ckpt", False, True)[0]
+    assert_same(resumed.state, results[0].state)
+
+
 @pytest.mark.parametrize(("name", "mean_teacher"), [("prune_and_cluster_and_qat", False), ("prune_and_cluster", True)])
 def test_a_sharded_student_is_one_process(name: str, mean_teacher: bool, pool: Pool, tmp_path: Path) -> None:
     first, second = pool(jobs.distil, name, "fsdp2", 0, tmp_path, None, mean_teacher)
