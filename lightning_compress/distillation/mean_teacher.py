@@ -17,7 +17,7 @@ from lightning_compress.distillation.frozen_network import FrozenNetwork
 class MeanTeacherNetwork(FrozenNetwork):
     """Exponential moving average of the student's parameters. Tarvainen and Valpola 2017 (arXiv:1703.01780).
 
-    The decay of update ``n``, counted from 1, is the smaller of ``decay`` and ``(1 + n) / (10 + n)``. Buffers are
+    The average of a quantized student computes in FP32. The decay of update ``n``, counted from 1, is the smaller of ``decay`` and ``(1 + n) / (10 + n)``. Buffers are
     copied from the student.
 
     Args:
@@ -58,8 +58,10 @@ class MeanTeacherNetwork(FrozenNetwork):
         values = [latest[name].detach().to(average) for name, average in averages.items()]
         if values:
             update(list(averages.values()), values, self._num_updates)
+        own = dict(self.network.named_buffers())
         for name, buffer in student.named_buffers():
-            self.network.get_buffer(name).copy_(buffer)
+            if name in own:  # the average of a quantized student computes in FP32
+                own[name].copy_(buffer)
 
     @override
     def state_dict(self) -> dict[str, Any]:

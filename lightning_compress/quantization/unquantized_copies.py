@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lightning_compress.quantization.insertion import is_quantized, quantizers_of
+from lightning_compress.quantization.insertion import is_quantized, quantizers_of, remove_quantizers
 from lightning_compress.quantization.quantizer import PREFIX
 from lightning_compress.trainer.copied_networks import find_copies, shapes_of
 
@@ -22,6 +22,10 @@ def support_copies(model: nn.Module, module: str) -> None:
         model: Model with quantizers.
         module: Name of the quantized network; ``""`` for every child with quantizers.
     """
+    teacher = getattr(model, "teacher", None)
+    if isinstance(teacher, nn.Module) and all(part is not teacher for part in model.modules()):
+        # An average of the student beside the model, which was copied with its quantizers.
+        remove_quantizers(teacher)
     names = [module] if module else [name for name, part in model.named_children() if is_quantized(part)]
     for name in names:
         _support_copies_of(model, name)

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from lightning_compress.distillation.mean_teacher import MeanTeacherNetwork
+from tests.cases import assert_same
+from tests.distributed import jobs
 
 
 def net(dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -70,3 +73,11 @@ def test_state_goes_on_exactly() -> None:
     for name, value in whole.network.state_dict().items():
         assert torch.equal(resumed.network.state_dict()[name], value)
     assert resumed.identity == whole.identity == {"name": "mean", "hash": ""}
+
+
+def test_a_resumed_average_of_a_quantized_student(tmp_path: Path) -> None:
+    whole = jobs.distil("qat", "one", 0, tmp_path, mean_teacher=True)
+    resumed = jobs.distil("qat", "one", 50, None, tmp_path / "step=5.ckpt", mean_teacher=True)
+    assert_same(resumed.state, whole.state)
+    assert_same(resumed.teacher, whole.teacher)
+    assert not any("quant_" in name for name in whole.teacher)

@@ -111,7 +111,7 @@ def test_a_teacher_shards_itself(kind: str, pool: Pool, tmp_path: Path) -> None:
     assert_same(resumed.state, results[0].state)
 
 
-@pytest.mark.parametrize(("name", "mean_teacher"), [("prune_and_cluster_and_qat", False), ("prune_and_cluster", True)])
+@pytest.mark.parametrize(("name", "mean_teacher"), [("prune_and_cluster_and_qat", False), ("prune_and_cluster", True), ("qat", True)])
 def test_a_sharded_student_is_one_process(name: str, mean_teacher: bool, pool: Pool, tmp_path: Path) -> None:
     first, second = pool(jobs.distil, name, "fsdp2", 0, tmp_path, None, mean_teacher)
     one = jobs.distil(name, "one", mean_teacher=mean_teacher)
