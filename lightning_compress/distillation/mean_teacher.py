@@ -17,8 +17,8 @@ from lightning_compress.distillation.frozen_network import FrozenNetwork
 class MeanTeacherNetwork(FrozenNetwork):
     """Exponential moving average of the student's parameters. Tarvainen and Valpola 2017 (arXiv:1703.01780).
 
-    The average of a quantized student computes in FP32. The decay of update ``n``, counted from 1, is the smaller of ``decay`` and ``(1 + n) / (10 + n)``. Buffers are
-    copied from the student.
+    The decay of update ``n``, counted from 1, is the smaller of ``decay`` and ``(1 + n) / (10 + n)``. Buffers are
+    copied from the student. The average of a quantized student computes in FP32.
 
     Args:
         network: Network of the student at the start of the fit.

@@ -45,8 +45,18 @@ def insert_quantizers_of_checkpoint(pl_module: LightningModule, path: Path) -> N
     Args:
         pl_module: Model for which :func:`insert_quantizers_on_load` was called.
         path: Path of the checkpoint.
+
+    Raises:
+        ValueError: If only the model has quantizers, and loading is strict.
     """
-    _insert_stored(pl_module, _shards_of(path) if path.is_dir() else _weights_of(path), "")
+    stored = _shards_of(path) if path.is_dir() else _weights_of(path)
+    _insert_stored(pl_module, stored, "")
+    ours = sorted(_quantizer_keys(pl_module.state_dict()))
+    if ours and pl_module.strict_loading and not _quantizer_keys(stored):
+        raise ValueError(
+            f"The checkpoint is of another model: {ours[0]!r} is only in the model. To quantize a trained model, load "
+            "its weights and start a new run."
+        )
 
 
 def _weights_of(path: Path) -> Mapping[str, Tensor]:

@@ -348,6 +348,15 @@ def refusal(name: str, kind: str, average: type[Callback] | None = None, options
     return ""
 
 
+def refusal_to_resume(name: str, kind: str, ckpt_path: Path) -> str:
+    """What is said when a case cannot go on from a checkpoint."""
+    try:
+        fit(name, kind, ckpt_path=ckpt_path)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def evaluate(kind: str, path: Path) -> float:
     """The validation loss of a checkpoint."""
     model = make(case("cubic"), kind)

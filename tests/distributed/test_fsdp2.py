@@ -100,6 +100,13 @@ def test_checkpoints_are_validated_alike(name: str, kind: str, pool: Pool, tmp_p
         assert fitted == loaded == resumed
 
 
+@pytest.mark.parametrize("kind", ["fsdp2", "dcp"])
+def test_a_checkpoint_without_quantizers_is_of_another_model(kind: str, pool: Pool, tmp_path: Path) -> None:
+    pool(jobs.fit, "cubic", kind, 0, tmp_path)
+    for message in pool(jobs.refusal_to_resume, "prune_and_qat", kind, tmp_path / "step=3.ckpt"):
+        assert "The checkpoint is of another model: 'conv1.quant_" in message
+
+
 @pytest.mark.parametrize("kind", ["fsdp2", "tp"])
 def test_a_teacher_shards_itself(kind: str, pool: Pool, tmp_path: Path) -> None:
     results = pool(jobs.distil, "cubic", kind, 0, tmp_path, None, False, True)
@@ -111,7 +118,9 @@ def test_a_teacher_shards_itself(kind: str, pool: Pool, tmp_path: Path) -> None:
     assert_same(resumed.state, results[0].state)
 
 
-@pytest.mark.parametrize(("name", "mean_teacher"), [("prune_and_cluster_and_qat", False), ("prune_and_cluster", True), ("qat", True)])
+@pytest.mark.parametrize(
+    ("name", "mean_teacher"), [("prune_and_cluster_and_qat", False), ("prune_and_cluster", True), ("qat", True)]
+)
 def test_a_sharded_student_is_one_process(name: str, mean_teacher: bool, pool: Pool, tmp_path: Path) -> None:
     first, second = pool(jobs.distil, name, "fsdp2", 0, tmp_path, None, mean_teacher)
     one = jobs.distil(name, "one", mean_teacher=mean_teacher)
