@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -81,13 +81,32 @@ class ChannelGroup:
         Returns:
             Bool of shape ``(num_channels,)`` on the CPU.
         """
-        alive = torch.zeros(self.num_channels, dtype=torch.bool)
-        for channel_slice in self.output_slices:
+        return ~self._nonzero(self.output_slices, tensors)
+
+    def unused(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return a mask of the channels that are zero in all input slices, of which each of them has some.
+
+        Args:
+            tensors: Tensors of the model by name.
+
+        Returns:
+            Bool of shape ``(num_channels,)`` on the CPU; all False for blocks, and for channels that norms normalize
+            over, which read each other.
+        """
+        has_readers = torch.zeros(self.num_channels, dtype=torch.bool)
+        for channel_slice in () if self.norms or self.blocks else self.input_slices:
+            has_readers[channel_slice.channels] = True
+        return has_readers & ~self._nonzero(self.input_slices, tensors)
+
+    def _nonzero(self, slices: Iterable[ChannelSlice], tensors: Mapping[str, Tensor]) -> Tensor:
+        """Return a mask of the channels with a nonzero entry in some slice."""
+        nonzero = torch.zeros(self.num_channels, dtype=torch.bool)
+        for channel_slice in slices:
             tensor = tensors[channel_slice.tensor].detach()
             rows = (tensor != 0).movedim(channel_slice.dim, 0).reshape(tensor.shape[channel_slice.dim], -1)
-            nonzero = rows.any(dim=1).cpu()
-            alive[channel_slice.channels[nonzero[channel_slice.positions]]] = True
-        return ~alive
+            found = rows.any(dim=1).cpu()
+            nonzero[channel_slice.channels[found[channel_slice.positions]]] = True
+        return nonzero
 
     @torch.no_grad()
     def zero_(self, tensors: Mapping[str, Tensor], selected: Tensor) -> None:

@@ -15,6 +15,7 @@ from lightning_compress.channels.discovery import find_groups
 from lightning_compress.channels.groups import named_tensors
 from lightning_compress.channels.removal_log import RemovalLog
 from lightning_compress.channels.remove import remove_
+from lightning_compress.channels.unused_channels import zero_unused_
 from lightning_compress.masked_norms import masked_norms
 from lightning_compress.sharded_modules import copy_whole
 
@@ -23,7 +24,8 @@ def shrink(model: nn.Module, example_inputs: Any, *, width: bool = False) -> tup
     """Remove zero channels from a model and return a smaller one that computes the same function.
 
     A channel is zero if it is zero in every tensor that produces it: weights, biases, and scales and shifts of batch
-    norms, of all layers in its channel group. ``Pruning(pattern=Channels())`` leaves such channels. Groups are found
+    norms, of all layers in its channel group. ``Pruning(pattern=Channels())`` leaves such channels. Channels that only
+    zero weights read, as pruning of single weights leaves them, are removed as well. Groups are found
     by following each channel through the operators of a run, and verified by trial removals on copies of the model.
     Channels that cannot be removed without a change in the output are kept, and a warning names the layers in which
     they are zero. Residual blocks with no weight other than zero, which ``Pruning(pattern=Depth())`` leaves, become
@@ -67,6 +69,7 @@ def shrink(model: nn.Module, example_inputs: Any, *, width: bool = False) -> tup
     small = copy_whole(model)
     log = _remove_blocks_(small, args, kwargs)
     groups, reasons = find_groups(small, args, kwargs, width=width or bool(masked_norms(model)))
+    zero_unused_(small, groups, args, kwargs)
     tensors = named_tensors(small)
     _warn_of_remaining_zeros(tensors, reasons)
     log = log.then(remove_(small, {group: _keep_one(group.dead(tensors)) for group in groups}))

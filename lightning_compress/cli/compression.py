@@ -109,6 +109,13 @@ class CompressionCLI(LightningCLI):
             "model, or no baseline.",
         )
         parser.add_argument(
+            "--shrink",
+            type=bool | None,
+            default=None,
+            help="Remove channels that are zero, or that only zero weights read, after the fit of 'run'; by default "
+            "with the patterns Channels and Depth.",
+        )
+        parser.add_argument(
             "--half",
             type=list[Literal["codebooks", "norms", "biases"]] | None,
             default=None,

@@ -10,7 +10,6 @@ from pathlib import Path
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 
-import lightning_compress as lc
 from lightning_compress.cli.attempts import Attempts
 from lightning_compress.cli.errors import fail
 from lightning_compress.cli.finished_run import NETWORK_FILE, REMOVAL_FILE
@@ -98,8 +97,9 @@ def _how_to_go_on(cli: RunCLI, arguments: Sequence[str]) -> str:
 def _compress(cli: RunCLI, fitted: Metrics) -> StageResults:
     """Return the data of all stages after the training; a stage that fails does not lose the others."""
     attempts = Attempts()
-    channels = isinstance(getattr(cli.config_init.get("pruning"), "pattern", None), (lc.Channels, lc.Depth))
-    masked = attempts.run("The copy of the masked network", cli.deployed, default=None) if channels else None
+    masked = None
+    if cli.removes_channels:
+        masked = attempts.run("The copy of the masked network", cli.deployed, default=None)
     nothing: Metrics = {}
     removed = attempts.run("The removal of channels", cli.shrink, default=nothing)
     packed = attempts.run("The packed file", cli.pack, default=None)

@@ -150,6 +150,13 @@ class StageCLI(CompressionCLI):
         return getattr(self.config_init.get("quantization"), "backend", lc.OnnxRuntime())
 
     @property
+    def removes_channels(self) -> bool:
+        """True if channels are physically removed after the fit."""
+        pattern = getattr(self.config_init.get("pruning"), "pattern", None)
+        given = self.config_init.get("shrink")
+        return isinstance(pattern, (lc.Channels, lc.Depth)) if given is None else given
+
+    @property
     def half(self) -> Sequence[str]:
         """Groups of tensors that the packed file rounds to float16."""
         given = self.config_init.get("half")
@@ -157,15 +164,14 @@ class StageCLI(CompressionCLI):
 
     def shrink(self) -> Metrics:
         """Physically remove pruned channels and test the remaining network."""
-        pattern = getattr(self.config_init.get("pruning"), "pattern", None)
         quantized = self.config_init.get("quantization") is not None
         log = lc.RemovalLog()
-        if isinstance(pattern, (lc.Channels, lc.Depth)) and quantized:
+        if self.removes_channels and quantized:
             rank_zero_warn(
                 "Channels are masked but not removed, because removal from a quantized network is not supported: "
                 "quantize in a recipe of its own, with 'after'."
             )
-        elif isinstance(pattern, (lc.Channels, lc.Depth)) and self._has_inputs("Channels are not removed"):
+        elif self.removes_channels and self._has_inputs("Channels are not removed"):
             log = remove_channels_(self.model.get_submodule(self.deployed_module), self.inputs[0])
         if not self.trainer.is_global_zero:
             return {}
