@@ -95,6 +95,15 @@ def test_the_file_of_a_size_budget_is_rounded_as_it_says(recipe, capsys):
     assert 118_800 <= (the_run() / "model.packed").stat().st_size <= 120_000
 
 
+def test_channels_that_sparse_layers_do_not_read_are_removed(recipe, capsys):
+    main(["run", "small.yaml", "--pruning.sparsity=0.998", "--shrink=true", "--half=[biases]"])
+    assert titles(the_run()) == ["fitted, channels masked", "channels removed", "packed file"]
+    masked, removed, _ = read_report(the_run())[1].models
+    assert removed.num_parameters < 0.9 * masked.num_parameters
+    assert removed.metrics["test/loss"] == pytest.approx(masked.metrics["test/loss"], rel=1e-5)
+    main(["verify", str(the_run()), "--test"])
+
+
 def test_baseline_can_be_the_start(recipe):
     main(["run", "small.yaml", "--baseline=test", "--trainer.limit_train_batches=0"])
     _, report = read_report(the_run())
