@@ -73,11 +73,13 @@ class CodebookConstraint(Constraint):
         weights = self._trained_weights()
         # All before any is compared: no rank may leave out a collective.
         first = self._over_ranks(weights, Assignment.first_members)
-        return all(
-            torch.equal(joint.written(w, joint.values_of(values)), w)
+        equal = [
+            (joint.written(w, joint.values_of(values)) == w).all()
             for values, (batch, joint) in zip(first, self._assigned_batches(weights), strict=True)
             for w in [self._stacked(weights, batch)]
-        )
+        ]
+        # One synchronization with the GPU for all layers.
+        return not equal or bool(torch.stack(equal).all())
 
     @torch.no_grad()
     def sum_gradients_(self) -> None:

@@ -92,10 +92,14 @@ class MaskConstraint(Constraint):
     @torch.no_grad()
     def is_satisfied(self) -> bool:
         """Return True if all masked weights on this rank are zero."""
-        return self.is_dense or not any(
-            bool(stack_weights([self.layers[i] for i in batch])[self.stacked_zeros(batch)].any())
+        if self.is_dense:
+            return True
+        outside = [
+            ((stack_weights([self.layers[i] for i in batch]) != 0) & self.stacked_zeros(batch)).any()
             for batch in self.trained_batches()
-        )
+        ]
+        # One synchronization with the GPU for all layers.
+        return not outside or not bool(torch.stack(outside).any())
 
     def _set(self, masks: Sequence[Tensor]) -> None:
         self._set_zeros([~stack([masks[i] for i in batch]) for batch in self.batches])
