@@ -112,12 +112,13 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=16, help="epochs of each run on CIFAR-10")
     parser.add_argument("--prune-rounds", type=int, default=4, help="rounds of pruning and rewinding")
     parser.add_argument("--workers", type=int, default=4, help="processes that load CIFAR-10")
-    parser.add_argument("--rounds", type=int, default=5, help="fits of each arm")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps of a fit")
+    parser.add_argument("--rounds", type=int, help="fits of each arm (5, with --tiny 2)")
+    parser.add_argument("--steps", type=int, help="timed steps of a fit (10, with --tiny 2)")
     parser.add_argument("--only", default="*", help="glob of the measurements to make")
     parser.add_argument("--device", choices=["gpu", "cpu"], default="gpu")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
+    args.rounds, args.steps = (args.rounds or 2, args.steps or 2) if args.tiny else (args.rounds or 5, args.steps or 10)
     if args.device == "gpu" and not torch.cuda.is_available():
         parser.error("there is no CUDA device: run on one, or with --device cpu --tiny to try the code.")
     for logger in ("lightning.pytorch", "lightning.fabric"):

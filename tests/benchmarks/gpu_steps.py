@@ -64,7 +64,7 @@ FULL = (
 )
 TINY = (
     Setting("resnet20_cifar", "net.conv1", 8, 2, num_classes=10),
-    Setting("test_vit", "net.patch_embed.proj", 32, 2, num_classes=10, options=(("img_size", 32),)),
+    Setting("test_vit", "net.patch_embed.proj", 32, 2, num_classes=10, options=(("img_size", 32), ("depth", 2))),
 )
 
 
