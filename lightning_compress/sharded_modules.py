@@ -1,8 +1,9 @@
-"""Modules whose parameters are sharded over ranks (FSDP2's ``fully_shard``), and copies of them that are not."""
+"""Modules whose parameters are sharded over ranks, by FSDP2 or tensor parallelism, and copies of them that are not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from lightning_compress.module_copies import copy_module, is_defined_in, remove_forward_hooks_
 
@@ -45,23 +46,25 @@ def reshard(module: nn.Module) -> None:
 
 
 def copy_unsharded(module: AnyModule, full: Callable[[Tensor], Tensor]) -> AnyModule:
-    """Copy a sharded module as the module that it was before ``fully_shard``; see :func:`copy_module`.
+    """Copy a sharded module as the module that it was before; see :func:`copy_module`.
 
     Args:
         module: Module with sharded parameters.
         full: Returns the full tensor for a sharded parameter, such as :func:`placeholder`.
 
     Returns:
-        The copy, of the original classes and without hooks that gather parameters.
+        The copy, of the original classes and without hooks that gather parameters or lay out activations.
     """
     reshard(module)
     memo: dict[int, Any] = {}
     kept: list[Any] = []  # as long as ids stand for objects
     for parameter in (p for p in module.parameters() if isinstance(p, DTensor)):
         memo[id(parameter)] = nn.Parameter(full(parameter), requires_grad=parameter.requires_grad)
+    for buffer in (b for b in module.buffers() if isinstance(b, DTensor)):
+        memo[id(buffer)] = full_tensor(buffer)
     for part in module.modules():
         for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values()):
-            if _gathers(hook):
+            if _is_of_torch_distributed(hook):
                 memo[id(hook)] = _do_nothing
         for name, state in vars(part).items():
             if name.startswith(_STATE_KEY):
@@ -73,6 +76,11 @@ def copy_unsharded(module: AnyModule, full: Callable[[Tensor], Tensor]) -> AnyMo
         for name in [name for name in vars(part) if name.startswith(_STATE_KEY) or name in _MARKS]:
             del vars(part)[name]
     return copied
+
+
+def copy_whole(module: AnyModule) -> AnyModule:
+    """Copy a module that may be sharded, as :func:`copy_module` does; a collective if it is."""
+    return copy_unsharded(module, full_tensor) if is_sharded(module) else copy_module(module)
 
 
 def placeholder(parameter: Tensor) -> Tensor:
@@ -98,12 +106,42 @@ def shard_of(full: Tensor, like: Tensor) -> Tensor:
     return laid_out.to_local().clone()  # a view would keep the full tensor
 
 
-def _gathers(hook: Any) -> bool:
-    return is_defined_in(hook, "torch") and ".fsdp." in f"{hook.__module__}."
+def shard_along(values: Tensor, like: DTensor, dims: Mapping[int, int]) -> Tensor:
+    """Return this rank's shard of values that belong to some dimensions of a sharded tensor.
+
+    Args:
+        values: The values, equal on all ranks.
+        like: The sharded tensor.
+        dims: Its dimensions to those of the values; sharding of other dimensions leaves the values whole.
+    """
+    placements = [
+        Shard(dims[own.dim]) if isinstance(own, Shard) and own.dim in dims else Replicate() for own in like.placements
+    ]
+    return distribute_tensor(values, like.device_mesh, placements, src_data_rank=None).to_local()
+
+
+def map_shard(x: DTensor, function: Callable[[Tensor], Tensor]) -> DTensor:
+    """Return a sharded tensor with a function applied to this rank's shard, which keeps its shape; differentiable."""
+    changed = function(x.to_local())
+    return DTensor.from_local(changed, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride())
+
+
+def without_partial_sums(x: DTensor) -> DTensor:
+    """Return a sharded tensor whose ranks hold values, not summands: a collective if they do."""
+    if not any(placement.is_partial() for placement in x.placements):
+        return x
+    return x.redistribute(placements=[Replicate() if own.is_partial() else own for own in x.placements])
+
+
+def _is_of_torch_distributed(hook: Any) -> bool:
+    """Return True for the hooks of FSDP2 and of tensor parallelism."""
+    return (
+        is_defined_in(hook, "torch") and re.search(r"\.(fsdp|distributed\.tensor)\.", f"{hook.__module__}.") is not None
+    )
 
 
 def _do_nothing(*args: Any, **kwargs: Any) -> None:
-    """Replace hooks of FSDP2 in a copy."""
+    """Replace such hooks in a copy."""
 
 
 @contextmanager
@@ -126,7 +164,7 @@ def _without_state_dict_hooks(module: nn.Module) -> Iterator[None]:
     for part in module.modules():
         for hooks in (part._state_dict_pre_hooks, part._load_state_dict_pre_hooks):
             for key, hook in list(hooks.items()):
-                if _gathers(getattr(hook, "hook", hook)):
+                if _is_of_torch_distributed(getattr(hook, "hook", hook)):
                     taken.append((hooks, key, hook, list(hooks)))
                     del hooks[key]
     try:

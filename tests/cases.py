@@ -77,7 +77,7 @@ def qat(**options: Any) -> list[Callback]:
 
 
 PROBES = "runs training_step by itself"
-CHANNELS_REFUSE = {"fsdp2": "does not support ModelParallelStrategy", "late": "build the model in __init__"}
+CHANNELS_REFUSE = {"late": "build the model in __init__"}
 QAT_REFUSES = {"average first": "put QuantizationAwareTraining before it"}
 LEARNED_REFUSES = {**QAT_REFUSES, "fsdp2": "does not support observer=Learned() with ModelParallelStrategy"}
 LATE = lc.Schedule(begin=0.0, end=0.8, every=1)  # with pruning on RAMP: updates after steps 7 and 8
@@ -212,7 +212,7 @@ CASES = [
         "size_budget",
         lambda: [lc.SizeBudget(900, schedule=RAMP)],
         rounds_to_zero=True,
-        refused={"fsdp2": "does not support ModelParallelStrategy", "manual": PROBES, "teacher": "allow more"},
+        refused={"manual": PROBES, "teacher": "allow more"},
     ),
     Case(
         "prune_and_cluster",

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from lightning_compress.sharded_modules import copy_unsharded, is_sharded, placeholder, reshard
+from lightning_compress.sharded_modules import copy_unsharded, copy_whole, is_sharded, placeholder, reshard
 
 
 def network() -> nn.Sequential:
@@ -24,6 +25,18 @@ def sharded(mesh: DeviceMesh) -> nn.Sequential:
     net = network()
     fully_shard(net[0], mesh=mesh["rows"])
     return fully_shard(net, mesh=mesh["rows"])
+
+
+def test_a_copy_of_a_module_that_is_cut(mesh: DeviceMesh) -> None:
+    plain, cut, inputs = network().eval(), network().eval(), torch.randn(8, 4)
+    parallelize_module(cut, mesh["rows"], {"0": ColwiseParallel(), "3": RowwiseParallel()})
+    copied = copy_whole(cut)
+    assert not is_sharded(copied)
+    assert {name: type(p) for name, p in copied.named_parameters()} == {
+        name: nn.Parameter for name, _ in plain.named_parameters()
+    }
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in copied.modules())
+    assert torch.equal(copied(inputs), plain(inputs))
 
 
 def full(parameter: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from lightning_compress.channels.groups import named_tensors
 from lightning_compress.channels.removal_log import RemovalLog
 from lightning_compress.channels.remove import remove_
 from lightning_compress.masked_norms import masked_norms
-from lightning_compress.module_copies import copy_module
+from lightning_compress.sharded_modules import copy_whole
 
 
 def shrink(model: nn.Module, example_inputs: Any, *, width: bool = False) -> tuple[nn.Module, RemovalLog]:
@@ -34,7 +34,7 @@ def shrink(model: nn.Module, example_inputs: Any, *, width: bool = False) -> tup
     plain, narrower norms. With ``width=True``, zero channels of the norms of any model are taken for such.
 
     Args:
-        model: The model, which is left unchanged.
+        model: The model, which is left unchanged. A sharded one is gathered on each rank: call it on all of them.
         example_inputs: Inputs of its forward: a tensor, a tuple of arguments, or a dict of keyword arguments.
         width: Remove zero channels of LayerNorms and RMSNorms from a model whose norms do not skip them, such as a
             plain model with the weights of a checkpoint.
@@ -64,7 +64,7 @@ def shrink(model: nn.Module, example_inputs: Any, *, width: bool = False) -> tup
             f"shrink: {quantizer!r} belongs to a quantizer: shrink first, then calibrate or train with quantization."
         )
     args, kwargs = as_arguments(example_inputs)
-    small = copy_module(model)
+    small = copy_whole(model)
     log = _remove_blocks_(small, args, kwargs)
     groups, reasons = find_groups(small, args, kwargs, width=width or bool(masked_norms(model)))
     tensors = named_tensors(small)

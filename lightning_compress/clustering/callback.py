@@ -113,6 +113,14 @@ class WeightClustering(ConstraintCallback[CodebookConstraint]):
         self._soft: dict[str, SoftClusters] = {}
         self._masks: MasksOfFit | None = None
 
+    @property
+    def computes_by_shard(self) -> bool:
+        """True if weights are assigned to clusters, which their centroids tie together over ranks.
+
+        Soft assignments replace the weights in the forward pass, where a rank has its share of a layer.
+        """
+        return self.method == "hard"
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check strategy, targets and the other callbacks before the fit."""
         super().setup(trainer, pl_module, stage)

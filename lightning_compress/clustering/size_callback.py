@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import final
 
 from lightning_compress.clustering.grid_assignment import assign_levels, free_weights, spread_levels
@@ -22,10 +22,10 @@ from lightning_compress.constraints.codebook import CodebookConstraint
 from lightning_compress.constraints.layer import Layer
 from lightning_compress.packing.tensors import checked_halves
 from lightning_compress.schedules import Progress, Schedule
+from lightning_compress.sharded_modules import full_tensor
 from lightning_compress.targets import Targets
 from lightning_compress.trainer.constraint_callback import ConstraintCallback
 from lightning_compress.trainer.probe import TrainingProbe
-from lightning_compress.trainer.queries import is_a
 
 
 @final
@@ -39,6 +39,7 @@ class SizeBudget(ConstraintCallback[CodebookConstraint]):
     update, the largest weights first, while the others compensate (Zhou et al. 2017, arXiv:1702.03044); at the end of
     the schedule all do. Levels are trained like the centroids of :class:`WeightClustering`.
 
+    Each rank quantizes all weights, the same: of a sharded model (FSDP2) a whole copy on each rank, for an update.
     Weights that :class:`Pruning` masks stay zero; it precedes this callback in ``callbacks=[...]``.
 
     Args:
@@ -52,8 +53,8 @@ class SizeBudget(ConstraintCallback[CodebookConstraint]):
         num_bytes: Size of the file at the last update, or ``None`` before it.
 
     Raises:
-        ValueError: If an argument is invalid; in ``setup`` if targets match nothing, for strategies that shard weights,
-            and for manual optimization; at an update if the file cannot be that small.
+        ValueError: If an argument is invalid; in ``setup`` if targets match nothing, and for manual optimization; at
+            an update if the file cannot be that small.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -89,10 +90,6 @@ class SizeBudget(ConstraintCallback[CodebookConstraint]):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        if is_a(trainer.strategy, "ModelParallelStrategy"):
-            raise ValueError(
-                "SizeBudget does not support ModelParallelStrategy, which shards the weights of a file: use 'ddp'."
-            )
         if not pl_module.automatic_optimization:
             raise ValueError(
                 "SizeBudget runs training_step by itself, which manual optimization does not allow: use "
@@ -110,6 +107,11 @@ class SizeBudget(ConstraintCallback[CodebookConstraint]):
     def current_state(self) -> dict[str, Any]:
         """Return levels, counters and the size of the file."""
         return {**super().current_state(), "num_bytes": self.num_bytes}
+
+    @property
+    def computes_by_shard(self) -> bool:
+        """True, as whole layers are gathered for an update."""
+        return True
 
     def fit_metrics(self) -> dict[str, float]:
         """Return the size of the file at the last update, in bytes."""
@@ -131,7 +133,7 @@ class SizeBudget(ConstraintCallback[CodebookConstraint]):
         """Warn if the file has another size, since tensors that are not quantized have changed."""
         super().on_train_end(trainer, pl_module)
         if self.reached:
-            self.num_bytes = packed_size(pl_module.get_submodule(self.targets.module).state_dict(), self.half)
+            self.num_bytes = packed_size(self._state(pl_module), self.half)
             if self.num_bytes > self._max_bytes:
                 rank_zero_warn(f"SizeBudget: the file takes {self.num_bytes} bytes, and {self._max_bytes} are allowed.")
 
@@ -166,8 +168,8 @@ class SizeBudget(ConstraintCallback[CodebookConstraint]):
         trained = sorted(set(range(len(self.constraint.layers))) - self.constraint.frozen)
         layers = [self.constraint.layers[i] for i in trained]
         errors = [WeightedErrors.of(*moments) for moments in self._moments(trainer, layers)]
-        state = trainer.lightning_module.get_submodule(self.targets.module).state_dict()
-        names = _names_in(state, layers)
+        state = self._state(trainer.lightning_module)
+        names = _names_in(trainer.lightning_module.get_submodule(self.targets.module), layers)
 
         def size_of(quantized: Sequence[QuantizedWeight]) -> int:
             # Levels will be trained, each by itself: their codebook is no longer that of a uniform grid.
@@ -177,21 +179,29 @@ class SizeBudget(ConstraintCallback[CodebookConstraint]):
             return sizes[-1]
 
         sizes: list[int] = []
-        weights = [layer.weight.detach() for layer in layers]
-        masks = [zeros[i] for i in trained]
-        for i, weight, mask, quantized in zip(
-            trained, weights, masks, StepSearch(weights, errors, masks, size_of).run(self._max_bytes), strict=True
-        ):
-            free = free_weights(weight, self.constraint.assignments[i], mask, fraction)
-            self.constraint.replace(i, *assign_levels(quantized, free, weight.device))
+        weights = [layer.full(layer.weight) for layer in layers]
+        given = zip(layers, (zeros[i] for i in trained), strict=True)
+        masks = [None if own is None else layer.full(own) for layer, own in given]
+        found = StepSearch(weights, errors, masks, size_of).run(self._max_bytes)
+        for i, layer, mask, quantized in zip(trained, layers, masks, found, strict=True):
+            free = free_weights(layer, self.constraint.assignments[i], mask, fraction)
+            self.constraint.replace(i, *assign_levels(quantized, free, layer))
         self.num_bytes = max(size for size in sizes if size <= self._max_bytes)
+
+    def _state(self, pl_module: LightningModule) -> dict[str, Tensor]:
+        """Return the tensors of the file; a collective if they are sharded."""
+        state = pl_module.get_submodule(self.targets.module).state_dict()
+        return {name: full_tensor(value) if isinstance(value, Tensor) else value for name, value in state.items()}
 
     def _moments(self, trainer: Trainer, layers: Sequence[Layer]) -> list[tuple[Tensor, Tensor]]:
         """Return the second moments of the inputs and output gradients of each layer, averaged over ranks."""
         assert self._batch is not None, "updates happen inside a training batch"
-        probe = TrainingProbe(trainer, trainer.lightning_module, *self._batch, module=self.targets.module)
+        probe = TrainingProbe(
+            trainer, trainer.lightning_module, *self._batch, module=self.targets.module, full=full_tensor
+        )
         modules = [probe.model.get_submodule(layer.name.rpartition(".")[0]) for layer in layers]
-        statistics = [LayerStatistics(module, layer.parameter) for module, layer in zip(modules, layers, strict=True)]
+        weights = [probe.model.get_parameter(layer.name) for layer in layers]
+        statistics = [LayerStatistics(module, weight) for module, weight in zip(modules, weights, strict=True)]
         with torch.enable_grad(), isolate_rng(), watch_layers(modules, statistics):
             probe.loss().backward()
         device = probe.model.device
@@ -200,10 +210,9 @@ class SizeBudget(ConstraintCallback[CodebookConstraint]):
         return [(inputs.cpu(), gradients.cpu()) for inputs, gradients in zip(reduced[::2], reduced[1::2], strict=True)]
 
 
-def _names_in(state: Mapping[str, Tensor], layers: Sequence[Layer]) -> list[tuple[str, ...]]:
-    """Return the names of the weight of each layer in a state dict, which has shared tensors under several names."""
-    by_memory: dict[int, list[str]] = {}
-    for name, tensor in state.items():
-        if isinstance(tensor, Tensor):
-            by_memory.setdefault(tensor.data_ptr(), []).append(name)
-    return [tuple(by_memory.get(layer.weight.data_ptr(), ())) for layer in layers]
+def _names_in(module: nn.Module, layers: Sequence[Layer]) -> list[tuple[str, ...]]:
+    """Return the names of the weight of each layer in a module, which has shared ones under several names."""
+    by_identity: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        by_identity.setdefault(id(parameter), []).append(name)
+    return [tuple(by_identity.get(id(layer.parameter), ())) for layer in layers]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from lightning_compress.constraints.assignment import Assignment, add_over_ranks
 from lightning_compress.constraints.constraint import Constraint
-from lightning_compress.constraints.layer import Layer, local_shards
+from lightning_compress.constraints.layer import Layer, group_of, local_shards
+from lightning_compress.constraints.layer_batches import any_true
 from lightning_compress.functional.masks import pack_bits, unpack_bits
 
 
@@ -73,13 +75,13 @@ class CodebookConstraint(Constraint):
         weights = self._trained_weights()
         # All before any is compared: no rank may leave out a collective.
         first = self._over_ranks(weights, Assignment.first_members)
-        equal = [
-            (joint.written(w, joint.values_of(values)) == w).all()
-            for values, (batch, joint) in zip(first, self._assigned_batches(weights), strict=True)
-            for w in [self._stacked(weights, batch)]
-        ]
-        # One synchronization with the GPU for all layers.
-        return not equal or bool(torch.stack(equal).all())
+        return not any_true(
+            [
+                (joint.written(w, joint.values_of(values)) != w).any()
+                for values, (batch, joint) in zip(first, self._assigned_batches(weights), strict=True)
+                for w in [self._stacked(weights, batch)]
+            ]
+        )
 
     @torch.no_grad()
     def sum_gradients_(self) -> None:
@@ -155,9 +157,13 @@ class CodebookConstraint(Constraint):
     def _over_ranks(
         self, tensors: Mapping[int, Tensor], summands: Callable[[Assignment, Tensor], Tensor]
     ) -> Sequence[Tensor]:
-        """Return the sums over ranks of a vector for each batch with an assignment, by one collective."""
-        batches = self._assigned_batches(tensors)
-        return add_over_ranks([summands(joint, self._stacked(tensors, batch)) for batch, joint in batches], self._group)
+        """Return a vector for each batch with an assignment; those of shards are summed by one collective."""
+        batches = list(self._assigned_batches(tensors))
+        vectors = [summands(joint, self._stacked(tensors, batch)) for batch, joint in batches]
+        sharded = [i for i, (_, joint) in enumerate(batches) if joint.group is not None]
+        totals = add_over_ranks([vectors[i] for i in sharded], self._group)
+        found = dict(zip(sharded, totals, strict=True))
+        return [found.get(i, vector) for i, vector in enumerate(vectors)]
 
     def _stacked(self, tensors: Mapping[int, Tensor], batch: Sequence[int]) -> Tensor:
         return self._buffers.stack(local_shards([tensors[i].detach() for i in batch]))
@@ -165,9 +171,9 @@ class CodebookConstraint(Constraint):
     def _trained_weights(self) -> dict[int, Tensor]:
         return {i: p for i, p in enumerate(self._parameters) if i not in self.frozen}
 
-    @property
+    @cached_property
     def _group(self) -> dist.ProcessGroup | None:
-        return self.layers[0].group
+        return group_of(self.layers)
 
     def _assigned_batches(self, tensors: Mapping[int, Tensor]) -> Iterator[tuple[list[int], Assignment]]:
         """Yield batches of the layers with a tensor and an assignment, and the joint assignment of each."""

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.layer import Layer, group_of
 
 
 @torch.no_grad()
@@ -40,9 +40,10 @@ def check_finite(
         if stacked.numel():
             largest = torch.linalg.vector_norm(stacked.flatten(1), torch.inf, dim=1)
             bad[torch.tensor(batch, device=bad.device)] = (~largest.isfinite()).to(bad)
-    if layers[0].group is not None:
+    group = group_of(layers)
+    if group is not None:
         # All ranks must raise, or those with finite shards would wait for the others in the next collective.
-        dist.all_reduce(bad, dist.ReduceOp.MAX, group=layers[0].group)
+        dist.all_reduce(bad, dist.ReduceOp.MAX, group=group)
     if bool(bad.any()):
         raise ValueError(
             f"{layers[int(bad.argmax())].name!r} has {quantity} that are NaN or infinite, which cannot be {purpose}: "

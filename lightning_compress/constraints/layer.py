@@ -16,7 +16,7 @@ from lightning_compress.targets import COMPILED
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """Weight tensor of a constraint; a sharded one (FSDP2) is processed shard by shard.
+    """Weight tensor of a constraint; a sharded one (FSDP2, tensor parallelism) is processed shard by shard.
 
     Attributes:
         name: Name of the parameter in the state dict.
@@ -33,10 +33,11 @@ class Layer:
     def __post_init__(self) -> None:
         if isinstance(self.parameter, DTensor):
             mesh, placements = self.parameter.device_mesh, self.parameter.placements
-            if mesh.ndim != 1 or placements != (Shard(0),):
+            if mesh.ndim != 1 or placements[0].is_partial():
                 raise ValueError(
-                    f"{self.name!r} is laid out as {placements} over a mesh of {mesh.ndim} dimensions; only FSDP2's "
-                    "sharding of the first dimension over one mesh dimension is supported: exclude it or shard it so."
+                    f"{self.name!r} is laid out as {placements} over a mesh of {mesh.ndim} dimensions; only sharding "
+                    "of one dimension over one mesh dimension is supported, by FSDP2 or by tensor parallelism: exclude "
+                    "it or shard it so."
                 )
 
     @property
@@ -52,7 +53,16 @@ class Layer:
     @cached_property
     def kind(self) -> tuple[object, ...]:
         """All that must be equal in layers that are processed together."""
-        return self.shape, self.parameter.dtype, self.parameter.device, self.input_dim
+        placements = self.parameter.placements if isinstance(self.parameter, DTensor) else None
+        return self.shape, self.parameter.dtype, self.parameter.device, self.input_dim, placements
+
+    @cached_property
+    def shard_dim(self) -> int | None:
+        """Dimension of which each rank has a share; ``None`` if each has the whole weight."""
+        if not isinstance(self.parameter, DTensor):
+            return None
+        placement = self.parameter.placements[0]
+        return placement.dim % len(self.shape) if isinstance(placement, Shard) else None
 
     @property
     def weight(self) -> Tensor:
@@ -71,19 +81,30 @@ class Layer:
         return self.parameter.shape
 
     @property
+    def shard_shape(self) -> torch.Size:
+        """Shape of the first rank's shard, the largest: what all ranks can check alike."""
+        if self.group is None or self.shard_dim is None:
+            return self.shape
+        rows = -(-self.shape[self.shard_dim] // dist.get_world_size(self.group))
+        return torch.Size([rows if dim == self.shard_dim else size for dim, size in enumerate(self.shape)])
+
+    @property
     def group(self) -> dist.ProcessGroup | None:
         """Process group over which the weight is sharded, or ``None``."""
-        return self.parameter.device_mesh.get_group() if isinstance(self.parameter, DTensor) else None
+        if not isinstance(self.parameter, DTensor) or self.shard_dim is None:
+            return None
+        return self.parameter.device_mesh.get_group()
 
     def local(self, full: Tensor) -> Tensor:
         """Return this rank's shard of a tensor of the full weight's shape, on the weight's device."""
-        if self.group is None:
+        if self.group is None or self.shard_dim is None:
             return full.to(self.parameter.device)
-        # torch.chunk, as FSDP2 does it: trailing ranks may get fewer rows, or none.
-        chunks = full.chunk(dist.get_world_size(self.group))
+        # torch.chunk, as DTensor does it: trailing ranks may get fewer rows, or none.
+        chunks = full.chunk(dist.get_world_size(self.group), self.shard_dim)
         rank = dist.get_rank(self.group)
+        shard = chunks[rank] if rank < len(chunks) else full.narrow(self.shard_dim, 0, 0)
         # A copy, as a view would keep the full tensor on every rank.
-        return (chunks[rank] if rank < len(chunks) else full[:0]).to(self.weight.device, copy=True)
+        return shard.to(self.weight.device, copy=True).contiguous()
 
     def full(self, shard: Tensor) -> Tensor:
         """Return the full tensor of which each rank passes its shard; a collective if sharded."""
@@ -110,6 +131,14 @@ class Layer:
     def full_vector(self, shard: Tensor) -> Tensor:
         """Return a vector with an entry for each weight, from those of this rank's; a collective if sharded."""
         return shard if self.group is None else self.full(shard.view(self.weight.shape)).flatten()
+
+
+def group_of(layers: Sequence[Layer]) -> dist.ProcessGroup | None:
+    """Return the process group over which layers are sharded; ``None`` if none is.
+
+    Under tensor parallelism some layers may be sharded, and others whole and equal on each rank.
+    """
+    return next((layer.group for layer in layers if layer.group is not None), None)
 
 
 def local_shard(tensor: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.constraints.constraint import Constraint
-from lightning_compress.constraints.layer import Layer, local_shards
-from lightning_compress.constraints.layer_batches import stack, stack_weights
+from lightning_compress.constraints.layer import Layer, local_shard, local_shards
+from lightning_compress.constraints.layer_batches import any_true, stack, stack_weights
 from lightning_compress.functional.masks import pack_bits, unpack_bits
 
 
@@ -92,14 +92,12 @@ class MaskConstraint(Constraint):
     @torch.no_grad()
     def is_satisfied(self) -> bool:
         """Return True if all masked weights on this rank are zero."""
-        if self.is_dense:
-            return True
-        outside = [
-            ((stack_weights([self.layers[i] for i in batch]) != 0) & self.stacked_zeros(batch)).any()
-            for batch in self.trained_batches()
-        ]
-        # One synchronization with the GPU for all layers.
-        return not outside or not bool(torch.stack(outside).any())
+        return self.is_dense or not any_true(
+            [
+                ((stack_weights([self.layers[i] for i in batch]) != 0) & self.stacked_zeros(batch)).any()
+                for batch in self.trained_batches()
+            ]
+        )
 
     def _set(self, masks: Sequence[Tensor]) -> None:
         self._set_zeros([~stack([masks[i] for i in batch]) for batch in self.batches])
@@ -121,7 +119,7 @@ class MaskConstraint(Constraint):
             return
         if next(iter(tensors.values())).is_cuda:
             # Launches dominate on a GPU: two fused kernels for all tensors. The sum turns -0.0 into 0.0.
-            shards = list(local_shards(list(tensors.values())))
+            shards = [local_shard(tensor) for tensor in tensors.values()]
             factors = self._factors_of(shards[0].dtype)
             torch._foreach_mul_(shards, [factors[i] for i in tensors])
             torch._foreach_add_(shards, 0.0)

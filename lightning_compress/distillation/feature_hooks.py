@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
 from lightning_compress.distillation.batch_formats import named_arguments
@@ -150,4 +151,5 @@ def feature_tensor(call: ModuleCall, name: str) -> Tensor:
         raise ValueError(
             f"{name!r} returns {type(call.output).__name__}, not a tensor: name a module inside it that returns one."
         )
-    return tensor
+    # Under tensor parallelism a rank computes a share of a layer's channels.
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

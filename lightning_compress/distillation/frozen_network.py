@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.memory import is_oom_error
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
@@ -85,6 +87,14 @@ class FrozenNetwork:
 
     def _identify(self, name: str) -> dict[str, str]:
         return {"name": name, "hash": fingerprint(self.network.state_dict())}
+
+    def configure_model(self, mesh: DeviceMesh) -> None:
+        """Let a LightningModule shard its layers in its own ``configure_model``, as a student does."""
+        # An average of the student, or a peer, is updated as a whole.
+        if isinstance(self.network, LightningModule) and not self.is_updated:
+            self.network._device_mesh = mesh
+            self.network.configure_model()
+            self.network.requires_grad_(False)
 
     def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any], batch: Any) -> Arguments:
         """Return the arguments of the network: those of the student, or those made from the batch.

@@ -221,7 +221,7 @@ class DistillationModule(CheckedModule):
         self._dry_run()
 
     def configure_model(self) -> None:
-        """Let the student make and shard its layers, and shard the adapters with them.
+        """Let the student make and shard its layers, shard the adapters with them, and teachers by themselves.
 
         Raises:
             ValueError: Under ModelParallelStrategy for a student that does not shard its layers.
@@ -231,6 +231,9 @@ class DistillationModule(CheckedModule):
         if self.objective.failure is not None:  # the student may not have had its layers before
             self.objective.failure = None
             self._dry_run()
+        if self._device_mesh is not None:
+            for teacher in self._teachers.built:
+                teacher.configure_model(self._device_mesh)
         mesh = mesh_of(self.student)
         if mesh is not None:
             self.objective.shard_adapters(mesh)

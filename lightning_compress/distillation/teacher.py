@@ -16,6 +16,9 @@ from lightning_compress.distillation.image_conversion import Normalization
 class Teacher:
     """A pretrained, frozen teacher. It is not trained, not saved in checkpoints, and not counted with the student.
 
+    Under ``ModelParallelStrategy`` each rank has the whole teacher, unless it is a LightningModule that shards its
+    layers in ``configure_model``.
+
     Args:
         model: A timm name, a checkpoint (``.ckpt``) of a :class:`ClassificationModule`, or a network, which is copied.
         checkpoint: File with the weights of a timm network: ``.safetensors``, ``.pt``, ``.pth`` or ``.ckpt``. By

@@ -26,6 +26,7 @@ def keep_highest(
     unit_sizes: Sequence[int],
     positions: Sequence[Sequence[int]] | None = None,
     group: dist.ProcessGroup | None = None,
+    whole: Sequence[bool] | None = None,
 ) -> list[Tensor]:
     """Return masks that prune ``num_pruned`` weights of the lowest scores, but never all units of a tensor.
 
@@ -40,7 +41,8 @@ def keep_highest(
         unit_sizes: Number of weights in a unit, for each function.
         positions: Positions of the tensors of each function in the order in which ties are pruned; by default that of
             the functions.
-        group: Process group over which each tensor is sharded along its first dimension; ``None`` if unsharded.
+        group: Process group over which each tensor is sharded; ``None`` if unsharded.
+        whole: Whether the tensors of a function are not sharded but equal on each rank; by default none is.
 
     Returns:
         A bool mask of the shape of each function's scores, True where the unit is kept.
@@ -53,10 +55,11 @@ def keep_highest(
     # Protecting the best unit of an emptied tensor prunes another unit instead, which may empty another tensor. The set
     # of protected tensors only grows, so this ends; nearly always after the first round.
     protected: list[set[int]] = [set() for _ in scores]
+    groups = [None if is_whole else group for is_whole in whole or [False] * len(scores)]
     while True:
-        pairs = zip(scores, protected, strict=True)
-        sources = [_with_protected_tops(score, sorted(rows), group) if rows else score for score, rows in pairs]
-        masks = _keep(sources, num_pruned, unit_sizes, positions, group)
+        triples = zip(scores, protected, groups, strict=True)
+        sources = [_with_protected_tops(score, sorted(rows), own) if rows else score for score, rows, own in triples]
+        masks = _keep(sources, num_pruned, unit_sizes, positions, group, groups)
         emptied = _emptied(masks, group)
         if all(rows <= before for rows, before in zip(emptied, protected, strict=True)):
             return masks
@@ -74,10 +77,14 @@ def _keep(
     unit_sizes: Sequence[int],
     positions: Sequence[Sequence[int]],
     group: dist.ProcessGroup | None,
+    groups: Sequence[dist.ProcessGroup | None],
 ) -> list[Tensor]:
     if num_pruned <= 0:
         return [torch.ones_like(score(), dtype=torch.bool) for score in scores]
-    threshold, excess = _threshold(scores, num_pruned, unit_sizes, group)
+    # What is whole is counted once, on the first rank.
+    is_first = group is None or dist.get_rank(group) == 0
+    sizes = [size if is_first or own is group else 0 for size, own in zip(unit_sizes, groups, strict=True)]
+    threshold, excess = _threshold(scores, num_pruned, sizes, group)
     masks, ties, num_ties = [], [], []
     for score in scores:
         key = _sort_keys(score())
@@ -87,7 +94,7 @@ def _keep(
         num_ties.append(torch.bincount(row, minlength=len(_rows(key))))
     # All units below the threshold are pruned; of those equal to it, as many as are still missing.
     for mask, (row, unit), count, num_dropped in zip(
-        masks, ties, num_ties, _split_ties(num_ties, excess, unit_sizes, positions, group), strict=True
+        masks, ties, num_ties, _split_ties(num_ties, excess, unit_sizes, positions, group, groups), strict=True
     ):
         # Ties are sorted by rows: the first of each row is preceded by those of all rows before.
         rank = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
@@ -141,9 +148,12 @@ def _split_ties(
     unit_sizes: Sequence[int],
     positions: Sequence[Sequence[int]],
     group: dist.ProcessGroup | None,
+    groups: Sequence[dist.ProcessGroup | None],
 ) -> list[Tensor]:
     """Number of tied units to prune on this rank, for each tensor; in the order of the tensors, then of the ranks."""
     gathered, rank = _gather(torch.cat(num_ties), group)
+    whole = torch.cat([torch.full((len(ties),), own is not group) for ties, own in zip(num_ties, groups, strict=True)])
+    gathered[1:, whole] = 0
     sizes = torch.cat([torch.full((len(ties),), size) for ties, size in zip(num_ties, unit_sizes, strict=True)])
     order = torch.tensor([position for members in positions for position in members]).argsort()
     num_dropped = torch.zeros(len(order), dtype=torch.int64)
@@ -153,7 +163,7 @@ def _split_ties(
             # Rounded to the nearest number of units. Not below zero: a large unit may have overshot already.
             dropped = max(0, min(count, (excess + size // 2) // size))
             excess -= dropped * size
-            if holder == rank:
+            if holder == (0 if whole[tensor] else rank):
                 num_dropped[tensor] = dropped
     return list(num_dropped.split([len(ties) for ties in num_ties]))
 

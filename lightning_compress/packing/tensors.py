@@ -29,12 +29,14 @@ def tensors_of(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises:
         ValueError: If the state dict holds an object that is not a tensor, or a tensor without strided memory of its
-            own, for example on the meta device, or of an unsupported dtype.
+            own, for example on the meta device, that is sharded, or of an unsupported dtype.
     """
     state: Mapping[str, Any] = model.state_dict() if isinstance(model, nn.Module) else model
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise ValueError(f"save_packed: {name!r} is a {type(value).__name__}; only tensors can be packed.")
+        if hasattr(value, "full_tensor"):
+            raise ValueError(f"save_packed: {name!r} is sharded over ranks: pack lc.finalize(model), which gathers it.")
         if value.is_meta or value.layout != torch.strided or dtype_name(value.dtype) not in DTYPES:
             raise ValueError(
                 f"save_packed: {name!r} ({value.dtype}, {value.layout}, on {value.device.type}) cannot be packed; only "

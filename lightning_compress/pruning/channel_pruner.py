@@ -87,7 +87,8 @@ class ChannelPruner(Pruner[ChannelRankingGroup]):
 
     @override
     def _prune(self, sparsities: Sequence[float], step: int) -> None:
-        masks = self.constraint.masks
+        layers = self.constraint.layers
+        masks = [layer.full(mask) for layer, mask in zip(layers, self.constraint.masks, strict=True)]
         for ranking_group, sparsity in zip(self.ranking_groups, sparsities, strict=True):
             removed = self._lowest_channels(ranking_group, sparsity, step)
             for ranked, channels in zip(ranking_group.channel_groups, removed, strict=True):
@@ -95,7 +96,7 @@ class ChannelPruner(Pruner[ChannelRankingGroup]):
                     continue  # a channel is zero in all of its tensors, or in none
                 for i, item in ranked.mask_slices:
                     masks[i].index_fill_(item.dim, item.positions_of(channels).to(masks[i].device), False)
-        self.constraint.replace(masks)
+        self.constraint.replace([layer.local(mask) for layer, mask in zip(layers, masks, strict=True)])
 
     @override
     def _current_sparsity(self, ranking_group: ChannelRankingGroup) -> float:
@@ -139,7 +140,7 @@ class ChannelPruner(Pruner[ChannelRankingGroup]):
         masked = torch.zeros(ranked.group.num_channels, dtype=torch.bool)
         # A channel is masked in all of its tensors; those of a block hold no other channel.
         for i, item in ranked.mask_slices if ranked.group.blocks else ranked.mask_slices[:1]:
-            zeros = self.constraint.zeros[i].movedim(item.dim, 0)
+            zeros = self.constraint.layers[i].full(self.constraint.zeros[i]).movedim(item.dim, 0)
             zero_rows = zeros.reshape(len(zeros), -1).all(dim=1).cpu()
             masked[item.channels[zero_rows[item.positions]]] = True
         return masked

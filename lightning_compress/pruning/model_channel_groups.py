@@ -32,7 +32,7 @@ from lightning_compress.pruning.structured_patterns import StructuredPattern
 from lightning_compress.targets import Target, Targets, shorten
 from lightning_compress.trainer.example_inputs import common_ancestors
 from lightning_compress.trainer.probe import NOT_CALLED, TrainingProbe, probe_before_fit
-from lightning_compress.trainer.queries import is_a, is_built_late
+from lightning_compress.trainer.queries import is_built_late
 from lightning_compress.trainer.trial import record_calls
 
 # Removals are verified in float64 and traced with autograd; two samples are enough, and batch norms need more than one.
@@ -58,7 +58,7 @@ class ModelChannelGroups:
             arguments that it receives in a training step.
 
     Raises:
-        ValueError: If the strategy is not supported, the model cannot be run, or no channel can be removed.
+        ValueError: If the model cannot be run, or if no channel can be removed.
     """
 
     def __init__(
@@ -70,10 +70,6 @@ class ModelChannelGroups:
         example_inputs: Any,
     ) -> None:
         self.pattern = pattern
-        if is_a(trainer.strategy, "ModelParallelStrategy"):
-            raise ValueError(
-                f"{type(pattern).__name__} does not support ModelParallelStrategy, which shards channels: use 'ddp'."
-            )
         selected = [target.name for target in _select(targets, pl_module)]
         probe, has_inputs = probe_before_fit(
             trainer, pl_module, module=targets.module, example_inputs=example_inputs, max_samples=_NUM_SAMPLES

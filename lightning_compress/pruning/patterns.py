@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.layer import Layer, group_of
 from lightning_compress.constraints.layer_batches import make_batches
 from lightning_compress.functional.masks import keep_n_of_m
 from lightning_compress.functional.select import keep_highest
@@ -81,7 +81,8 @@ class _UnitPattern(WeightPattern):
             num_pruned=num_pruned,
             unit_sizes=[self.unit_size(batch[0]) for batch in members],
             positions=batches,
-            group=layers[0].group,
+            group=group_of(layers),
+            whole=[batch[0].group is None for batch in members],
         )
         return [self._expand(keep, batch[0]) for keep, batch in zip(kept, members, strict=True)]
 
@@ -150,7 +151,7 @@ class Block(_UnitPattern):
         names = [
             layer.name
             for layer in layers
-            if len(layer.weight) % rows or math.prod(layer.shape[1:]) % columns or layer.shape[0] % rows
+            if any(shape[0] % rows or math.prod(shape[1:]) % columns for shape in (layer.shape, layer.shard_shape))
         ]
         return _advice(names, f"cannot be cut into blocks of {rows}x{columns}")
 
@@ -169,7 +170,7 @@ class Block(_UnitPattern):
 
     def _num_blocks(self, layer: Layer) -> tuple[int, int]:
         rows, columns = self.shape
-        return len(layer.weight) // rows, math.prod(layer.shape[1:]) // columns
+        return len(layer.weight) // rows, math.prod(layer.weight.shape[1:]) // columns
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ class NM(WeightPattern):
         names = [
             layer.name
             for layer in layers
-            if layer.shape[layer.input_dim] % self.m or (layer.group is not None and layer.input_dim == 0)
+            if layer.shape[layer.input_dim] % self.m or layer.shard_shape[layer.input_dim] % self.m
         ]
         return _advice(names, f"has an input dimension that is not a multiple of {self.m}")
 

@@ -36,18 +36,18 @@ class RankedChannelGroup:
     mask_slices: tuple[tuple[int, ChannelSlice], ...]
 
     def sum_per_channel(self, slices: Iterable[WeightSlice], importance: Callable[[Layer], Tensor]) -> Tensor:
-        """Sum values over all entries of each channel.
+        """Sum values over all entries of each channel; a collective if the weights are sharded.
 
         Args:
             slices: Weights to sum over.
-            importance: Maps a layer to values of the shape of its weight.
+            importance: Maps a layer to values of the shape of its local weight.
 
         Returns:
             float64 of shape ``(num_channels,)`` on the CPU.
         """
         total = torch.zeros(self.group.num_channels, dtype=torch.float64)
         for layer, channel_slice in slices:
-            values = importance(layer).movedim(channel_slice.dim, 0)
+            values = layer.full(importance(layer)).movedim(channel_slice.dim, 0)
             rows = values.reshape(len(values), -1).sum(dim=1, dtype=torch.float64).cpu()
             total.index_add_(0, channel_slice.channels, rows[channel_slice.positions])
         return total

@@ -16,11 +16,17 @@ from typing_extensions import final
 
 from lightning_compress.constraints.completed_steps import CompletedSteps, counted_optimizers, optimizers_of
 from lightning_compress.quantization.backend import Backend, OnnxRuntime
+from lightning_compress.quantization.finite_ranges import FiniteRanges
 from lightning_compress.quantization.graph_tracer import GraphTracer
 from lightning_compress.quantization.insertion import QuantizerRef, digest, is_quantized, quantizers_of
 from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.model_preparation import ModelPreparation, quantized_weights
-from lightning_compress.quantization.quantization_checks import check_learned, check_quantizable, check_shardable
+from lightning_compress.quantization.quantization_checks import (
+    check_groups_fit_shards,
+    check_learned,
+    check_quantizable,
+    check_shardable,
+)
 from lightning_compress.quantization.quantizer_checkpoint import (
     check_stored_formats,
     restore_statistics,
@@ -102,6 +108,7 @@ class QuantizationAwareTraining(CompressionCallback):
         self._preparation: ModelPreparation | None = None
         self._hooks: list[CompletedSteps] = []
         self._frozen: list[RemovableHandle] = []
+        self._finite = FiniteRanges()
         self._thawing = FrozenTargets()
 
     @property
@@ -115,6 +122,11 @@ class QuantizationAwareTraining(CompressionCallback):
         return self._phase is not None and self._phase[1]
 
     @property
+    def computes_by_shard(self) -> bool:
+        """True, as fake quantization is elementwise, and scales are computed over all ranks."""
+        return True
+
+    @property
     def is_fitting(self) -> bool:
         """True between the start and the teardown of a fit."""
         return bool(self._hooks)
@@ -125,6 +137,7 @@ class QuantizationAwareTraining(CompressionCallback):
             **super().attributes_outside_fit(),
             "_hooks": [],
             "_frozen": [],
+            "_finite": FiniteRanges(),
             "_preparation": None,
             "_thawing": FrozenTargets(),
         }
@@ -177,6 +190,7 @@ class QuantizationAwareTraining(CompressionCallback):
             )
         self.unquantized_ops = self._preparation.unquantized_ops or self.unquantized_ops
         self._preparation.clear_scales()
+        check_groups_fit_shards(quantizers_of(pl_module))
         support_copies(pl_module, self.targets.module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -220,6 +234,7 @@ class QuantizationAwareTraining(CompressionCallback):
         for ref in refs:
             ref.quantizer.observing = phase[0]
         if phase != self._phase:
+            self._finite.check()
             if phase[2] and not self._frozen:
                 self._frozen = _freeze_norms(pl_module.get_submodule(self.targets.module))
             self._phase = phase
@@ -235,6 +250,14 @@ class QuantizationAwareTraining(CompressionCallback):
         for ref in refs:
             ref.quantizer.observing = 0
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Check that no range in the checkpoint is NaN or infinite."""
+        self._finite.check()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the ranges of the last batches."""
+        self._finite.check()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the scales of all ranks."""
@@ -281,9 +304,10 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def _update(self, trainer: Trainer, refs: Sequence[QuantizerRef]) -> None:
         several = trainer.world_size > 1
-        update_scales(
-            refs, *((partial(_reduce, dist.ReduceOp.MAX), partial(_reduce, dist.ReduceOp.SUM)) if several else ())
+        reduces = (
+            (partial(_reduce, dist.ReduceOp.MAX), partial(_reduce, dist.ReduceOp.SUM)) if several else (None, None)
         )
+        update_scales(refs, *reduces, finite=self._finite)
 
     def _stop_preparing(self) -> None:
         if self._preparation is not None:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_compress.module_copies import copy_module
 from lightning_compress.quantization.insertion import is_quantized, remove_quantizers, round_weights_
 from lightning_compress.quantization.lowering import quantized_layers, round_biases_
 from lightning_compress.quantization.semi_structured import use_semi_structured_
 from lightning_compress.quantization.simulation import simulate
 from lightning_compress.quantization.strip_compile import strip_compile
+from lightning_compress.sharded_modules import copy_whole
 
 
 def finalize(
@@ -26,7 +26,7 @@ def finalize(
     Activation quantizers stay, since their ranges are part of the model.
 
     Args:
-        model: Model, which is not modified.
+        model: Model, which is not modified. A sharded one is gathered on each rank: call it on all of them.
         module: Name of the deployable submodule; ``""`` for the whole model.
         example_inputs: Inputs of that submodule: a tensor, a tuple, or a dict of keyword arguments. If given, biases of
             a quantized model are rounded to their INT32 values as well, so that the copy computes the same as the
@@ -92,7 +92,7 @@ def copy_for_deployment(model: nn.Module, module: str, caller: str) -> nn.Module
     """
     if module and module not in dict(model.named_modules()):
         raise ValueError(f"{caller}: the model has no module {module!r}.")
-    return strip_compile(copy_module(model.get_submodule(module)).eval()).requires_grad_(False)
+    return strip_compile(copy_whole(model.get_submodule(module)).eval()).requires_grad_(False)
 
 
 def _check_semi_structured(model: nn.Module, example_inputs: Any) -> None:

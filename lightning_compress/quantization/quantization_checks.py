@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from lightning_compress.constraints.layer import Layer
 from lightning_compress.masked_norms import check_no_masked_norms
-from lightning_compress.quantization.insertion import quantizers_of
+from lightning_compress.quantization.insertion import QuantizerRef, quantizers_of
 from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.observers import Learned
 from lightning_compress.trainer.queries import callbacks_of, is_a
@@ -71,6 +74,24 @@ def check_shardable(trainer: Trainer, specs: Iterable[Int]) -> None:
             "QuantizationAwareTraining does not support observer=Learned() with ModelParallelStrategy, which cannot "
             "shard scales, parameters of one number: use another observer, such as MSE(), or 'ddp'."
         )
+
+
+def check_groups_fit_shards(refs: Iterable[QuantizerRef]) -> None:
+    """Check that no group of weights with one scale is cut by tensor parallelism.
+
+    Raises:
+        ValueError: If one is; with the name of the first layer.
+    """
+    for ref in refs:
+        weight, group = getattr(ref.module, ref.quantizer.name, None), ref.quantizer.spec.granularity
+        if not isinstance(group, int) or not isinstance(weight, DTensor):
+            continue
+        layer = Layer(ref.name, cast(nn.Parameter, weight))
+        if layer.shard_shape[1] % group:
+            raise ValueError(
+                f"The input dimension of {ref.name!r}, of which a rank has {layer.shard_shape[1]}, cannot be cut into "
+                f"groups of {group}: choose a granularity that divides it."
+            )
 
 
 def check_learned(trainer: Trainer, pl_module: LightningModule) -> None:

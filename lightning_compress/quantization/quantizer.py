@@ -8,7 +8,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from lightning_compress.constraints.layer import local_shard
 from lightning_compress.functional.fake_quantize import (
     MIN_SCALE,
     fake_quantize,
@@ -19,6 +21,7 @@ from lightning_compress.functional.fake_quantize import (
 from lightning_compress.functional.rounding import round_zero_point
 from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.observers import Learned, RangeStatistics
+from lightning_compress.sharded_modules import full_tensor, map_shard, shard_along, without_partial_sums
 
 PREFIX = "quant_"
 """Prefix of the names of buffers and parameters that belong to a quantizer."""
@@ -108,23 +111,33 @@ class Quantizer:
 
     def scale(self, module: nn.Module) -> Tensor:
         """Return the registered scale."""
-        return getattr(module, f"{PREFIX}{self.name}_scale")
+        return local_shard(getattr(module, f"{PREFIX}{self.name}_scale"))
 
     def zero_point(self, module: nn.Module) -> Tensor:
         """Return the registered zero point."""
         if self.spec.symmetric:
             return torch.zeros_like(self.scale(module))
-        return getattr(module, f"{PREFIX}{self.name}_zero_point")
+        return local_shard(getattr(module, f"{PREFIX}{self.name}_zero_point"))
 
     def __call__(self, module: nn.Module, x: Tensor) -> Tensor:
         """Observe and fake-quantize ``x`` if ``observing`` and ``quantizing`` are set."""
+        if isinstance(x, DTensor):
+            x = without_partial_sums(x)
         if self.observing:
-            self._observe(module, x)
+            # Ranges of activations are reduced over ranks after the batch, those of weights are set at once.
+            self._observe(module, full_tensor(x) if self.is_weight else local_shard(x))
         if not (self.quantizing and self.ready):
             return self._with_zero_gradients(module, x) if self.is_learned else x
+        qparams = self.scale(module), self.zero_point(module)
+        if isinstance(x, DTensor):
+            scale, zero_point = (self._shard_for(values, x) for values in qparams)
+            return map_shard(x, lambda shard: self._fake_quantize(shard, scale, zero_point))
+        return self._fake_quantize(x, *qparams)
+
+    def _fake_quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         grouped = self._grouped(x)
         quant_min, quant_max = self.spec.quant_min, self.spec.quant_max
-        scale, zero_point = (self._broadcast(t, grouped) for t in (self.scale(module), self.zero_point(module)))
+        scale, zero_point = self._broadcast(scale, grouped), self._broadcast(zero_point, grouped)
         if self.is_learned:
             # LSQ's gradient scale counts the values that share a scale; the batch dimension is left out, because
             # gradient accumulation and ranks may divide a batch in any way.
@@ -201,6 +214,16 @@ class Quantizer:
         self.observed = new if self.is_weight or self.observed is None else self.observed.merge(new)
         if self.is_weight:
             self.update(module)
+
+    def _shard_for(self, values: Tensor, x: DTensor) -> Tensor:
+        """Return the scales, or zero points, of this rank's shard of a tensor."""
+        match self.spec.granularity:
+            case "tensor":
+                return values
+            case "channel":
+                return shard_along(values, x, {self.axis: 0})
+            case _:
+                return shard_along(values, x, {0: 0, 1: 1})
 
     def _grouped(self, x: Tensor) -> Tensor:
         group = self.spec.granularity

@@ -69,6 +69,11 @@ class CompressionCallback(Callback):
     def is_fitting(self) -> bool:
         """True between the start and the teardown of a fit."""
 
+    @property
+    def computes_by_shard(self) -> bool:
+        """True if no more of a layer is needed than a rank has under tensor parallelism."""
+        return False
+
     @abstractmethod
     def current_state(self) -> dict[str, Any]:
         """Return the state during a fit: tensors, numbers, strings, lists and dicts only."""
@@ -88,7 +93,7 @@ class CompressionCallback(Callback):
         check_trainer(trainer, type(self).__name__)
         if stage != "fit":
             return
-        check_strategy(trainer, type(self).__name__)
+        check_strategy(trainer, type(self).__name__, by_shard=self.computes_by_shard)
         self._guard = guard_weight_loading(pl_module)
         try:
             self.check(self.layers(pl_module))

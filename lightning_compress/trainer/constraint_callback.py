@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_compress.constraints.constraint import Constraint
-from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.layer import Layer, group_of
 from lightning_compress.constraints.optimizer_hooks import OptimizerHooks
 from lightning_compress.schedules import Progress, Schedule
 from lightning_compress.targets import Target, Targets, shorten, unfrozen
@@ -251,7 +251,7 @@ class ConstraintCallback(CompressionCallback, Generic[C]):
         self._skipped = {self.constraint.layers[i].name for i in self.constraint.frozen}
         if self._watch is not None:
             self._watch.step_completed()
-        if self.constraint.layers[0].group is None:
+        if group_of(self.constraint.layers) is None:
             check_ranks_agree(trainer, self.constraint.digest(), f"{type(self).__name__}: {self.noun}")
 
     @property

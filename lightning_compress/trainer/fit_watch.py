@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_compress.constraints.constraint import Constraint
-from lightning_compress.constraints.layer import Layer
+from lightning_compress.constraints.layer import Layer, group_of
 from lightning_compress.targets import shorten
 
 _NUM_SAMPLES = 16  # weights of a layer that are compared
@@ -115,8 +115,9 @@ def _draw(layers: Sequence[Layer]) -> Tensor:
 
 def _on_any_rank(layers: Sequence[Layer], flag: bool) -> bool:
     """Return True if a flag is set on any rank that holds a shard of the layers."""
-    if layers[0].group is None:
+    group = group_of(layers)
+    if group is None:
         return flag
     flags = torch.tensor([int(flag)], device=layers[0].weight.device)
-    dist.all_reduce(flags, dist.ReduceOp.MAX, group=layers[0].group)
+    dist.all_reduce(flags, dist.ReduceOp.MAX, group=group)
     return bool(flags)

@@ -46,12 +46,17 @@ def find_frozen(pl_module: LightningModule, parameters: Sequence[nn.Parameter]) 
     return frozenset(i for i in still if not toggled.get(parameters[i], False))
 
 
-def check_strategy(trainer: Trainer, technique: str) -> None:
+def check_strategy(trainer: Trainer, technique: str, *, by_shard: bool = False) -> None:
     """Check that the optimizer holds the weights in their own shapes.
 
+    Args:
+        trainer: Trainer of the fit.
+        technique: Name of the technique, for the message.
+        by_shard: The technique needs no more of a layer than a rank has under tensor parallelism.
+
     Raises:
-        ValueError: For FSDP1 and DeepSpeed, which flatten or split weights, and for tensor parallelism, where ranks
-            compute different channels of a layer; for averages of the weights of a sharded model.
+        ValueError: For FSDP1 and DeepSpeed, which flatten or split weights; for tensor parallelism, where a rank has a
+            share of a layer's channels, unless ``by_shard``; for averages of the weights of a sharded model.
     """
     if is_a(trainer.strategy, "FSDPStrategy", "DeepSpeedStrategy"):
         raise ValueError(
@@ -59,7 +64,7 @@ def check_strategy(trainer: Trainer, technique: str) -> None:
             "use 'ddp', or ModelParallelStrategy with FSDP2's fully_shard in configure_model."
         )
     is_parallel = is_a(trainer.strategy, "ModelParallelStrategy")
-    if is_parallel and trainer.strategy.device_mesh["tensor_parallel"].size() > 1:  # type: ignore[attr-defined]
+    if is_tensor_parallel(trainer) and not by_shard:
         raise ValueError(
             f"{technique} does not support tensor parallelism, where a rank has only its share of a layer's channels: "
             "set tensor_parallel_size=1 and data_parallel_size to the number of ranks, and shard with fully_shard."
@@ -70,6 +75,13 @@ def check_strategy(trainer: Trainer, technique: str) -> None:
             f"{type(averages[0]).__name__} does not support ModelParallelStrategy beside {technique}: it copies the "
             "model, which is sharded. Leave it out, or use 'ddp'."
         )
+
+
+def is_tensor_parallel(trainer: Trainer) -> bool:
+    """Return True if several ranks compute one layer together."""
+    if not is_a(trainer.strategy, "ModelParallelStrategy"):
+        return False
+    return trainer.strategy.device_mesh["tensor_parallel"].size() > 1  # type: ignore[attr-defined]
 
 
 def overrides_hook(pl_module: LightningModule, name: str) -> bool:

@@ -168,7 +168,9 @@ class Steps:
         module, callbacks = self.arms()[name](copy.deepcopy(network))
         release_memory()
         count = CountSynchronizations()
-        quiet_trainer([count, *callbacks], self.accelerator, self.precision).fit(module, self.data())
+        quiet_trainer([count, *callbacks], self.accelerator, self.precision).fit(
+            module, Repeated(self.data().batch, count.last + 1)
+        )
         return count.per_step
 
     def graph_breaks(self) -> dict[str, Any]:

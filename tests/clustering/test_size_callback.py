@@ -15,6 +15,7 @@ import lightning_compress as lc
 from lightning_compress.clustering.grid_assignment import assign_levels, free_weights
 from lightning_compress.clustering.step_search import QuantizedWeight
 from lightning_compress.constraints.assignment import Assignment
+from lightning_compress.constraints.layer import Layer
 from tests.fits import make_trainer
 from tests.packing.samples import bits
 
@@ -97,19 +98,19 @@ def test_arguments_are_checked(arguments: dict[str, Any], words: str) -> None:
 
 def test_levels_and_their_members() -> None:
     quantized = QuantizedWeight(torch.tensor([[0.0, 2.0, -3.0], [2.0, 0.0, 5.0]]).double(), 0.5)
-    assignment, values = assign_levels(quantized, None, torch.device("cpu"))
+    assignment, values = assign_levels(quantized, None, Layer("fc.weight", nn.Parameter(torch.zeros(2, 3))))
     assert values.tolist() == [0.0, -1.5, 1.0, 2.5]
     assert values[assignment.index].view(2, 3).tolist() == [[0.0, 1.0, -1.5], [1.0, 0.0, 2.5]]
 
 
 def test_the_smallest_weights_stay_free() -> None:
-    weight = torch.tensor([3.0, -1.0, 0.5, 2.0, -0.5, 0.0])
+    layer = Layer("fc.weight", nn.Parameter(torch.tensor([3.0, -1.0, 0.5, 2.0, -0.5, 0.0])))
     zeros = torch.tensor([False] * 5 + [True])
-    free = free_weights(weight, None, zeros, 0.6)
+    free = free_weights(layer, None, zeros, 0.6)
     assert free is not None
     assert free.tolist() == [False, False, True, False, True, False]
-    later = free_weights(weight, Assignment(torch.zeros(6).int(), 1, free=free), zeros, 0.8)
+    later = free_weights(layer, Assignment(torch.zeros(6).int(), 1, free=free), zeros, 0.8)
     assert later is not None
     assert later.tolist() == [False, False, True, False, False, False]
-    assert free_weights(weight, None, zeros, 1.0) is None
-    assert free_weights(weight, Assignment(torch.zeros(6).int(), 1), zeros, 0.5) is None
+    assert free_weights(layer, None, zeros, 1.0) is None
+    assert free_weights(layer, Assignment(torch.zeros(6).int(), 1), zeros, 0.5) is None

@@ -17,7 +17,8 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.utils.data import TensorDataset
 
 import lightning_compress as lc
@@ -42,6 +43,12 @@ class Share(Loader):
             yield images[rank::size], classes[rank::size]
 
 
+def whole_batches() -> Loader:
+    """Every batch as a whole on each rank, in double precision."""
+    images, classes = dataset().tensors
+    return Loader(TensorDataset(images.double(), classes))
+
+
 class ShardedNet(Net):
     """Net whose weights are sharded over the data-parallel ranks by FSDP2."""
 
@@ -60,20 +67,30 @@ class NetInOneGroup(Net):
             fully_shard(self, mesh=self.device_mesh["data_parallel"])
 
 
+class ParallelNet(Net):
+    """Net whose last layer is cut over the tensor-parallel ranks, which all have the same data."""
+
+    def configure_model(self) -> None:
+        if not isinstance(self.fc.weight, DTensor):
+            parallelize_module(
+                self.fc, self.device_mesh["tensor_parallel"], ColwiseParallel(output_layouts=Replicate())
+            )
+
+
 class LateNet(Net):
     """Net whose layers are made in a hook.
 
     Args:
         built: The hook: "setup" or "configure_model"; "meta" for the latter on the meta device, with weights that are
             loaded once there is memory for them.
-        sharded: Shard the weights in ``configure_model``.
+        kind: Strategy, for which the weights are laid out in ``configure_model``.
         dtype: Type of the weights.
     """
 
-    def __init__(self, built: str, *, sharded: bool, dtype: torch.dtype = torch.double) -> None:
+    def __init__(self, built: str, *, kind: str, dtype: torch.dtype = torch.double) -> None:
         LightningModule.__init__(self)
         self.optimizer, self.frozen_norms = "adam", True
-        self.built, self.sharded, self.weight_dtype = built, sharded, dtype
+        self.built, self.kind, self.weight_dtype = built, kind, dtype
 
     def build(self) -> None:
         if not self._modules:
@@ -92,8 +109,9 @@ class LateNet(Net):
 
     def configure_model(self) -> None:
         self.build()
-        if self.sharded:
-            ShardedNet.configure_model(self)
+        layout = _CLASSES.get(self.kind)
+        if layout is not None:
+            layout.configure_model(self)
 
     def on_fit_start(self) -> None:
         if self.built == "meta":
@@ -152,12 +170,13 @@ def is_sharded(kind: str) -> bool:
 
 
 def strategy(kind: str) -> Strategy | str:
-    """The strategy of "ddp", "fsdp2" or "dcp", which is FSDP2 with distributed checkpoints."""
+    """The strategy of "ddp", "fsdp2", "dcp", which is FSDP2 with distributed checkpoints, or "tp"."""
     if kind == "ddp":
         return DDPStrategy(process_group_backend="gloo", timeout=PATIENCE)
-    if is_sharded(kind):
+    if is_sharded(kind) or kind == "tp":
+        sizes = (1, num_ranks()) if kind == "tp" else (num_ranks(), 1)
         return ModelParallelStrategy(
-            data_parallel_size=num_ranks(), tensor_parallel_size=1, process_group_backend="gloo", timeout=PATIENCE,
+            data_parallel_size=sizes[0], tensor_parallel_size=sizes[1], process_group_backend="gloo", timeout=PATIENCE,
             save_distributed_checkpoint=kind == "dcp",
         )  # fmt: skip
     return "auto"
@@ -172,9 +191,12 @@ def placed(kind: str) -> dict[str, Any]:
 
 def make(case: Case, kind: str, seed: int = 0) -> Net:
     torch.manual_seed(seed + (dist.get_rank() if dist.is_initialized() else 0))
-    model = (ShardedNet if is_sharded(kind) else Net)("adam", frozen_norms=True).double()
+    model = _CLASSES.get(kind, Net)("adam", frozen_norms=True).double()
     case.prepare(model)
     return model
+
+
+_CLASSES: dict[str, Any] = {"fsdp2": ShardedNet, "dcp": ShardedNet, "tp": ParallelNet}
 
 
 def fit_model(
@@ -182,7 +204,7 @@ def fit_model(
 ) -> Result:
     watch = Watch()
     run = trainer([watch, *callbacks], **placed(kind), **options)
-    run.fit(model, Share(), ckpt_path=ckpt_path)
+    run.fit(model, whole_batches() if kind == "tp" else Share(), ckpt_path=ckpt_path)
     return Result({name: t.clone() for name, t in whole(model.state_dict()).items()}, watch.masks)
 
 
@@ -227,8 +249,23 @@ def fit_and_validate(name: str, kind: str, folder: Path) -> tuple[float, float, 
 
 def fit_late(name: str, kind: str, built: str, ckpt_path: Path | None = None, folder: Path | None = None) -> Result:
     """Fits a case on a network that is made in a hook."""
-    model = LateNet(built, sharded=is_sharded(kind))
+    model = LateNet(built, kind=kind)
     return fit_model(model, kind, [*case(name).callbacks(), *saving(folder)], ckpt_path)
+
+
+def finalize(kind: str, path: Path) -> tuple[Tensor, str]:
+    """The outputs of the finalized model after a fit, and what is said when the model itself is packed."""
+    model = make(case("prune_and_qat"), kind)
+    fit_model(model, kind, case("prune_and_qat").callbacks())
+    plain = lc.finalize(model)
+    assert not any(isinstance(tensor, DTensor) for tensor in plain.state_dict().values())
+    try:
+        lc.save_packed(model, path)
+        said = ""
+    except ValueError as error:
+        said = str(error)
+    with torch.no_grad():
+        return plain(dataset().tensors[0][:4].double()), said
 
 
 def accumulate(name: str, kind: str) -> Result:
@@ -246,15 +283,16 @@ def distil(
     folder: Path | None = None,
     ckpt_path: Path | None = None,
     mean_teacher: bool = False,
+    sharded_teacher: bool = False,
 ) -> Result:
     """Fits a case on a student whose teacher is another network of its kind, matching logits and features."""
     torch.manual_seed(seed + (dist.get_rank() if dist.is_initialized() else 0))
-    teacher = Net().double()
+    teacher = (_CLASSES[kind] if sharded_teacher else Net)().double()
     for parameter in teacher.parameters():
         parameter.data.add_(0.1)
     # The last pair has a linear map between 4 and 8 channels, which is trained.
     losses = {"kd": lc.KD(), "hints": lc.FitNet((("conv2", "norm1"),)), "mapped": lc.FitNet((("fc", "norm2"),))}
-    student = (ShardedNet if is_sharded(kind) else Net)("adam", frozen_norms=True).double()
+    student = _CLASSES.get(kind, Net)("adam", frozen_norms=True).double()
     case(name).prepare(student)
     module = lc.DistillationModule(student, lc.MeanTeacher() if mean_teacher else teacher, losses=losses)
     module.objective.build_adapters({"mapped_0": [[4, 4], [4, 8, 5, 5]]})
@@ -264,8 +302,9 @@ def distil(
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     assert "objective.adapters.mapped_0.map.weight" in trained, trained
     assert all(name.startswith(("student.", "objective.")) for name in trained)
-    assert module.teacher.conv1.weight.grad is None
-    result.teacher = {name: tensor.clone() for name, tensor in module.teacher.state_dict().items()}
+    assert module.teacher.fc.weight.grad is None
+    assert isinstance(module.teacher.fc.weight, DTensor) == sharded_teacher
+    result.teacher = {name: tensor.clone() for name, tensor in whole(module.teacher.state_dict()).items()}
     return result
 
 

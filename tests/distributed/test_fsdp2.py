@@ -7,7 +7,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 
 from tests.cases import CASES, Case, Net, assert_same, load, num_masked, num_zeros
-from tests.distributed import jobs, placements
+from tests.distributed import jobs
 from tests.distributed.pool import Pool
 from tests.distributed.test_ddp import assert_close
 
@@ -45,12 +45,6 @@ def test_averages_of_a_sharded_network_are_refused(
 ) -> None:
     for message in pool(jobs.refusal, "cubic", "fsdp2", average, options):
         assert f"{average.__name__} does not support ModelParallelStrategy beside Pruning" in message
-
-
-@pytest.mark.parametrize("name", ["cubic", "qat", "cluster", "channels"])
-def test_tensor_parallelism_is_refused(name: str, pool: Pool) -> None:
-    for message in pool(placements.fit, name, "tp", "__init__", "32"):
-        assert "does not support tensor parallelism" in message
 
 
 @pytest.mark.parametrize("case", SUPPORTED, ids=ids)
@@ -104,6 +98,17 @@ def test_weights_that_evaluation_leaves_gathered(pool: Pool) -> None:
 def test_checkpoints_are_validated_alike(name: str, kind: str, pool: Pool, tmp_path: Path) -> None:
     for fitted, loaded, resumed in pool(jobs.fit_and_validate, name, kind, tmp_path):
         assert fitted == loaded == resumed
+
+
+@pytest.mark.parametrize("kind", ["fsdp2", "tp"])
+def test_a_teacher_shards_itself(kind: str, pool: Pool, tmp_path: Path) -> None:
+    results = pool(jobs.distil, "cubic", kind, 0, tmp_path, None, False, True)
+    one = jobs.distil("cubic", "one")
+    for result in results:
+        assert_close(result.state, one.state)
+        assert_same(result.teacher, one.teacher)
+    resumed = pool(jobs.distil, "cubic", kind, 50, None, tmp_path / "step=5.ckpt", False, True)[0]
+    assert_same(resumed.state, results[0].state)
 
 
 @pytest.mark.parametrize(("name", "mean_teacher"), [("prune_and_cluster_and_qat", False), ("prune_and_cluster", True)])

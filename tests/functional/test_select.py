@@ -168,21 +168,31 @@ def _cases() -> list[tuple[list[Tensor], int, list[int]]]:
     return cases
 
 
+def _share(tensor: Tensor, rank: int, is_whole: bool) -> Tensor:
+    """As DTensor shards: `chunk`, where the second rank may get nothing."""
+    return tensor if is_whole else (*tensor.chunk(2), tensor[:0])[rank]
+
+
 def _shard(rank: int, file: str, failures: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     for index, (scores, num_pruned, sizes) in enumerate(_cases()):
         expected = keep(scores, num_pruned, sizes)
-        # As DTensor shards: `chunk`, where the second rank may get nothing.
-        parts = [(*s.chunk(2), s[:0])[rank] for s in scores]
-        sharded = keep_highest(
-            [p.clone for p in parts], num_pruned=num_pruned, unit_sizes=sizes, group=dist.group.WORLD
-        )
-        for tensor, (part, whole) in enumerate(zip(sharded, expected, strict=True)):
-            mine = (*torch.tensor(whole).chunk(2), torch.tensor(whole)[:0])[rank]
-            if not torch.equal(part, mine):
-                with open(failures, "a") as file_:
-                    file_.write(f"case {index}, tensor {tensor}, rank {rank}: {part.tolist()} != {mine.tolist()}\n")
+        # All sharded, then those of even and of odd number only: the others are whole on both ranks.
+        for whole in ([False] * 4, [True, False] * 2, [False, True] * 2):
+            own = [_share(s, rank, is_whole) for s, is_whole in zip(scores, whole, strict=False)]
+            chosen = keep_highest(
+                [part.clone for part in own],
+                num_pruned=num_pruned,
+                unit_sizes=sizes,
+                group=dist.group.WORLD,
+                whole=whole[: len(own)],
+            )
+            for tensor, (part, mask) in enumerate(zip(chosen, expected, strict=True)):
+                mine = _share(torch.tensor(mask), rank, whole[tensor])
+                if not torch.equal(part, mine):
+                    with open(failures, "a") as file_:
+                        file_.write(f"case {index}, {whole}, {tensor}, {rank}: {part.tolist()} != {mine.tolist()}\n")
     dist.destroy_process_group()
 
 

@@ -641,7 +641,7 @@ def test_metrics_of_layers_are_bits_scale_and_range() -> None:
 
 
 def test_a_model_that_is_built_late_lists_what_is_not_quantized() -> None:
-    model = LateNet("configure_model", sharded=False, dtype=torch.float32)
+    model = LateNet("configure_model", kind="one", dtype=torch.float32)
     quantization = lc.QuantizationAwareTraining(targets=lc.Targets(exclude=("conv2",)))
     trainer([quantization]).fit(model, Loader())
     assert quantization.unquantized_ops == ["conv2.conv2d", "norm2.batch_norm"]
