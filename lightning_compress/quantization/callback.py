@@ -304,10 +304,12 @@ class QuantizationAwareTraining(CompressionCallback):
 
     def _update(self, trainer: Trainer, refs: Sequence[QuantizerRef]) -> None:
         several = trainer.world_size > 1
-        reduces = (
-            (partial(_reduce, dist.ReduceOp.MAX), partial(_reduce, dist.ReduceOp.SUM)) if several else (None, None)
+        update_scales(
+            refs,
+            partial(_reduce, dist.ReduceOp.MAX) if several else None,
+            partial(_reduce, dist.ReduceOp.SUM) if several else None,
+            finite=self._finite,
         )
-        update_scales(refs, *reduces, finite=self._finite)
 
     def _stop_preparing(self) -> None:
         if self._preparation is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ _GPU_INTERVAL = 10  # batches between two checks
 class FiniteRanges:
     """Collect observed ranges, and raise an error that names the first quantizer with a range that is not finite.
 
-    On a CPU ranges are checked at once. On a GPU the host would have to wait for all kernels of the batch: the ranges of
-    some batches are checked together.
+    On a CPU ranges are checked at once. On a GPU the host would have to wait for all kernels of the batch, so that the
+    ranges of some batches are checked together.
 
     >>> FiniteRanges().add(["net.relu"], [torch.tensor([[0.0, torch.inf]])])
     Traceback (most recent call last):
@@ -51,10 +52,9 @@ class FiniteRanges:
         pending, self._pending = self._pending, []
         if not pending or bool(torch.cat([finite for _, finite in pending]).all()):
             return
-        # Searched only after a failure. The first in time: what it feeds is not finite either in later batches.
-        name = next(
-            row for rows, finite in pending for row, good in zip(rows, finite.tolist(), strict=True) if not good
-        )
+        # Searched only after a failure. The first in time: later batches are not finite anywhere.
+        marked = chain.from_iterable(zip(rows, finite.tolist(), strict=True) for rows, finite in pending)
+        name = next(row for row, is_finite in marked if not is_finite)
         raise ValueError(
             f"NaN or infinity observed at {name!r}: check the inputs, and lower the learning rate if training diverged."
         )

@@ -6,8 +6,8 @@
 Steps of all techniques over the plain step, their memory and synchronizations, and graph breaks (``gpu_steps.py``);
 latency of a 2:4 network (``gpu_sparse.py``); with --data and --weights accuracies on CIFAR-10 (``gpu_accuracy.py``).
 Each result is written to --out at once, and what stands there is not measured again, except what failed. A measurement
-that would end after --minutes, judged by the longest of its kind and network so far, is left for the next call. The exit code is 1
-if something failed, and 3 if something was left for the next call.
+that would end after --minutes, judged by the longest of its kind and network so far, is left for the next call. The
+exit code is 1 if something failed, and 3 if something was left for the next call.
 
 --tiny measures small networks and batches by the same code; on a CPU without memory, synchronizations and sparse
 tensor cores, whose fields say so.
