@@ -17,11 +17,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import lightning_compress as lc
 from lightning_compress.constraints.assignment import Assignment
 from lightning_compress.functional import rounding
 from lightning_compress.quantization import finite_ranges
 from lightning_compress.trainer.compression_callback import techniques
-from tests.cases import CASES, Case, Loader, Net, case, dataset, trainer
+from tests.cases import CASES, LOSSES, Case, Loader, Net, case, dataset, trainer
+from tests.distillation.test_module import teacher
 
 # All kinds of steps; the other cases are combinations of them.
 KINDS = {
@@ -106,7 +108,7 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Assignment, "_order", order)
 
 
-def watched(callbacks: list[Callback], model: Net, *steps: int) -> Watch:
+def watched(callbacks: list[Callback], model: LightningModule, *steps: int) -> Watch:
     watch = Watch(*steps)
     trainer(watch.around(callbacks)).fit(model, Loader())
     assert len(watch.found) + len(watch.updates) == len(steps)
@@ -124,6 +126,11 @@ def test_steps_between_updates_do_not_wait_for_the_device(case: Case) -> None:
     assert steps
     for found in steps:
         assert not {place for place in found if not (case.name == "qat_histogram" and place.startswith(HISTOGRAMS))}
+
+
+@pytest.mark.parametrize("losses", LOSSES.values(), ids=list(LOSSES))
+def test_a_distilled_step_does_not_wait(losses: dict[str, Any]) -> None:
+    assert watched([], lc.DistillationModule(Net(), teacher(), losses=losses), 5, 9).found == [{}, {}]
 
 
 def test_a_plain_fit_does_not_wait() -> None:
