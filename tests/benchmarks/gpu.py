@@ -28,7 +28,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gpu_accuracy
 import lightning
 import timm
 import torch
@@ -54,6 +53,8 @@ def measurements(args: argparse.Namespace) -> dict[str, Callable[[], dict[str, A
             latency, settings[1], args.device, batch, repeats
         )
     if args.data and args.weights:
+        import gpu_accuracy  # needs more packages than the rest
+
         budget = gpu_accuracy.Budget(args.data, args.weights, args.epochs, args.prune_rounds, args.workers)
         found |= gpu_accuracy.measurements(budget)
     return {name: measure for name, measure in found.items() if fnmatchcase(name, args.only)}

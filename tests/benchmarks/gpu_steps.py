@@ -25,7 +25,6 @@ from step_cost import ARMS, STEADY, Plain, fit, quiet_trainer
 from torch import Tensor, nn
 
 import lightning_compress as lc
-import lightning_compress.models.networks  # registers resnet20_cifar with timm
 
 Arm = tuple[LightningModule, list[Callback]]
 
@@ -63,8 +62,8 @@ FULL = (
     Setting("vit_base_patch16_224", "net.patch_embed.proj", 224, 128),
 )
 TINY = (
-    Setting("resnet20_cifar", "net.conv1", 8, 2, num_classes=10),
-    Setting("test_vit", "net.patch_embed.proj", 32, 2, num_classes=10, options=(("img_size", 32), ("depth", 2))),
+    Setting("test_resnet", "net.conv1", 16, 2, 10, (("layers", (1, 1)), ("channels", (32, 32)), ("stem_type", ""))),
+    Setting("test_vit", "net.patch_embed.proj", 32, 2, 10, (("img_size", 32), ("depth", 1))),
 )
 
 

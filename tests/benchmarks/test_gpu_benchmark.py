@@ -67,9 +67,9 @@ def test_steps_and_latency_are_measured_once(tmp_path: Path) -> None:
         lower, upper = result["quartiles"]["plain"]
         assert lower <= result["ratio"]["plain"] <= upper
         assert set(result["peak_mb"]) == set(result["host_syncs_per_step"]) == set(result["step_ms"])
-    assert set(found["steps/resnet20_cifar/distilled"]["ratio"]) == {"plain", "both"}
+    assert set(found["steps/test_resnet/distilled"]["ratio"]) == {"plain", "both"}
     compiled = {name: result["graph_breaks"] for name, result in found.items() if name.startswith("compile/")}
-    assert compiled == {"compile/resnet20_cifar/qat": 0, "compile/test_vit/qat": 0}
+    assert compiled == {"compile/test_resnet/qat": 0, "compile/test_vit/qat": 0}
     latencies = {name: result for name, result in found.items() if name.startswith("semi_structured/")}
     assert len(latencies) == 2
     if not torch.cuda.is_available():
