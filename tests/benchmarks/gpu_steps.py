@@ -62,7 +62,7 @@ FULL = (
     Setting("vit_base_patch16_224", "net.patch_embed.proj", 224, 128),
 )
 TINY = (
-    Setting("test_resnet", "net.conv1", 16, 2, 10, (("layers", (1, 1)), ("channels", (32, 32)), ("stem_type", ""))),
+    Setting("test_resnet", "net.conv1.0", 32, 2, 10),
     Setting("test_vit", "net.patch_embed.proj", 32, 2, 10, (("img_size", 32), ("depth", 1))),
 )
 
