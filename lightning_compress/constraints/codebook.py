@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_compress.constraints.assignment import Assignment, add_over_ranks
 from lightning_compress.constraints.constraint import Constraint
 from lightning_compress.constraints.layer import Layer, group_of, local_shards
+from lightning_compress.constraints.layer_batches import any_true
 from lightning_compress.functional.masks import pack_bits, unpack_bits
 
 
@@ -74,10 +75,12 @@ class CodebookConstraint(Constraint):
         weights = self._trained_weights()
         # All before any is compared: no rank may leave out a collective.
         first = self._over_ranks(weights, Assignment.first_members)
-        return all(
-            torch.equal(joint.written(w, joint.values_of(values)), w)
-            for values, (batch, joint) in zip(first, self._assigned_batches(weights), strict=True)
-            for w in [self._stacked(weights, batch)]
+        return not any_true(
+            [
+                (joint.written(w, joint.values_of(values)) != w).any()
+                for values, (batch, joint) in zip(first, self._assigned_batches(weights), strict=True)
+                for w in [self._stacked(weights, batch)]
+            ]
         )
 
     @torch.no_grad()

@@ -54,6 +54,15 @@ def stack_full_weights(layers: Sequence[Layer]) -> Tensor:
     return stack([layer.full(layer.weight) for layer in layers])
 
 
+def any_true(flags: Sequence[Tensor]) -> bool:
+    """Return True if a bool scalar is True; with a single synchronization with the GPU, whatever their number.
+
+    >>> any_true([torch.tensor(False), torch.tensor(True)]), any_true([])
+    (True, False)
+    """
+    return bool(flags) and bool(torch.stack([flag.to(flags[0].device) for flag in flags]).any())
+
+
 class Buffers:
     """Stacks in memory that is used again, so that no step makes a view of each layer.
 

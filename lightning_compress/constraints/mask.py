@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_compress.constraints.constraint import Constraint
 from lightning_compress.constraints.layer import Layer, local_shard, local_shards
-from lightning_compress.constraints.layer_batches import stack, stack_weights
+from lightning_compress.constraints.layer_batches import any_true, stack, stack_weights
 from lightning_compress.functional.masks import pack_bits, unpack_bits
 
 
@@ -92,9 +92,11 @@ class MaskConstraint(Constraint):
     @torch.no_grad()
     def is_satisfied(self) -> bool:
         """Return True if all masked weights on this rank are zero."""
-        return self.is_dense or not any(
-            bool(stack_weights([self.layers[i] for i in batch])[self.stacked_zeros(batch)].any())
-            for batch in self.trained_batches()
+        return self.is_dense or not any_true(
+            [
+                ((stack_weights([self.layers[i] for i in batch]) != 0) & self.stacked_zeros(batch)).any()
+                for batch in self.trained_batches()
+            ]
         )
 
     def _set(self, masks: Sequence[Tensor]) -> None:

@@ -58,3 +58,21 @@ def keep_n_of_m(scores: Tensor, *, n: int, m: int, dim: int) -> Tensor:
     ascending = groups.argsort(dim=-1, stable=True)
     keep = torch.ones_like(groups, dtype=torch.bool).scatter_(-1, ascending[..., : m - n], False)
     return keep.flatten(-2).movedim(-1, dim)
+
+
+def is_n_of_m(weight: Tensor, *, n: int, m: int, dim: int) -> bool:
+    """Return True if each group of ``m`` consecutive entries along a dimension has at most ``n`` nonzero ones.
+
+    Args:
+        weight: Any shape.
+        n: Number of nonzero entries allowed in a group.
+        m: Size of a group.
+        dim: Dimension along which groups are formed; if its size is not a multiple of ``m``, the result is False.
+
+    >>> is_n_of_m(torch.tensor([[4.0, 0.0, 3.0, 0.0]]), n=2, m=4, dim=1)
+    True
+    """
+    if weight.shape[dim] % m:
+        return False
+    groups = weight.movedim(dim, -1).unflatten(-1, (-1, m))
+    return bool(((groups != 0).sum(dim=-1) <= n).all())

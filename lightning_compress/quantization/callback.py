@@ -16,6 +16,7 @@ from typing_extensions import final
 
 from lightning_compress.constraints.completed_steps import CompletedSteps, counted_optimizers, optimizers_of
 from lightning_compress.quantization.backend import Backend, OnnxRuntime
+from lightning_compress.quantization.finite_ranges import FiniteRanges
 from lightning_compress.quantization.graph_tracer import GraphTracer
 from lightning_compress.quantization.insertion import QuantizerRef, digest, is_quantized, quantizers_of
 from lightning_compress.quantization.int_spec import Int
@@ -107,6 +108,7 @@ class QuantizationAwareTraining(CompressionCallback):
         self._preparation: ModelPreparation | None = None
         self._hooks: list[CompletedSteps] = []
         self._frozen: list[RemovableHandle] = []
+        self._finite = FiniteRanges()
         self._thawing = FrozenTargets()
 
     @property
@@ -135,6 +137,7 @@ class QuantizationAwareTraining(CompressionCallback):
             **super().attributes_outside_fit(),
             "_hooks": [],
             "_frozen": [],
+            "_finite": FiniteRanges(),
             "_preparation": None,
             "_thawing": FrozenTargets(),
         }
@@ -231,6 +234,7 @@ class QuantizationAwareTraining(CompressionCallback):
         for ref in refs:
             ref.quantizer.observing = phase[0]
         if phase != self._phase:
+            self._finite.check()
             if phase[2] and not self._frozen:
                 self._frozen = _freeze_norms(pl_module.get_submodule(self.targets.module))
             self._phase = phase
@@ -246,6 +250,14 @@ class QuantizationAwareTraining(CompressionCallback):
         for ref in refs:
             ref.quantizer.observing = 0
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Check that no range in the checkpoint is NaN or infinite."""
+        self._finite.check()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the ranges of the last batches."""
+        self._finite.check()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the scales of all ranks."""
@@ -293,7 +305,10 @@ class QuantizationAwareTraining(CompressionCallback):
     def _update(self, trainer: Trainer, refs: Sequence[QuantizerRef]) -> None:
         several = trainer.world_size > 1
         update_scales(
-            refs, *((partial(_reduce, dist.ReduceOp.MAX), partial(_reduce, dist.ReduceOp.SUM)) if several else ())
+            refs,
+            partial(_reduce, dist.ReduceOp.MAX) if several else None,
+            partial(_reduce, dist.ReduceOp.SUM) if several else None,
+            finite=self._finite,
         )
 
     def _stop_preparing(self) -> None:

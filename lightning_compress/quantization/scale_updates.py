@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_compress.functional.histograms import rebin
+from lightning_compress.quantization.finite_ranges import FiniteRanges
 from lightning_compress.quantization.insertion import QuantizerRef
 from lightning_compress.quantization.int_spec import Int
 from lightning_compress.quantization.observers import RangeStatistics
@@ -18,7 +19,10 @@ Reduce = Callable[[Tensor], Tensor]
 
 
 def update_scales(
-    refs: Sequence[QuantizerRef], all_reduce_max: Reduce | None = None, all_reduce_sum: Reduce | None = None
+    refs: Sequence[QuantizerRef],
+    all_reduce_max: Reduce | None = None,
+    all_reduce_sum: Reduce | None = None,
+    finite: FiniteRanges | None = None,
 ) -> None:
     """Update the scales of quantizers from the statistics that they have observed since the last update.
 
@@ -26,6 +30,7 @@ def update_scales(
         refs: Quantizers.
         all_reduce_max: Reduces a tensor to its maximum over ranks; ``None`` for one process.
         all_reduce_sum: Reduces a tensor to its sum over ranks.
+        finite: Check of a fit, which may be made some batches later; by default all is checked in this call.
 
     Raises:
         ValueError: If NaN or infinity was observed.
@@ -33,7 +38,11 @@ def update_scales(
     observed = [(ref, ref.quantizer.observed) for ref in refs if ref.quantizer.observed is not None]
     if all_reduce_max is not None and all_reduce_sum is not None:
         _reduce([statistics for _, statistics in observed], all_reduce_max, all_reduce_sum)
-    _check_finite(observed)
+    check = FiniteRanges() if finite is None else finite
+    check.add([ref.name for ref, _ in observed], [statistics.min_max for _, statistics in observed])
+    # A range search waits for the device anyway, and has no result without finite values.
+    if finite is None or any(ref.quantizer.spec.observer.bins for ref, _ in observed if ref.quantizer.spec.observer):
+        check.check()
     _merge_shared([ref for ref, _ in observed])
     by_spec: dict[Int, list[QuantizerRef]] = {}
     for ref, _ in observed:
@@ -78,15 +87,6 @@ def _update_group(spec: Int, refs: Sequence[QuantizerRef]) -> None:
         torch._foreach_copy_([r.quantizer.scale(r.module) for r in refs], list(scale.float().unbind()))
         if not spec.symmetric:
             torch._foreach_copy_([r.quantizer.zero_point(r.module) for r in refs], list(zero_point.float().unbind()))
-
-
-def _check_finite(observed: Sequence[tuple[QuantizerRef, RangeStatistics]]) -> None:
-    # One synchronization with the GPU for all quantizers; the tensor is searched only after a failure.
-    if observed and not bool(torch.isfinite(torch.cat([statistics.min_max for _, statistics in observed])).all()):
-        name = next(ref.name for ref, statistics in observed if not bool(torch.isfinite(statistics.min_max).all()))
-        raise ValueError(
-            f"NaN or infinity observed at {name!r}: check the inputs, and lower the learning rate if training diverged."
-        )
 
 
 def _reduce(observed: Sequence[RangeStatistics], all_reduce_max: Reduce, all_reduce_sum: Reduce) -> None:

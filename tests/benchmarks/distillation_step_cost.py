@@ -14,26 +14,40 @@ import argparse
 import logging
 import tempfile
 import warnings
+from typing import Any
 
 import timm
 import torch
 from interleaved import medians, ratio
-from lightning.pytorch import Trainer
-from step_cost import Plain, Stopwatch
+from step_cost import Plain, fit
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_compress as lc
 
 
-def fit(module: object, data: DataLoader, accelerator: str) -> list[float]:
-    """Step times of one fit."""
-    watch = Stopwatch()
-    trainer = Trainer(
-        max_epochs=1, accelerator=accelerator, devices=1, callbacks=[watch], logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(module, data)
-    return watch.times
+class Both(Plain):
+    """A plain step of the student, and the teacher's forward pass."""
+
+    def __init__(self, teacher: nn.Module, net: nn.Module | None = None) -> None:
+        super().__init__(net)
+        self.teacher = teacher.requires_grad_(False)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        with torch.no_grad():
+            self.teacher.eval()(batch[0])
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+
+
+class KeyedPlain(Plain):
+    """The plain step on data with keys."""
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch.sample
 
 
 def main() -> None:
@@ -51,29 +65,16 @@ def main() -> None:
     data, keyed = DataLoader(samples, batch_size=128), DataLoader(lc.Keyed(samples), batch_size=128)
     teacher = timm.create_model("resnet56_cifar", num_classes=10).eval()
 
-    class Both(Plain):
-        """The student's step and the teacher's forward pass."""
-
-        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
-            loss = super().training_step(batch, batch_idx)
-            with torch.no_grad():
-                teacher.to(batch[0].device)(batch[0])
-            return loss
-
-    class KeyedPlain(Plain):
-        """The plain step on data with keys."""
-
-        def on_before_batch_transfer(self, batch: object, dataloader_idx: int) -> object:
-            return batch.sample  # type: ignore[attr-defined]
-
     with tempfile.TemporaryDirectory() as cache:
         results = medians(
             {
-                "plain": lambda: fit(Plain(), data, args.accelerator),
-                "both": lambda: fit(Both(), data, args.accelerator),
-                "distilled": lambda: fit(lc.DistillationModule(Plain(), teacher), data, args.accelerator),
-                "keyed": lambda: fit(KeyedPlain(), keyed, args.accelerator),
-                "cached": lambda: fit(lc.DistillationModule(Plain(), teacher, cache=cache), keyed, args.accelerator),
+                "plain": lambda: fit(Plain(), [], data, args.accelerator),
+                "both": lambda: fit(Both(teacher), [], data, args.accelerator),
+                "distilled": lambda: fit(lc.DistillationModule(Plain(), teacher), [], data, args.accelerator),
+                "keyed": lambda: fit(KeyedPlain(), [], keyed, args.accelerator),
+                "cached": lambda: fit(
+                    lc.DistillationModule(Plain(), teacher, cache=cache), [], keyed, args.accelerator
+                ),
             },
             rounds=args.rounds,
         )

@@ -23,11 +23,17 @@ def medians(arms: Mapping[str, Callable[[], list[float]]], *, rounds: int, seed:
     return results
 
 
+def ratio_quartiles(results: Mapping[str, list[float]], arm: str, base: str) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile of the ratios of two arms, round by round."""
+    ratios = [a / b for a, b in zip(results[arm], results[base], strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return low, middle, high
+
+
 def ratio(results: Mapping[str, list[float]], arm: str, base: str) -> str:
     """Median and quartiles of the ratios of two arms, round by round."""
-    ratios = sorted(a / b for a, b in zip(results[arm], results[base], strict=True))
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return f"{middle:.4f} (quartiles {low:.4f} to {high:.4f}, {len(ratios)} rounds)"
+    low, middle, high = ratio_quartiles(results, arm, base)
+    return f"{middle:.4f} (quartiles {low:.4f} to {high:.4f}, {len(results[arm])} rounds)"
 
 
 def onnx_runs(path: Path, images: np.ndarray, *, runs: int = 10) -> Callable[[], list[float]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,6 +28,8 @@ def torch_pruned(
         is_whole: Whether a layer of that name is to keep all its channels.
         round_to: Keep a multiple of so many.
     """
+    import torch_pruning as tp
+
     target = macs(make(), image) / times
 
     def pruned(ratio: float) -> nn.Module:

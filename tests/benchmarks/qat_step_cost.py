@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import io
 import logging
 import warnings
@@ -19,8 +18,8 @@ from collections.abc import Callable
 
 import torch
 from interleaved import medians, ratio
-from lightning.pytorch import Callback, Trainer
-from step_cost import Plain, Stopwatch
+from lightning.pytorch import Callback
+from step_cost import fit, seeded
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -89,26 +88,13 @@ ARMS: dict[str, Callable[[nn.Module, torch.Tensor], Arm]] = {
 
 def step_times(arm: Callable[..., Arm], images: torch.Tensor, args: argparse.Namespace) -> list[float]:
     """Seconds of every step but the first ones, which allocate."""
-    torch.manual_seed(0)
-    module = Plain()
+    module = seeded()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         module.net, callbacks = arm(module.net, images)
     if args.compile:
         module.net.compile()
-    watch = Stopwatch()
-    trainer = Trainer(
-        max_epochs=1,
-        accelerator=args.accelerator,
-        devices=1,
-        callbacks=[*callbacks, watch],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
     data = TensorDataset(images, torch.randint(0, 10, (len(images),)))
-    trainer.fit(module, DataLoader(data, batch_size=128))
-    return copy.copy(watch.times[1:])
+    return fit(module, callbacks, DataLoader(data, batch_size=128), args.accelerator)[1:]
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import timm
 import torch
@@ -30,9 +31,9 @@ import lightning_compress.models.networks  # registers resnet20_cifar with timm
 class Plain(LightningModule):
     """A LightningModule that knows nothing of compression."""
 
-    def __init__(self) -> None:
+    def __init__(self, net: nn.Module | None = None) -> None:
         super().__init__()
-        self.net = timm.create_model("resnet20_cifar", num_classes=10)
+        self.net = timm.create_model("resnet20_cifar", num_classes=10) if net is None else net
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
@@ -58,22 +59,34 @@ class Stopwatch(Callback):
         return [b - a for a, b in zip(self.marks[1:], self.marks[2:], strict=False)]
 
 
-def fit(callbacks: list[Callback], data: DataLoader, accelerator: str) -> list[float]:
-    """Step times of one fit."""
-    torch.manual_seed(0)
-    watch = Stopwatch()
-    trainer = Trainer(
+def quiet_trainer(callbacks: list[Callback], accelerator: str, precision: str = "32-true") -> Trainer:
+    """A Trainer of one epoch that prints and writes nothing."""
+    return Trainer(
         max_epochs=1,
         accelerator=accelerator,
         devices=1,
-        callbacks=[*callbacks, watch],
+        precision=precision,
+        callbacks=callbacks,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Plain(), data)
+
+
+def fit(
+    module: LightningModule, callbacks: list[Callback], data: Any, accelerator: str, precision: str = "32-true"
+) -> list[float]:
+    """Step times of one fit."""
+    watch = Stopwatch()
+    quiet_trainer([*callbacks, watch], accelerator, precision).fit(module, data)
     return watch.times
+
+
+def seeded() -> Plain:
+    """A module that is the same in every round."""
+    torch.manual_seed(0)
+    return Plain()
 
 
 STEADY = lc.Schedule(begin=0.0, curve="one_shot")
@@ -100,7 +113,7 @@ def main() -> None:
     data = DataLoader(TensorDataset(images, torch.randint(0, 10, (len(images),))), batch_size=128)
     arms = {name: ARMS[name] for name in dict.fromkeys(["plain", *args.arms])}
     results = medians(
-        {name: lambda make=make: fit(make(), data, args.accelerator) for name, make in arms.items()},
+        {name: lambda make=make: fit(seeded(), make(), data, args.accelerator) for name, make in arms.items()},
         rounds=args.rounds,
     )
     print(f"torch {torch.__version__}, {args.accelerator}, {torch.get_num_threads()} threads")

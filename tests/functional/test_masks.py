@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_compress.functional.masks import keep_n_of_m, pack_bits, unpack_bits
+from lightning_compress.functional.masks import is_n_of_m, keep_n_of_m, pack_bits, unpack_bits
 from tests.functional.unstable import Unstable
 
 
@@ -72,3 +72,23 @@ def test_every_group_keeps_just_n_of_the_highest(seed: int, n: int, m: int, dim:
 def test_of_equal_scores_the_later_are_kept_on_any_device() -> None:
     scores = torch.ones(2, 4).as_subclass(Unstable)
     assert keep_n_of_m(scores, n=2, m=4, dim=1).tolist() == [[False, False, True, True]] * 2
+
+
+@given(seed=st.integers(0, 1000), n=st.integers(1, 3), m=st.integers(2, 5), dim=st.integers(0, 2))
+@settings(max_examples=60, deadline=None)
+def test_a_pattern_is_recognized_along_its_dimension(seed: int, n: int, m: int, dim: int) -> None:
+    n = min(n, m - 1)
+    shape = [2, 3, 2]
+    shape[dim] = 2 * m
+    weight = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) + 1
+    kept = weight.masked_fill(~keep_n_of_m(weight, n=n, m=m, dim=dim), 0.0)
+    assert is_n_of_m(kept, n=n, m=m, dim=dim)
+    assert not is_n_of_m(weight, n=n, m=m, dim=dim)
+    one_more = kept.flatten()
+    one_more[(one_more == 0).nonzero()[0]] = 1.0
+    assert not is_n_of_m(one_more.view(shape), n=n, m=m, dim=dim)
+
+
+def test_a_pattern_needs_whole_groups() -> None:
+    assert not is_n_of_m(torch.zeros(4, 6), n=2, m=4, dim=1)
+    assert is_n_of_m(torch.zeros(4, 6), n=2, m=4, dim=0)
