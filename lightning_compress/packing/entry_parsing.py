@@ -53,7 +53,8 @@ def _fields(data: dict[str, Any], sealed: bool) -> dict[str, Any]:
         "half": _flag(optional["half"]),
         "scale": None if scale is None else _text(scale),
         "axis": checked_int(optional["axis"], at_least=-1, at_most=2),
-        "negative_zero": None if negative_zero is None else _int16(negative_zero),
+        # Larger than all integers of the tensor, of which zero is one.
+        "negative_zero": None if negative_zero is None else checked_int(negative_zero, at_least=1, at_most=2**15 - 1),
     }
 
 
@@ -67,10 +68,6 @@ def _flag(data: Any) -> bool:
     if not isinstance(data, bool):
         raise ValueError(f"half must be true or false, not {str(data)[:40]!r}")
     return data
-
-
-def _int16(data: Any) -> int:
-    return checked_int(data, at_least=-(2**15), at_most=2**15 - 1)
 
 
 def _width(data: Any) -> int:

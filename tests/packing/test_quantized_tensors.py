@@ -60,6 +60,13 @@ def test_zeros_of_both_signs(packed: Pack) -> None:
     assert packed_as_integers(packed(**state))
 
 
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_nothing_but_zeros(packed: Pack, zero: float) -> None:
+    file = packed(weight=torch.full((8, 16), zero), quant_weight_scale=torch.tensor(0.5))
+    assert packed_as_integers(file)
+    assert file.tensors[0].num_bytes <= 2
+
+
 def test_pruned_and_quantized(packed: Pack) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(256, 64)
