@@ -29,7 +29,7 @@ BITS = Stream("indices", b"", ("bits",))
         ("float32", [Stream("codebook", bytes(8), (3,)), BITS], "8 bytes cannot hold a codebook of 3 entries"),
         ("float32", [Stream("codebook", bytes(4), (True,)), BITS], "'True' must be an integer"),
         ("uint8", [Stream("codebook", b"", (0,)), Stream("neighbors", b"", (0,))], "'0' must be an integer from 1 to"),
-        ("int16", [Stream("range", b"", (1, 513)), Stream("neighbors", b"", (0,))], "'513' must be an integer from 1 to"),
+        ("int16", [Stream("range", b"", (1, 513)), Stream("neighbors", b"", (0,))], "'513' must be an integer"),
         ("int16", [Stream("range", b"", (-(2**15) - 1, 1)), BITS], "'-32769' must be an integer from -32768 to 32767"),
         ("int16", [Stream("range", b"", (2**15, 1)), BITS], "'32768' must be an integer from -32768 to 32767"),
         ("int16", [Stream("range", b"", (7, 0)), BITS], "'0' must be an integer from 1 to 32761"),
