@@ -88,4 +88,22 @@ EXPLAINED: dict[str, str] = {
     "packing/integer_ranges.py: smallest, largest = (int(integers.min(initial=0)), int(integers.max(initial=1)))":
         CHOICE,
     "packing/length_lists.py: head = next(rest, _MAX_WIDTH + 2)": EQUAL,
+    "packing/name_lists.py: if stop - start >= _MIN_RUN and increment >= 0:":
+        "only digits with zeros before them differ by nothing, and numbers that are increased have none",
+    "packing/name_lists.py: num_characters += len(name) + 2": LIMIT,
+    "packing/neighbor_contexts.py: sizes = np.minimum(self._kernel_sizes[part.rows, part.channels], 2 ** 21 // "
+    "(per_size + 1) + 1)": "beyond the last level, too",
+    "packing/neighbor_contexts.py: sizes = np.minimum(self._kernel_sizes[part.rows, part.channels], 2 ** 20 // "
+    "(per_size + 2) + 1)": "beyond the last level, too",
+    "packing/neighbor_masks.py: if len(nonzero) <= _MIN_ELEMENTS:": CHOICE,
+    "packing/packed_file.py: console = Console(width=101, color_system=None)": "the width of the printed tables",
+    "packing/split_values.py: value_bytes[:, :-1] = np.frombuffer(lower, np.uint8).reshape(count, -2)": REST,
+    "packing/split_values.py: return value_bytes.reshape(-2).view(like.dtype)": REST,
+    "packing/unique.py: present = np.zeros(2 ** (9 * keys.itemsize), np.bool_)": LIMIT,
+    "packing/unique.py: for spare_bits in (4, 7, 8):": LIMIT,
+    "packing/unique.py: for spare_bits in (4, 6, 9):": LIMIT,
+    "packing/unique.py: bits = min(max(len(values), 2).bit_length() + spare_bits, 21)": LIMIT,
+    "packing/uniform_codebooks.py: indices = found - found.min() - ((found >= 0) & (found.min() < 0))":
+        "no entry is zero, and with -0.0 there is no step either way",
+    "packing/raw_values.py: return np.frombuffer(stream.data, like.dtype).reshape(-2, *like.shape[1:])": REST,
 }  # fmt: skip

@@ -105,6 +105,19 @@ def test_names_come_back(names: list[str]) -> None:
     assert restore_names(shorten_names(names)) == names
 
 
+@pytest.mark.parametrize(
+    ("names", "items"),
+    [
+        (["a0.w", "a0.b", "a1.w", "a1.b"], ["a0.w", "a0.b", [2, 2, 0, 1]]),
+        (["a0.w", "a1.w"], ["a0.w", "a1.w"]),
+        (["a5.w", "a5.b", "a2.w", "a2.b"], ["a5.w", "a5.b", "a2.w", "a2.b"]),
+        (["b2.7.w", "b2.7.b", "b2.9.w", "b2.9.b"], ["b2.7.w", "b2.7.b", [2, 2, 1, 2]]),
+    ],
+)
+def test_runs_of_two_names_are_copies(names: list[str], items: list[object]) -> None:
+    assert shorten_names(names) == items
+
+
 def test_names_that_grow_without_end() -> None:
     with pytest.raises(ValueError, match="longer than those of any model"):
         restore_names(["a" * 10_000 + "0", [1, 2**31 - 1, 0, 1]])

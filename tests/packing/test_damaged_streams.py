@@ -18,6 +18,8 @@ def no_scale(name: str) -> Tensor:
 
 
 BITS = Stream("indices", b"", ("bits",))
+# Most significant bytes of 2, and lower ones of 3 to 6.
+SPLIT = [Stream("split", b""), Stream("codebook", b"\2", (1,)), BITS, Stream("lower", b"\3\4\5\6")]
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,14 @@ BITS = Stream("indices", b"", ("bits",))
     [
         ("float32", [Stream("exponents", b"\0\1" + bytes(12), (1,))], "must have 0 parameters, but has 1"),
         ("bool", [Stream("exponents", b"\0\1")], "cannot be split into bytes"),
+        ("bool", [Stream("split", b"")], "cannot be split into bytes"),
+        ("int16", SPLIT[:-1], "a stream is missing"),
+        ("int16", [*SPLIT[:-1], Stream("lower", bytes(3))], "3 bytes cannot hold the lower bytes of 4 values"),
+        ("int16", [SPLIT[0], Stream("range", b"", (1, 1)), *SPLIT[2:]], "a codebook and indices must follow split"),
+        ("float32", [Stream("mask", b"", (1,)), Stream("raw", b"")], "must have 0 parameters, but has 1"),
+        ("float32", [Stream("uniform", bytes(7)), BITS], "a uniform codebook is damaged"),
+        ("float16", [Stream("uniform", bytes(8)), BITS], "a uniform codebook is damaged"),
+        ("float32", [Stream("uniform", bytes(8), (1,)), BITS], "must have 0 parameters, but has 1"),
         ("float32", [Stream("codebook", bytes(8), (1,)), BITS], "8 bytes cannot hold a codebook of 1 entries"),
         ("float32", [Stream("codebook", bytes(8), (3,)), BITS], "8 bytes cannot hold a codebook of 3 entries"),
         ("float32", [Stream("codebook", bytes(4), (True,)), BITS], "'True' must be an integer"),
@@ -42,6 +52,10 @@ BITS = Stream("indices", b"", ("bits",))
 def test_a_stream_that_does_not_fit(dtype: str, streams: list[Stream], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         decode_tensor(Entry("w", dtype, (4,)), streams, no_scale)
+
+
+def test_split_values() -> None:
+    assert decode_tensor(Entry("w", "int16", (4,)), SPLIT, no_scale).tolist() == [0x203, 0x204, 0x205, 0x206]
 
 
 @pytest.mark.parametrize(("smallest", "num_values"), [(-(2**15), 2**16), (2**15 - 1, 1)])
