@@ -35,7 +35,7 @@ def test_the_step_is_the_largest(factors: list[int], table: list[int]) -> None:
     [
         [1, 2, 3, 4],
         [1, 2, 3, 4, 1025],
-        [1, 2, 3, 4.5, 5],
+        [1, 2, 3, 4.3, 5],
         [-1, 1, 2, 3, -0.0],
         [4, 5, 6, 7, 9],
         [1, 2, 3, 4, np.inf],
