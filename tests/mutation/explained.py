@@ -106,4 +106,7 @@ EXPLAINED: dict[str, str] = {
     "packing/uniform_codebooks.py: indices = found - found.min() - ((found >= 0) & (found.min() < 0))":
         "no entry is zero, and with -0.0 there is no step either way",
     "packing/raw_values.py: return np.frombuffer(stream.data, like.dtype).reshape(-2, *like.shape[1:])": REST,
+    "packing/packed_file.py: if not TYPE_CHECKING:": RANKS,
+    "packing/vector_widths.py: if len(values) * _MIN_OCCURRENCES >= np.count_nonzero(sample) + _MIN_OCCURRENCES:":
+        CHOICE,
 }  # fmt: skip

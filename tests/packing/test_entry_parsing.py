@@ -18,6 +18,8 @@ SOUND = {"name": "w", "dtype": "float32", "shape": [2], "crc32": 0, "streams": [
         ("streams", [["raw", 0]] * 9, "its streams must be a list of at most 8"),
         ("shape", [1] * 64, None),
         ("shape", [1] * 65, "its shape must be a list of at most 64 integers"),
+        ("half", True, None),
+        ("half", 1, "half must be true or false, not '1'"),
         ("minus", 1, None),
         ("minus", 2**15 - 1, None),
         ("minus", 0, "'0' must be an integer from 1 to 32767"),
@@ -32,3 +34,9 @@ def test_bounds(key: str, sound: Any, message: str | None) -> None:
     else:
         with pytest.raises(ValueError, match=f"the entry of 'w' is invalid: {message}"):
             parse_entry(entry)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int64", "complex64"])
+def test_only_wider_numbers_are_rounded(dtype: str) -> None:
+    with pytest.raises(ValueError, match=f"a tensor of dtype {dtype} cannot be rounded to float16"):
+        parse_entry(SOUND | {"dtype": dtype, "half": True})
