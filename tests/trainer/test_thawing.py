@@ -114,6 +114,27 @@ def test_a_resumed_fit_thaws_a_weight_with_two_names(trainer: Callable, loader: 
         assert torch.equal(value, rest.state_dict()[name]), name
 
 
+class HeadAlone(Tied):
+    """Trains its backbone in a first fit and its head alone in a second one."""
+
+    def on_train_epoch_start(self) -> None:
+        """Leave the backbone as it is."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], 0.01)
+
+
+def test_a_second_fit_without_a_weight_that_has_two_names(trainer: Callable, loader: DataLoader) -> None:
+    model, technique = HeadAlone(), lc.WeightClustering(4, schedule=EARLY)
+    model.backbone.requires_grad_(True)
+    trainer(technique).fit(model, loader)
+    before = model.lookup.weight.detach().clone()
+    model.backbone.requires_grad_(False)
+    trainer(technique).fit(model, loader)
+    assert torch.equal(model.lookup.weight, before)
+    assert technique.reached
+
+
 def test_fixed_keeps_the_zeros_that_they_have(trainer: Callable, loader: DataLoader) -> None:
     module = Finetuned()
     with torch.no_grad():
