@@ -39,7 +39,7 @@ def _index(values: NonzeroValues, previous: Sequence[IndexedValues]) -> IndexedV
 def _read_entries(stream: Stream, context: ReadContext) -> SharedEntries:
     # The claimed number is compared with the bytes that there are before anything is allocated.
     (claimed,) = checked_parameters(1, stream.parameters)
-    num_entries = checked_int(claimed, at_most=len(stream.data) // context.like.nbytes)
+    num_entries = checked_int(claimed, at_most=len(stream.data))
     if num_entries * context.like.nbytes != len(stream.data):
         raise ValueError(f"{len(stream.data)} bytes cannot hold a codebook of {num_entries} entries")
     # Entries of vectors have more than one dimension.

@@ -100,8 +100,8 @@ def pop_symbols(stack: Any, num_symbols: int, num_values: int) -> NDArray[Any]:
         return np.zeros(num_symbols, dtype)
     codes = (_first_code(num_symbols, num_values) + np.cumsum(stack.decode(_DIFFERENCE_MODEL, num_values))) % 256
     table = frequencies(codes.astype(np.uint8)).astype(np.float64)
-    # A damaged table can be all zeros, or exceed the integers that are exact in float64.
-    if not 0 < table.sum() < 2**52:
+    # A damaged table can be all zeros. Its sum is exact in float64: at most 2**16 frequencies, all below 2**34.
+    if not table.any():
         raise ValueError("the frequencies of an entropy-coded stream are invalid")
     return pop(stack, num_symbols, Categorical(table, perfect=False), dtype)
 

@@ -50,10 +50,11 @@ def _fields(data: dict[str, Any], sealed: bool) -> dict[str, Any]:
         "crc32": checked_int(data["crc32"], at_most=2**32 - 1) if sealed else None,
         "streams": _streams(data["streams"]),
         "width": _width(optional["width"]),
-        "half": _flag(optional["half"]),
+        "half": _half(optional["half"], data["dtype"]),
         "scale": None if scale is None else _text(scale),
         "axis": checked_int(optional["axis"], at_least=-1, at_most=2),
-        "negative_zero": None if negative_zero is None else _int16(negative_zero),
+        # Larger than all integers of the tensor, of which zero is one.
+        "negative_zero": None if negative_zero is None else checked_int(negative_zero, at_least=1, at_most=2**15 - 1),
     }
 
 
@@ -63,14 +64,12 @@ def _dtype(data: Any) -> str:
     return str(data)
 
 
-def _flag(data: Any) -> bool:
+def _half(data: Any, dtype: str) -> bool:
     if not isinstance(data, bool):
         raise ValueError(f"half must be true or false, not {str(data)[:40]!r}")
+    if data and dtype not in ("float32", "float64"):
+        raise ValueError(f"a tensor of dtype {dtype} cannot be rounded to float16")
     return data
-
-
-def _int16(data: Any) -> int:
-    return checked_int(data, at_least=-(2**15), at_most=2**15 - 1)
 
 
 def _width(data: Any) -> int:

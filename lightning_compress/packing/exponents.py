@@ -41,7 +41,7 @@ def _plan(values: BitPatterns) -> EncodingPlan | None:
 def _read(stream: Stream, streams: Iterator[Stream], context: ReadContext) -> BitPatterns:
     checked_parameters(0, stream.parameters)
     like, count, data = context.like, context.count, stream.data
-    if like.ndim > 1 or like.itemsize < 2:
+    if like.itemsize < 2:
         raise ValueError("values of this width cannot be split into bytes")
     start = 2 + data[0] if data else 1
     stop = len(data) - count * (like.itemsize - 1)

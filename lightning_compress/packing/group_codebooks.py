@@ -38,7 +38,7 @@ def _index(values: NonzeroValues, previous: Sequence[IndexedValues]) -> IndexedV
     if any(len(indexed.counts) <= _FEW_ENTRIES for indexed in previous):
         return None
     elements, num_elements = values.elements, len(values.elements)
-    if elements.ndim > 1 or not 2 <= elements.itemsize <= 4 or num_elements < _MIN_ELEMENTS:
+    if elements.itemsize not in (2, 4) or num_elements < _MIN_ELEMENTS:
         return None
     # Training does not record the size of groups, so all that are possible are tried on a sample.
     sizes = _group_sizes(num_elements, num_columns_of(values.shape))

@@ -51,7 +51,7 @@ class NonzeroIntegers(NonzeroValues):
     def unique(self) -> tuple[BitPatterns, NDArray[Any]] | None:
         """Return the distinct integers as bit patterns, or ``None`` if a sample has more than a few."""
         # A wide range has few unused integers, so a stored codebook would only add bytes to it.
-        if not len(self.values) or len(sorted_unique(strided_sample(self.values))) > _MAX_INTEGERS:
+        if len(sorted_unique(strided_sample(self.values))) > _MAX_INTEGERS:
             return None
         return unique_patterns(self.values.view("<u2"))
 

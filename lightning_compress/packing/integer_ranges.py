@@ -24,8 +24,8 @@ def _index(values: NonzeroValues, previous: Sequence[IndexedValues]) -> IndexedV
 
 def _read_entries(stream: Stream, context: ReadContext) -> SharedEntries:
     smallest, num_values = checked_parameters(2, stream.parameters)
-    first = checked_int(smallest, at_least=-(2**15), at_most=2**15)
-    stop = first + checked_int(num_values, at_least=1, at_most=2**16)
+    first = checked_int(smallest, at_least=-(2**15), at_most=2**15 - 1)
+    stop = first + checked_int(num_values, at_least=1, at_most=2**15 - first)
     return SharedEntries(np.arange(first, stop).astype(context.like.dtype))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from lightning_compress.packing.bit_patterns import Mask
@@ -24,8 +22,6 @@ def _plan(nonzero: Mask, shape: tuple[int, ...]) -> EncodingPlan | None:
 
 def _read(stream: Stream, shape: tuple[int, ...]) -> Mask:
     checked_parameters(0, stream.parameters)
-    if not math.prod(shape):
-        raise ValueError("a tensor without elements has no mask")
     return decode(stream.data, ContextModel.of_neighbors(shape, 2), _MEANING).view(np.bool_)
 
 

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_compress.packing.bit_patterns import dtype_name
+
 _MAX_INTEGER = 1023  # 8 bits on either side of a zero point at the end of the range, and room to spare
 _PER_GROUP = 2  # axis of scales of groups in the second dimension
 _PER_TENSOR = -1  # axis of a single scale
@@ -47,7 +49,7 @@ def find_integers(tensor: Tensor, scale: Tensor) -> IntegerTensor | None:
         tensor: Tensor of any shape.
         scale: Scale as the quantizer stores it: of shape ``()``, ``(channels,)`` or ``(channels, groups)``.
     """
-    if not tensor.is_floating_point() or not tensor.numel() or scale.dtype != torch.float32:
+    if not _is_converted(tensor.dtype) or not tensor.numel() or scale.dtype != torch.float32:
         return None
     for axis in _possible_axes(tensor.shape, scale.shape):
         steps = _broadcast_scale(scale, tensor.shape, axis)
@@ -64,8 +66,10 @@ def from_integers(integers: IntegerTensor, scale: Tensor, dtype: torch.dtype, sh
     """Return the tensor from which :func:`find_integers` made the integers.
 
     Raises:
-        ValueError: If the shape or dtype of the scale does not fit the tensor.
+        ValueError: If the shape or dtype of the scale does not fit the tensor, or if there is no scale for its dtype.
     """
+    if not _is_converted(dtype):
+        raise ValueError(f"a tensor of dtype {dtype} has no scale")
     if integers.axis not in _possible_axes(shape, scale.shape) or scale.dtype != torch.float32:
         raise ValueError(f"a scale of shape {tuple(scale.shape)} and dtype {scale.dtype} does not fit the tensor")
     values = torch.from_numpy(integers.values.astype(np.float32))
@@ -74,6 +78,11 @@ def from_integers(integers: IntegerTensor, scale: Tensor, dtype: torch.dtype, sh
     values = values.reshape(_grouped(torch.empty(shape, device="meta"), scale, integers.axis).shape)
     like = torch.empty(shape, dtype=dtype, device="meta")
     return _dequantize(values, _broadcast_scale(scale, shape, integers.axis), like)
+
+
+def _is_converted(dtype: torch.dtype) -> bool:
+    # PyTorch does not convert the elements that are pairs of 4-bit numbers.
+    return dtype.is_floating_point and not dtype_name(dtype).startswith("float4")
 
 
 def _dequantize(integers: Tensor, steps: Tensor, like: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def _decode(data: bytes, max_length: int) -> list[int]:
 def _read_entries(stream: Stream, context: ReadContext) -> SharedEntries:
     checked_parameters(0, stream.parameters)
     like, size = context.like, 8 * context.like.itemsize
-    if like.ndim > 1 or not _MIN_BYTES <= len(stream.data) <= _MAX_BYTES:
+    if not _MIN_BYTES <= len(stream.data) <= _MAX_BYTES:
         raise ValueError("a sorted codebook is damaged")
     entries = _decode(stream.data, size)
     # Encoded again: the checksum covers the tensor, not unused bits, and every entry must fit its type.

@@ -22,7 +22,7 @@ def _plan(values: BitPatterns) -> EncodingPlan | None:
 
 def _read(stream: Stream, streams: Iterator[Stream], context: ReadContext) -> BitPatterns:
     like, count = context.like, context.count
-    if like.ndim > 1 or like.itemsize < 2:
+    if like.itemsize < 2:
         raise ValueError("values of this width cannot be split into bytes")
     of_bytes = ReadContext(np.zeros(1, np.uint8), count, context.nonzero, context.shape)
     upper = _read_upper(next_stream(streams), next_stream(streams), of_bytes)

@@ -93,7 +93,11 @@ def _read_values(stream: Stream, streams: Iterator[Stream], context: ReadContext
         raise ValueError(
             f"{stream.kind[:40]!r} is not a known encoding of values: the file is damaged, or from a newer version"
         )
-    return encoding.read(stream, streams, context)
+    values = encoding.read(stream, streams, context)
+    # Most encodings know nothing of patterns of 16 bytes, which are rows of two integers.
+    if values.shape[1:] != context.like.shape[1:]:
+        raise ValueError(f"{stream.kind!r} is not an encoding of values of {context.like.nbytes} bytes")
+    return values
 
 
 def _scatter(nonzero: Mask, values: BitPatterns) -> BitPatterns:

@@ -60,7 +60,7 @@ def _table(step: np.float32, first: int, last: int) -> BitPatterns:
 
 def _read_entries(stream: Stream, context: ReadContext) -> SharedEntries:
     checked_parameters(0, stream.parameters)
-    if len(stream.data) != 8 or context.like.ndim > 1 or context.like.itemsize != 4:
+    if len(stream.data) != 8 or context.like.itemsize != 4:
         raise ValueError("a uniform codebook is damaged")
     first, last = np.frombuffer(stream.data, "<i2", 2, 4).tolist()
     if not -_MAX_MULTIPLE <= first <= last <= _MAX_MULTIPLE:

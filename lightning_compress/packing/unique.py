@@ -64,7 +64,7 @@ def zero_order_entropy(patterns: BitPatterns) -> float | None:
     if found is None:
         return None
     shares = np.bincount(found[1]) / len(patterns)
-    return float(-(shares * np.log2(shares)).sum())
+    return float((shares * np.log2(1 / shares)).sum())
 
 
 def unique_values(keys: BitPatterns, *, max_values: int) -> tuple[NDArray[Any], NDArray[Any]] | None:

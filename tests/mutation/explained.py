@@ -5,11 +5,14 @@ from __future__ import annotations
 ALIKE = "all tensors of a batch are alike"
 AUTOCAST = "autocast computes these operations in float32 on every device"
 AVERAGES = "seen by tests of averages, which take longer and are left out"
+CHOICE = "only the choice between encodings of about the same size, or an unused entry"
 CHECK = "only a check of the arguments"
 EQUAL = "the same at this value"
+ESTIMATE = "an estimate of a size, which is exact to within a few bytes"
 FIRST = "nothing is equal to it at first"
 LIMIT = "a limit of memory or time, which results do not depend on"
 RANKS = "seen by tests in processes of their own"
+REST = "NumPy takes any negative size for the rest"
 # "file: broken line" -> why.
 EXPLAINED: dict[str, str] = {
     # constraints
@@ -62,4 +65,48 @@ EXPLAINED: dict[str, str] = {
     "functional/vector_kmeans.py: index = torch.empty(1)": FIRST,
     "functional/vector_kmeans.py: size = max(1, _MAX_CELLS * len(centers))": LIMIT,
     "functional/vector_kmeans.py: size = max(2, _MAX_CELLS // len(centers))": LIMIT,
+    # packing
+    "packing/bit_patterns.py: return "
+    "torch.from_numpy(patterns.reshape(-2).view(np.uint8)).view(dtype).reshape(shape)": REST,
+    "packing/byte_planes.py: return 2 + sum(sizes) + 4": ESTIMATE,
+    "packing/codebooks.py: if len(stream.data) + 2 * (len(table) - len(entries)) <= len(shortest.data):": CHOICE,
+    "packing/codebooks.py: if len(stream.data) + 3 * (len(table) - len(entries)) < len(shortest.data):": CHOICE,
+    "packing/column_masks.py: return nonzero.reshape(-2)": REST,
+    "packing/context_coding.py: ordered, slices, bits = (grid.from_flat(symbols), [], 1.0)": ESTIMATE,
+    "packing/context_coding.py: counts = symbol_counts(found, chosen.reshape(-2), tables.shape)": REST,
+    "packing/exponents.py: return EncodingPlan(_HEADER_BYTES + 2 + len(entries) + ANS.num_bytes(counts) + "
+    "lower.size, make)": ESTIMATE,
+    "packing/gaps.py: limit = min(_MAX_LIMIT, int(gaps.max(initial=1)) + 1)": CHOICE,
+    "packing/gaps.py: positions = np.flatnonzero(nonzero).astype(np.int32 if len(nonzero) < 2 ** 32 else np.int64)":
+        "only tensors of two billion elements and more, for which tests have no memory",
+    "packing/group_codebooks.py: if elements.itemsize not in (2, 4) or num_elements <= _MIN_ELEMENTS:": CHOICE,
+    "packing/indexed_values.py: if len(sorted_unique(strided_sample(self.values))) >= _MAX_INTEGERS:": CHOICE,
+    "packing/indexed_values.py: if self.entries.ndim > 1 or len(nonzero) <= _MIN_PREDICTED or len(self.entries) >= "
+    "MAX_SYMBOLS:": CHOICE,
+    "packing/integer_ranges.py: smallest, largest = (int(integers.min(initial=1)), int(integers.max(initial=0)))":
+        CHOICE,
+    "packing/integer_ranges.py: smallest, largest = (int(integers.min(initial=0)), int(integers.max(initial=1)))":
+        CHOICE,
+    "packing/length_lists.py: head = next(rest, _MAX_WIDTH + 2)": EQUAL,
+    "packing/name_lists.py: if stop - start >= _MIN_RUN and increment >= 0:":
+        "only digits with zeros before them differ by nothing, and numbers that are increased have none",
+    "packing/name_lists.py: num_characters += len(name) + 2": LIMIT,
+    "packing/neighbor_contexts.py: sizes = np.minimum(self._kernel_sizes[part.rows, part.channels], 2 ** 21 // "
+    "(per_size + 1) + 1)": "beyond the last level, too",
+    "packing/neighbor_contexts.py: sizes = np.minimum(self._kernel_sizes[part.rows, part.channels], 2 ** 20 // "
+    "(per_size + 2) + 1)": "beyond the last level, too",
+    "packing/neighbor_masks.py: if len(nonzero) <= _MIN_ELEMENTS:": CHOICE,
+    "packing/packed_file.py: console = Console(width=101, color_system=None)": "the width of the printed tables",
+    "packing/split_values.py: value_bytes[:, :-1] = np.frombuffer(lower, np.uint8).reshape(count, -2)": REST,
+    "packing/split_values.py: return value_bytes.reshape(-2).view(like.dtype)": REST,
+    "packing/unique.py: present = np.zeros(2 ** (9 * keys.itemsize), np.bool_)": LIMIT,
+    "packing/unique.py: for spare_bits in (4, 7, 8):": LIMIT,
+    "packing/unique.py: for spare_bits in (4, 6, 9):": LIMIT,
+    "packing/unique.py: bits = min(max(len(values), 2).bit_length() + spare_bits, 21)": LIMIT,
+    "packing/uniform_codebooks.py: indices = found - found.min() - ((found >= 0) & (found.min() < 0))":
+        "no entry is zero, and with -0.0 there is no step either way",
+    "packing/raw_values.py: return np.frombuffer(stream.data, like.dtype).reshape(-2, *like.shape[1:])": REST,
+    "packing/packed_file.py: if not TYPE_CHECKING:": RANKS,
+    "packing/vector_widths.py: if len(values) * _MIN_OCCURRENCES >= np.count_nonzero(sample) + _MIN_OCCURRENCES:":
+        CHOICE,
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 
 import pytest
@@ -55,6 +56,21 @@ def test_a_resnet_20_takes_a_hundred_and_fifty_bytes() -> None:
     assert read_deflated(io.BytesIO(data + b"tensors"))[1] == data
 
 
+def test_shapes_that_follow_from_the_tensors_before_are_not_written() -> None:
+    """A second layer has as many inputs as outputs, a vector the size of its layer, and a scalar is a scalar again."""
+    shapes = {
+        **{"conv0.weight": (16, 3, 3, 3), "conv0.bias": (16,), "conv1.weight": (16, 16, 3, 3), "conv1.bias": (16,)},
+        **{"norm.count": (), "conv2.weight": (32, 16, 3, 3), "conv2.bias": (32,), "conv3.weight": (32, 32, 3, 3)},
+        **{"norm1.count": (), "conv3.bias": (32,), "fc0.weight": (64, 32), "fc1.weight": (64, 64), "fc1.bias": (64,)},
+    }
+    entries = [Entry(name, shape=shape, streams=(StreamEntry("raw", 0),), crc32=None) for name, shape in shapes.items()]
+    text, _ = read_deflated(io.BytesIO(deflate_index(entries)))
+    _, fields = json.loads(b"[%b]" % text.partition(b"\0")[0])
+    written = [field["s"] if isinstance(field, dict) else field for field in fields]
+    assert written == [[16, 3, 3, 3], 3, [], [32, 16, 3, 3], 4, [64, 32], 2]
+    assert [entry.shape for entry in parse_index(text)] == list(shapes.values())
+
+
 def test_any_order_and_every_field_come_back() -> None:
     others = [
         Entry("q", shape=(2, 3), scale="quant_q_scale", axis=1, negative_zero=5, crc32=None),
@@ -87,6 +103,19 @@ def test_any_order_and_every_field_come_back() -> None:
 )
 def test_names_come_back(names: list[str]) -> None:
     assert restore_names(shorten_names(names)) == names
+
+
+@pytest.mark.parametrize(
+    ("names", "items"),
+    [
+        (["a0.w", "a0.b", "a1.w", "a1.b"], ["a0.w", "a0.b", [2, 2, 0, 1]]),
+        (["a0.w", "a1.w"], ["a0.w", "a1.w"]),
+        (["a5.w", "a5.b", "a2.w", "a2.b"], ["a5.w", "a5.b", "a2.w", "a2.b"]),
+        (["b2.7.w", "b2.7.b", "b2.9.w", "b2.9.b"], ["b2.7.w", "b2.7.b", [2, 2, 1, 2]]),
+    ],
+)
+def test_runs_of_two_names_are_copies(names: list[str], items: list[object]) -> None:
+    assert shorten_names(names) == items
 
 
 def test_names_that_grow_without_end() -> None:

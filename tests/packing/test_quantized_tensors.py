@@ -9,8 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import lightning_compress as lc
+from lightning_compress.packing.bit_patterns import DTYPES
+from lightning_compress.packing.entry import Entry
 from lightning_compress.packing.packed_file import PackedFile
 from lightning_compress.packing.quantized_tensors import scale_name
+from lightning_compress.packing.streams import Stream
+from lightning_compress.packing.tensor_decoder import decode_tensor
 from lightning_compress.quantization.quantizer import Quantizer
 
 Pack = Callable[..., PackedFile]
@@ -60,6 +64,13 @@ def test_zeros_of_both_signs(packed: Pack) -> None:
     assert packed_as_integers(packed(**state))
 
 
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_nothing_but_zeros(packed: Pack, zero: float) -> None:
+    file = packed(weight=torch.full((8, 16), zero), quant_weight_scale=torch.tensor(0.5))
+    assert packed_as_integers(file)
+    assert file.tensors[0].num_bytes <= 2
+
+
 def test_pruned_and_quantized(packed: Pack) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(256, 64)
@@ -86,6 +97,15 @@ def test_a_scale_of_a_learned_quantizer_may_be_negative(packed: Pack) -> None:
     steps = torch.rand(64) + 0.5
     weight = torch.randint(-7, 8, (64, 64)).float() * steps[:, None]
     assert packed_as_integers(packed(weight=weight, quant_weight_scale=-steps))
+
+
+@pytest.mark.parametrize("dtype", sorted({"int32", "complex64", "float4_e2m1fn_x2"} & {*DTYPES}))
+def test_types_that_have_no_scale(packed: Pack, dtype: str) -> None:
+    weight = torch.ones(64, dtype=torch.uint8).view(DTYPES[dtype])
+    assert not packed_as_integers(packed(weight=weight, quant_weight_scale=torch.tensor(0.5)))
+    entry = Entry("weight", dtype, (4,), scale="scale", axis=-1)
+    with pytest.raises(ValueError, match=f"a tensor of dtype torch.{dtype} has no scale"):
+        decode_tensor(entry, [Stream("raw", bytes(8))], lambda name: torch.tensor(0.5))
 
 
 def test_one_weight_off_the_grid(packed: Pack) -> None:

@@ -45,6 +45,14 @@ def test_codebooks_of_channels_cost_their_entropy(packed: Pack) -> None:
     assert file.num_bytes - 400 < 1.02 * (index.numel() / 2 + 4 * 256 * 16)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_codebooks_of_channels_of_each_type(packed: Pack, dtype: torch.dtype) -> None:
+    index = torch.randint(2, (64, 256), generator=generator())
+    file = packed(torch.randn(64, 2, generator=generator()).to(dtype).gather(1, index))
+    assert "codebook per group" in file.tensors[0].encoding
+    assert file.tensors[0].num_bytes <= index.numel() // 8 + 64 * (2 * dtype.itemsize + 2)
+
+
 def test_codebooks_of_groups_in_a_row_cost_their_entropy(packed: Pack) -> None:
     index = torch.randint(4, (2048, 128), generator=generator())
     file = packed(torch.randn(2048, 4, generator=generator()).gather(1, index).reshape(256, 1024))

@@ -93,10 +93,17 @@ def test_the_entropy_of_each_tensor(tmp_path: Path) -> None:
     file = lc.save_packed(tensors, tmp_path / "file")
     found = {tensor.name: tensor.entropy for tensor in file.tensors}
     assert found["quarters"] == pytest.approx(2.0)
-    assert found["constant"] == 0.0
+    assert str(found["constant"]) == "0.0"
     assert found["dense"] is found["empty"] is None
     assert found["q.weight"] == pytest.approx(1.5)
     assert [line.split("│")[5].strip() for line in str(file).splitlines() if "quarters" in line] == ["2.00"]
+
+
+def test_bits_per_element(tmp_path: Path) -> None:
+    file = lc.save_packed(
+        {"four": torch.randn(3), "eight": torch.rand(5).double(), "none": torch.ones(0)}, tmp_path / "f"
+    )
+    assert [tensor.bits for tensor in file.tensors] == [32.0, 64.0, 0.0]
 
 
 def test_json(tmp_path: Path) -> None:
@@ -136,6 +143,13 @@ def test_shared_tensors_are_written_once(tmp_path: Path) -> None:
     file = lc.save_packed(net, tmp_path / "file")
     assert file.num_bytes < alone + 100
     assert sizes(file.stages)["dense"] == 4 * 500 * 40
+    single = lc.save_packed({"embedding.weight": net["embedding"].weight}, tmp_path / "single")
+    without_header = [
+        [stage.num_bytes - sizes(f.items)["header"] for stage in f.stages if stage.name != "dense"]
+        for f in (file, single)
+    ]
+    assert without_header[0] == without_header[1]
+    assert (file.tensors[1].encoding, file.tensors[1].num_bytes) == ("same as embedding.weight", 0)
     loaded = lc.load_packed(file.path)
     assert loaded["embedding.weight"] is loaded["head.weight"]
     assert bits(lc.load_packed(file.path, into=net)["head"].weight) == bits(loaded["head.weight"])

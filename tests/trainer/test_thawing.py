@@ -88,6 +88,53 @@ def test_a_resumed_fit_equals_an_uninterrupted_one(
         assert torch.equal(value, rest.state_dict()[name]), name
 
 
+class Tied(Finetuned):
+    """Has its first weight under an earlier name, too, of a layer that is no target."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        backbone, head = self.backbone, self.head
+        del self.backbone, self.head
+        self.lookup = nn.Embedding(16, 8)
+        self.backbone, self.head = backbone, head
+        self.lookup.weight = self.backbone[0].weight
+
+
+def test_a_resumed_fit_thaws_a_weight_with_two_names(trainer: Callable, loader: DataLoader, tmp_path: Path) -> None:
+    class Save(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            if trainer.current_epoch == EPOCH + 1:  # five steps before an update that would mend it
+                trainer.save_checkpoint(tmp_path / "saved.ckpt")
+
+    whole, rest, schedule = Tied(), Tied(), lc.Schedule(begin=5, end=35, every=5)
+    trainer(lc.Pruning(0.5, schedule=schedule), Save(), max_epochs=6).fit(whole, loader)
+    trainer(lc.Pruning(0.5, schedule=schedule), max_epochs=6).fit(rest, loader, ckpt_path=tmp_path / "saved.ckpt")
+    assert (whole.lookup.weight == 0).any()
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, rest.state_dict()[name]), name
+
+
+class HeadAlone(Tied):
+    """Trains its backbone in a first fit and its head alone in a second one."""
+
+    def on_train_epoch_start(self) -> None:
+        """Leave the backbone as it is."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], 0.01)
+
+
+def test_a_second_fit_without_a_weight_that_has_two_names(trainer: Callable, loader: DataLoader) -> None:
+    model, technique = HeadAlone(), lc.WeightClustering(4, schedule=EARLY)
+    model.backbone.requires_grad_(True)
+    trainer(technique).fit(model, loader)
+    before = model.lookup.weight.detach().clone()
+    model.backbone.requires_grad_(False)
+    trainer(technique).fit(model, loader)
+    assert torch.equal(model.lookup.weight, before)
+    assert technique.reached
+
+
 def test_fixed_keeps_the_zeros_that_they_have(trainer: Callable, loader: DataLoader) -> None:
     module = Finetuned()
     with torch.no_grad():
