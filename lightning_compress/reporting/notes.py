@@ -12,6 +12,9 @@ from lightning_compress.reporting.units import format_bytes, format_seconds
 _NO_SPEED_UP = 1.05
 """Ratios of latencies below it are within the noise of a measurement."""
 
+_FEW_ZEROS = 0.1
+"""Sparsity of what channel pruning leaves: channels that could not be removed."""
+
 
 def notes_on(report: RunReport) -> tuple[str, ...]:
     """Return sentences on everything that gave no gain, or was not measured.
@@ -28,7 +31,8 @@ def notes_on(report: RunReport) -> tuple[str, ...]:
 
 def _on_latency(report: RunReport) -> Iterator[str]:
     removed = any(model.role == "channels removed" for model in report.models)
-    if report.weights.num_zeros and "Pruning" in report.techniques and not removed:
+    sparse = report.weights.sparsity > (_FEW_ZEROS if removed else 0)
+    if sparse and "Pruning" in report.techniques:
         yield SPARSITY_NOTE
     if {"WeightClustering", "SizeBudget"} & set(report.techniques):
         yield "Clusters make only the packed file smaller: runtimes load clustered weights as dense ones."
@@ -41,10 +45,21 @@ def _on_latency(report: RunReport) -> Iterator[str]:
         return
     before, after = pair[0].timing, pair[1].timing
     if before is not None and after is not None and before.median < _NO_SPEED_UP * after.median:
+        runtime = _runtime_of_file(report)
+        if runtime:
+            yield f"{pair[1].file} is for {runtime}; its latency is that of {after.runtime} on this CPU."
+            return
         yield (
             f"No speed-up in {after.runtime} on this CPU: {pair[0].title} takes {format_seconds(before.median)}, "
             f"{pair[1].title} {format_seconds(after.median)}."
         )
+
+
+def _runtime_of_file(report: RunReport) -> str:
+    """Return the runtime that an exported file is for; empty for ONNX Runtime."""
+    backend = ((report.config or {}).get("quantization") or {}).get("backend") or {}
+    name = str(backend.get("class_path", "")).rpartition(".")[2]
+    return "" if name == "OnnxRuntime" else name
 
 
 def _on_size(report: RunReport) -> Iterator[str]:
