@@ -7,7 +7,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
-from lightning_compress.constraints.layer import Layer, local_shards
+from lightning_compress.constraints.layer import Layer, group_of, local_shards
 
 
 def test_weight_is_detached_and_on_the_same_storage() -> None:
@@ -50,27 +50,43 @@ def test_a_sharded_weight_is_processed_as_plain_tensors(mesh: DeviceMesh) -> Non
 
 
 @pytest.mark.parametrize(
-    ("dimensions", "placements"), [("columns", [Shard(1)]), ("both", [Shard(0), Shard(1)]), ("rows", [Replicate()])]
+    ("placement", "shard_dim"), [(Shard(0), 0), (Shard(1), 1), (Shard(-1), 1), (Replicate(), None)], ids=str
 )
-def test_only_shards_of_the_first_dimension_are_supported(
-    mesh: DeviceMesh, dimensions: str, placements: list[Placement]
-) -> None:
-    part = mesh if dimensions == "both" else mesh[dimensions]
-    parameter = nn.Parameter(distribute_tensor(torch.ones(2, 2), part, placements))
-    with pytest.raises(ValueError, match=rf"^'weight' is laid out as .* over a mesh of {len(placements)} dimensions"):
+def test_layouts_of_tensor_parallelism(mesh: DeviceMesh, placement: Placement, shard_dim: int | None) -> None:
+    parameter = nn.Parameter(distribute_tensor(torch.arange(6.0).view(2, 3), mesh["rows"], [placement]))
+    layer = Layer("weight", parameter)
+    assert layer.shard_dim == shard_dim
+    assert (layer.group is None) == (shard_dim is None)
+    assert layer.shard_shape == layer.shape == (2, 3)
+    assert not isinstance(layer.weight, DTensor)
+    mask = torch.tensor([[True, False, True], [False, True, True]])
+    assert torch.equal(layer.full(layer.local(mask)), mask)
+    whole = Layer("other", nn.Parameter(torch.ones(2, 3)))
+    assert group_of([whole, layer]) is layer.group
+    assert group_of([whole]) is None
+
+
+def test_a_mesh_of_two_dimensions_is_refused(mesh: DeviceMesh) -> None:
+    parameter = nn.Parameter(distribute_tensor(torch.ones(2, 2), mesh, [Shard(0), Shard(1)]))
+    with pytest.raises(ValueError, match="^'weight' is laid out as .* over a mesh of 2 dimensions"):
         Layer("weight", parameter)
 
 
-def test_ranks_beyond_the_rows_of_a_weight_hold_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("dim", "shapes"), [(0, [(1, 4), (1, 4), (0, 4)]), (1, [(2, 2), (2, 2), (2, 0)])])
+def test_ranks_beyond_the_rows_of_a_weight_hold_nothing(
+    dim: int, shapes: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     layer = Layer("weight", nn.Parameter(torch.arange(8.0).view(2, 4)))
     monkeypatch.setattr(Layer, "group", "ranks")
+    monkeypatch.setattr(Layer, "shard_dim", dim)
     monkeypatch.setattr(dist, "get_world_size", lambda group: 3)
     found = []
     for rank in range(3):
         monkeypatch.setattr(dist, "get_rank", lambda group, rank=rank: rank)
         found.append(layer.local(layer.parameter.detach()))
-    assert [tuple(shard.shape) for shard in found] == [(1, 4), (1, 4), (0, 4)]
-    assert torch.equal(torch.cat(found), layer.weight)
+    assert [tuple(shard.shape) for shard in found] == shapes
+    assert torch.equal(torch.cat(found, dim), layer.weight)
+    assert layer.shard_shape == shapes[0]
 
 
 def test_inputs_are_the_second_dimension_where_nothing_else_is_said() -> None:
