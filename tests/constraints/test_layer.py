@@ -68,7 +68,7 @@ def test_layouts_of_tensor_parallelism(mesh: DeviceMesh, placement: Placement, s
 
 def test_a_mesh_of_two_dimensions_is_refused(mesh: DeviceMesh) -> None:
     parameter = nn.Parameter(distribute_tensor(torch.ones(2, 2), mesh, [Shard(0), Shard(1)]))
-    with pytest.raises(ValueError, match="^'weight' is laid out as .* over a mesh of 2 dimensions"):
+    with pytest.raises(ValueError, match=r"^'weight' is laid out as .* over a mesh of 2 dimensions"):
         Layer("weight", parameter)
 
 
