@@ -78,11 +78,6 @@ def copy_unsharded(module: AnyModule, full: Callable[[Tensor], Tensor]) -> AnyMo
     return copied
 
 
-def copy_whole(module: AnyModule) -> AnyModule:
-    """Copy a module that may be sharded, as :func:`copy_module` does; a collective if it is."""
-    return copy_unsharded(module, full_tensor) if is_sharded(module) else copy_module(module)
-
-
 def placeholder(parameter: Tensor) -> Tensor:
     """Return a tensor of the shape of a parameter and with one value, which takes no memory and cannot be written.
 
@@ -96,6 +91,16 @@ def placeholder(parameter: Tensor) -> Tensor:
 def full_tensor(tensor: Tensor) -> Tensor:
     """Return the full tensor for one that may be sharded, detached; a collective if it is."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def copy_whole(module: AnyModule, full: Callable[[Tensor], Tensor] = full_tensor) -> AnyModule:
+    """Copy a module that may be sharded, as :func:`copy_module` does.
+
+    Args:
+        module: The module.
+        full: As of :func:`copy_unsharded`; by default :func:`full_tensor`, a collective.
+    """
+    return copy_unsharded(module, full) if is_sharded(module) else copy_module(module)
 
 
 def shard_of(full: Tensor, like: Tensor) -> Tensor:

@@ -108,11 +108,6 @@ class SizeBudget(ConstraintCallback[CodebookConstraint]):
         """Return levels, counters and the size of the file."""
         return {**super().current_state(), "num_bytes": self.num_bytes}
 
-    @property
-    def computes_by_shard(self) -> bool:
-        """True, as whole layers are gathered for an update."""
-        return True
-
     def fit_metrics(self) -> dict[str, float]:
         """Return the size of the file at the last update, in bytes."""
         return {} if self.num_bytes is None else {"packed_bytes": float(self.num_bytes)}

@@ -127,7 +127,7 @@ class Pruning(ConstraintCallback[MaskConstraint]):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check options, strategy and targets before the fit; find the channel groups of the model."""
         if stage == "fit" and isinstance(self.pattern, StructuredPattern):
-            check_strategy(trainer, "Pruning", by_shard=self.computes_by_shard)
+            check_strategy(trainer, "Pruning")
             self._channel_groups = ModelChannelGroups(
                 trainer, pl_module, self.pattern, self.targets, self.example_inputs
             )
@@ -188,11 +188,6 @@ class Pruning(ConstraintCallback[MaskConstraint]):
             if misfits:
                 raise ValueError(misfits)
             make_ranking_groups(layers, self.sparsity, self.distribution, unit_size=self.pattern.unit_size)
-
-    @property
-    def computes_by_shard(self) -> bool:
-        """True, as masks are those of shards, and scores of whole layers gather them."""
-        return True
 
     def frozen(self, model: nn.Module) -> list[Target]:
         """Return the frozen weights that become targets once they are trained; channels are found before the fit."""

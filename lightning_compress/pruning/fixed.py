@@ -39,11 +39,6 @@ class Fixed(ConstraintCallback[MaskConstraint]):
         super().__init__(targets, Schedule(begin=0.0, curve="one_shot"))
 
     @property
-    def computes_by_shard(self) -> bool:
-        """True, as masks are those of the zeros."""
-        return True
-
-    @property
     def reached(self) -> bool:
         """True, as the zeros are there from the beginning, as long as weights change only in steps."""
         return not self.strayed

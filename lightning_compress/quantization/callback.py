@@ -122,11 +122,6 @@ class QuantizationAwareTraining(CompressionCallback):
         return self._phase is not None and self._phase[1]
 
     @property
-    def computes_by_shard(self) -> bool:
-        """True, as fake quantization is elementwise, and scales are computed over all ranks."""
-        return True
-
-    @property
     def is_fitting(self) -> bool:
         """True between the start and the teardown of a fit."""
         return bool(self._hooks)

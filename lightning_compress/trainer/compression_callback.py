@@ -72,7 +72,7 @@ class CompressionCallback(Callback):
     @property
     def computes_by_shard(self) -> bool:
         """True if no more of a layer is needed than a rank has under tensor parallelism."""
-        return False
+        return True
 
     @abstractmethod
     def current_state(self) -> dict[str, Any]:

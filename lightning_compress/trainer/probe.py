@@ -12,8 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_compress.arguments import as_arguments
-from lightning_compress.module_copies import copy_module
-from lightning_compress.sharded_modules import copy_unsharded, is_sharded, placeholder
+from lightning_compress.sharded_modules import copy_whole, placeholder
 from lightning_compress.trainer.batches import first_training_batch, training_step
 from lightning_compress.trainer.example_inputs import given_inputs
 from lightning_compress.trainer.loaders import ADVICE
@@ -60,7 +59,7 @@ class TrainingProbe:
 
     def _prepare(self, pl_module: LightningModule, full: Callable[[Tensor], Tensor]) -> LightningModule:
         """Return the model that is run."""
-        model: LightningModule = copy_unsharded(pl_module, full) if is_sharded(pl_module) else copy_module(pl_module)
+        model: LightningModule = copy_whole(pl_module, full)
         model.trainer = self.trainer  # and that of modules inside it
         if pl_module._compiler_ctx is not None:
             _drop_compiled_methods(model)

@@ -46,7 +46,7 @@ def find_frozen(pl_module: LightningModule, parameters: Sequence[nn.Parameter]) 
     return frozenset(i for i in still if not toggled.get(parameters[i], False))
 
 
-def check_strategy(trainer: Trainer, technique: str, *, by_shard: bool = False) -> None:
+def check_strategy(trainer: Trainer, technique: str, *, by_shard: bool = True) -> None:
     """Check that the optimizer holds the weights in their own shapes.
 
     Args:

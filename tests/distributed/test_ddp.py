@@ -17,9 +17,9 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor],
         )
 
 
-@every_case
-def test_two_processes_are_one(case: Case, pool: Pool) -> None:
-    first, second = pool(jobs.fit, case.name, "ddp")
+def check_is_one_process(case: Case, kind: str, pool: Pool) -> None:
+    """Two ranks end with the same bits, and as one process does on the union of their data."""
+    first, second = pool(jobs.fit, case.name, kind)
     assert_same(first.masks, second.masks)
     assert_same(first.state, second.state)
     assert abs(num_masked(first.masks[-1]) - case.zeros) <= case.within
@@ -27,6 +27,11 @@ def test_two_processes_are_one(case: Case, pool: Pool) -> None:
         one = jobs.fit(case.name, "one")
         assert_same(first.masks, one.masks)
         assert_close(first.state, one.state, single="double" in case.differs)
+
+
+@every_case
+def test_two_processes_are_one(case: Case, pool: Pool) -> None:
+    check_is_one_process(case, "ddp", pool)
 
 
 @every_case

@@ -6,10 +6,10 @@ import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 
-from tests.cases import CASES, Case, Net, assert_same, load, num_masked, num_zeros
+from tests.cases import CASES, Case, Net, assert_same, load, num_zeros
 from tests.distributed import jobs
 from tests.distributed.pool import Pool
-from tests.distributed.test_ddp import assert_close
+from tests.distributed.test_ddp import assert_close, check_is_one_process
 
 SUPPORTED = [case for case in CASES if "fsdp2" not in case.refused]
 REFUSED = [case for case in CASES if "fsdp2" in case.refused]
@@ -21,14 +21,7 @@ def ids(case: Case) -> str:
 
 @pytest.mark.parametrize("case", SUPPORTED, ids=ids)
 def test_sharded_is_one_process(case: Case, pool: Pool) -> None:
-    first, second = pool(jobs.fit, case.name, "fsdp2")
-    assert_same(first.masks, second.masks)
-    assert_same(first.state, second.state)
-    assert abs(num_masked(first.masks[-1]) - case.zeros) <= case.within
-    if "union" not in case.differs:
-        one = jobs.fit(case.name, "one")
-        assert_same(first.masks, one.masks)
-        assert_close(first.state, one.state)
+    check_is_one_process(case, "fsdp2", pool)
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=ids)

@@ -14,10 +14,10 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils.data import TensorDataset
 
 import lightning_compress as lc
-from tests.cases import CASES, RAMP, Case, Loader, Net, assert_same, num_masked, trainer
+from tests.cases import CASES, RAMP, Case, Loader, Net, assert_same, trainer
 from tests.distributed import jobs
 from tests.distributed.pool import Pool
-from tests.distributed.test_ddp import assert_close
+from tests.distributed.test_ddp import assert_close, check_is_one_process
 
 
 def refusal(case: Case) -> str:
@@ -42,14 +42,7 @@ DEFAULT = ("cubic", "snip", "channels", "two_callbacks", "prune_and_cluster_and_
     ],
 )
 def test_two_ranks_are_one_process(case: Case, pool: Pool) -> None:
-    first, second = pool(jobs.fit, case.name, "tp")
-    assert_same(first.masks, second.masks)
-    assert_same(first.state, second.state)
-    assert abs(num_masked(first.masks[-1]) - case.zeros) <= case.within
-    if "union" not in case.differs:
-        one = jobs.fit(case.name, "one")
-        assert_same(first.masks, one.masks)
-        assert_close(first.state, one.state)
+    check_is_one_process(case, "tp", pool)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if refusal(case)], ids=lambda case: case.name)
