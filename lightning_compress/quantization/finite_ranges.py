@@ -17,10 +17,10 @@ class FiniteRanges:
     On a CPU ranges are checked at once. On a GPU the host would have to wait for all kernels of the batch, so that the
     ranges of some batches are checked together.
 
-    >>> FiniteRanges().add(["net.relu"], [torch.tensor([[0.0, torch.inf]])])
+    >>> FiniteRanges().add(["net.relu"], [torch.tensor([[0.0, torch.inf]])])  # doctest: +ELLIPSIS
     Traceback (most recent call last):
         ...
-    ValueError: NaN or infinity observed at 'net.relu': check the inputs, and lower the learning rate if ...
+    ValueError: NaN or infinity observed at 'net.relu': check the inputs, ...
     """
 
     def __init__(self) -> None:

@@ -14,12 +14,16 @@ from tests.distributed.pool import Pool
     [
         ("prune_and_cluster", "16-mixed", "one", "equal"),
         ("cubic", "bf16-mixed", "ddp", "equal"),
-        ("channels", "32", "fsdp2", "refused"),
+        ("channels", "32", "fsdp2", "equal"),
     ],
 )
 def test_cells(name: str, precision: str, place: str, expected: str, tmp_path: Path, pool: Pool) -> None:
     assert name in CASES
     assert cell(name, precision, place, tmp_path, pool) == expected
+
+
+def test_a_refusal_is_told(tmp_path: Path, pool: Pool) -> None:
+    assert cell("block", "32", "fsdp2", tmp_path, pool) == "refused"
 
 
 def test_a_state_that_is_lost_is_seen(tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
