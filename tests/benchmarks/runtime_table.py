@@ -3,11 +3,13 @@
     python tests/benchmarks/runtime_table.py [--size 96] [NETWORK ...]
 
 Networks of timm with random weights and calibrated norms; 12 convolutional ones and 6 transformers by default. Each is
-calibrated on noise, once for ONNX Runtime, OpenVINO and ExecuTorch, and once for TensorRT, whose file is run in ONNX
-Runtime for its numbers alone. A row has the SQNR of the outputs to the simulation in dB (with the range of the weights
-reduced as by default, so that the file computes the same on every CPU), the largest difference of an activation on
-identical inputs in LSB, the bytes, the median latency with quartiles in ms on one thread, and the number of calls that
-stay in FP32; or the sentence with which the exporter refuses. The first row of a network is its FP32 file.
+calibrated on noise, for the backend of its target; the file for TensorRT is run in ONNX Runtime for its numbers alone.
+A row has the SQNR of the outputs in dB, to the simulation and to the FP32 model (with the range of the weights reduced
+as by default, so that the file computes the same on every CPU), the largest difference of an activation on identical
+inputs in LSB, the bytes, the median latency with quartiles in ms on one thread, and the number of calls that stay in
+FP32; then bytes and latency of the FP32 model in the same runtime. A row may have the sentence with which an exporter
+refuses instead. Files for Core ML have INT8 weights and run on a Mac only. Where NNCF is installed, its quantization of
+the same model runs in OpenVINO as well. Targets that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from __future__ import annotations
 import argparse
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +31,7 @@ from torch import Tensor, nn
 import lightning_compress as lc
 import lightning_compress.models.networks  # registers resnet20_cifar with timm
 from lightning_compress.export.exported_file import ExportedFile
+from lightning_compress.profiling import latency_quartiles
 
 CONVOLUTIONAL = (
     "resnet20_cifar", "resnet18", "resnet50", "mobilenetv2_050", "mobilenetv3_small_050", "efficientnet_lite0",
@@ -75,14 +79,33 @@ def of_executorch(path: Path, images: Tensor) -> Tensor:
     return load_program(path.read_bytes(), images)()[0]
 
 
-Export = Callable[[nn.Module, Path, Any], ExportedFile]
-Run = Callable[[Path, Tensor], Tensor]
-TENSORRT = partial(lc.export_onnx, backend=lc.TensorRT())
-TARGETS: dict[str, tuple[str, Export, Run, str]] = {
-    "ONNX Runtime": ("onnxruntime", lc.export_onnx, of_onnx, "onnx"),
-    "OpenVINO": ("openvino", lc.export_openvino, of_openvino, "onnx"),
-    "ExecuTorch": ("executorch", lc.export_executorch, of_executorch, "pte"),
-    "TensorRT, in ONNX Runtime": ("onnxruntime", TENSORRT, of_onnx, "onnx"),
+def of_litert(path: Path, images: Tensor) -> Tensor:
+    from lightning_compress.export.litert import LitertNetwork
+
+    return LitertNetwork(path.read_bytes()).run(((images,), {}))[0]
+
+
+@dataclass(frozen=True)
+class Target:
+    """An export, and the packages without which it is left out."""
+
+    packages: tuple[str, ...]
+    export: Callable[[nn.Module, Path, Any], ExportedFile]
+    run: Callable[[Path, Tensor], Tensor] | None  # None where files do not run here
+    suffix: str
+    backend: lc.Backend = field(default_factory=lc.OnnxRuntime)
+    is_batch_fixed: bool = False
+
+
+TARGETS = {
+    "ONNX Runtime": Target(("onnxruntime",), lc.export_onnx, of_onnx, ".onnx"),
+    "OpenVINO": Target(("openvino",), lc.export_openvino, of_openvino, ".onnx"),
+    "TensorRT, in ONNX Runtime": Target(
+        ("onnxruntime",), partial(lc.export_onnx, backend=lc.TensorRT()), of_onnx, ".onnx", lc.TensorRT()
+    ),
+    "ExecuTorch": Target(("executorch",), lc.export_executorch, of_executorch, ".pte", is_batch_fixed=True),
+    "LiteRT": Target(("litert_torch",), lc.export_litert, of_litert, ".tflite", lc.LiteRT(), is_batch_fixed=True),
+    "Core ML, weights": Target(("coremltools",), lc.export_coreml, None, ".mlpackage", lc.OnnxRuntime()),
 }
 
 
@@ -90,32 +113,64 @@ def rows(name: str, size: int, folder: Path) -> Iterator[str]:
     model, images = network(name, size)
     with torch.no_grad():
         plain = model(images)
-    yield row(name, "FP32", lc.export_onnx(model, folder / "float.onnx", images[:2]), plain, of_onnx, images)
-    for target, (package, export, run, suffix) in TARGETS.items():
-        if find_spec(package) is None:
+    for title, target in TARGETS.items():
+        if not all(map(find_spec, target.packages)):
             continue
+        example = images if target.is_batch_fixed else images[:2]
         try:
-            backend = lc.TensorRT() if export is TENSORRT else lc.OnnxRuntime()
-            quantized = lc.calibrate(model, [images], backend=backend)
-            with torch.no_grad():
-                expected = quantized(images)
-            # ExecuTorch's batch size is that of the example.
-            example = images if suffix == "pte" else images[:2]
-            yield row(name, target, export(quantized, folder / f"model.{suffix}", example), expected, run, images)
+            quantized = lc.calibrate(model, [images], backend=target.backend)
+            file = target.export(quantized, folder / f"model{target.suffix}", example)
+            ratios = ()
+            if target.run is not None:
+                with torch.no_grad():
+                    expected = quantized(images)
+                actual = target.run(file.path, images)
+                ratios = (sqnr(expected, actual), sqnr(plain, actual))
+            yield row(name, title, file, ratios, target.export(model, folder / f"float{target.suffix}", example))
         except ValueError as error:
-            yield f"| {name} | {target} | {error} | | | | |"
+            yield f"| {name} | {title} | {error} | | | | | | | |"
+    if find_spec("nncf") and find_spec("openvino"):
+        yield row_of_nncf(name, model, plain, images, folder)
 
 
-def row(name: str, target: str, file: ExportedFile, expected: Tensor, run: Run, images: Tensor) -> str:
-    lower, median, upper = (1e3 * seconds for seconds in file.latency_quartiles)
+def row(name: str, title: str, file: ExportedFile, ratios: Sequence[float], plain: ExportedFile) -> str:
     numbers = [
-        f"{sqnr(expected, run(file.path, images)):.1f}",
+        *(f"{ratio:.1f}" for ratio in ratios or ()),
+        *("" for _ in range(2 - len(ratios))),
         "" if file.steps is None else str(max(file.steps.values())),
         f"{file.num_bytes:,}",
-        f"{median:.2f} ({lower:.2f} to {upper:.2f})",
-        str(len(file.unquantized_ops)) if file.steps else "",
+        milliseconds(file.latency_quartiles),
+        str(len(file.unquantized_ops)),
+        f"{plain.num_bytes:,}",
+        milliseconds(plain.latency_quartiles),
     ]
-    return f"| {name} | {target} | {' | '.join(numbers)} |"
+    return f"| {name} | {title} | {' | '.join(numbers)} |"
+
+
+def row_of_nncf(name: str, model: nn.Module, plain: Tensor, images: Tensor, folder: Path) -> str:
+    """The row of the network as NNCF quantizes it for OpenVINO."""
+    import nncf
+    import openvino
+
+    source = lc.export_onnx(model, folder / "source.onnx", images[:2]).path
+    quantized = nncf.quantize(openvino.Core().read_model(source), nncf.Dataset([images.numpy()]), subset_size=1)
+    file = folder / "nncf.xml"
+    openvino.save_model(quantized, file, compress_to_fp16=False)
+    options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    request = openvino.Core().compile_model(quantized, "CPU", options).create_infer_request()
+    seconds = latency_quartiles(lambda: request.infer([images[:2].numpy()]))
+    ratio, num_bytes = sqnr(plain, of_openvino(file, images)), file.with_suffix(".bin").stat().st_size
+    return (
+        f"| {name} | OpenVINO, by NNCF | | {ratio:.1f} | | {file.stat().st_size + num_bytes:,} | "
+        f"{milliseconds(seconds)} | | | |"
+    )
+
+
+def milliseconds(quartiles: tuple[float, float, float] | None) -> str:
+    if quartiles is None:
+        return ""
+    lower, median, upper = (1e3 * seconds for seconds in quartiles)
+    return f"{median:.2f} ({lower:.2f} to {upper:.2f})"
 
 
 def main() -> None:
@@ -124,8 +179,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96, help="height and width of the images where they are free")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
-    print("| network | target | SQNR, dB | largest LSB | bytes | latency, ms | calls in FP32 |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    titles = "network target SQNR,_dB to_FP32,_dB largest_LSB bytes latency,_ms calls_in_FP32 FP32_bytes FP32_latency,_ms"
+    print(f"| {titles.replace(' ', ' | ').replace('_', ' ')} |")
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for name in args.networks:
         with tempfile.TemporaryDirectory() as folder:
             for line in rows(name, args.size, Path(folder)):
