@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -279,6 +279,21 @@ BLOCK_CASES = [
 ]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+# One of each mechanism: what costly tests run by default. Their other cases are marked slow.
+MAIN_CASES = frozenset({
+    "cubic", "snip", "rigl", "two_of_four", "channels", "rewind_weights", "recalibrate", "two_callbacks", "cluster",
+    "dkm", "size_budget", "prune_and_cluster", "qat_learned", "prune_and_cluster_and_qat", "depth",
+})  # fmt: skip
+
+
+def main_cases(cases: Sequence[Case]) -> pytest.MarkDecorator:
+    """Run a test on some cases, of which only the main ones run by default."""
+    marks = {case.name: () if case.name in MAIN_CASES else (pytest.mark.slow,) for case in cases}
+    params = [pytest.param(case, id=case.name, marks=marks[case.name]) for case in cases]
+    return pytest.mark.parametrize("case", params)
+
+
 every_mask = pytest.mark.parametrize("case", [case for case in CASES if case.zeros], ids=lambda case: case.name)
 every_clustering = pytest.mark.parametrize("case", [case for case in CASES if case.values], ids=lambda case: case.name)
 every_qat = pytest.mark.parametrize("case", [case for case in CASES if case.quantizes], ids=lambda case: case.name)

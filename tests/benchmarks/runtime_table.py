@@ -179,8 +179,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96, help="height and width of the images where they are free")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
-    titles = "network target SQNR,_dB to_FP32,_dB largest_LSB bytes latency,_ms calls_in_FP32 FP32_bytes FP32_latency,_ms"
-    print(f"| {titles.replace(' ', ' | ').replace('_', ' ')} |")
+    print("| network | target | SQNR, dB | to FP32, dB | largest LSB | bytes | latency, ms | calls in FP32 ", end="")
+    print("| FP32 bytes | FP32 latency, ms |")
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for name in args.networks:
         with tempfile.TemporaryDirectory() as folder:

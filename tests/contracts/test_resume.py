@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 
 import lightning_compress as lc
 from tests.cases import (
+    CASES,
     NUM_STEPS,
     RAMP,
     Case,
@@ -19,6 +20,7 @@ from tests.cases import (
     assert_same,
     every_case,
     load,
+    main_cases,
     mine_only,
     placed,
     save_every_step,
@@ -60,7 +62,7 @@ def test_resumed_run_equals_uninterrupted(case: Case, optimizer: str, tmp_path: 
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["before", "after"])
-@every_case
+@main_cases(CASES)
 def test_with_an_average_of_the_weights(case: Case, order: int, tmp_path: Path) -> None:
     def callbacks() -> list[Callback]:
         return placed(EMAWeightAveraging(decay=0.5), case.callbacks(), order)
@@ -75,7 +77,7 @@ def test_with_an_average_of_the_weights(case: Case, order: int, tmp_path: Path) 
         assert_same(state_of(tmp_path / f"{step}" / LAST), state_of(tmp_path / "whole" / LAST), f"after step {step}: ")
 
 
-@every_case
+@main_cases(CASES)
 def test_with_manual_optimization(case: Case, tmp_path: Path) -> None:
     if "manual" in case.refused:
         pytest.skip(case.refused["manual"])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cases import Case, Net, assert_same, every_case, load, num_masked, num_zeros
+from tests.cases import CASES, Case, Net, assert_same, every_case, load, main_cases, num_masked, num_zeros
 from tests.distributed import jobs
 from tests.distributed.pool import Pool
 
@@ -34,14 +34,14 @@ def test_two_processes_are_one(case: Case, pool: Pool) -> None:
     check_is_one_process(case, "ddp", pool)
 
 
-@every_case
+@main_cases(CASES)
 def test_seeds_of_ranks_do_not_matter(case: Case, pool: Pool) -> None:
     ours, theirs = (pool(jobs.fit, case.name, "ddp", seed)[0] for seed in (0, 100))
     assert_same(ours.masks, theirs.masks)
     assert_same(ours.state, theirs.state)
 
 
-@every_case
+@main_cases(CASES)
 def test_resumed_run_equals_uninterrupted(case: Case, pool: Pool, tmp_path: Path) -> None:
     whole = pool(jobs.fit, case.name, "ddp", 0, tmp_path)[0]
     for step in (3, 5, 8):

@@ -6,7 +6,7 @@ import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 
-from tests.cases import CASES, Case, Net, assert_same, load, num_zeros
+from tests.cases import CASES, Case, Net, assert_same, load, main_cases, num_zeros
 from tests.distributed import jobs
 from tests.distributed.pool import Pool
 from tests.distributed.test_ddp import assert_close, check_is_one_process
@@ -19,7 +19,7 @@ def ids(case: Case) -> str:
     return case.name
 
 
-@pytest.mark.parametrize("case", SUPPORTED, ids=ids)
+@main_cases(SUPPORTED)
 def test_sharded_is_one_process(case: Case, pool: Pool) -> None:
     check_is_one_process(case, "fsdp2", pool)
 
@@ -40,7 +40,7 @@ def test_averages_of_a_sharded_network_are_refused(
         assert f"{average.__name__} does not support ModelParallelStrategy beside Pruning" in message
 
 
-@pytest.mark.parametrize("case", SUPPORTED, ids=ids)
+@main_cases(SUPPORTED)
 def test_resumed_run_equals_uninterrupted(case: Case, pool: Pool, tmp_path: Path) -> None:
     whole = pool(jobs.fit, case.name, "fsdp2", 0, tmp_path)[0]
     for step in (3, 8):

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAver
 
 import lightning_compress as lc
 from tests.cases import (
+    CASES,
     RAMP,
     Case,
     Loader,
@@ -18,8 +19,8 @@ from tests.cases import (
     assert_same,
     assert_zeros,
     case,
-    every_case,
     load,
+    main_cases,
     masks_of,
     num_masked,
     placed,
@@ -63,7 +64,7 @@ class Witness(Callback):
 
 @either_order
 @pytest.mark.parametrize("average", ["ema", "swa"])
-@every_case
+@main_cases(CASES)
 def test_averages_keep_the_zeros(case: Case, average: str, order: int, tmp_path: Path) -> None:
     assert_keeps_zeros(case, average, order, tmp_path)
 

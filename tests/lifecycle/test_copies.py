@@ -27,6 +27,7 @@ from tests.cases import (
     case,
     dataset,
     every_case,
+    main_cases,
     masks_of,
     num_masked,
     num_zeros,
@@ -63,7 +64,7 @@ def reloaded(thing: Any) -> Any:
     return pickle.loads(pickle.dumps(thing))
 
 
-@every_case
+@main_cases(CASES)
 def test_copies_at_any_moment(case: Case) -> None:
     model, copies = Net(), Copies()
     case.prepare(model)
@@ -185,14 +186,9 @@ class Dirty(Callback):
 
 # Graphs with quantizers take seconds each: one for each stage, of which these have as many as "qat".
 COMPILED = [case for case in CASES if case.name not in ("qat_histogram", "qat_milestones", "qat_learned_milestones")]
-# And all that these do, the last does too, which has pruning, clusters and the quantizers of "qat".
-SLOW = ("qat", "cluster_and_qat", "prune_and_qat")  # but not "prune_and_cluster_and_qat"
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case.name in SLOW)) for case in COMPILED],
-)
+@main_cases(COMPILED)
 def test_compiled_module_trains_like_a_plain_one(case: Case, compiler: Compiler) -> None:
     if case.quantizes:
         torch._dynamo.reset()  # graphs of other models do not fit, and there may be eight

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_compress as lc
 from tests.cases import (
+    CASES,
     RAMP,
     Case,
     Loader,
@@ -25,6 +26,7 @@ from tests.cases import (
     every_case,
     every_mask,
     load,
+    main_cases,
     masks_of,
     num_masked,
     num_zeros,
@@ -63,7 +65,7 @@ def assert_goes_on(masks: Masks, previous: Masks) -> None:
     assert_same(masks.first_scales, previous.last_scales)
 
 
-@every_case
+@main_cases(CASES)
 def test_evaluation_of_a_checkpoint_after_the_fit(case: Case, tmp_path: Path) -> None:
     model, masks = Net(), Masks()
     case.prepare(model)
@@ -97,7 +99,7 @@ def test_evaluation_without_a_fit(case: Case) -> None:
     assert_same(dict(model.state_dict()), before)
 
 
-@every_case
+@main_cases(CASES)
 def test_second_and_third_fit_of_the_same_model_keep_the_masks(case: Case) -> None:
     model, callbacks = Net(), case.callbacks()
     case.prepare(model)
@@ -112,7 +114,7 @@ def test_second_and_third_fit_of_the_same_model_keep_the_masks(case: Case) -> No
     assert all(callback.reached for callback in callbacks)
 
 
-@every_case
+@main_cases(CASES)
 def test_fit_of_another_model_starts_anew(case: Case) -> None:
     def fit(callbacks: list[Callback]) -> LightningModule:
         model = Net()
@@ -126,7 +128,7 @@ def test_fit_of_another_model_starts_anew(case: Case) -> None:
     assert_same(dict(again.state_dict()), dict(fresh.state_dict()))
 
 
-@every_case
+@main_cases(CASES)
 def test_a_longer_fit_with_the_same_trainer_goes_on(case: Case) -> None:
     model, masks = Net(), Masks()
     case.prepare(model)
@@ -207,7 +209,7 @@ def test_hooks_are_gone_after_the_fit() -> None:
     assert not model._load_state_dict_pre_hooks
 
 
-@every_case
+@main_cases(CASES)
 def test_trainer_and_module_of_pytorch_lightning(case: Case, tmp_path: Path) -> None:
     pl = pytest.importorskip("pytorch_lightning")
     from pytorch_lightning.callbacks import EarlyStopping
@@ -373,7 +375,7 @@ class BuiltInConfigure(BuiltInSetup):
 
 
 @pytest.mark.parametrize("model", [BuiltInSetup, BuiltInConfigure])
-@every_case
+@main_cases(CASES)
 def test_models_that_are_built_late(case: Case, model: type[BuiltInSetup], tmp_path: Path) -> None:
     def late() -> BuiltInSetup:
         net = model()

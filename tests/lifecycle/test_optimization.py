@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 import lightning_compress as lc
 from lightning_compress.trainer.compression_callback import techniques
 from tests.cases import (
+    CASES,
     DYNAMIC,
     RAMP,
     Case,
@@ -22,6 +23,7 @@ from tests.cases import (
     assert_zeros,
     dataset,
     every_case,
+    main_cases,
     masks_of,
     mine_only,
     num_masked,
@@ -80,7 +82,7 @@ def test_bounds_of_the_run_are_free(options: dict[str, int]) -> None:
     }  # fmt: skip
 
 
-@every_case
+@main_cases(CASES)
 def test_accumulation_counts_steps_not_batches(case: Case) -> None:
     def masked(batches_per_step: int) -> dict[int, int]:
         log = Events()
@@ -198,7 +200,7 @@ def test_clipping_sees_projected_gradients(case: Case) -> None:
 
 
 @pytest.mark.parametrize("raw", [False, True], ids=["manual_backward", "backward"])
-@every_case
+@main_cases(CASES)
 def test_manual_optimization_with_two_optimizers(case: Case, raw: bool) -> None:
     model = TwoPlayers(raw=raw)
     case.prepare(model)
@@ -348,7 +350,7 @@ def test_skipped_last_step_still_lands() -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
-@every_case
+@main_cases(CASES)
 def test_precisions(case: Case, precision: str) -> None:
     model = Net()
     case.prepare(model)
