@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_compress.arguments import Arguments, as_arguments
 from lightning_compress.atomic_files import atomic_write
@@ -85,7 +85,7 @@ def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -
         1
     """
     require("executorch", "torchao", extra="executorch")
-    operators, inputs = ExecutorchOperators(), as_arguments(example_inputs)
+    operators, inputs = ExecutorchOperators(), _contiguous(as_arguments(example_inputs))
     simulation = run_copy(model, inputs)
     lowered = lower_for(simulation, operators)
     edge = _delegate(lowered.model, inputs)
@@ -162,6 +162,11 @@ class ExecutorchOperators(BackendOperators):
         return self._ops.dequantize_per_tensor.default(quantized, *arguments)
 
 
+def _contiguous(inputs: Any) -> Any:
+    """Return inputs with contiguous tensors: a program takes inputs of the strides with which it was captured."""
+    return tree_map_only(Tensor, torch.Tensor.contiguous, inputs)
+
+
 def _delegate(model: nn.Module, inputs: Arguments) -> Any:
     """Return the program in ExecuTorch's edge dialect, with the subgraphs that XNNPACK supports delegated to it."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -222,6 +227,7 @@ def _run_file(
 
 def _run_split(split: SplitModel, arguments: Arguments) -> Sequence[Tensor]:
     """Run the split model with XNNPACK's kernels, from a second program."""
+    arguments = _contiguous(arguments)
     return load_program(_serialize(split, _delegate(split, arguments)), arguments)()
 
 
@@ -232,6 +238,6 @@ def load_program(program: bytes, inputs: Arguments) -> Callable[[], list[Tensor]
     loaded = Runtime.get().load_program(program)
     method = loaded.load_method("forward")
     assert method is not None
-    values = [value.contiguous() if isinstance(value, Tensor) else value for value in tree_leaves(inputs)]
+    values = tree_leaves(_contiguous(inputs))
     # The program must outlive its method; outputs lie in memory that the next run writes to.
     return lambda: loaded and [output.clone() for output in method.execute(values)]

@@ -195,13 +195,14 @@ class Placement:
         return origin(self.graph, value)
 
     def _role(self, node: Node) -> Role:
+        if node in self._folded:
+            return Role.FOLDED
+        # Before constants: the readers of a learned token that is moved quantize it, as they do the token itself.
+        if moves_values(node) or node.call.function in _METADATA:
+            return Role.MOVING
         is_layer = node.call.function in CHANNEL_AXIS  # a layer on learned queries is quantized as any other
         if node.operands and not is_layer and all(value in self.graph.constants for value in node.operands):
             return Role.CONSTANT
-        if node in self._folded:
-            return Role.FOLDED
-        if moves_values(node) or node.call.function in _METADATA:
-            return Role.MOVING
         return Role.INTEGER if self._is_integer(node) else Role.FP32
 
     def _is_integer(self, node: Node) -> bool:

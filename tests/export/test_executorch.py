@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import lightning_compress as lc
 from tests.cases import assert_same
 from tests.export.nets import SUBJECTS, plain
+from tests.quantization.nets import Classified
 
 pytest.importorskip("executorch")
 
@@ -36,6 +37,16 @@ def test_xnnpack_computes_all_of_it_and_rightly(name: str, tmp_path: Path) -> No
     assert file.num_bytes == file.path.stat().st_size
     assert file.latency > 0
     assert 0 <= file.top1_agreement <= 1
+
+
+def test_layouts_of_activations_and_inputs_do_not_matter(tmp_path: Path) -> None:
+    """Attention returns transposed values, which a program would take in that layout alone."""
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 8, 4).transpose(1, 2)
+    file = lc.export_executorch(lc.calibrate(Classified(), [tokens]), tmp_path / "model.pte", tokens)
+    assert file.steps is not None
+    assert max(file.steps.values()) <= 1
+    assert file.difference < 0.03
 
 
 def test_floats(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import lightning_compress as lc
 from lightning_compress.export import litert
 from tests.export.nets import SUBJECTS, outputs
+from tests.quantization.nets import Classified
 
 pytest.importorskip("litert_torch", reason="needs the extra litert")
 
@@ -55,6 +56,15 @@ def test_every_activation_is_within_1_lsb_and_layers_compute_in_int8(name: str, 
         assert file.unquantized_ops == ("act.hardswish", "sigmoid")
         assert "FEXP" in names  # the sigmoid
         assert "ADD" in names
+
+
+def test_a_learned_token_has_the_scale_of_its_concatenation(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokens = torch.randn(2, 4, 8)
+    model = lc.calibrate(Classified(), [tokens], backend=lc.LiteRT())
+    file = lc.export_litert(model, tmp_path / "model.tflite", tokens)
+    assert file.steps
+    assert max(file.steps.values()) <= 1
 
 
 def test_the_outputs_keep_their_names_and_scales(tmp_path: Path) -> None:

@@ -132,3 +132,17 @@ class Scores(nn.Module):
         scores += self.bias + self.mask if self.how == "bias" else self.mask
         weights = F.dropout(scores.softmax(dim=-1), 0.1, self.training)
         return self.after(weights @ value) + x
+
+
+class Classified(nn.Module):
+    """A learned token before the others, as in vision transformers, and attention of two heads over all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(1e-6 * torch.ones(1, 1, 8))
+        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1)
+        q, k, v = self.qkv(x).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))

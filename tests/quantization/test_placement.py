@@ -10,7 +10,7 @@ import lightning_compress as lc
 from lightning_compress.quantization.call_patcher import CallSite
 from lightning_compress.quantization.placement import Placement, QuantizationPoint
 from lightning_compress.quantization.tracing import trace
-from tests.quantization.nets import Attends, Dense, Gate, Keywords, Residual, Scores, Statements, conv
+from tests.quantization.nets import Attends, Classified, Dense, Gate, Keywords, Residual, Scores, Statements, conv
 
 
 def placed(model: nn.Module, x: Tensor | None = None, exclude: tuple[str, ...] = ()) -> Placement:
@@ -81,6 +81,12 @@ def test_attention_stays_in_fp32() -> None:
     found = placed(Attends(), torch.randn(2, 3, 4), exclude=("attention", "attention.out_proj"))
     assert {node.module for node in found.weights()} == {"before", "after"}
     assert any("attention" in name for name in left(found))
+
+
+def test_a_learned_token_that_is_expanded_is_quantized_once() -> None:
+    assert names(Classified(), torch.randn(2, 4, 8)) == {
+        "cat_input_0", "cat_input_1", "cat", "qkv.linear", "scaled_dot_product_attention", "proj.linear",
+    }  # fmt: skip
 
 
 def test_tensors_passed_by_keyword() -> None:
