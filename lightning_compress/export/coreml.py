@@ -164,8 +164,9 @@ def _stored_weights(path: Path) -> dict[str, dict[str, np.ndarray]]:
 def _check_weights(operators: CoremlOperators, stored: Mapping[str, Mapping[str, np.ndarray]], *, half: bool) -> None:
     """Check that the constants in the file are those of the model."""
     for name, expected in _expected_weights(operators, half=half).items():
-        given = stored.get(name, {})
-        if not all(argument in given and _equal(array, given[argument]) for argument, array in expected.items()):
+        # Equal weights of several layers are stored once, under the name of one of them.
+        candidates = [stored[name]] if name in stored else stored.values()
+        if not any(_holds(given, expected) for given in candidates):
             raise ValueError(
                 f"The weights of {operators.layers[name]!r} in the file are not the model's: report a bug, or export "
                 "lc.float_copy(model)."
@@ -183,6 +184,10 @@ def _expected_weights(operators: CoremlOperators, *, half: bool) -> dict[str, di
         for name, palette in operators.palettes.items()
     }
     return integers | palettes
+
+
+def _holds(given: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> bool:
+    return all(argument in given and _equal(array, given[argument]) for argument, array in expected.items())
 
 
 def _equal(expected: np.ndarray, actual: np.ndarray) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,14 @@ def test_scales_that_fp16_does_not_have_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"weights of '0' have scales down to .*, which FP16 does not have: use half"):
         lc.export_coreml(model, tmp_path / "model.mlpackage", torch.randn(1, 8))
     assert lc.export_coreml(model, tmp_path / "model.mlpackage", torch.randn(1, 8), half=False).compressed
+
+
+def test_equal_weights_of_two_layers_are_stored_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 4, 3, padding=1)
+    images = torch.randn(2, 4, 8, 8)
+    model = lc.calibrate(nn.Sequential(layer, nn.ReLU(), copy.deepcopy(layer)), [images])
+    assert lc.export_coreml(model, tmp_path / "model.mlpackage", images).compressed == {"0": "int8", "2": "int8"}
 
 
 def test_other_weights_than_the_models_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
