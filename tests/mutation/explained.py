@@ -36,6 +36,8 @@ EXPLAINED: dict[str, str] = {
     "quantization/callback.py: without self._stop_preparing()":
         "teardown stops it, too; a state dict that is loaded meanwhile finds all quantizers",
     "quantization/callback.py: divisor, quantizing, batch_norm_frozen = self._phase or (1, False, False)": EQUAL,
+    "trainer/constraint_callback.py: self.steps, self._tick = (state.get('steps', 0), state.get('tick', -2))":
+        "any negative number: no update has been made",
     # functional
     "functional/allocation.py: kept = [i for i in sparse if raw[i] * scale < 1]": EQUAL,
     "functional/feature_losses.py: with torch.autocast(student.device.type, enabled=True):": AUTOCAST,

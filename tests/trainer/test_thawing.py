@@ -60,6 +60,25 @@ def test_what_is_taken_in_is_named(trainer: Callable, loader: DataLoader, caplog
     assert [record.message for record in caplog.records].count(taken) == 1
 
 
+def test_what_the_pattern_does_not_fit_is_named_once_it_is_trained(trainer: Callable, loader: DataLoader) -> None:
+    module = Finetuned()
+    module.backbone = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8)).requires_grad_(False)
+    with pytest.raises(ValueError, match=r"'backbone\.2\.weight'"):
+        trainer(lc.Pruning(0.5, pattern=lc.NM(2, 4), schedule=EARLY), max_epochs=5).fit(module, loader)
+
+
+def test_a_layer_that_freezes_before_the_first_update_stays_as_it_is(trainer: Callable, loader: DataLoader) -> None:
+    class Frozen(Finetuned):
+        def on_train_epoch_start(self) -> None:
+            self.backbone.requires_grad_(False)
+
+    module = Frozen()
+    module.backbone.requires_grad_(True)
+    trainer(lc.Pruning(0.5, schedule=lc.Schedule(begin=0, curve="one_shot"))).fit(module, loader)
+    assert (module.head.weight == 0).any()
+    assert all((layer.weight != 0).all() for layer in module.backbone if isinstance(layer, nn.Linear))
+
+
 @pytest.mark.parametrize("method", ["hard", "dkm"])
 def test_clustering_takes_them_in(trainer: Callable, loader: DataLoader, method: Any) -> None:
     module = Finetuned()
