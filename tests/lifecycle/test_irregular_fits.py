@@ -24,11 +24,11 @@ TECHNIQUES: dict[str, Callable[[], Any]] = {
 every_technique = pytest.mark.parametrize("make", TECHNIQUES.values(), ids=list(TECHNIQUES))
 
 
-def warnings_of(callback: Callback, model: Net, *others: Callback, epochs: int = 5) -> list[str]:
+def warnings_of(callback: Callback, model: Net, *others: Callback, epochs: int = 5, **options: Any) -> list[str]:
     """Sentences of a technique in a fit of 5 batches an epoch."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer([callback, *others], max_epochs=epochs).fit(model, Loader())
+        trainer([callback, *others], max_epochs=epochs, **options).fit(model, Loader())
     name = type(callback).__name__
     return [str(warning.message) for warning in caught if str(warning.message).startswith(f"{name}: ")]
 
@@ -193,6 +193,12 @@ def test_steps_outside_of_the_optimizer(make: Callable[[], Any], epochs: int) ->
     callback = make()
     said = warnings_of(callback, Outside(), epochs=epochs)
     assert any("change without a completed step of the optimizers" in sentence for sentence in said)
+    assert any("ended before the target was reached" in sentence for sentence in said)
+
+
+@every_technique
+def test_steps_outside_of_the_optimizer_in_a_short_fit(make: Callable[[], Any]) -> None:
+    said = warnings_of(make(), Outside(), epochs=1, limit_train_batches=3)  # fewer than are compared from time to time
     assert any("ended before the target was reached" in sentence for sentence in said)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 ALIKE = "all tensors of a batch are alike"
 AUTOCAST = "autocast computes these operations in float32 on every device"
 AVERAGES = "seen by tests of averages, which take longer and are left out"
+BETWEEN = "nothing is due before a step that was not due after the last one"
 CHOICE = "only the choice between encodings of about the same size, or an unused entry"
 CHECK = "only a check of the arguments"
 EQUAL = "the same at this value"
@@ -38,6 +39,9 @@ EXPLAINED: dict[str, str] = {
     "quantization/callback.py: divisor, quantizing, batch_norm_frozen = self._phase or (1, False, False)": EQUAL,
     "trainer/constraint_callback.py: self.steps, self._tick = (state.get('steps', 0), state.get('tick', -2))":
         "any negative number: no update has been made",
+    "trainer/constraint_callback.py: if self._starting or self._tick < 0:": BETWEEN,
+    "trainer/constraint_callback.py: if self._starting and self._tick <= 0:": BETWEEN,
+    "trainer/constraint_callback.py: if group_of(self.constraint.layers) is not None:": RANKS,
     # functional
     "functional/allocation.py: kept = [i for i in sparse if raw[i] * scale < 1]": EQUAL,
     "functional/feature_losses.py: with torch.autocast(student.device.type, enabled=True):": AUTOCAST,
