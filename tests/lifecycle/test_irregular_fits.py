@@ -254,6 +254,10 @@ def test_fabric_is_named() -> None:
         fabric.setup(net, torch.optim.SGD(net.parameters(), lr=0.1))
     with pytest.raises(ValueError, match=r"^Pruning does not support Lightning Fabric"):
         lc.Pruning(0.5).setup(fabric, net, "fit")
+    optimizer = fabric.setup_optimizers(torch.optim.SGD(net.parameters(), lr=0.1))  # of a module that Fabric lacks
+    net(torch.ones(1, 8)).sum().backward()
+    with pytest.raises(ValueError, match=r"^Pruning does not support Lightning Fabric"):
+        optimizer.step()
 
 
 # Frozen layers.

@@ -42,6 +42,10 @@ EXPLAINED: dict[str, str] = {
     "trainer/constraint_callback.py: if self._starting or self._tick < 0:": BETWEEN,
     "trainer/constraint_callback.py: if self._starting and self._tick <= 0:": BETWEEN,
     "trainer/constraint_callback.py: if group_of(self.constraint.layers) is not None:": RANKS,
+    "trainer/constraint_callback.py: without check_ranks_agree(trainer, self.constraint.digest(), "
+    "f'{type(self).__name__}: {self.noun}')": RANKS,
+    "trainer/compression_callback.py: return False": RANKS,
+    "trainer/compression_callback.py: without reshard(pl_module)": RANKS,
     # functional
     "functional/allocation.py: kept = [i for i in sparse if raw[i] * scale < 1]": EQUAL,
     "functional/feature_losses.py: with torch.autocast(student.device.type, enabled=True):": AUTOCAST,
