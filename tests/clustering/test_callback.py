@@ -248,3 +248,23 @@ def test_compiled_models_are_clustered_but_not_softly() -> None:
     soft = lc.WeightClustering(4, method="dkm", schedule=lc.Schedule(end=4))
     with pytest.raises(ValueError, match="does not support compiled models"):
         trainer([soft]).fit(torch.compile(Net(), backend="eager"), Loader())  # type: ignore[arg-type]
+
+
+class Own(nn.Module):
+    """A matrix product of a kind that is not known, and that does not tell the dimension of its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("oi,bi->bo", self.weight, x[:, :8] + 1.0).square()
+
+
+def test_layers_of_an_unknown_kind_have_their_output_channels_first() -> None:
+    model = Net()
+    model.fc = Own()
+    targets = lc.Targets(include=("fc",), types=(Own,))
+    schedule = lc.Schedule(begin=0.0, curve="one_shot")
+    trainer([lc.WeightClustering(2, granularity="channel", schedule=schedule, targets=targets)]).fit(model, Loader())
+    assert [len(row.unique()) for row in model.fc.weight] == [2] * 4

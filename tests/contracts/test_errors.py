@@ -244,6 +244,24 @@ def test_checkpoint_of_another_model(change: str, technique: Any, tmp_path: Path
     assert_same(dict(other.state_dict()), before)
 
 
+def test_a_part_of_the_weights_may_be_loaded_once_the_fit_has_begun() -> None:
+    class Loads(Net):
+        def on_train_epoch_start(self) -> None:
+            self.load_state_dict({"fc.bias": torch.ones(4)}, strict=False)
+
+    fit(lc.Pruning(0.9, schedule=RAMP), model=Loads())
+
+
+def test_a_part_of_the_weights_may_be_loaded_after_a_fit_that_failed_early() -> None:
+    class Fails(Net):
+        def configure_optimizers(self) -> Any:
+            raise RuntimeError("no optimizer")
+
+    with pytest.raises(RuntimeError, match="no optimizer"):
+        fit(lc.Pruning(0.9, schedule=RAMP), model=(model := Fails()))
+    model.load_state_dict({"fc.bias": torch.ones(4)}, strict=False)
+
+
 def test_checkpoint_with_masks_of_other_targets(tmp_path: Path) -> None:
     run(case("cubic"), None, save_every_step(tmp_path))
 

@@ -8,6 +8,7 @@ AVERAGES = "seen by tests of averages, which take longer and are left out"
 BETWEEN = "nothing is due before a step that was not due after the last one"
 CHOICE = "only the choice between encodings of about the same size, or an unused entry"
 CHECK = "only a check of the arguments"
+COPIES = "seen by tests of copies, which take longer and are left out"
 EQUAL = "the same at this value"
 ESTIMATE = "an estimate of a size, which is exact to within a few bytes"
 FIRST = "nothing is equal to it at first"
@@ -46,6 +47,9 @@ EXPLAINED: dict[str, str] = {
     "f'{type(self).__name__}: {self.noun}')": RANKS,
     "trainer/compression_callback.py: return False": RANKS,
     "trainer/compression_callback.py: without reshard(pl_module)": RANKS,
+    "trainer/compression_callback.py: state = {name: value for name, value in vars(self).items() "
+    "if name in ('log', 'log_dict')}": COPIES,
+    "trainer/compression_callback.py: fit_state = FitState(self.state_dict() and None)": COPIES,
     # functional
     "functional/allocation.py: kept = [i for i in sparse if raw[i] * scale < 1]": EQUAL,
     "functional/feature_losses.py: with torch.autocast(student.device.type, enabled=True):": AUTOCAST,
