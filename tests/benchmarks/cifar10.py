@@ -77,7 +77,7 @@ def accuracy(module: LightningModule, data: LightningDataModule, args: argparse.
 
 
 def over_seeds(name: str, run: Callable[[], tuple[float, str]], seeds: Sequence[int]) -> None:
-    """Prints the accuracy that a run has with each seed, what it says beside it, and their mean and deviation."""
+    """Prints the accuracy that a run has with each seed, what it says beside it, and mean and deviation of several."""
     for logger in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(logger).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
@@ -88,5 +88,6 @@ def over_seeds(name: str, run: Callable[[], tuple[float, str]], seeds: Sequence[
         result, said = run()
         results.append(result)
         print(f"{name} seed {seed}: {result:.2f} % ({said}{time.perf_counter() - start:.0f} s)", flush=True)
-    spread = statistics.stdev(results) if len(results) > 1 else 0.0
-    print(f"{name}: mean {statistics.mean(results):.2f} %, standard deviation {spread:.2f}, seeds {list(seeds)}")
+    if len(results) > 1:
+        mean, spread = statistics.mean(results), statistics.stdev(results)
+        print(f"{name}: mean {mean:.2f} %, standard deviation {spread:.2f}, seeds {list(seeds)}")

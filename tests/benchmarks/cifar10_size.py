@@ -1,22 +1,25 @@
 """Accuracy of a ResNet-20 on CIFAR-10 from packed files of given sizes, without training and after two epochs.
 
     python tests/benchmarks/cifar10_size.py --root DATA --weights cifar10_resnet20.safetensors
-        [--arm untrained trained pruned] [--sizes 60 50] [--seeds 0 1 2] [--figure curve.png]
+        [--arm untrained trained pruned] [--sizes 60 50] [--seeds 0 1 2] [--results FILE.jsonl] [--figure curve.png]
 
 Sizes are in kB; by default 0.85 of those of the ISO standard's coder without training, and 0.6 with it. They are of
 the whole state dict, with norms and codebooks in float16. *untrained*: `lc.quantize_to_size` on 512 training images.
 *trained*: `lc.SizeBudget` in a fit, distilled from the dense weights (Hinton's loss at temperature 4, nine tenths).
 *pruned*: the same with `lc.Pruning(0.6)` before it. SGD with momentum 0.9, weight decay 1e-4, learning rate 0.01 to 0
 along a cosine per step, batch 128, shifts and mirror images, all 50,000 training images; accuracy on the 10,000 test
-images, once, of the model that is loaded back from the file.
+images, once, of the model that is loaded back from the file. With ``--results`` each run is kept as a line of a file,
+and those that it has already are not made again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
-from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -31,10 +34,20 @@ HALF = ("norms", "codebooks")
 # first 2,000 test images.
 STANDARD = ((159_933, 91.50), (128_829, 90.75), (111_709, 90.50), (100_026, 90.30), (83_749, 88.80))
 SIZES = {"untrained": (135.9, 109.5, 94.9, 85.0, 71.1), "trained": (96, 77, 67, 60, 50), "pruned": (96, 77, 67, 60, 50)}
-Results = dict[str, dict[int, list[tuple[int, float]]]]
 
 
-def run(arm: str, size: int, data: CIFAR10DataModule, args: argparse.Namespace) -> tuple[float, int]:
+@dataclass(frozen=True)
+class Run:
+    """A run and its result: the size asked for in kB, the bytes of the file, and the accuracy in percent."""
+
+    arm: str
+    size: float
+    seed: int
+    num_bytes: int
+    accuracy: float
+
+
+def fit(arm: str, size: int, data: CIFAR10DataModule, args: argparse.Namespace) -> tuple[float, int]:
     """Accuracy in percent, and bytes of the file."""
     module = resnet20(args)
     if arm == "untrained":
@@ -57,19 +70,22 @@ def run(arm: str, size: int, data: CIFAR10DataModule, args: argparse.Namespace) 
         return accuracy(loaded, data, args), file.num_bytes
 
 
-def draw(results: Results, path: str) -> None:
+def draw(runs: Sequence[Run], path: str) -> None:
     """Draw accuracy over bytes, with the standard's coder."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 4))
     axes.plot(*zip(*[(b / 1000, a) for b, a in STANDARD], strict=True), "k--o", label="NNC, trellis, untrained")
-    for arm, by_size in results.items():
+    for arm in dict.fromkeys(run.arm for run in runs):
+        sizes = sorted({run.size for run in runs if run.arm == arm})
+        groups = [[run for run in runs if (run.arm, run.size) == (arm, size)] for size in sizes]
         means = [
-            (statistics.mean(b for b, _ in runs) / 1000, [a for _, a in runs]) for _, runs in sorted(by_size.items())
+            (statistics.mean(r.num_bytes for r in group) / 1000, statistics.mean(r.accuracy for r in group))
+            for group in groups
         ]
-        line = axes.plot([x for x, _ in means], [statistics.mean(y) for _, y in means], "-o", label=arm)[0]
-        for x, y in means:
-            axes.plot([x] * len(y), y, ".", color=line.get_color(), alpha=0.4)
+        line = axes.plot(*zip(*means, strict=True), "-o", label=arm)[0]
+        for (x, _), group in zip(means, groups, strict=True):
+            axes.plot([x] * len(group), [r.accuracy for r in group], ".", color=line.get_color(), alpha=0.4)
     axes.set(xlabel="packed file, kB", ylabel="test accuracy, %", title="ResNet-20 on CIFAR-10")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -83,22 +99,33 @@ def main() -> None:
     parser.add_argument("--arm", nargs="+", default=["untrained", "trained"], choices=[*SIZES])
     parser.add_argument("--end", type=float, default=0.5)
     parser.add_argument("--every", type=float, default=0.1)
+    parser.add_argument("--results", type=Path, help="file of runs, which grows")
     parser.add_argument("--figure", help="picture of accuracy over bytes")
     args = parser.parse_args()
     args.distilled = True
     data = CIFAR10DataModule(args.root, val_size=args.held_out)
-    results: Results = defaultdict(lambda: defaultdict(list))
-    for arm in args.arm:
-        for size in args.sizes or SIZES[arm]:
+    lines = args.results.read_text().splitlines() if args.results and args.results.exists() else []
+    runs = [Run(**json.loads(line)) for line in lines]
+    cells = [(arm, size, seed) for arm in args.arm for size in args.sizes or SIZES[arm] for seed in args.seeds]
+    for arm, size, seed in cells:
+        if (arm, size, seed) in {(run.arm, run.size, run.seed) for run in runs}:
+            continue
 
-            def measured(arm: str = arm, size: float = size) -> tuple[float, str]:
-                found, num_bytes = run(arm, round(1000 * size), data, args)
-                results[arm][round(1000 * size)].append((num_bytes, found))
-                return found, f"{num_bytes} bytes, "
+        def measured(arm: str = arm, size: float = size, seed: int = seed) -> tuple[float, str]:
+            found, num_bytes = fit(arm, round(1000 * size), data, args)
+            runs.append(Run(arm, size, seed, num_bytes, found))
+            if args.results:
+                with args.results.open("a") as file:
+                    file.write(json.dumps(asdict(runs[-1])) + "\n")
+            return found, f"{num_bytes} bytes, "
 
-            over_seeds(f"{arm} {size:g} kB", measured, args.seeds)
+        over_seeds(f"{arm} {size:g} kB", measured, [seed])
+    for arm, size in dict.fromkeys((run.arm, run.size) for run in runs):
+        found = [run.accuracy for run in runs if (run.arm, run.size) == (arm, size)]
+        most = max(run.num_bytes for run in runs if (run.arm, run.size) == (arm, size))
+        print(f"{arm} {size:g} kB: {statistics.mean(found):.2f} % ({min(found):.2f} to {max(found):.2f}), {most} bytes")
     if args.figure:
-        draw(results, args.figure)
+        draw(runs, args.figure)
 
 
 if __name__ == "__main__":
