@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 from jsonargparse import Namespace
@@ -129,6 +131,7 @@ class ChildRun(RunCLI):
 
     def prepare_config(self, config: Namespace) -> None:
         """Prepare the runs that this one depends on, and leave out the summary of its model."""
+        _share_folder(self.parent.config.get("data"), config.get("data"))
         super().prepare_config(config)
         config.trainer.enable_model_summary = bool(config.trainer.enable_model_summary)
 
@@ -213,3 +216,15 @@ class BaselineRun(ChildRun):
         metrics = self.fit_and_test() if self.is_fitted else self.test()
         self.close()
         return BaselineResult.of(self.model, metrics, self.parent.deployed_module)
+
+
+def _share_folder(given: Namespace | None, data: Namespace | None) -> None:
+    """Let a recipe that names no folder of its data read it where its parent reads data of the same class.
+
+    A command gives the folder once, for all of its runs.
+    """
+    if given is None or data is None or given.class_path != data.class_path or "root" not in data.init_args:
+        return
+    default = inspect.signature(locate(data.class_path)).parameters["root"].default  # type: ignore[arg-type]
+    if data.init_args.root == default:
+        data.init_args.root = given.init_args.root

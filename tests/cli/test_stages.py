@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
 import lightning_compress as lc
-from lightning_compress.cli import main
+from lightning_compress.cli import main, runs
 from lightning_compress.cli.cut_chains import find_cut_run, release
 from lightning_compress.reporting.run_report import read_report
 from tests.cli.test_run import the_run, titles
@@ -72,6 +73,19 @@ def test_the_report_has_the_network_without_the_channels(stages):
     assert masked.timing.runtime == removed.timing.runtime == "PyTorch"
     assert [size.name for size in report.sizes][:2] == ["dense", "channels removed"]
     assert report.sizes[1].num_bytes == removed.num_bytes
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "expected"), [("ours", "data", "ours"), ("ours", "theirs", "theirs"), ("data", "theirs", "theirs")]
+)
+def test_a_recipe_without_a_folder_of_its_data_reads_that_of_the_command(given, own, expected):
+    ours, theirs = (
+        Namespace(class_path="lightning_compress.data.MNISTDataModule", init_args=Namespace(root=root))
+        for root in (given, own)
+    )
+    runs._share_folder(ours, theirs)
+    assert theirs.init_args.root == expected
+    assert ours.init_args.root == given
 
 
 def test_an_accuracy_at_chance_level_is_a_warning(stages):

@@ -1,6 +1,7 @@
 """Shipped recipes: they parse, survive a round trip, have comments, and are documented."""
 
 import re
+import struct
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,22 @@ def names(paths: list[Path]) -> list[str]:
     return [path.relative_to(ROOT / "recipes").as_posix() for path in paths]
 
 
+def write_mnist(folder: Path, num_images: int = 260) -> None:
+    """Images of noise in the format of MNIST."""
+    folder.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        images = torch.randint(256, (num_images, 28, 28), dtype=torch.uint8)
+        header = struct.pack(">4i", 0x803, *images.shape)
+        (folder / f"{split}-images-idx3-ubyte").write_bytes(header + images.numpy().tobytes())
+        labels = torch.arange(num_images, dtype=torch.uint8) % 10
+        header = struct.pack(">2i", 0x801, num_images)
+        (folder / f"{split}-labels-idx1-ubyte").write_bytes(header + labels.numpy().tobytes())
+
+
 @pytest.fixture
-def short_runs(monkeypatch):
+def short_runs(monkeypatch, workdir):
     """Runs that a recipe depends on are limited to one batch: building a recipe executes them."""
+    write_mnist(workdir / "data/MNIST/raw")
     short = ["--trainer.max_epochs=1", "--trainer.logger=false", "--trainer.enable_progress_bar=false"]
     short += [f"--trainer.limit_{kind}_batches=1" for kind in ("train", "val", "test")]
     init = ChildRun.__init__
