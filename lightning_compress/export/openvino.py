@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,6 +35,13 @@ from lightning_compress.quantization.finalize import float_copy
 from lightning_compress.quantization.insertion import is_quantized
 from lightning_compress.quantization.lowering import LoweredModel
 
+# FP32 stays FP32, also on processors that compute faster in BF16.
+_OPTIONS = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+_COMPILE = f"""
+import pathlib, sys, openvino
+core = openvino.Core()
+core.compile_model(core.read_model(pathlib.Path(sys.argv[1]).read_bytes()), "CPU", {_OPTIONS})
+"""
 _LAYERS = {"Convolution": "conv", "Deconvolution": "conv_transpose", "FullyConnected": "linear", "MatMul": "matmul"}
 
 
@@ -94,6 +105,7 @@ def export_openvino(
     dynamic = {"dynamic_batch": dynamic_batch, "dynamic_size": dynamic_size}
     with atomic_write(path) as partial, _naming_failures(type(model).__name__):
         translate(lowered.model, simulation, partial, operators, **dynamic)
+        _check_compiles(partial, type(model).__name__)
         network = _OpenvinoNetwork(partial.read_bytes())
         steps = None
         if is_quantized(model):
@@ -116,6 +128,19 @@ def export_openvino(
     )
 
 
+def _check_compiles(path: Path, model: str) -> None:
+    """Compile a file in another process, as OpenVINO crashes on some graphs and would take this one along."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    status = subprocess.run(
+        [sys.executable, "-c", _COMPILE, str(path)], env=environment, capture_output=True
+    ).returncode
+    if status < 0:
+        raise ValueError(
+            f"OpenVINO crashes on the file of {model} ({signal.Signals(-status).name}): exclude layers from "
+            "quantization, or install another version of OpenVINO."
+        )
+
+
 class _OpenvinoNetwork:
     """Network compiled for one thread of this CPU.
 
@@ -127,9 +152,7 @@ class _OpenvinoNetwork:
         import openvino
 
         core = openvino.Core()
-        # FP32 stays FP32, also on processors that compute faster in BF16.
-        config = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-        self._compiled = core.compile_model(core.read_model(serialized), "CPU", config)
+        self._compiled = core.compile_model(core.read_model(serialized), "CPU", _OPTIONS)
 
     def __call__(self, feeds: Any) -> Any:
         """Return the outputs by name."""
