@@ -38,7 +38,7 @@ CONVOLUTIONAL = (
     "efficientnet_b0", "ghostnet_050", "densenet121", "regnetx_002", "mnasnet_small", "convnext_atto",
 )  # fmt: skip
 TRANSFORMERS = (
-    "vit_tiny_patch16_224", "deit_tiny_patch16_224", "xcit_nano_12_p16_224", "levit_128s", "cait_xxs24_224",
+    "vit_tiny_patch16_224", "pit_ti_224", "xcit_nano_12_p16_224", "levit_128s", "cait_xxs24_224",
     "mobilevitv2_050",
 )  # fmt: skip
 
