@@ -9,7 +9,7 @@ the whole state dict, with norms and codebooks in float16. *untrained*: `lc.quan
 *pruned*: the same with `lc.Pruning(0.6)` before it. SGD with momentum 0.9, weight decay 1e-4, learning rate 0.01 to 0
 along a cosine per step, batch 128, shifts and mirror images, all 50,000 training images; accuracy on the 10,000 test
 images, once, of the model that is loaded back from the file. With ``--results`` each run is kept as a line of a file,
-and those that it has already are not made again.
+and those that it has already are not made again; ``cifar10_size.jsonl`` has the runs that README.md speaks of.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def main() -> None:
 
         def measured(arm: str = arm, size: float = size, seed: int = seed) -> tuple[float, str]:
             found, num_bytes = fit(arm, round(1000 * size), data, args)
-            runs.append(Run(arm, size, seed, num_bytes, found))
+            runs.append(Run(arm, size, seed, num_bytes, round(found, 2)))
             if args.results:
                 with args.results.open("a") as file:
                     file.write(json.dumps(asdict(runs[-1])) + "\n")
