@@ -217,6 +217,12 @@ def _naming_failures(model: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ValueError(
-            f"OpenVINO cannot run the file of {model} ({reason(error)}): write the operation in another form, or move "
+            f"OpenVINO cannot run the file of {model} ({_cause(error)}): write the operation in another form, or move "
             "it out of the model."
         ) from error
+
+
+def _cause(error: RuntimeError) -> str:
+    """Return the first line that does not only name a place in OpenVINO's sources."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
+    return reason(RuntimeError(*lines[:1]))

@@ -92,7 +92,7 @@ class Hermitian(nn.Module):
 
 
 def test_what_openvino_lacks_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"OpenVINO cannot run the file of Hermitian \(.*\): write the operation"):
+    with pytest.raises(ValueError, match=r"OpenVINO cannot run the file of Hermitian \((?!Exception).+\): write"):
         lc.export_openvino(Hermitian(), tmp_path / "model.onnx", torch.randn(2, 3, 3))
 
 
