@@ -223,8 +223,10 @@ def _share_folder(given: Namespace | None, data: Namespace | None) -> None:
 
     A command gives the folder once, for all of its runs.
     """
-    if given is None or data is None or given.class_path != data.class_path or "root" not in data.init_args:
+    if given is None or data is None or given.class_path != data.class_path:
         return
-    default = inspect.signature(locate(data.class_path)).parameters["root"].default  # type: ignore[arg-type]
-    if data.init_args.root == default:
-        data.init_args.root = given.init_args.root
+    arguments = data.get("init_args") or Namespace()
+    # A class that passes its arguments on has none of that name in its own signature.
+    parameter = inspect.signature(locate(data.class_path)).parameters.get("root")  # type: ignore[arg-type]
+    if parameter is not None and arguments.get("root") == parameter.default:
+        arguments.root = given.init_args.root

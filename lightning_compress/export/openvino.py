@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,6 +27,7 @@ from lightning_compress.export.onnx.parity import SplitFile
 from lightning_compress.export.onnx.translation import prepare, translate
 from lightning_compress.export.output_comparison import relative_difference, tensor_leaves
 from lightning_compress.export.requirements import require
+from lightning_compress.export.subprocess_check import run_python
 from lightning_compress.profiling import interleaved_durations, quartiles
 from lightning_compress.quantization.finalize import float_copy
 from lightning_compress.quantization.insertion import is_quantized
@@ -130,10 +128,7 @@ def export_openvino(
 
 def _check_compiles(path: Path, model: str) -> None:
     """Compile a file in another process, as OpenVINO crashes on some graphs and would take this one along."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    status = subprocess.run(
-        [sys.executable, "-c", _COMPILE, str(path)], env=environment, capture_output=True
-    ).returncode
+    status = run_python(_COMPILE, path).returncode
     if status < 0:
         raise ValueError(
             f"OpenVINO crashes on the file of {model} ({signal.Signals(-status).name}): exclude layers from "

@@ -27,12 +27,23 @@ def run_in_subprocess(code: str, path: Path, inputs: Arguments) -> Any:
     Raises:
         RuntimeError: If the process fails; with the last line of its error output.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with tempfile.TemporaryDirectory() as folder:
         torch.save(inputs, f"{folder}/inputs.pt")
-        command = [sys.executable, "-c", code, str(path.resolve())]
-        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        result = run_python(code, path, folder)
         if result.returncode:
             last = (result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1]
             raise RuntimeError(f"A separate process cannot run the {path.suffix} file: {last}")
         return torch.load(f"{folder}/outputs.pt")
+
+
+def run_python(code: str, path: Path, folder: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a fresh process that finds what this one does, and wait for its end.
+
+    Args:
+        code: The code; it finds the path of the file in ``sys.argv[1]``.
+        path: The file.
+        folder: Its working directory; this process's own by default.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", code, str(path.resolve())]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)

@@ -90,9 +90,9 @@ def of_litert(path: Path, images: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Target:
-    """An export, and the packages without which it is left out."""
+    """An export, and the package without which it is left out."""
 
-    packages: tuple[str, ...]
+    package: str
     export: Callable[[nn.Module, Path, Any], ExportedFile]
     run: Callable[[Path, Tensor], Tensor] | None  # None where files do not run here
     suffix: str
@@ -100,14 +100,14 @@ class Target:
 
 
 TARGETS = {
-    "ONNX Runtime": Target(("onnxruntime",), lc.export_onnx, of_onnx, ".onnx"),
-    "OpenVINO": Target(("openvino",), lc.export_openvino, of_openvino, ".onnx"),
+    "ONNX Runtime": Target("onnxruntime", lc.export_onnx, of_onnx, ".onnx"),
+    "OpenVINO": Target("openvino", lc.export_openvino, of_openvino, ".onnx"),
     "TensorRT, in ONNX Runtime": Target(
-        ("onnxruntime",), partial(lc.export_onnx, backend=lc.TensorRT()), of_onnx, ".onnx", lc.TensorRT()
+        "onnxruntime", partial(lc.export_onnx, backend=lc.TensorRT()), of_onnx, ".onnx", lc.TensorRT()
     ),
-    "ExecuTorch": Target(("executorch",), lc.export_executorch, of_executorch, ".pte"),
-    "LiteRT": Target(("litert_torch",), lc.export_litert, of_litert, ".tflite", lc.LiteRT()),
-    "Core ML, weights": Target(("coremltools",), lc.export_coreml, None, ".mlpackage", lc.OnnxRuntime()),
+    "ExecuTorch": Target("executorch", lc.export_executorch, of_executorch, ".pte"),
+    "LiteRT": Target("litert_torch", lc.export_litert, of_litert, ".tflite", lc.LiteRT()),
+    "Core ML, weights": Target("coremltools", lc.export_coreml, None, ".mlpackage"),
 }
 
 
@@ -116,7 +116,7 @@ def rows(name: str, size: int, folder: Path) -> Iterator[str]:
     with torch.no_grad():
         plain = model(images)
     for title, target in TARGETS.items():
-        if not all(map(find_spec, target.packages)):
+        if find_spec(target.package) is None:
             continue
         try:
             quantized = lc.calibrate(model, [images], backend=target.backend)
@@ -136,7 +136,7 @@ def rows(name: str, size: int, folder: Path) -> Iterator[str]:
 
 def row(name: str, title: str, file: ExportedFile, ratios: Sequence[float], plain: ExportedFile) -> str:
     numbers = [
-        *(f"{ratio:.1f}" for ratio in ratios or ()),
+        *(f"{ratio:.1f}" for ratio in ratios),
         *("" for _ in range(2 - len(ratios))),
         "" if file.steps is None else str(max(file.steps.values())),
         f"{file.num_bytes:,}",

@@ -14,6 +14,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
 import lightning_compress as lc
+import lightning_compress.data
 from lightning_compress.cli import main, runs
 from lightning_compress.cli.cut_chains import find_cut_run, release
 from lightning_compress.reporting.run_report import read_report
@@ -86,6 +87,19 @@ def test_a_recipe_without_a_folder_of_its_data_reads_that_of_the_command(given, 
     runs._share_folder(ours, theirs)
     assert theirs.init_args.root == expected
     assert ours.init_args.root == given
+
+
+class PassesOn(lc.data.MNISTDataModule):
+    """Names none of its arguments."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+
+
+def test_the_folder_of_a_class_that_passes_its_arguments_on_is_left_alone():
+    config = Namespace(class_path=f"{PassesOn.__module__}.PassesOn", init_args=Namespace(root="data"))
+    runs._share_folder(Namespace(class_path=config.class_path, init_args=Namespace(root="ours")), config)
+    assert config.init_args.root == "data"
 
 
 def test_an_accuracy_at_chance_level_is_a_warning(stages):
