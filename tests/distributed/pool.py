@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
 import socket
+import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 TIMEOUT = 120.0  # seconds; much longer than any job takes
@@ -24,14 +27,23 @@ class Pool:
     def __init__(self, num_ranks: int = 2) -> None:
         self.num_ranks = num_ranks
         self._ranks: list[tuple[BaseProcess, Connection]] = []
+        self._crashes = tempfile.TemporaryDirectory()
 
     def __call__(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """The results of all ranks.
 
         Raises:
-            RuntimeError: With the traceback of the rank that failed first; the processes are then ended.
+            RuntimeError: With the traceback of the rank that failed first, or the stack of one that crashed; the
+                processes are then ended.
         """
-        self._ranks = self._ranks or _start(self.num_ranks)
+        self._ranks = self._ranks or _start(self.num_ranks, Path(self._crashes.name))
+        try:
+            return self._answers(function, args)
+        except BaseException:  # an interrupt, too, leaves ranks that wait for each other
+            self.close()
+            raise
+
+    def _answers(self, function: Callable[..., Any], args: tuple[Any, ...]) -> list[Any]:
         for _, connection in self._ranks:
             connection.send_bytes(pickle.dumps((function, args)))
         answers = {connection: None for _, connection in self._ranks}
@@ -39,15 +51,23 @@ class Pool:
         while waiting:
             ready = wait(waiting, TIMEOUT)
             if not ready:
-                self.close()
                 raise RuntimeError("no answer")
             for connection in ready:
                 waiting.remove(connection)
-                failure, answers[connection] = pickle.loads(connection.recv_bytes())
+                try:
+                    failure, answers[connection] = pickle.loads(connection.recv_bytes())
+                except EOFError:
+                    raise RuntimeError(self._crash(connection)) from None
                 if failure:
-                    self.close()  # the others may wait for this rank for ever
                     raise RuntimeError(failure)
         return list(answers.values())
+
+    def _crash(self, connection: Connection) -> str:
+        rank = [theirs for _, theirs in self._ranks].index(connection)
+        process, _ = self._ranks[rank]
+        process.join(TIMEOUT)
+        stacks = _stacks(Path(self._crashes.name), rank).read_text()
+        return f"rank {rank} ended with exit code {process.exitcode}\n{stacks}"
 
     def close(self) -> None:
         """Ends the processes; the next call starts new ones."""
@@ -57,7 +77,11 @@ class Pool:
         self._ranks = []
 
 
-def _start(num_ranks: int) -> list[tuple[BaseProcess, Connection]]:
+def _stacks(folder: Path, rank: int) -> Path:
+    return folder / f"rank{rank}.txt"
+
+
+def _start(num_ranks: int, crashes: Path) -> list[tuple[BaseProcess, Connection]]:
     # A server that has nothing but imports behind it forks all: they take seconds, and need not be done twice.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.distributed.jobs"])
@@ -67,13 +91,15 @@ def _start(num_ranks: int) -> list[tuple[BaseProcess, Connection]]:
     ranks = []
     for rank in range(num_ranks):
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(rank, num_ranks, port, theirs), daemon=True)
+        process = context.Process(target=_serve, args=(rank, num_ranks, port, theirs, crashes), daemon=True)
         process.start()
         ranks.append((process, ours))
     return ranks
 
 
-def _serve(rank: int, num_ranks: int, port: int, connection: Connection) -> None:
+def _serve(rank: int, num_ranks: int, port: int, connection: Connection, crashes: Path) -> None:
+    stacks = _stacks(crashes, rank).open("w")
+    faulthandler.enable(stacks)
     launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_RANK": rank, "NODE_RANK": 0}
     launched |= {"NUM_RANKS": num_ranks}
     os.environ.update({name: str(value) for name, value in launched.items()})
