@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import lightning_compress as lc
 from lightning_compress.export import openvino
@@ -82,6 +83,45 @@ def test_a_file_that_computes_something_else_is_an_error(tmp_path: Path, monkeyp
     with pytest.raises(ValueError, match=r"The file differs from the model in \d+ of \d+ activations"):
         lc.export_openvino(SUBJECTS["linear"].quantized(), tmp_path / "model.onnx", SUBJECTS["linear"].batch(2))
     assert not [*tmp_path.iterdir()]
+
+
+class Positions(nn.Module):
+    """Adds positions to features, and scales them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.branch = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.positions = nn.Parameter(torch.randn(1, 8, 6, 6))
+        self.scale = nn.Parameter(torch.rand(8) + 0.5)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x) + self.positions
+        return self.head(x * self.scale.view(-1, 1, 1) + self.branch(x))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_constants_that_are_added_or_multiplied_are_stored_with_their_quantized_values(
+    bits: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(16, 3, 6, 6)
+    model = lc.calibrate(Positions(), [images], activations=lc.Int(bits))
+    file = lc.export_openvino(model, tmp_path / "model.onnx", images[:2])
+    assert max((file.steps or {}).values()) <= 1
+    assert str(file.kernels) == "INT8: 3 conv; FP32: none"
+    graph = onnx.load(file.path).graph
+    constants = {name for node in graph.node if node.op_type in ("Add", "Mul") for name in node.input}
+    stored = {
+        math.prod(each.dims): torch.from_numpy(onnx.numpy_helper.to_array(each).copy())
+        for each in graph.initializer
+        if each.name in constants
+    }
+    for values in (model.positions, model.scale):
+        dequantized = stored[values.numel()].flatten()
+        assert len(dequantized.unique()) <= 2**bits
+        step = (values.max().clamp(min=0) - values.min().clamp(max=0)) / (2**bits - 1)
+        assert 0 < (dequantized - values.flatten()).abs().max() <= 0.51 * step
 
 
 class Hermitian(nn.Module):
