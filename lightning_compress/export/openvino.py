@@ -25,6 +25,7 @@ from lightning_compress.export.onnx.kernels import KernelCounts
 from lightning_compress.export.onnx.operators import OnnxOperators
 from lightning_compress.export.onnx.parity import SplitFile
 from lightning_compress.export.onnx.translation import prepare, translate
+from lightning_compress.export.openvino_simplification import simplify
 from lightning_compress.export.output_comparison import relative_difference, tensor_leaves
 from lightning_compress.export.requirements import require
 from lightning_compress.export.subprocess_check import run_python
@@ -103,8 +104,9 @@ def export_openvino(
     dynamic = {"dynamic_batch": dynamic_batch, "dynamic_size": dynamic_size}
     with atomic_write(path) as partial, _naming_failures(type(model).__name__):
         translate(lowered.model, simulation, partial, operators, **dynamic)
+        # Before it is simplified: the file then has fewer quantizers than the model.
         split = SplitFile(partial, lowered, simulation) if is_quantized(model) else None
-        _fold_constants(partial)
+        simplify(partial)
         _check_compiles(partial, type(model).__name__)
         network = _OpenvinoNetwork(partial.read_bytes())
         steps = None if split is None else check_lsb_errors(split.lsb_errors(_run_split(split)))
@@ -123,34 +125,6 @@ def export_openvino(
         fp32_latency_quartiles=None if steps is None else latencies[1],
         kernels=kernels,
     )
-
-
-def _fold_constants(path: Path) -> None:
-    """Write quantized constants, as of positions and layer scales, in FP32 with the values that they have in integers.
-
-    OpenVINO's passes fail where activations are added to or multiplied by a constant that has quantizers. The integers
-    of layers are written without a QuantizeLinear node, and stay.
-    """
-    import onnx_ir as ir
-    from onnx_ir.passes import common
-    from onnxscript.optimizer import fold_constants
-
-    model = ir.load(path)
-    names = {name for node in model.graph if node.op_type == "QuantizeLinear" for name in _quantizers_of(node)}
-    if names:
-        fold_constants(model, should_fold=lambda node: node.name in names)
-        common.RemoveUnusedNodesPass()(model)
-        ir.save(model, path)
-
-
-def _quantizers_of(quantize: Any) -> Iterator[str | None]:
-    """Yield the names of the nodes that quantize and dequantize, if it is a constant that they do it with."""
-    pending = [quantize] if quantize.inputs[0].const_value is not None else []
-    while pending:
-        node = pending.pop()
-        yield node.name
-        if node.op_type != "DequantizeLinear":
-            pending += [reader for reader, _ in node.outputs[0].uses()]
 
 
 def _check_compiles(path: Path, model: str) -> None:

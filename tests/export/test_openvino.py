@@ -124,6 +124,31 @@ def test_constants_that_are_added_or_multiplied_are_stored_with_their_quantized_
         assert 0 < (dequantized - values.flatten()).abs().max() <= 0.51 * step
 
 
+class Ghost(nn.Module):
+    """Joins features with cheaper ones, and takes as many of them as it is asked for: all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.primary, self.cheap = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1, groups=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.primary(x)
+        return torch.cat([x, self.cheap(x)], 1)[:, :8]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_tensors_are_quantized_once(bits: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(16, 3, 6, 6)
+    model = lc.calibrate(Ghost(), [images], activations=lc.Int(bits))
+    file = lc.export_openvino(model, tmp_path / "model.onnx", images[:2])
+    assert max((file.steps or {}).values()) <= 1
+    operators = [node.op_type for node in onnx.load(file.path).graph.node]
+    assert "Slice" not in operators
+    # The input, both convolutions and what joins them.
+    assert operators.count("QuantizeLinear") == 4
+
+
 class Hermitian(nn.Module):
     """An operator of ONNX that OpenVINO does not have."""
 
