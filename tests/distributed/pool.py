@@ -15,6 +15,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 TIMEOUT = 120.0  # seconds; much longer than any job takes
 
 
@@ -112,4 +114,12 @@ def _serve(rank: int, num_ranks: int, port: int, connection: Connection, crashes
             answer = "", function(*args)
         except Exception:
             answer = f"on rank {rank}:\n{traceback.format_exc()}", None
+        _destroy_subgroups()
         connection.send_bytes(pickle.dumps(answer))
+
+
+def _destroy_subgroups() -> None:
+    """Destroys the groups of the meshes that a Trainer made, whose threads and sockets stay open otherwise."""
+    for group in [*dist.distributed_c10d._world.pg_map]:
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
