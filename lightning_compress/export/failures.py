@@ -50,6 +50,33 @@ def failure_message(
     return f"{start} ({reason(error)})."
 
 
+@contextlib.contextmanager
+def running(
+    runtime: str, model: str, is_failure: Callable[[Exception], bool] = lambda error: isinstance(error, RuntimeError)
+) -> Iterator[None]:
+    """Turn exceptions of a runtime into a ``ValueError`` that names the model.
+
+    Args:
+        runtime: Name of the runtime.
+        model: Name of the model.
+        is_failure: Returns True for an exception of the runtime; most raise ``RuntimeError``.
+
+    Raises:
+        ValueError: For such an exception within the context.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_failure(error):
+            raise
+        # OpenVINO's begin with places in its sources.
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
+        raise ValueError(
+            f"{runtime} cannot run the file of {model} ({reason(RuntimeError(*lines[:1]))}): write the operation in "
+            "another form, or move it out of the model."
+        ) from error
+
+
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error

@@ -20,7 +20,8 @@ from lightning_compress.atomic_files import atomic_write
 from lightning_compress.export.capture import capture, exporting, lower_for, run_copy
 from lightning_compress.export.executorch import ExecutorchOperators
 from lightning_compress.export.exported_file import ExportedFile
-from lightning_compress.export.litert_passes import spell_out_sigmoids
+from lightning_compress.export.failures import running
+from lightning_compress.export.litert_passes import remove_expansions, spell_out_exponentials
 from lightning_compress.export.lowered_parity import SplitModel, compare_segments
 from lightning_compress.export.output_comparison import output_names, relative_difference, tensor_leaves, top1_agreement
 from lightning_compress.export.requirements import require
@@ -45,10 +46,10 @@ class LitertFile(ExportedFile):
 def export_litert(model: nn.Module, path: str | Path, example_inputs: Any) -> LitertFile:
     """Export a model as ``.tflite``, run the file in LiteRT and compare it with the model layer by layer.
 
-    Quantize a model with concatenations for it, with ``backend=LiteRT()``. Sigmoid, tanh and what contains them compute
-    in FP32. The batch size is fixed to that of the example inputs. Inputs and outputs that the model quantizes are INT8
-    in the file, with their scales and zero points. A model without quantizers is written in FP32; :func:`float_copy`
-    removes the quantizers of a model.
+    Quantize a model with concatenations or interpolations for it, with ``backend=LiteRT()``. Sigmoid, tanh, softmax and
+    what contains them compute in FP32. The batch size is fixed to that of the example inputs. Inputs and outputs that
+    the model quantizes are INT8 in the file, with their scales and zero points. A model without quantizers is written
+    in FP32; :func:`float_copy` removes the quantizers of a model.
 
     Args:
         model: The model; it is not modified.
@@ -61,8 +62,8 @@ def export_litert(model: nn.Module, path: str | Path, example_inputs: Any) -> Li
     Raises:
         ImportError: If the packages of the extra ``litert`` are not installed.
         ValueError: If a quantizer has not observed a batch, if only weights are quantized, if the operands of a
-            concatenation have several scales, if the model cannot be converted, if weights are not INT8 in the file,
-            or if an activation differs from the model's by more than 1 LSB.
+            concatenation or interpolation have several scales, if the model cannot be converted or the file not be
+            run, if weights are not INT8 in the file, or if an activation differs from the model's by more than 1 LSB.
 
     Example::
 
@@ -79,7 +80,7 @@ def export_litert(model: nn.Module, path: str | Path, example_inputs: Any) -> Li
     simulation = run_copy(model, inputs)
     lowered = lower_for(simulation, operators)
     quantizes = is_quantized(model)
-    with atomic_write(path) as partial:
+    with atomic_write(path) as partial, running(operators.name, type(model).__name__):
         with _converting(model, lambda: capture(lowered.model, inputs, dynamic_batch=False)):
             partial.write_bytes(_convert(_Flat(lowered.model, inputs, output_names(simulation.output)), quantizes))
         _check_integers(partial.read_bytes(), lowered)
@@ -198,7 +199,8 @@ def _convert(flat: _Flat, quantizes: bool) -> bytes:
     static = PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_dynamic=False))
     config = QuantConfig(pt2e_quantizer=static) if quantizes else None
     program = capture(flat, (flat.tensors, {}), dynamic_batch=False)
-    spell_out_sigmoids(program.graph_module)
+    remove_expansions(program.graph_module)
+    spell_out_exponentials(program.graph_module)
     return litert_torch.convert(program.module(), flat.tensors, quant_config=config)._exporter.to_bytes()
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 
 _ATEN = torch.ops.aten
+_EXPANSIONS = (_ATEN.expand.default, _ATEN.expand_as.default)
+_ELEMENTWISE = (_ATEN.add.Tensor, _ATEN.sub.Tensor, _ATEN.mul.Tensor, _ATEN.div.Tensor)
 
 
-def spell_out_sigmoids(graph_module: GraphModule) -> None:
-    """Replace sigmoid and tanh before a quantize node by exponentials, which are computed in FP32.
+def spell_out_exponentials(graph_module: GraphModule) -> None:
+    """Replace sigmoid, tanh and softmax before a quantize node by exponentials, which are computed in FP32.
 
     Their INT8 kernels have one fixed scale of the output, and the model another one.
     """
@@ -21,9 +23,34 @@ def spell_out_sigmoids(graph_module: GraphModule) -> None:
         spell_out = _FORMULAS.get(node.target)
         if spell_out is not None and any("quantize_per_tensor" in str(reader.target) for reader in node.users):
             with graph.inserting_before(node):
-                node.replace_all_uses_with(spell_out(graph, node.args[0]))
+                node.replace_all_uses_with(spell_out(graph, *node.args))
             graph.erase_node(node)
     graph_module.recompile()
+
+
+def remove_expansions(graph_module: GraphModule) -> None:
+    """Let arithmetic broadcast what the model expands before it, as litert-torch moves dimensions across expansions."""
+    for node in list(graph_module.graph.nodes):
+        if node.target in _EXPANSIONS and all(_broadcasts(reader, operand) for reader, operand in _arithmetic(node)):
+            node.replace_all_uses_with(node.args[0])
+            graph_module.graph.erase_node(node)
+    graph_module.recompile()
+
+
+def _arithmetic(node: Node) -> Iterator[tuple[Node, Node]]:
+    """Yield the readers of a tensor with the operand that they read, behind its quantizers."""
+    for reader in node.users:
+        if "quantize_per_tensor" in str(reader.target):
+            yield from _arithmetic(reader)
+        else:
+            yield reader, node
+
+
+def _broadcasts(reader: Node, operand: Node) -> bool:
+    """Return whether a node computes the same if one operand is not expanded to the shape of the other."""
+    others = [each for each in reader.args if isinstance(each, Node) and each is not operand]
+    shape = reader.meta["val"].shape if reader.target in _ELEMENTWISE else None
+    return any(other.meta["val"].shape == shape for other in others)
 
 
 def _sigmoid(graph: Graph, x: Any) -> Node:
@@ -37,8 +64,21 @@ def _tanh(graph: Graph, x: Any) -> Node:
     return graph.call_function(_ATEN.add.Scalar, (graph.call_function(_ATEN.mul.Scalar, (fraction, -2.0)), 1.0))
 
 
+def _softmax(graph: Graph, x: Any, dim: int, dtype: torch.dtype | None = None) -> Node:
+    largest = graph.call_function(_ATEN.amax.default, (x, [dim], True))
+    exponentials = graph.call_function(_ATEN.exp.default, (graph.call_function(_ATEN.sub.Tensor, (x, largest)),))
+    total = graph.call_function(_ATEN.sum.dim_IntList, (exponentials, [dim], True))
+    # By a product: the converter would make a softmax of a division.
+    fraction = graph.call_function(_ATEN.reciprocal.default, (total,))
+    return graph.call_function(_ATEN.mul.Tensor, (exponentials, fraction))
+
+
 def _exp(graph: Graph, x: Any, factor: float) -> Node:
     return graph.call_function(_ATEN.exp.default, (graph.call_function(_ATEN.mul.Scalar, (x, factor)),))
 
 
-_FORMULAS: Mapping[Any, Callable[[Graph, Any], Node]] = {_ATEN.sigmoid.default: _sigmoid, _ATEN.tanh.default: _tanh}
+_FORMULAS: Mapping[Any, Callable[..., Node]] = {
+    _ATEN.sigmoid.default: _sigmoid,
+    _ATEN.tanh.default: _tanh,
+    _ATEN.softmax.int: _softmax,
+}

@@ -6,7 +6,6 @@ import signal
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.arguments import Arguments, as_arguments, reason
+from lightning_compress.arguments import Arguments, as_arguments
 from lightning_compress.atomic_files import atomic_write
 from lightning_compress.export.batch_inputs import with_two_samples
 from lightning_compress.export.exported_file import ExportedFile
+from lightning_compress.export.failures import running
 from lightning_compress.export.lowered_parity import check_lsb_errors
 from lightning_compress.export.onnx.kernels import KernelCounts
 from lightning_compress.export.onnx.operators import OnnxOperators
@@ -102,7 +102,7 @@ def export_openvino(
     inputs = as_arguments(with_two_samples(example_inputs) if dynamic_batch else example_inputs)
     given, simulation, lowered = prepare(model, inputs, operators, reduce_range=reduce_range)
     dynamic = {"dynamic_batch": dynamic_batch, "dynamic_size": dynamic_size}
-    with atomic_write(path) as partial, _naming_failures(type(model).__name__):
+    with atomic_write(path) as partial, running("OpenVINO", type(model).__name__):
         translate(lowered.model, simulation, partial, operators, **dynamic)
         # Before it is simplified: the file then has fewer quantizers than the model.
         split = SplitFile(partial, lowered, simulation) if is_quantized(model) else None
@@ -204,21 +204,3 @@ def _latencies(networks: Sequence[_OpenvinoNetwork], inputs: Arguments) -> list[
     feeds = networks[0].feeds(inputs)
     durations = interleaved_durations({i: partial(network, feeds) for i, network in enumerate(networks)})
     return [*map(quartiles, durations.values())]
-
-
-@contextmanager
-def _naming_failures(model: str) -> Iterator[None]:
-    """Turn exceptions of OpenVINO, which are bare ``RuntimeError``s, into a ``ValueError`` that names the model."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise ValueError(
-            f"OpenVINO cannot run the file of {model} ({_cause(error)}): write the operation in another form, or move "
-            "it out of the model."
-        ) from error
-
-
-def _cause(error: RuntimeError) -> str:
-    """Return the first line that does not only name a place in OpenVINO's sources."""
-    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
-    return reason(RuntimeError(*lines[:1]))

@@ -22,6 +22,7 @@ class Backend:
             quantized, and the other operand of such an addition. Otherwise kernels return integers, so that every
             output is quantized.
         shares_scales: The operands of a concatenation and its result have one scale, so that it copies bytes.
+        preserves_scales: Functions other than those that only move values whose result has the scale of their input.
         integer_bias: Biases are INT32, in units of the product of the scales of input and weight; else FP32.
 
     >>> class Accelerator(Backend):
@@ -40,6 +41,7 @@ class Backend:
     )  # fmt: skip
     fuses_epilogues: ClassVar[bool] = False
     shares_scales: ClassVar[bool] = False
+    preserves_scales: ClassVar[tuple[str, ...]] = ()
     integer_bias: ClassVar[bool] = True
 
 
@@ -77,7 +79,9 @@ class TensorRT(Backend):
 
 @dataclass(frozen=True)
 class LiteRT(Backend):
-    """Google's LiteRT (TensorFlow Lite): concatenations have one scale, and activation functions compute in FP32.
+    """Google's LiteRT (TensorFlow Lite).
+
+    Concatenations and interpolations have one scale, and activation functions compute in FP32.
 
     >>> LiteRT().shares_scales
     True
@@ -89,3 +93,4 @@ class LiteRT(Backend):
         "mean",
     )  # fmt: skip
     shares_scales: ClassVar[bool] = True
+    preserves_scales: ClassVar[tuple[str, ...]] = ("interpolate",)

@@ -41,7 +41,7 @@ def check_quantizers(refs: Iterable[QuantizerRef], backend: Backend) -> None:
 
 
 def check_shared_scales(model: nn.Module, placement: Placement, backend: Backend) -> None:
-    """Check that concatenated tensors have one scale where the backend requires it.
+    """Check that operands and results have one scale where the backend requires it, as those of concatenations.
 
     Raises:
         ValueError: If they have several.
@@ -52,8 +52,8 @@ def check_shared_scales(model: nn.Module, placement: Placement, backend: Backend
         scales = [ref.quantizer.qparams(ref.module)[0] for name in names if (ref := refs.get(name)) is not None]
         if len(scales) < len(points) or any(not torch.equal(scale, scales[0]) for scale in scales):
             raise ValueError(
-                f"{backend.name} concatenates tensors with one scale, and {shorten(names)} have several: quantize the "
-                f"model for it, with backend=lc.{type(backend).__name__}() in QuantizationAwareTraining or calibrate."
+                f"{backend.name} computes with one scale for {shorten(names)}, which have several: quantize the model "
+                f"for it, with backend=lc.{type(backend).__name__}() in QuantizationAwareTraining or calibrate."
             )
 
 

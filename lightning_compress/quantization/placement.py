@@ -157,16 +157,20 @@ class Placement:
         return list(dict.fromkeys(point for call in self.calls.values() for point in call.points))
 
     def shared_scales(self) -> list[list[QuantizationPoint]]:
-        """Return the groups of quantization points with one scale: operands and results of concatenations."""
+        """Return the groups of quantization points with one scale: operands and results, as of concatenations."""
         groups: list[list[QuantizationPoint]] = []
         for node, call in self.calls.items():
-            if node.call.function in _LISTED and self._backend.shares_scales and _output(call.points):
+            if self._has_one_scale(node) and _output(call.points):
                 group = [*call.points, *filter(None, map(self._point_of, call.data))]
-                # A point that is in several concatenations joins their groups.
+                # A point that is in several groups joins them.
                 joined = [other for other in groups if not set(other).isdisjoint(group)]
                 groups = [other for other in groups if other not in joined]
                 groups.append(list(dict.fromkeys([*(point for other in joined for point in other), *group])))
         return groups
+
+    def _has_one_scale(self, node: Node) -> bool:
+        name = node.call.function
+        return name in self._backend.preserves_scales or (name in _LISTED and self._backend.shares_scales)
 
     def accumulator(self, node: Node) -> int | None:
         """Return the position of the operand of an addition that is the FP32 result of a convolution, if there is one.

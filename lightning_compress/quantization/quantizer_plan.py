@@ -134,15 +134,15 @@ class QuantizerPlan:
                 )
 
     def _share_scales(self, model: nn.Module, placement: Placement) -> None:
-        """Let quantizers of concatenated tensors observe together, where the backend requires one scale."""
+        """Let quantizers observe together where the backend requires one scale, as for concatenated tensors."""
         quantizers = {ref.name: ref.quantizer for ref in quantizers_of(model)}
         for points in placement.shared_scales():
             names = [point.full_name for point in points]
             shared = [quantizers[name] for name in names if name in quantizers]
             if len({quantizer.spec for quantizer in shared}) > 1 or any(quantizer.is_learned for quantizer in shared):
                 raise ValueError(
-                    f"{self.backend.name} concatenates tensors with one scale, and those of {shorten(names)} are "
-                    "quantized differently or have learned scales: give them one Int, with another observer than "
+                    f"{self.backend.name} computes with one scale for {shorten(names)}, which are quantized "
+                    "differently or have learned scales: give them one Int, with another observer than "
                     "Learned()."
                 )
             for quantizer in shared:

@@ -97,8 +97,57 @@ def test_an_fp32_model_is_compared_as_well(tmp_path: Path) -> None:
 
 
 def test_a_concatenation_of_several_scales_names_the_backend(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"LiteRT concatenates tensors with one scale, .*backend=lc\.LiteRT\(\)"):
+    with pytest.raises(ValueError, match=r"LiteRT computes with one scale for .*backend=lc\.LiteRT\(\)"):
         lc.export_litert(SUBJECTS["pooled"].quantized(), tmp_path / "model.tflite", SUBJECTS["pooled"].batch(2))
+
+
+class Resized(nn.Module):
+    """Enlarges features between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        return self.last(nn.functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False))
+
+
+def test_an_interpolation_has_one_scale(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images, model = torch.randn(16, 3, 8, 8), Resized().eval()
+    quantized = lc.calibrate(model, [images], backend=lc.LiteRT())
+    file = lc.export_litert(quantized, tmp_path / "model.tflite", images[:2])
+    assert max((file.steps or {}).values()) <= 1
+    assert "RESIZE_BILINEAR" in operators(file.path)
+    with pytest.raises(ValueError, match=r"LiteRT computes with one scale for .*'interpolate'.*, which have several"):
+        lc.export_litert(lc.calibrate(model, [images]), tmp_path / "other.tflite", images[:2])
+
+
+class Weighted(nn.Module):
+    """Multiplies features by their weighted sum, which is expanded to their shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores, self.keys, self.values = nn.Conv2d(3, 1, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        context = (self.keys(x) * self.scores(x).softmax(-1)).sum(-1, keepdim=True)
+        values = self.values(x).relu()
+        return self.head(values * context.expand_as(values))
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_expansions_before_arithmetic_are_left_to_it(quantized: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images, model = torch.randn(16, 3, 4, 9), Weighted().eval()
+    if quantized:
+        model = lc.calibrate(model, [images], backend=lc.LiteRT())
+    file = lc.export_litert(model, tmp_path / "model.tflite", images[:2])
+    assert max((file.steps or {"": 0}).values()) <= 1
+    assert file.difference < (0.02 if quantized else 1e-5)
+    assert "BROADCAST_TO" not in " ".join(operators(file.path))
 
 
 class Solved(nn.Module):

@@ -230,7 +230,7 @@ def test_a_model_for_another_runtime_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has a zero point, and TensorRT takes only 0: .*backend=lc\.TensorRT\(\)"):
         lc.export_onnx(model, tmp_path / "model.onnx", images(), backend=lc.TensorRT())
     model = lc.calibrate(Neck(), [images()], activations=lc.Int(8, symmetric=True))
-    with pytest.raises(ValueError, match=r"TensorRT concatenates tensors with one scale, and .*'cat'.* have several"):
+    with pytest.raises(ValueError, match=r"TensorRT computes with one scale for .*'cat'.*, which have several"):
         lc.export_onnx(model, tmp_path / "model.onnx", images(), backend=lc.TensorRT())
     assert not [*tmp_path.iterdir()]
 
@@ -238,9 +238,9 @@ def test_a_model_for_another_runtime_is_an_error(tmp_path: Path) -> None:
 def test_grids_that_it_does_not_take_are_errors() -> None:
     with pytest.raises(ValueError, match=r"Int\(symmetric=False\) has zero points, and TensorRT takes only 0"):
         lc.QuantizationAwareTraining(activations=lc.Int(8, symmetric=False), backend=lc.TensorRT())
-    with pytest.raises(ValueError, match=r"TensorRT concatenates tensors with one scale, and those of .*learned"):
+    with pytest.raises(ValueError, match=r"TensorRT computes with one scale for .*learned"):
         quantized("neck", activations=lc.Int(8, observer=lc.Learned()))
-    with pytest.raises(ValueError, match=r"TensorRT concatenates tensors with one scale, and those of .*differently"):
+    with pytest.raises(ValueError, match=r"TensorRT computes with one scale for .*differently"):
         quantized("neck", activations={"deeper": lc.Int(4), "*": lc.Int(8)})
     assert quantized("block", activations=lc.Int(8, observer=lc.Learned())) is not None
 

@@ -13,6 +13,7 @@ from lightning_compress.arguments import as_arguments
 from lightning_compress.atomic_files import atomic_write
 from lightning_compress.export.batch_inputs import with_two_samples
 from lightning_compress.export.exported_file import ExportedFile
+from lightning_compress.export.failures import running
 from lightning_compress.export.onnx.half_precision import convert_to_half
 from lightning_compress.export.onnx.kernels import (
     KernelCounts,
@@ -22,7 +23,7 @@ from lightning_compress.export.onnx.kernels import (
 )
 from lightning_compress.export.onnx.operators import OnnxOperators
 from lightning_compress.export.onnx.parity import Parity, SplitFile, check_parity
-from lightning_compress.export.onnx.runtime import latency, naming_failures, run, session
+from lightning_compress.export.onnx.runtime import is_of_runtime, latency, run, session
 from lightning_compress.export.onnx.translation import prepare, translate
 from lightning_compress.export.output_comparison import relative_difference, tensor_leaves
 from lightning_compress.export.requirements import require
@@ -118,7 +119,7 @@ def export_onnx(
     inputs = as_arguments(with_two_samples(example_inputs) if dynamic_batch else example_inputs)
     given, simulation, lowered = prepare(model, inputs, operators, reduce_range=is_for_cpu and reduce_range)
     parity, integers, unquantized_ops = None, None, tuple(lowered.unquantized_ops)
-    with atomic_write(path) as partial, naming_failures(type(model).__name__):
+    with atomic_write(path) as partial, running("ONNX Runtime", type(model).__name__, is_of_runtime):
         dynamic = {"dynamic_batch": dynamic_batch, "dynamic_size": dynamic_size}
         translate(lowered.model, simulation, partial, operators, **dynamic)
         if half:

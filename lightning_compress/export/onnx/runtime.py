@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_compress.arguments import Arguments, reason
+from lightning_compress.arguments import Arguments
 from lightning_compress.export.output_comparison import tensor_leaves
 from lightning_compress.module_copies import is_defined_in
 from lightning_compress.profiling import latency_quartiles
@@ -36,20 +35,6 @@ def session(model: Path | bytes, *, precise: bool = False, optimized: Path | Non
         options.optimized_model_filepath = str(optimized)
     given = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
-
-
-@contextmanager
-def naming_failures(model: str) -> Iterator[None]:
-    """Turn exceptions of ONNX Runtime into a ``ValueError`` that names the model."""
-    try:
-        yield
-    except Exception as error:
-        if not is_of_runtime(error):
-            raise
-        raise ValueError(
-            f"ONNX Runtime cannot run the file of {model} ({reason(error)}): write the operation in another form, or "
-            "move it out of the model."
-        ) from error
 
 
 def is_of_runtime(error: Exception) -> bool:
