@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ def simplify(path: Path) -> None:
     from onnxscript.rewriter.rules.common import collapse_slice_rule
 
     model = ir.load(path)
-    names = {name for node in _quantize_nodes(model.graph) for name in _quantizers_of_constant(node)}
+    names = _of_constants(model.graph)
     fold_constants(model, should_fold=lambda node: node.name in names)
     model = rewrite(model, [collapse_slice_rule])
     common.IdentityEliminationPass()(model)
@@ -38,14 +37,35 @@ def _quantize_nodes(graph: Any) -> list[Any]:
     return [node for node in graph if node.op_type == "QuantizeLinear"]
 
 
-def _quantizers_of_constant(quantize: Any) -> Iterator[str]:
-    """Yield the names of the nodes that quantize and dequantize a constant; none if it is an activation."""
-    pending = [quantize] if quantize.inputs[0].const_value is not None else []
+def _of_constants(graph: Any) -> set[str]:
+    """Return the names of the nodes that quantize and dequantize constants, and of those that compute these before."""
+    constant = _constant_nodes(graph)
+    pending = [node for node in constant.values() if node.op_type == "QuantizeLinear"]
+    names: set[str] = set()
     while pending:
         node = pending.pop()
-        yield node.name
-        if node.op_type != "DequantizeLinear":
-            pending += [reader for reader, _ in node.outputs[0].uses()]
+        if node.name in constant and node.name not in names:
+            names.add(node.name)
+            pending += [producer for value in node.inputs if value and (producer := value.producer())]
+            # With fewer than 8 bits, the integers are clipped before they are dequantized.
+            if node.op_type in ("QuantizeLinear", "Clip"):
+                pending += [reader for reader, _ in node.outputs[0].uses()]
+    return names
+
+
+def _constant_nodes(graph: Any) -> dict[str, Any]:
+    """Return the nodes that read constants alone, or what was computed from these, by name."""
+    found: dict[str, Any] = {}
+    for node in graph:
+        values = [value for value in node.inputs if value is not None]
+        if values and all(value.const_value is not None or _is_from(found, value) for value in values):
+            found[node.name] = node
+    return found
+
+
+def _is_from(nodes: dict[str, Any], value: Any) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.name in nodes
 
 
 def _qparams(node: Any) -> tuple[Any, ...] | None:

@@ -3,8 +3,8 @@
     python tests/benchmarks/without_vnni.py python tests/benchmarks/default_file.py ...
 
 8-bit kernels are other ones there, and their sums of two products saturate at 16 bits. For Linux on x86-64 processors
-whose /proc/cpuinfo lists ``cpuid_fault``, with a C compiler: the CPUID instruction raises a signal, and the handler of a
-preloaded library answers for it.
+whose /proc/cpuinfo lists ``cpuid_fault``, with a C compiler: the CPUID instruction raises a signal, and the handler of
+a preloaded library answers for it.
 """
 
 from __future__ import annotations

@@ -124,6 +124,27 @@ def test_constants_that_are_added_or_multiplied_are_stored_with_their_quantized_
         assert 0 < (dequantized - values.flatten()).abs().max() <= 0.51 * step
 
 
+class Tokens(nn.Module):
+    """Adds rows of a table of positions to tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(4, 16), nn.Linear(16, 2)
+        self.table = nn.Embedding(600, 16)  # too large for the exporter to compute the rows
+        self.register_buffer("rows", torch.arange(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.embed(x) + self.table(self.rows))
+
+
+def test_constants_that_are_looked_up_are_stored_as_well(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokens = torch.rand(16, 6, 4)
+    file = lc.export_openvino(lc.calibrate(Tokens(), [tokens]), tmp_path / "model.onnx", tokens[:2])
+    assert max((file.steps or {}).values()) <= 1
+    assert file.num_bytes < 600 * 16  # rows that are not read are not stored
+
+
 class Ghost(nn.Module):
     """Joins features with cheaper ones, and takes as many of them as it is asked for: all."""
 
