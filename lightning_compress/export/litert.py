@@ -21,7 +21,7 @@ from lightning_compress.export.capture import capture, exporting, lower_for, run
 from lightning_compress.export.executorch import ExecutorchOperators
 from lightning_compress.export.exported_file import ExportedFile
 from lightning_compress.export.failures import running
-from lightning_compress.export.litert_passes import remove_expansions, spell_out_exponentials
+from lightning_compress.export.litert_passes import copy_dequantize, remove_expansions, spell_out_exponentials
 from lightning_compress.export.lowered_parity import SplitModel, compare_segments
 from lightning_compress.export.output_comparison import output_names, relative_difference, tensor_leaves, top1_agreement
 from lightning_compress.export.requirements import require
@@ -201,6 +201,7 @@ def _convert(flat: _Flat, quantizes: bool) -> bytes:
     program = capture(flat, (flat.tensors, {}), dynamic_batch=False)
     remove_expansions(program.graph_module)
     spell_out_exponentials(program.graph_module)
+    copy_dequantize(program.graph_module)
     return litert_torch.convert(program.module(), flat.tensors, quant_config=config)._exporter.to_bytes()
 
 

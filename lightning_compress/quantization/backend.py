@@ -22,7 +22,7 @@ class Backend:
             quantized, and the other operand of such an addition. Otherwise kernels return integers, so that every
             output is quantized.
         shares_scales: The operands of a concatenation and its result have one scale, so that it copies bytes.
-        preserves_scales: Functions other than those that only move values whose result has the scale of their input.
+        preserves_scales: Functions whose result has the scale of their operand, besides concatenations.
         integer_bias: Biases are INT32, in units of the product of the scales of input and weight; else FP32.
 
     >>> class Accelerator(Backend):
@@ -90,7 +90,7 @@ class LiteRT(Backend):
     name: ClassVar[str] = "LiteRT"
     functions: ClassVar[tuple[str, ...]] = (
         "add", "sub", "mul", "cat", "stack", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-        "mean",
+        "mean", "interpolate",
     )  # fmt: skip
     shares_scales: ClassVar[bool] = True
     preserves_scales: ClassVar[tuple[str, ...]] = ("interpolate",)

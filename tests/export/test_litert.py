@@ -124,6 +124,40 @@ def test_an_interpolation_has_one_scale(tmp_path: Path) -> None:
         lc.export_litert(lc.calibrate(model, [images]), tmp_path / "other.tflite", images[:2])
 
 
+class Smaller(nn.Module):
+    """Resizes what a layer in FP32 returns, so that the largest values are not among the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x)).relu()
+        return self.last(nn.functional.interpolate(x, size=(6, 6), mode="bilinear", align_corners=True))
+
+
+class Projected(nn.Module):
+    """Reads features as an image and as a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.image, self.sequence = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.first(x)
+        return self.image(x), self.sequence(x.flatten(2).transpose(1, 2))
+
+
+@pytest.mark.parametrize("kind", [Smaller, Projected])
+def test_other_peoples_forms(kind: type[nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(16, 3, 8, 8)
+    model = lc.calibrate(kind(), [images], backend=lc.LiteRT())
+    file = lc.export_litert(model, tmp_path / "model.tflite", images[:2])
+    assert max((file.steps or {}).values()) <= 1
+    assert file.difference < 0.05
+
+
 class Weighted(nn.Module):
     """Multiplies features by their weighted sum, which is expanded to their shape."""
 
