@@ -21,7 +21,12 @@ from lightning_compress.export.capture import capture, exporting, lower_for, run
 from lightning_compress.export.executorch import ExecutorchOperators
 from lightning_compress.export.exported_file import ExportedFile
 from lightning_compress.export.failures import running
-from lightning_compress.export.litert_passes import copy_dequantize, remove_expansions, spell_out_exponentials
+from lightning_compress.export.litert_passes import (
+    copy_dequantize,
+    crop_transposed_convolutions,
+    remove_expansions,
+    spell_out_exponentials,
+)
 from lightning_compress.export.lowered_parity import SplitModel, compare_segments
 from lightning_compress.export.output_comparison import output_names, relative_difference, tensor_leaves, top1_agreement
 from lightning_compress.export.requirements import require
@@ -30,6 +35,7 @@ from lightning_compress.quantization.backend import LiteRT
 from lightning_compress.quantization.backend_operators import Weight
 from lightning_compress.quantization.insertion import is_quantized
 from lightning_compress.quantization.lowering import LoweredModel
+from lightning_compress.targets import shorten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +205,7 @@ def _convert(flat: _Flat, quantizes: bool) -> bytes:
     static = PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True, is_dynamic=False))
     config = QuantConfig(pt2e_quantizer=static) if quantizes else None
     program = capture(flat, (flat.tensors, {}), dynamic_batch=False)
+    crop_transposed_convolutions(program.graph_module)
     remove_expansions(program.graph_module)
     spell_out_exponentials(program.graph_module)
     copy_dequantize(program.graph_module)
@@ -217,18 +224,22 @@ def _check_integers(serialized: bytes, lowered: LoweredModel) -> None:
         if details["dtype"] is np.int8 and len(details["quantization_parameters"]["scales"]):
             # Activations have no values before a run.
             constants.append(interpreter.get_tensor(details["index"]))
-    for layer in lowered.layers:
-        integers = layer.weight.integers.numpy()
-        orders = [*itertools.permutations(range(integers.ndim))]
-        if not any(
-            array.size == integers.size
-            and any(np.array_equal(integers.transpose(order).reshape(array.shape), array) for order in orders)
-            for array in constants
-        ):
-            raise ValueError(
-                f"The weights of {layer.name!r} are not stored as INT8 in the file: exclude it from quantization with "
-                f"targets=Targets(exclude=({layer.name!r},))."
-            )
+    missing = tuple(layer.name for layer in lowered.layers if not _is_stored(layer.weight.integers.numpy(), constants))
+    if missing:
+        raise ValueError(
+            f"The weights of {shorten(list(missing))} are not stored as INT8 in the file: exclude what LiteRT has no "
+            f"INT8 kernel for from quantization with targets=Targets(exclude={missing})."
+        )
+
+
+def _is_stored(integers: np.ndarray, constants: Sequence[np.ndarray]) -> bool:
+    """Return whether a tensor is one of the constants, with its dimensions in any order."""
+    orders = [*itertools.permutations(range(integers.ndim))]
+    return any(
+        array.size == integers.size
+        and any(np.array_equal(integers.transpose(order).reshape(array.shape), array) for order in orders)
+        for array in constants
+    )
 
 
 class _Segments(nn.Module):

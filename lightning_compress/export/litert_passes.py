@@ -10,6 +10,8 @@ from torch.fx import Graph, GraphModule, Node
 
 _ATEN = torch.ops.aten
 _EXPANSIONS = (_ATEN.expand.default, _ATEN.expand_as.default)
+_TRANSPOSED = (_ATEN.conv_transpose1d.default, _ATEN.conv_transpose2d.input)
+_TRANSPOSED_DEFAULTS = (None, None, None, [1], [0], [0], 1, [1])
 _ELEMENTWISE = (_ATEN.add.Tensor, _ATEN.sub.Tensor, _ATEN.mul.Tensor, _ATEN.div.Tensor)
 
 
@@ -39,6 +41,31 @@ def copy_dequantize(graph_module: GraphModule) -> None:
             for reader in list(node.users)[1:]:
                 with graph.inserting_before(reader):
                     reader.replace_input_with(node, graph.node_copy(node))
+    graph_module.recompile()
+
+
+def crop_transposed_convolutions(graph_module: GraphModule) -> None:
+    """Crop the unpadded result of transposed convolutions with output padding, which litert-torch does not convert."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.target not in _TRANSPOSED:
+            continue
+        shape = node.meta["val"].shape
+        given = (*node.args, *_TRANSPOSED_DEFAULTS[len(node.args) :])
+        x, weight, bias, stride, padding, output_padding, groups, dilation = (
+            [*each] * (len(shape) - 2) if isinstance(each, (list, tuple)) and len(each) == 1 else each for each in given
+        )
+        # Beyond the unpadded result, the output would have to be extended.
+        if any(output_padding) and all(extra <= cut for extra, cut in zip(output_padding, padding, strict=True)):
+            with graph.inserting_before(node):
+                none = [0] * len(padding)
+                arguments = (x, weight, bias, stride, none, none, groups, dilation)
+                result = graph.call_function(node.target, arguments)
+                for dim, cut in enumerate(padding, start=2):
+                    window = (result, dim, cut, cut + shape[dim])
+                    result = graph.call_function(_ATEN.slice.Tensor, window)
+            node.replace_all_uses_with(result)
+            graph.erase_node(node)
     graph_module.recompile()
 
 

@@ -200,6 +200,20 @@ def test_what_litert_lacks_is_one_sentence(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
+def test_layers_without_an_int8_kernel_are_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(16, 3, 4, 4)
+    up = [nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1, output_padding=1) for _ in range(2)]
+    model = lc.calibrate(nn.Sequential(nn.Conv2d(3, 4, 1), *up), [images], backend=lc.LiteRT())
+    with pytest.raises(
+        ValueError, match=r"weights of '1', '2' are not stored .*targets=Targets\(exclude=\('1', '2'\)\)"
+    ):
+        lc.export_litert(model, tmp_path / "model.tflite", images[:2])
+    targets = lc.Targets(exclude=("1", "2"))
+    model = lc.calibrate(nn.Sequential(nn.Conv2d(3, 4, 1), *up), [images], targets=targets, backend=lc.LiteRT())
+    assert max((lc.export_litert(model, tmp_path / "model.tflite", images[:2]).steps or {}).values()) <= 1
+
+
 def test_other_weights_than_the_models_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = SUBJECTS["linear"].quantized()
     lower_for = litert.lower_for

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.export.litert_passes import remove_expansions
+from lightning_compress.export.litert_passes import crop_transposed_convolutions, remove_expansions
 
 
 class Call(nn.Module):
@@ -40,3 +40,22 @@ def test_expansions(function: Callable[[Tensor, Tensor], Tensor], is_removed: bo
     targets = [str(node.target) for node in program.graph.nodes]
     assert any("expand" in target for target in targets) != is_removed
     torch.testing.assert_close(program.module()(x, y), function(x, y), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("layer", "is_cropped"),
+    [
+        (nn.ConvTranspose2d(2, 4, 3, stride=2, padding=1, output_padding=1), True),
+        (nn.ConvTranspose2d(2, 4, 5, stride=(2, 3), padding=(2, 1), output_padding=(0, 1), groups=2, bias=False), True),
+        (nn.ConvTranspose2d(2, 4, 3, stride=3, padding=2, output_padding=2, dilation=2), True),
+        (nn.ConvTranspose1d(2, 4, 3, stride=2, padding=1, output_padding=1), True),
+        (nn.ConvTranspose2d(2, 4, 3, stride=2, padding=1), False),
+        (nn.ConvTranspose2d(2, 4, 3, stride=2, output_padding=1), False),
+    ],
+)
+def test_output_padding(layer: nn.Module, is_cropped: bool) -> None:
+    x = torch.rand(2, 2, *[6] * (layer.weight.ndim - 2))
+    program = torch.export.export(layer, (x,))
+    crop_transposed_convolutions(program.graph_module)
+    assert any("slice" in str(node.target) for node in program.graph.nodes) == is_cropped
+    torch.testing.assert_close(program.module()(x), layer(x))
