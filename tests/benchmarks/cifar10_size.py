@@ -34,6 +34,11 @@ HALF = ("norms", "codebooks")
 # first 2,000 test images.
 STANDARD = ((159_933, 91.50), (128_829, 90.75), (111_709, 90.50), (100_026, 90.30), (83_749, 88.80))
 SIZES = {"untrained": (135.9, 109.5, 94.9, 85.0, 71.1), "trained": (96, 77, 67, 60, 50), "pruned": (96, 77, 67, 60, 50)}
+LABELS = {
+    "untrained": "quantize_to_size, no training",
+    "trained": "SizeBudget, two epochs",
+    "pruned": "SizeBudget and Pruning(0.6), two epochs",
+}
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,8 @@ def draw(runs: Sequence[Run], path: str) -> None:
     """Draw accuracy over bytes, with the standard's coder."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6, 4))
-    axes.plot(*zip(*[(b / 1000, a) for b, a in STANDARD], strict=True), "k--o", label="NNC, trellis, untrained")
+    figure, axes = plt.subplots(figsize=(6, 4.5))
+    axes.plot(*zip(*[(b / 1000, a) for b, a in STANDARD], strict=True), "k--o", label="ISO/IEC 15938-17, no training")
     for arm in dict.fromkeys(run.arm for run in runs):
         sizes = sorted({run.size for run in runs if run.arm == arm})
         groups = [[run for run in runs if (run.arm, run.size) == (arm, size)] for size in sizes]
@@ -83,12 +88,12 @@ def draw(runs: Sequence[Run], path: str) -> None:
             (statistics.mean(r.num_bytes for r in group) / 1000, statistics.mean(r.accuracy for r in group))
             for group in groups
         ]
-        line = axes.plot(*zip(*means, strict=True), "-o", label=arm)[0]
+        line = axes.plot(*zip(*means, strict=True), "-o", label=LABELS[arm])[0]
         for (x, _), group in zip(means, groups, strict=True):
             axes.plot([x] * len(group), [r.accuracy for r in group], ".", color=line.get_color(), alpha=0.4)
     axes.set(xlabel="packed file, kB", ylabel="test accuracy, %", title="ResNet-20 on CIFAR-10")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False, fontsize="small")
     figure.tight_layout()
     figure.savefig(path, dpi=150)
 
