@@ -91,7 +91,14 @@ def _broadcasts(reader: Node, operand: Node) -> bool:
     """Return whether a node computes the same if one operand is not expanded to the shape of the other."""
     others = [each for each in reader.args if isinstance(each, Node) and each is not operand]
     shape = reader.meta["val"].shape if reader.target in _ELEMENTWISE else None
-    return any(other.meta["val"].shape == shape for other in others)
+    return any(_before_quantizers(other).meta["val"].shape == shape for other in others)
+
+
+def _before_quantizers(node: Node) -> Node:
+    # Their recorded shape is that of an expansion that may be removed by now.
+    while "quantize_per_tensor" in str(node.target):
+        node = node.args[0]
+    return node
 
 
 def _sigmoid(graph: Graph, x: Any) -> Node:

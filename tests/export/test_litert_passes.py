@@ -11,6 +11,14 @@ from torch import Tensor, nn
 from lightning_compress.export.litert_passes import crop_transposed_convolutions, remove_expansions
 
 
+@torch.library.custom_op("lightning_compress_tests::quantize_per_tensor", mutates_args=())
+def quantized(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+quantized.register_fake(torch.empty_like)
+
+
 class Call(nn.Module):
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
@@ -26,6 +34,8 @@ class Call(nn.Module):
         (lambda x, y: x * y.expand_as(x), True),
         (lambda x, y: y.expand(2, 3, 4) - x, True),
         (lambda x, y: (x / y.expand(2, 3, 4)) + y.expand(2, 3, 4), True),
+        (lambda x, y: x * quantized(y.expand(2, 3, 4)), True),
+        (lambda x, y: quantized(y.expand(2, 3, 4)) * quantized(y.expand(2, 3, 4)), False),  # one of them
         (lambda x, y: y.expand(2, 3, 4) * 2.0, False),  # nothing else has the shape
         (lambda x, y: y.expand(2, 3, 4) * y, False),
         (lambda x, y: torch.cat([x, y.expand(2, 3, 4)]), False),
