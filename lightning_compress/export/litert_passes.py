@@ -97,7 +97,7 @@ def _broadcasts(reader: Node, operand: Node) -> bool:
 def _before_quantizers(node: Node) -> Node:
     # Their recorded shape is that of an expansion that may be removed by now.
     while "quantize_per_tensor" in str(node.target):
-        node = node.args[0]
+        node = node.all_input_nodes[0]
     return node
 
 
