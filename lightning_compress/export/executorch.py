@@ -17,6 +17,7 @@ from lightning_compress.atomic_files import atomic_write
 from lightning_compress.export.capture import capture, exporting, lower_for, run_copy
 from lightning_compress.export.executorch_passes import duplicate_dequantize, quantize_concatenated
 from lightning_compress.export.exported_file import ExportedFile
+from lightning_compress.export.failures import running
 from lightning_compress.export.lowered_parity import SplitModel, compare_segments
 from lightning_compress.export.output_comparison import relative_difference, tensor_leaves, top1_agreement
 from lightning_compress.export.requirements import require
@@ -71,10 +72,9 @@ def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -
 
     Raises:
         ImportError: If the packages of the extra ``executorch`` are not installed.
-        RuntimeError: If ExecuTorch's runtime cannot run the file.
         ValueError: If a quantizer has not observed a batch, if only weights are quantized, if the model cannot be
-            exported, if there is no kernel for an operator outside of XNNPACK, or if a quantized layer of the file
-            stays outside of XNNPACK or differs from the model by more than 1 LSB.
+            exported, if there is no kernel for an operator outside of XNNPACK or the file cannot be run, or if a
+            quantized layer of the file stays outside of XNNPACK or differs from the model by more than 1 LSB.
 
     Example::
 
@@ -92,7 +92,7 @@ def export_executorch(model: nn.Module, path: str | Path, example_inputs: Any) -
     graph = edge.exported_program().graph_module
     undelegated = tuple(_call_name(node) for node in _undelegated(graph))
     _check_delegated(graph, lowered)
-    with atomic_write(path) as partial:
+    with atomic_write(path) as partial, running(operators.name, type(model).__name__):
         partial.write_bytes(_serialize(model, edge))
         steps = compare_segments(simulation, operators, _run_split)
         expected, (actual, seconds) = tensor_leaves(simulation.output), _run_file(partial, inputs, undelegated)
@@ -174,6 +174,8 @@ def _delegate(model: nn.Module, inputs: Arguments) -> Any:
 
     with exporting(model, ExecutorchOperators.name):
         program = capture(model, inputs, dynamic_batch=False)
+    _check_dimensions(program.graph_module)
+    with exporting(model, ExecutorchOperators.name):
         quantize_concatenated(program.graph_module)
         duplicate_dequantize(program.graph_module)
         config = EdgeCompileConfig(_check_ir_validity=False)
@@ -184,6 +186,13 @@ def _undelegated(graph_module: GraphModule) -> list[Node]:
     """Return the calls that are not delegated to XNNPACK."""
     calls = [node for node in graph_module.graph.nodes if node.op == "call_function"]
     return [node for node in calls if "call_delegate" not in node.name and not node.name.startswith("getitem")]
+
+
+def _check_dimensions(graph_module: GraphModule) -> None:
+    """Check that convolutions have one or two dimensions: others fail in ExecuTorch's passes, or when the file runs."""
+    targets = (torch.ops.aten.conv3d.default, torch.ops.aten.conv_transpose3d.input)
+    if calls := [_call_name(node) for node in graph_module.graph.nodes if node.target in targets]:
+        raise ValueError(f"ExecuTorch has no kernel for {shorten(calls)}: use export_onnx or export_openvino.")
 
 
 def _check_delegated(graph_module: GraphModule, lowered: LoweredModel) -> None:

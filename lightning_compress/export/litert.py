@@ -19,10 +19,10 @@ from lightning_compress.arguments import Arguments, as_arguments
 from lightning_compress.atomic_files import atomic_write
 from lightning_compress.export.capture import capture, exporting, lower_for, run_copy
 from lightning_compress.export.executorch import ExecutorchOperators
+from lightning_compress.export.executorch_passes import duplicate_dequantize
 from lightning_compress.export.exported_file import ExportedFile
 from lightning_compress.export.failures import running
 from lightning_compress.export.litert_passes import (
-    copy_dequantize,
     crop_transposed_convolutions,
     remove_expansions,
     spell_out_exponentials,
@@ -208,7 +208,8 @@ def _convert(flat: _Flat, quantizes: bool) -> bytes:
     crop_transposed_convolutions(program.graph_module)
     remove_expansions(program.graph_module)
     spell_out_exponentials(program.graph_module)
-    copy_dequantize(program.graph_module)
+    # If two readers share one, litert-torch lets some read it in the layout of the others.
+    duplicate_dequantize(program.graph_module)
     return litert_torch.convert(program.module(), flat.tensors, quant_config=config)._exporter.to_bytes()
 
 

@@ -30,20 +30,6 @@ def spell_out_exponentials(graph_module: GraphModule) -> None:
     graph_module.recompile()
 
 
-def copy_dequantize(graph_module: GraphModule) -> None:
-    """Give each reader of a dequantized tensor a dequantize node of its own, as litert-torch's choice of layouts needs.
-
-    If two readers with several layouts share one, some read the tensor in the layout of the others.
-    """
-    graph = graph_module.graph
-    for node in list(graph.nodes):
-        if "dequantize_per_tensor" in str(node.target):
-            for reader in list(node.users)[1:]:
-                with graph.inserting_before(reader):
-                    reader.replace_input_with(node, graph.node_copy(node))
-    graph_module.recompile()
-
-
 def crop_transposed_convolutions(graph_module: GraphModule) -> None:
     """Crop the unpadded result of transposed convolutions with output padding, which litert-torch does not convert."""
     graph = graph_module.graph

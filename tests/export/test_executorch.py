@@ -69,9 +69,10 @@ def test_garbage_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_layer_that_stays_outside_is_named(tmp_path: Path) -> None:
-    quantized = lc.calibrate(nn.Sequential(nn.Conv3d(1, 2, 3), nn.ReLU()), [torch.randn(4, 1, 4, 4, 4)])
+    images = torch.randn(4, 2, 4, 4)
+    quantized = lc.calibrate(nn.Sequential(nn.ConvTranspose2d(2, 4, 3, groups=2), nn.ReLU()), [images])
     with pytest.raises(ValueError, match=r"XNNPACK does not support '0' \(.*computed in FP32"):
-        lc.export_executorch(quantized, tmp_path / "model.pte", torch.randn(2, 1, 4, 4, 4))
+        lc.export_executorch(quantized, tmp_path / "model.pte", images[:2])
 
 
 def test_weights_alone_are_refused(tmp_path: Path) -> None:
@@ -98,6 +99,18 @@ class Soft(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.softplus(self.fc(x))
+
+
+def test_convolutions_of_three_dimensions_are_refused(tmp_path: Path) -> None:
+    volumes, model = (
+        torch.randn(4, 3, 5, 5, 5),
+        nn.Sequential(nn.Conv3d(3, 4, 3), nn.ReLU(), nn.ConvTranspose3d(4, 2, 1)),
+    )
+    for each in (model.eval(), lc.calibrate(model, [volumes])):
+        with pytest.raises(
+            ValueError, match=r"ExecuTorch has no kernel for '0.conv3d', '2.conv_transpose3d': use export"
+        ):
+            lc.export_executorch(each, tmp_path / "model.pte", volumes)
 
 
 def test_what_stays_outside_is_listed(tmp_path: Path) -> None:
