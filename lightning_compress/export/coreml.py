@@ -149,15 +149,19 @@ def _convert(program: ExportedProgram, operators: CoremlOperators, names: list[s
 def _stored_weights(path: Path) -> dict[str, dict[str, np.ndarray]]:
     """Return the constants of the compressed weights in a file, by operator and argument."""
     import coremltools
+    from coremltools.converters.mil.frontend.milproto import load as milproto
 
     model = coremltools.models.MLModel(str(path), skip_model_load=True)
+    spec = model.get_spec()
+    program = milproto.load(spec, spec.specificationVersion, file_weights_dir=model.weights_dir)
+    pending = [*program.functions.values()]
     found: dict[str, dict[str, np.ndarray]] = {}
-    for name, constant in coremltools.optimize.coreml.get_weights_metadata(model, weight_threshold=0).items():
-        for reader in constant.child_ops:
-            if reader.op_type.startswith("constexpr"):
-                for argument, given in reader.params_name_mapping.items():
-                    if given == name:
-                        found.setdefault(reader.name.removesuffix(_HALF_SUFFIX), {})[argument] = constant.val
+    while pending:
+        for operator in pending.pop().operations:
+            pending += operator.blocks
+            if operator.op_type.startswith("constexpr"):
+                constants = {argument: value.val for argument, value in operator.inputs.items() if value is not None}
+                found[operator.name.removesuffix(_HALF_SUFFIX)] = constants
     return found
 
 
