@@ -18,6 +18,8 @@ _OPERATOR = re.compile(
     r"No ONNX function found for <OpOverload\(op='(\w+\.\w+)|Missing out variants: \{'(\w+::\w+)"
     r"|PyTorch convert function for op '([\w.]+)' not implemented|Unsupported fx node \w+, kind (\w+)"
 )
+# Core ML's exporter fails on some shapes with a dynamic dimension, "is0".
+_DYNAMIC_CONSTANT = re.compile(r"Cannot add const \[is\d")
 
 
 def failure_message(
@@ -43,7 +45,7 @@ def failure_message(
             )
     if node := next((match[1] for text in texts if (match := _NODE.search(text))), None):
         return f"{start}: {node} cannot be translated ({reason(deepest)}); replace it by another form."
-    if any("Constraints violated" in text for text in texts):
+    if any("Constraints violated" in text or _DYNAMIC_CONSTANT.search(text) for text in texts):
         return f"{start} with a dynamic batch size, as it only supports that of the example; use dynamic_batch=False."
     if any("data-dependent" in text for text in texts):
         return f"{start}, as it branches on values of a tensor ({reason(error)}); use torch.where there."

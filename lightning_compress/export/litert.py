@@ -17,16 +17,13 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lightning_compress.arguments import Arguments, as_arguments
 from lightning_compress.atomic_files import atomic_write
+from lightning_compress.export.broadcasting import remove_expansions
 from lightning_compress.export.capture import capture, exporting, lower_for, run_copy
 from lightning_compress.export.executorch import ExecutorchOperators
 from lightning_compress.export.executorch_passes import duplicate_dequantize
 from lightning_compress.export.exported_file import ExportedFile
 from lightning_compress.export.failures import running
-from lightning_compress.export.litert_passes import (
-    crop_transposed_convolutions,
-    remove_expansions,
-    spell_out_exponentials,
-)
+from lightning_compress.export.litert_passes import crop_transposed_convolutions, spell_out_exponentials
 from lightning_compress.export.lowered_parity import SplitModel, compare_segments
 from lightning_compress.export.output_comparison import output_names, relative_difference, tensor_leaves, top1_agreement
 from lightning_compress.export.requirements import require

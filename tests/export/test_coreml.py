@@ -191,6 +191,25 @@ def test_scales_that_fp16_does_not_have_are_named(tmp_path: Path) -> None:
     assert lc.export_coreml(model, tmp_path / "model.mlpackage", torch.randn(1, 8), half=False).compressed
 
 
+class Prompted(nn.Module):
+    """Puts constants before tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+        self.register_buffer("prompt", torch.randn(2, 1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.cat([self.prompt, x], 1))
+
+
+def test_constants_in_lists(tmp_path: Path) -> None:
+    tokens = torch.randn(2, 3, 8)
+    for model, compressed in ((Prompted(), {}), (lc.calibrate(Prompted(), [tokens]), {"fc": "int8"})):
+        file = lc.export_coreml(model.eval(), tmp_path / "model.mlpackage", tokens, dynamic_batch=False)
+        assert file.compressed == compressed
+
+
 def test_equal_weights_of_two_layers_are_stored_once(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(4, 4, 3, padding=1)
