@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from lightning_compress.export.onnx.simplification import hide
+
+_ARITHMETIC = ("Add", "Sub", "Mul", "Div")
 
 
 def simplify(path: Path) -> None:
@@ -11,8 +16,9 @@ def simplify(path: Path) -> None:
 
     - Constants that have quantizers, as positions and layer scales, are stored in FP32 with their quantized values:
       the passes fail where activations are added to or multiplied by the integers. Those of layers stay.
-    - Tensors that are quantized twice with the same scale are quantized once, also behind a slice that takes all:
-      OpenVINO crashes where this follows a concatenation.
+    - Tensors that are quantized twice with the same scale are quantized once, also behind a slice that takes all.
+      Concatenations that are quantized again with another scale, or after arithmetic with a constant, are read through
+      a maximum with the lowest number there. OpenVINO fails or crashes on both forms.
     """
     import onnx_ir as ir
     from onnx_ir.passes import common
@@ -29,8 +35,35 @@ def simplify(path: Path) -> None:
         dequantize = node.inputs[0].producer()
         if dequantize is not None and _qparams(dequantize) == _qparams(node):
             node.outputs[0].replace_all_uses_with(dequantize.inputs[0])
+    for value, uses in [*_uses_of_concatenations(model.graph)]:
+        hide(model.graph, value, uses)
     common.RemoveUnusedNodesPass()(model)
     ir.save(model, path)
+
+
+def _uses_of_concatenations(graph: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """Yield quantized concatenations with what quantizes them again, directly or after arithmetic with a constant."""
+    for node in _quantize_nodes(graph):
+        producer = node.inputs[0].producer()
+        if producer is not None and producer.op_type == "Concat":
+            for value in _dequantized(node):
+                if uses := [(reader, index) for reader, index in value.uses() if _quantizes_again(reader)]:
+                    yield value, uses
+
+
+def _dequantized(quantize: Any) -> Iterator[Any]:
+    pending = [quantize]
+    while pending:
+        for reader, _ in pending.pop().outputs[0].uses():
+            if reader.op_type == "DequantizeLinear":
+                yield reader.outputs[0]
+            elif reader.op_type == "Clip":
+                pending.append(reader)
+
+
+def _quantizes_again(reader: Any) -> bool:
+    is_arithmetic = reader.op_type in _ARITHMETIC and any(value.const_value is not None for value in reader.inputs)
+    return reader.op_type == "QuantizeLinear" or is_arithmetic
 
 
 def _quantize_nodes(graph: Any) -> list[Any]:

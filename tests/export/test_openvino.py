@@ -170,6 +170,29 @@ def test_tensors_are_quantized_once(bits: int, tmp_path: Path) -> None:
     assert operators.count("QuantizeLinear") == 4
 
 
+class Scaled(nn.Module):
+    """Computes the first token anew, and scales it and the others, feature by feature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.first, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.scale = nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        return self.head(torch.cat([self.first(x[:, :1]), x[:, 1:]], 1) * self.scale)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_scaled_concatenations(bits: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokens = torch.randn(16, 5, 4)
+    model = lc.calibrate(Scaled(), [tokens], activations=lc.Int(bits))
+    file = lc.export_openvino(model, tmp_path / "model.onnx", tokens[:2])
+    assert max((file.steps or {}).values()) <= 1
+    assert str(file.kernels) == "INT8: 3 linear; FP32: none"
+
+
 class Hermitian(nn.Module):
     """An operator of ONNX that OpenVINO does not have."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -67,22 +67,32 @@ def _keep_in_fp32(model: Any, layer: Any) -> None:
     ONNX Runtime would quantize the weight by itself, with one scale for the whole tensor, if the layer's only consumers
     quantize its output. The maximum with the lowest number changes nothing, and is one that it does not see through.
     """
-    import onnx_ir as ir
-
-    weight = layer.inputs[1]
-    if weight.const_value is None:
+    if layer.inputs[1].const_value is None:
         return
     for value in [*_ends(layer)]:
-        lowest = ir.tensor(np.array(np.finfo(weight.const_value.numpy().dtype).min))
-        name = f"{value.name}_lowest"
-        constant = ir.Value(name=name, const_value=lowest, shape=ir.Shape(()), type=ir.TensorType(lowest.dtype))
-        model.graph.register_initializer(constant)
-        maximum = ir.node("Max", [value, constant])
-        maximum.outputs[0].type, maximum.outputs[0].shape = value.type, value.shape
-        model.graph.insert_after(value.producer(), maximum)
-        for consumer, index in [*value.uses()]:
-            if consumer is not maximum:
-                consumer.replace_input_with(index, maximum.outputs[0])
+        hide(model.graph, value, [*value.uses()])
+
+
+def hide(graph: Any, value: Any, uses: Iterable[Any]) -> None:
+    """Let some nodes read a value through a maximum with the lowest number, which runtimes do not see through.
+
+    Args:
+        graph: The graph.
+        value: The value, in FP32.
+        uses: Nodes that read it, with the positions of this input.
+    """
+    import onnx_ir as ir
+
+    lowest = ir.tensor(np.array(np.finfo(np.float32).min))
+    constant = ir.Value(
+        name=f"{value.name}_lowest", const_value=lowest, shape=ir.Shape(()), type=ir.TensorType(lowest.dtype)
+    )
+    graph.register_initializer(constant)
+    maximum = ir.node("Max", [value, constant])
+    maximum.outputs[0].type, maximum.outputs[0].shape = value.type, value.shape
+    graph.insert_after(value.producer(), maximum)
+    for reader, index in uses:
+        reader.replace_input_with(index, maximum.outputs[0])
 
 
 def _ends(layer: Any) -> Iterator[Any]:
